@@ -1,0 +1,46 @@
+# fastuda: `make demo` and `make test` set up everything they need in .venv
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-gpu bench bench-gpu lint format clean
+
+$(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" "numpy<2.4"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m fastuda.train --method plca --amp
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+# The GPU targets use the machine's own Python and packages: they need no package index.
+test-gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -q -m gpu
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m bench.run
+
+bench-gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m bench.run --device cuda
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastuda/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Annotated YAML configurations, one per published run, loaded by name with ``--config NAME``."""

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, installed as ``fastuda.kernels``: no autograd, no dispatch, no public name."""

@@ -1,0 +1,31 @@
+"""Shared fixtures and rules: seeds, NaN-poisoned fresh memory for the op tests, skips by capability."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(os.environ.get("FASTUDA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder with real images and weights; tests that use it skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real data at {SHARED_DATA} (set FASTUDA_TEST_DATA)")
+    return SHARED_DATA
