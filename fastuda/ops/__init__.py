@@ -1,0 +1,27 @@
+"""The public ops: one line in any trainer, and the step that needed an N x N matrix needs none.
+
+Every op takes ``backend="auto"``; :func:`backends` says which implementations can run given tensors, and why the others cannot.
+"""
+
+from fastuda.ops._backends import BackendStatus, backends
+from fastuda.ops.contrast_softmax import contrast_softmax
+from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
+from fastuda.ops.cycle_match import CycleMatch, cycle_match
+from fastuda.ops.lovasz_softmax import lovasz_softmax
+from fastuda.ops.spatial_aggregate import spatial_aggregate
+from fastuda.ops.upsample_confusion import upsample_confusion
+from fastuda.ops.upsample_cross_entropy import upsample_cross_entropy
+
+__all__ = [
+    "BackendStatus",
+    "CycleMatch",
+    "CycleStats",
+    "backends",
+    "contrast_softmax",
+    "cycle_association_loss",
+    "cycle_match",
+    "lovasz_softmax",
+    "spatial_aggregate",
+    "upsample_confusion",
+    "upsample_cross_entropy",
+]

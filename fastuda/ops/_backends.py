@@ -1,0 +1,166 @@
+"""Which implementation of an op runs, and why the others do not.
+
+``backend="auto"`` walks the rows of :data:`BACKENDS` best-first and takes the first that can run the given tensors; the reference always can. A named
+backend never falls back: it raises with its reason. The environment variable ``FASTUDA_BACKEND``, read once at import, replaces ``auto``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastuda.ops._schema import library
+
+log = logging.getLogger("fastuda")
+
+DEFAULT_BACKEND = os.environ.get("FASTUDA_BACKEND", "auto")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+try:
+    import fastuda._C
+
+    EXTENSION_ERROR = ""
+except ImportError as error:
+    EXTENSION_ERROR = f"the C++ extension is not built ({error})"
+
+TRITON_ERROR = "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one public op."""
+
+    op: str
+    name: str
+    """reference, cpu, triton or cuda: the overload of the registered operators it runs."""
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    operators: tuple[str, ...] = ()
+    """The registered operators that the implementation must fill."""
+
+    def refusal(self, *tensors: Tensor, named: bool = False) -> str:
+        """Why this backend cannot run these tensors, or the empty string when it can."""
+        if self.name == "reference":
+            return ""
+        missing = {"cpu": EXTENSION_ERROR, "triton": TRITON_ERROR}.get(self.name, "")
+        if missing:
+            return missing
+        for operator in self.operators:
+            if not _has_kernel(f"fastuda::{operator}.{self.name}", self.device.upper()):
+                return f"{operator}.{self.name} is not in this build"
+        for tensor in tensors:
+            if tensor.device.type != self.device and not (self.name == "triton" and named and INTERPRETED):
+                return f"needs tensors on {self.device}, not on {tensor.device.type}"
+            if tensor.is_floating_point() and tensor.dtype not in self.dtypes:
+                return f"does not take {tensor.dtype}"
+        return ""
+
+
+class BackendStatus(NamedTuple):
+    """One line of :func:`backends`."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def _has_kernel(operator: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+BACKENDS: dict[str, tuple[Backend, ...]] = {}
+"""Rows of every public op, best first."""
+
+
+def register(op: str, operators: tuple[str, ...] = (), *, triton: bool = False) -> None:
+    """Add the rows of a public op: its fused implementations best-first, then the reference.
+
+    With ``triton`` the overloads ``.triton`` are filled by launchers of the same names in ``fastuda.kernels.<op>``, imported on their first call.
+    """
+    rows = []
+    if operators:
+        rows.append(Backend(op, "cpu", "cpu", (*FLOATS, torch.float64), operators))
+        rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
+    if triton:
+        rows.append(Backend(op, "triton", "cuda", FLOATS, operators))
+        for operator in operators:
+            launcher = _lazy_launcher(op, operator)
+            for key in ("CUDA", "CPU"):
+                library.impl(f"{operator}.triton", launcher, key)
+    rows.append(Backend(op, "reference", "any", (*FLOATS, torch.float64)))
+    BACKENDS[op] = tuple(rows)
+
+
+def _lazy_launcher(op: str, operator: str) -> Any:
+    def launch(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"fastuda.kernels.{op}"), operator)(*args)
+
+    return launch
+
+
+def backends(op: str, *tensors: Tensor) -> list[BackendStatus]:
+    """Every implementation of ``op``, best first: its name, whether it can run ``tensors``, and why not.
+
+    Without tensors only what does not depend on them is judged: whether it is built and its packages are there.
+
+    Raises:
+        ValueError: no op has that name.
+    """
+    if op not in BACKENDS:
+        raise ValueError(f"no op is named {op!r}; there are {', '.join(BACKENDS)}")
+    rows = []
+    for row in BACKENDS[op]:
+        reason = row.refusal(*tensors, named=True)
+        rows.append(BackendStatus(row.name, not reason, reason or "usable"))
+    return rows
+
+
+def select(op: str, *tensors: Tensor, backend: str = "auto") -> str:
+    """The name of the implementation to run.
+
+    Raises:
+        ValueError: the backend is unknown, or named and unable to run these tensors.
+    """
+    wanted = DEFAULT_BACKEND if backend == "auto" else backend
+    rows = BACKENDS[op]
+    if wanted == "auto":
+        for row in rows:
+            if not row.refusal(*tensors):
+                _say_once(op, row.name, tensors)
+                return row.name
+    for row in rows:
+        if row.name == wanted:
+            reason = row.refusal(*tensors, named=True)
+            if reason:
+                raise ValueError(f"{op}: backend {wanted!r} cannot run: {reason}")
+            return wanted
+    raise ValueError(f"{op} has no backend {wanted!r}; it has auto, {', '.join(row.name for row in rows)}")
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def _say_once(op: str, name: str, tensors: tuple[Tensor, ...]) -> None:
+    if torch.compiler.is_compiling() or (op, name) in _said:
+        return
+    _said.add((op, name))
+    if name == "reference" and len(BACKENDS[op]) > 1 and ("any", "reference") not in _said:
+        _said.add(("any", "reference"))
+        reasons = "; ".join(f"{row.name}: {row.refusal(*tensors)}" for row in BACKENDS[op][:-1])
+        log.warning("%s runs on the reference implementation, which stores every matrix (%s)", op, reasons)
+    else:
+        log.info("%s runs on %s", op, name)
+
+
+def overload(operator: str, name: str) -> Any:
+    """``torch.ops.fastuda.<operator>.<name>``."""
+    return getattr(getattr(torch.ops.fastuda, operator), name)

@@ -1,0 +1,113 @@
+"""Every registered operator: its schema, once, and its fake. Torch only; no kernel is imported here.
+
+An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton`` and ``.cuda``, with the same arguments. C++ fills ``.cpu``
+through ``TORCH_LIBRARY_IMPL``; the Triton launchers are attached by :mod:`fastuda.ops._backends` when they are first needed. What a forward saves for
+its backward is part of the schema, so that any forward pairs with any backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IMPLEMENTATIONS = ("cpu", "triton", "cuda")
+
+library = torch.library.Library("fastuda", "DEF")
+
+
+def define(name: str, schema: str, fake: Callable) -> None:
+    """Register ``fastuda::name`` with one overload per implementation and one fake for all."""
+    for implementation in IMPLEMENTATIONS:
+        library.define(f"{name}.{implementation}{schema}")
+        torch.library.register_fake(f"fastuda::{name}.{implementation}", fake, lib=library)
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 input, float32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _index(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.int64)
+
+
+def _stat(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=statistics_dtype(x))
+
+
+def _cycle_match_fwd(source: Tensor, target: Tensor, similarity: str):
+    (b, n, _), m = source.shape, target.shape[1]
+    return _index(source, b, n), _index(source, b, m), _stat(source, b, n), _stat(source, b, m)
+
+
+def _association_fwd(source: Tensor, target: Tensor, similarity: str, contrast: bool):
+    (b, n, _), m = source.shape, target.shape[1]
+    rows = [_stat(source, b, size) for size in (n, m, n, m, n, m)]
+    return (_index(source, b, n), _index(source, b, m), *rows)
+
+
+def _association_bwd(
+    source: Tensor,
+    target: Tensor,
+    source_weight: Tensor,
+    target_weight: Tensor,
+    forward_index: Tensor,
+    backward_index: Tensor,
+    source_temperature: Tensor,
+    target_temperature: Tensor,
+    source_lse: Tensor,
+    target_lse: Tensor,
+    similarity: str,
+):
+    return source.new_empty(source.shape), target.new_empty(target.shape)
+
+
+def _aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float):
+    b, n, _ = x.shape
+    return x.new_empty(x.shape), _stat(x, b, n), _stat(x, b, n)
+
+
+def _aggregate_bwd(grad: Tensor, x: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float):
+    return x.new_empty(x.shape)
+
+
+def _contrast_softmax_fwd(x: Tensor, eps: float):
+    return x.new_empty(x.shape), _stat(x, *x.shape[:-1])
+
+
+def _contrast_softmax_bwd(grad: Tensor, y: Tensor, inv_std: Tensor):
+    return y.new_empty(y.shape)
+
+
+define(
+    "cycle_match_fwd",
+    "(Tensor source, Tensor target, str similarity) -> (Tensor, Tensor, Tensor, Tensor)",
+    _cycle_match_fwd,
+)
+define(
+    "association_fwd",
+    "(Tensor source, Tensor target, str similarity, bool contrast)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _association_fwd,
+)
+define(
+    "association_bwd",
+    "(Tensor source, Tensor target, Tensor source_weight, Tensor target_weight, Tensor forward_index, Tensor backward_index,"
+    " Tensor source_temperature, Tensor target_temperature, Tensor source_lse, Tensor target_lse, str similarity)"
+    " -> (Tensor, Tensor)",
+    _association_bwd,
+)
+define(
+    "aggregate_fwd",
+    "(Tensor x, str similarity, bool contrast, float alpha) -> (Tensor, Tensor, Tensor)",
+    _aggregate_fwd,
+)
+define(
+    "aggregate_bwd",
+    "(Tensor grad, Tensor x, Tensor temperature, Tensor lse, str similarity, float alpha) -> Tensor",
+    _aggregate_bwd,
+)
+define("contrast_softmax_fwd", "(Tensor x, float eps) -> (Tensor, Tensor)", _contrast_softmax_fwd)
+define("contrast_softmax_bwd", "(Tensor grad, Tensor y, Tensor inv_std) -> Tensor", _contrast_softmax_bwd)

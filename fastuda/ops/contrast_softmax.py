@@ -1,0 +1,58 @@
+"""Contrast-normalised softmax of given rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastuda.ops import _backends, reference
+from fastuda.ops._checks import check_float
+
+_backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"))
+
+
+class _ContrastSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, name: str):
+        y, inv_std = _backends.overload("contrast_softmax_fwd", name)(x, eps)
+        ctx.save_for_backward(y, inv_std)
+        ctx.name = name
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        y, inv_std = ctx.saved_tensors
+        return _backends.overload("contrast_softmax_bwd", ctx.name)(grad.contiguous(), y, inv_std), None, None
+
+
+def contrast_softmax(x: Tensor, *, eps: float = 1e-10, backend: str = "auto") -> Tensor:
+    """``softmax((x - mean) / (std + eps))`` along the last axis, mean and unbiased std detached.
+
+    Softmax does not see the mean, so this is a softmax with the temperature ``std + eps`` per row. Statistics are float32 (float64 for float64).
+    A row of one element gives 1.
+
+    Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 5 and 6.
+
+    Args:
+        x: [..., M] float32, bfloat16, float16 or float64.
+        eps: added to the standard deviation.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("contrast_softmax")``.
+
+    Returns:
+        [..., M] in the dtype of ``x``.
+
+    Raises:
+        ValueError, TypeError: the shape or dtype does not fit, or the named backend cannot run.
+    """
+    check_float("x", x)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must be [..., M] with M > 0, got shape {tuple(x.shape)}")
+    name = _backends.select("contrast_softmax", x, backend=backend)
+    with torch.autocast(x.device.type, enabled=False):
+        if name == "reference":
+            return reference.contrast_softmax(x, eps)
+        return _ContrastSoftmax.apply(x, eps, name)

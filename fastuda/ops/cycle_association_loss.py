@@ -1,0 +1,152 @@
+"""PLCA's association loss: InfoNCE along the consistent cycles, with a temperature per row."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastuda.ops import _backends, reference
+from fastuda.ops._checks import check_choice, check_features, check_labels
+from fastuda.ops.cycle_match import SIMILARITIES
+
+_backends.register("cycle_association_loss", ("association_fwd", "association_bwd"))
+
+
+class CycleStats(NamedTuple):
+    """What became of the cycles; tensors, so that reading them is the caller's choice of a synchronisation."""
+
+    matched: Tensor
+    """Scalar: source pixels whose cycle ends in their own class."""
+    valid: Tensor
+    """Scalar: labelled source pixels."""
+    covered: Tensor
+    """Scalar: distinct target pixels that some source pixel is matched to."""
+    forward_index: Tensor
+    """[B, N] int64: the target pixel of the first hop."""
+    end_index: Tensor
+    """[B, N] int64: the source pixel where the cycle ends."""
+
+
+class _Association(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        source: Tensor,
+        target: Tensor,
+        labels: Tensor,
+        similarity: str,
+        contrast: bool,
+        ignore_index: int,
+        name: str,
+    ):
+        fwd = _backends.overload("association_fwd", name)
+        (
+            forward_index,
+            backward_index,
+            forward_similarity,
+            backward_similarity,
+            source_temperature,
+            target_temperature,
+            source_lse,
+            target_lse,
+        ) = fwd(source, target, similarity, contrast)
+        end_index = backward_index.gather(1, forward_index)
+        matched = (labels != ignore_index) & (labels.gather(1, end_index) == labels)
+
+        share = matched / matched.sum().clamp(min=1)
+        source_weight = share.to(source_lse.dtype)
+        target_weight = torch.zeros_like(target_lse).scatter_add_(1, forward_index, source_weight)
+        source_nll = source_lse - forward_similarity / source_temperature
+        target_nll = target_lse - backward_similarity / target_temperature
+        loss = (source_weight * source_nll).sum() + (target_weight * target_nll).sum()
+
+        ctx.save_for_backward(
+            source,
+            target,
+            source_weight,
+            target_weight,
+            forward_index,
+            backward_index,
+            source_temperature,
+            target_temperature,
+            source_lse,
+            target_lse,
+        )
+        ctx.similarity, ctx.name = similarity, name
+        ctx.mark_non_differentiable(matched, forward_index, end_index)
+        return loss, matched, forward_index, end_index
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any):
+        source, target, source_weight, target_weight, *residuals = ctx.saved_tensors
+        bwd = _backends.overload("association_bwd", ctx.name)
+        grad_source, grad_target = bwd(
+            source, target, source_weight * grad, target_weight * grad, *residuals, ctx.similarity
+        )
+        needs_source, needs_target = ctx.needs_input_grad[:2]
+        return (
+            grad_source if needs_source else None,
+            grad_target if needs_target else None,
+            *[None] * 5,
+        )
+
+
+def cycle_association_loss(
+    source: Tensor,
+    target: Tensor,
+    labels: Tensor,
+    *,
+    similarity: str = "cosine",
+    contrast: bool = True,
+    ignore_index: int = 255,
+    backend: str = "auto",
+) -> tuple[Tensor, CycleStats]:
+    """Pull together the pixels along the cycles that end in the class where they began.
+
+    With ``j = argmax_j D(source_i, target_j)`` and ``e = argmax_i' D(target_j, source_i')``, the cycle of ``i`` is consistent when
+    ``labels[i] != ignore_index`` and ``labels[e] == labels[i]``. Over the set ``M`` of consistent pixels of the whole batch
+
+        loss = -1/|M| sum_{i in M} [ log softmax_j(D(source_i, .) / t_i)[j] + log softmax_i'(D(target_j, .) / u_j)[e] ]
+
+    where ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus 1e-10 (``contrast=True``: contrast normalisation, which is
+    a temperature per row since softmax does not see the mean), or 1. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0
+    with zero gradients. The second hop searches all source pixels, ignored ones included.
+
+    Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 4 to 6, 9 and 10.
+
+    Args:
+        source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.
+        target: [B, M, C] of the same dtype; image ``b`` is associated with image ``b`` only.
+        labels: [B, N] integer classes of the source pixels.
+        similarity: ``cosine``, or ``kl`` for ``-KL(query || key)``.
+        contrast: temperatures from the rows' standard deviations.
+        ignore_index: the label that starts no cycle.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("cycle_association_loss")``.
+
+    Returns:
+        The scalar loss (float32; float64 for float64 input), and :class:`CycleStats`.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices do not fit, or the named backend cannot run.
+    """
+    check_features(source, target)
+    check_labels("labels", labels, tuple(source.shape[:2]))
+    check_choice("similarity", similarity, SIMILARITIES)
+    name = _backends.select("cycle_association_loss", source, target, backend=backend)
+    labels = labels.long()
+    with torch.autocast(source.device.type, enabled=False):
+        if name == "reference":
+            loss, matched, forward_index, end_index = reference.cycle_association_loss(
+                source, target, labels, similarity, contrast, ignore_index
+            )
+        else:
+            loss, matched, forward_index, end_index = _Association.apply(
+                source, target, labels, similarity, contrast, ignore_index, name
+            )
+    hit = labels.new_zeros(target.shape[:2]).scatter_(1, forward_index, 1)
+    valid = (labels != ignore_index).sum()
+    return loss, CycleStats(matched.sum(), valid, hit.sum(), forward_index, end_index)

@@ -1,0 +1,51 @@
+"""The Lovasz-Softmax loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastuda.ops import _backends, reference
+from fastuda.ops._checks import check_float, check_labels, check_rank
+
+_backends.register("lovasz_softmax")
+
+
+def lovasz_softmax(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    per_image: bool = False,
+    from_logits: bool = False,
+    align_corners: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The Lovasz extension of the Jaccard loss, averaged over the classes that are present.
+
+    For each class ``c`` with a labelled pixel: ``m_i = |[y_i = c] - p_ic|`` sorted downwards, times the discrete gradient of
+    ``1 - intersection / union`` along that order. Without a valid pixel the loss is 0.
+
+    Source: Berman et al., The Lovasz-Softmax loss, CVPR 2018, eq. 11 and algorithm 1.
+
+    Args:
+        x: probabilities [B, K, H, W]; with ``from_logits`` logits [B, K, h, w], upsampled bilinearly to the labels' size, then softmax.
+        labels: [B, H, W] integer classes.
+        ignore_index: the label to leave out.
+        per_image: average the loss of single images instead of pooling the batch.
+        from_logits: ``x`` are logits at any resolution.
+        align_corners: of the bilinear upsampling.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("lovasz_softmax")``.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+    """
+    check_rank("x", x, "B, K, H, W")
+    check_float("x", x)
+    size = tuple(labels.shape[-2:]) if from_logits else tuple(x.shape[-2:])
+    check_labels("labels", labels, (x.shape[0], *size))
+    _backends.select("lovasz_softmax", x, backend=backend)
+    with torch.autocast(x.device.type, enabled=False):
+        if from_logits:
+            x = reference.upsample(x, (size[0], size[1]), align_corners).softmax(1)
+        return reference.lovasz_softmax(x, labels, ignore_index, per_image)

@@ -1,0 +1,71 @@
+"""Spatial aggregation: self-attention whose similarity is the cosine or minus the KL divergence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastuda.ops import _backends, reference
+from fastuda.ops._checks import check_choice, check_float, check_rank
+from fastuda.ops.cycle_match import SIMILARITIES
+
+_backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"))
+
+
+class _Aggregate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, similarity: str, contrast: bool, alpha: float, name: str):
+        out, temperature, lse = _backends.overload("aggregate_fwd", name)(x, similarity, contrast, alpha)
+        ctx.save_for_backward(x, temperature, lse)
+        ctx.similarity, ctx.alpha, ctx.name = similarity, alpha, name
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        x, temperature, lse = ctx.saved_tensors
+        bwd = _backends.overload("aggregate_bwd", ctx.name)
+        return bwd(grad.contiguous(), x, temperature, lse, ctx.similarity, ctx.alpha), None, None, None, None
+
+
+def spatial_aggregate(
+    x: Tensor,
+    *,
+    alpha: float = 0.5,
+    similarity: str = "cosine",
+    contrast: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Mix every pixel with the softmax-weighted sum of all pixels of its image.
+
+        out_i = (1 - alpha) x_i + alpha sum_j softmax_j(D(x_i, x_j) / t_i) x_j
+
+    ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1. The values are the raw rows, the pixel
+    itself included. The gradient flows through the weights and the values.
+
+    Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 7 and 8. The authors' code uses ``contrast=False`` for ``kl``.
+
+    Args:
+        x: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.
+        alpha: share of the aggregated part.
+        similarity: ``cosine``, or ``kl`` for ``-KL(x_i || x_j)``.
+        contrast: temperatures from the rows' standard deviations.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("spatial_aggregate")``.
+
+    Returns:
+        [B, N, C] in the dtype of ``x``.
+
+    Raises:
+        ValueError, TypeError: the shape or dtype does not fit, or the named backend cannot run.
+    """
+    check_rank("x", x, "B, N, C")
+    check_float("x", x)
+    check_choice("similarity", similarity, SIMILARITIES)
+    name = _backends.select("spatial_aggregate", x, backend=backend)
+    with torch.autocast(x.device.type, enabled=False):
+        if name == "reference":
+            return reference.spatial_aggregate(x, alpha, similarity, contrast)
+        return _Aggregate.apply(x, similarity, contrast, alpha, name)

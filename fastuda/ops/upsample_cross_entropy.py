@@ -1,0 +1,78 @@
+"""Cross-entropy of bilinearly upsampled logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastuda.ops import _backends, reference
+from fastuda.ops._checks import check_choice, check_float, check_labels, check_rank
+
+_backends.register("upsample_cross_entropy")
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    align_corners: bool = False,
+    temperature: float = 1.0,
+    ignore_index: int = 255,
+    class_weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """``cross_entropy(interpolate(logits, size of the labels) / temperature, labels)``.
+
+    As in torch: hard labels with ``reduction="mean"`` divide by the sum of the valid pixels' class weights, soft labels by the number of pixels;
+    label smoothing mixes ``1/K`` into the target. ``pixel_weight`` multiplies each pixel's loss and leaves the divisor as it is. Without a valid
+    pixel the mean is 0, not NaN.
+
+    Args:
+        logits: [B, K, h, w], at any resolution; float32, bfloat16, float16 or float64.
+        labels: [B, H, W] integer classes, or [B, K, H, W] soft labels (floating point, constant).
+        align_corners: of the bilinear upsampling.
+        temperature: divides the upsampled logits.
+        ignore_index: the hard label to leave out.
+        class_weight: [K].
+        pixel_weight: [B, H, W].
+        label_smoothing: in [0, 1].
+        reduction: ``mean``, ``sum`` or ``none``.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("upsample_cross_entropy")``.
+
+    Returns:
+        A scalar, or [B, H, W] for ``none``; float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+    """
+    check_rank("logits", logits, "B, K, h, w")
+    check_float("logits", logits)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    size = tuple(labels.shape[-2:])
+    if labels.is_floating_point():
+        if labels.dim() != 4 or labels.shape[:2] != logits.shape[:2]:
+            raise ValueError(
+                f"soft labels must be [B, K, H, W] with B, K = {tuple(logits.shape[:2])}, got {tuple(labels.shape)}"
+            )
+    else:
+        check_labels("labels", labels, (logits.shape[0], *size))
+    if class_weight is not None and tuple(class_weight.shape) != (logits.shape[1],):
+        raise ValueError(f"class_weight must be [{logits.shape[1]}], got {tuple(class_weight.shape)}")
+    if pixel_weight is not None and tuple(pixel_weight.shape) != (logits.shape[0], *size):
+        raise ValueError(f"pixel_weight must be {(logits.shape[0], *size)}, got {tuple(pixel_weight.shape)}")
+    _backends.select("upsample_cross_entropy", logits, backend=backend)
+    with torch.autocast(logits.device.type, enabled=False):
+        return reference.upsample_cross_entropy(
+            logits,
+            labels if labels.is_floating_point() else labels.long(),
+            align_corners,
+            temperature,
+            ignore_index,
+            class_weight,
+            pixel_weight,
+            label_smoothing,
+            reduction,
+        )
