@@ -1,7 +1,8 @@
 """Build script: the package map and the optional C++ extension.
 
-``FASTUDA_BUILD`` decides what is compiled: ``auto`` (default: the CPU extension where a compiler and torch are found, and a working
-pure-Python install where they are not), ``cpu`` (a failed build is an error), ``cuda`` (CPU and CUDA, a failed build is an error) or ``none``.
+``FASTUDA_BUILD`` decides what is compiled: ``auto`` (default: the CPU extension where a compiler and torch
+are found, and a working pure-Python install where they are not), ``cpu`` (a failed build is an error),
+``cuda`` (CPU and CUDA, a failed build is an error) or ``none``.
 """
 
 from __future__ import annotations

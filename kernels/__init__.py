@@ -1,1 +1,2 @@
-"""Triton kernels and their launchers, installed as ``fastuda.kernels``: no autograd, no dispatch, no public name."""
+"""Triton kernels and their launchers, installed as ``fastuda.kernels``: no autograd, no dispatch, no
+public name."""

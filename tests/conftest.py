@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-SHARED_DATA = Path(os.environ.get("FASTUDA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SHARED_DATA = Path(
+    os.environ.get("FASTUDA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
 
 
 def pytest_collection_modifyitems(items):

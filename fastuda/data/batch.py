@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 class Batch:
     """One training batch: labelled source images beside unlabelled target images.
 
-    There is no target label map, so that no method can read one. Weak target labels are present only where the
-    domain has them.
+    There is no target label map, so that no method can read one. Weak target labels are present only where
+    the domain has them.
     """
 
     source_image: Tensor
@@ -31,7 +32,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

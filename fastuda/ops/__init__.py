@@ -1,6 +1,7 @@
 """The public ops: one line in any trainer, and the step that needed an N x N matrix needs none.
 
-Every op takes ``backend="auto"``; :func:`backends` says which implementations can run given tensors, and why the others cannot.
+Every op takes ``backend="auto"``; :func:`backends` says which implementations can run given tensors, and why
+the others cannot.
 """
 
 from fastuda.ops._backends import BackendStatus, backends

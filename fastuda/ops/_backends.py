@@ -1,7 +1,8 @@
 """Which implementation of an op runs, and why the others do not.
 
-``backend="auto"`` walks the rows of :data:`BACKENDS` best-first and takes the first that can run the given tensors; the reference always can. A named
-backend never falls back: it raises with its reason. The environment variable ``FASTUDA_BACKEND``, read once at import, replaces ``auto``.
+``backend="auto"`` walks the rows of :data:`BACKENDS` best-first and takes the first that can run the given
+tensors; the reference always can. A named backend never falls back: it raises with its reason. The
+environment variable ``FASTUDA_BACKEND``, read once at import, replaces ``auto``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 try:
-    import fastuda._C
+    import fastuda._C  # noqa: F401
 
     EXTENSION_ERROR = ""
 except ImportError as error:
@@ -84,7 +85,8 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {}
 def register(op: str, operators: tuple[str, ...] = (), *, triton: bool = False) -> None:
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
-    With ``triton`` the overloads ``.triton`` are filled by launchers of the same names in ``fastuda.kernels.<op>``, imported on their first call.
+    With ``triton`` the overloads ``.triton`` are filled by launchers of the same names in
+    ``fastuda.kernels.<op>``, imported on their first call.
     """
     rows = []
     if operators:
@@ -110,7 +112,8 @@ def _lazy_launcher(op: str, operator: str) -> Any:
 def backends(op: str, *tensors: Tensor) -> list[BackendStatus]:
     """Every implementation of ``op``, best first: its name, whether it can run ``tensors``, and why not.
 
-    Without tensors only what does not depend on them is judged: whether it is built and its packages are there.
+    Without tensors only what does not depend on them is judged: whether it is built and its packages are
+    there.
 
     Raises:
         ValueError: no op has that name.

@@ -1,4 +1,5 @@
-"""Input checks that every public op shares: the message names the argument, the shape and what is expected."""
+"""Input checks that every public op shares: the message names the argument, the shape and what is
+expected."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def check_features(source: Tensor, target: Tensor) -> None:
         )
     if source.dtype != target.dtype or source.device != target.device:
         raise ValueError(
-            f"source ({source.dtype}, {source.device}) and target ({target.dtype}, {target.device}) must share dtype and device"
+            f"source ({source.dtype}, {source.device}) and target ({target.dtype}, {target.device})"
+            " must share dtype and device"
         )
 
 

@@ -1,8 +1,9 @@
 """Every registered operator: its schema, once, and its fake. Torch only; no kernel is imported here.
 
-An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton`` and ``.cuda``, with the same arguments. C++ fills ``.cpu``
-through ``TORCH_LIBRARY_IMPL``; the Triton launchers are attached by :mod:`fastuda.ops._backends` when they are first needed. What a forward saves for
-its backward is part of the schema, so that any forward pairs with any backward.
+An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton`` and ``.cuda``, with the
+same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``; the Triton launchers are attached by
+:mod:`fastuda.ops._backends` when they are first needed. What a forward saves for its backward is part of the
+schema, so that any forward pairs with any backward.
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ define(
 )
 define(
     "association_bwd",
-    "(Tensor source, Tensor target, Tensor source_weight, Tensor target_weight, Tensor forward_index, Tensor backward_index,"
-    " Tensor source_temperature, Tensor target_temperature, Tensor source_lse, Tensor target_lse, str similarity)"
+    "(Tensor source, Tensor target, Tensor source_weight, Tensor target_weight,"
+    " Tensor forward_index, Tensor backward_index, Tensor source_temperature, Tensor target_temperature,"
+    " Tensor source_lse, Tensor target_lse, str similarity)"
     " -> (Tensor, Tensor)",
     _association_bwd,
 )

@@ -32,8 +32,8 @@ class _ContrastSoftmax(torch.autograd.Function):
 def contrast_softmax(x: Tensor, *, eps: float = 1e-10, backend: str = "auto") -> Tensor:
     """``softmax((x - mean) / (std + eps))`` along the last axis, mean and unbiased std detached.
 
-    Softmax does not see the mean, so this is a softmax with the temperature ``std + eps`` per row. Statistics are float32 (float64 for float64).
-    A row of one element gives 1.
+    Softmax does not see the mean, so this is a softmax with the temperature ``std + eps`` per row. Statistics
+    are float32 (float64 for float64). A row of one element gives 1.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 5 and 6.
 

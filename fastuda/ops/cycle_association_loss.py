@@ -16,7 +16,8 @@ _backends.register("cycle_association_loss", ("association_fwd", "association_bw
 
 
 class CycleStats(NamedTuple):
-    """What became of the cycles; tensors, so that reading them is the caller's choice of a synchronisation."""
+    """What became of the cycles; tensors, so that reading them is the caller's choice of a
+    synchronisation."""
 
     matched: Tensor
     """Scalar: source pixels whose cycle ends in their own class."""
@@ -107,19 +108,23 @@ def cycle_association_loss(
 ) -> tuple[Tensor, CycleStats]:
     """Pull together the pixels along the cycles that end in the class where they began.
 
-    With ``j = argmax_j D(source_i, target_j)`` and ``e = argmax_i' D(target_j, source_i')``, the cycle of ``i`` is consistent when
-    ``labels[i] != ignore_index`` and ``labels[e] == labels[i]``. Over the set ``M`` of consistent pixels of the whole batch
+    With ``j = argmax_j D(source_i, target_j)`` and ``e = argmax_i' D(target_j, source_i')``, the cycle of
+    ``i`` is consistent when ``labels[i] != ignore_index`` and ``labels[e] == labels[i]``. Over the set ``M``
+    of consistent pixels of the whole batch
 
-        loss = -1/|M| sum_{i in M} [ log softmax_j(D(source_i, .) / t_i)[j] + log softmax_i'(D(target_j, .) / u_j)[e] ]
+        loss = -1/|M| sum_{i in M} [ log softmax_j(D(source_i, .) / t_i)[j] + log softmax_i'(D(target_j, .) /
+        u_j)[e] ]
 
-    where ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus 1e-10 (``contrast=True``: contrast normalisation, which is
-    a temperature per row since softmax does not see the mean), or 1. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0
-    with zero gradients. The second hop searches all source pixels, ignored ones included.
+    where ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus 1e-10
+    (``contrast=True``: contrast normalisation, which is a temperature per row since softmax does not see the
+    mean), or 1. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0 with zero
+    gradients. The second hop searches all source pixels, ignored ones included.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 4 to 6, 9 and 10.
 
     Args:
-        source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.
+        source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or
+            float64.
         target: [B, M, C] of the same dtype; image ``b`` is associated with image ``b`` only.
         labels: [B, N] integer classes of the source pixels.
         similarity: ``cosine``, or ``kl`` for ``-KL(query || key)``.

@@ -34,14 +34,17 @@ def cycle_match(
 ) -> CycleMatch:
     """Match every pixel of one image to its most similar pixel of the other, both ways.
 
-    ``forward_index[b, i] = argmax_j D(source_i, target_j)`` and ``backward_index[b, j] = argmax_i D(target_j, source_i)``, ties to the lowest
-    index. ``D`` is the cosine, or ``-KL(query || key)`` of probabilities with 1e-10 inside both logarithms. The cycle of source pixel ``i`` ends
-    at ``backward_index[forward_index[i]]``. No gradient flows. The N x M similarity is not stored (except by the reference).
+    ``forward_index[b, i] = argmax_j D(source_i, target_j)`` and ``backward_index[b, j] = argmax_i D(target_j,
+    source_i)``, ties to the lowest index. ``D`` is the cosine, or ``-KL(query || key)`` of probabilities with
+    1e-10 inside both logarithms. The cycle of source pixel ``i`` ends at
+    ``backward_index[forward_index[i]]``. No gradient flows. The N x M similarity is not stored (except by the
+    reference).
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 1 to 3 and 9.
 
     Args:
-        source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.
+        source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or
+            float64.
         target: [B, M, C] of the same dtype.
         similarity: ``cosine`` or ``kl``.
         backend: ``auto``, or a name from ``fastuda.ops.backends("cycle_match")``.

@@ -23,13 +23,14 @@ def lovasz_softmax(
 ) -> Tensor:
     """The Lovasz extension of the Jaccard loss, averaged over the classes that are present.
 
-    For each class ``c`` with a labelled pixel: ``m_i = |[y_i = c] - p_ic|`` sorted downwards, times the discrete gradient of
-    ``1 - intersection / union`` along that order. Without a valid pixel the loss is 0.
+    For each class ``c`` with a labelled pixel: ``m_i = |[y_i = c] - p_ic|`` sorted downwards, times the
+    discrete gradient of ``1 - intersection / union`` along that order. Without a valid pixel the loss is 0.
 
     Source: Berman et al., The Lovasz-Softmax loss, CVPR 2018, eq. 11 and algorithm 1.
 
     Args:
-        x: probabilities [B, K, H, W]; with ``from_logits`` logits [B, K, h, w], upsampled bilinearly to the labels' size, then softmax.
+        x: probabilities [B, K, H, W]; with ``from_logits`` logits [B, K, h, w], upsampled bilinearly to the
+            labels' size, then softmax.
         labels: [B, H, W] integer classes.
         ignore_index: the label to leave out.
         per_image: average the loss of single images instead of pooling the batch.

@@ -1,10 +1,14 @@
-"""Every op in plain torch with native autograd: the text to learn the library from, and the yardstick of every fused implementation.
+"""Every op in plain torch with native autograd: the text to learn the library from, and the yardstick of
+every fused implementation.
 
-Shapes: features are pixel-major, ``[B, N, C]``. Half-precision inputs are computed in float32; float64 stays float64. These functions store every
-matrix: they are for reading, testing and for machines where nothing faster runs.
+Shapes: features are pixel-major, ``[B, N, C]``. Half-precision inputs are computed in float32; float64 stays
+float64. These functions store every matrix: they are for reading, testing and for machines where nothing
+faster runs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as nnf
@@ -20,7 +24,8 @@ def _full(x: Tensor) -> Tensor:
 
 
 def pair_similarity(query: Tensor, key: Tensor, similarity: str) -> Tensor:
-    """``[B, N, M]`` similarity of every query to every key: the cosine, or ``-KL(query || key)`` of probabilities."""
+    """``[B, N, M]`` similarity of every query to every key: the cosine, or ``-KL(query || key)`` of
+    probabilities."""
     query, key = _full(query), _full(key)
     if similarity == "cosine":
         return nnf.normalize(query, dim=-1) @ nnf.normalize(key, dim=-1).transpose(1, 2)
@@ -45,7 +50,8 @@ def first_argmax(sim: Tensor) -> Tensor:
 
 
 def cycle_match(source: Tensor, target: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both hops: ``(forward_index [B, N], backward_index [B, M], forward_similarity, backward_similarity)``."""
+    """Both hops: ``(forward_index [B, N], backward_index [B, M], forward_similarity,
+    backward_similarity)``."""
     forward = pair_similarity(source, target, similarity)
     backward = pair_similarity(target, source, similarity)
     forward_index, backward_index = first_argmax(forward), first_argmax(backward)
@@ -60,7 +66,8 @@ def cycle_match(source: Tensor, target: Tensor, similarity: str) -> tuple[Tensor
 def cycle_association_loss(
     source: Tensor, target: Tensor, labels: Tensor, similarity: str, contrast: bool, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(loss, matched [B, N] bool, forward_index, end_index)``: minus the mean log-probability of the consistent cycles."""
+    """``(loss, matched [B, N] bool, forward_index, end_index)``: minus the mean log-probability of the
+    consistent cycles."""
     forward = pair_similarity(source, target, similarity)
     backward = pair_similarity(target, source, similarity)
     forward_index, backward_index = first_argmax(forward), first_argmax(backward)
@@ -89,12 +96,12 @@ def contrast_softmax(x: Tensor, eps: float) -> Tensor:
     return ((rows - rows.detach().mean(-1, keepdim=True)) / (std + eps)).softmax(-1).to(x.dtype)
 
 
-def upsample(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Bilinear upsampling to ``size``, at least in float32."""
     x = _full(x)
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return nnf.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+    return nnf.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def upsample_cross_entropy(
@@ -137,7 +144,8 @@ def upsample_cross_entropy(
 def upsample_confusion(
     x: Tensor, labels: Tensor, align_corners: bool, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """``([K, K] int64 confusion, rows = truth; [B, H, W] uint8 predicted labels)``, ties to the lowest class."""
+    """``([K, K] int64 confusion, rows = truth; [B, H, W] uint8 predicted labels)``, ties to the lowest
+    class."""
     classes = x.shape[1]
     predicted = first_argmax(upsample(x, labels.shape[-2:], align_corners).movedim(1, -1))
     keep = labels != ignore_index
@@ -147,7 +155,8 @@ def upsample_confusion(
 
 
 def lovasz_gradient(sorted_truth: Tensor) -> Tensor:
-    """Gradient of the Lovasz extension of the Jaccard loss, of errors sorted downwards (Berman et al. 2018, alg. 1)."""
+    """Gradient of the Lovasz extension of the Jaccard loss, of errors sorted downwards (Berman et al.
+    2018, alg. 1)."""
     total = sorted_truth.sum()
     intersection = total - sorted_truth.cumsum(0)
     union = total + (1 - sorted_truth).cumsum(0)

@@ -43,10 +43,11 @@ def spatial_aggregate(
 
         out_i = (1 - alpha) x_i + alpha sum_j softmax_j(D(x_i, x_j) / t_i) x_j
 
-    ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1. The values are the raw rows, the pixel
-    itself included. The gradient flows through the weights and the values.
+    ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1. The
+    values are the raw rows, the pixel itself included. The gradient flows through the weights and the values.
 
-    Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 7 and 8. The authors' code uses ``contrast=False`` for ``kl``.
+    Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 7 and 8. The authors' code uses
+        ``contrast=False`` for ``kl``.
 
     Args:
         x: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.

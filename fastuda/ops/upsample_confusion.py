@@ -35,7 +35,8 @@ def upsample_confusion(
         [K, K] int64, rows = truth, columns = prediction.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, a label is out of range, or the named backend cannot run.
+        ValueError, TypeError: shapes or dtypes do not fit, a label is out of range, or the named backend
+            cannot run.
     """
     check_rank("x", x, "B, K, h, w")
     check_float("x", x)

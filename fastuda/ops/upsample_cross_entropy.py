@@ -26,9 +26,10 @@ def upsample_cross_entropy(
 ) -> Tensor:
     """``cross_entropy(interpolate(logits, size of the labels) / temperature, labels)``.
 
-    As in torch: hard labels with ``reduction="mean"`` divide by the sum of the valid pixels' class weights, soft labels by the number of pixels;
-    label smoothing mixes ``1/K`` into the target. ``pixel_weight`` multiplies each pixel's loss and leaves the divisor as it is. Without a valid
-    pixel the mean is 0, not NaN.
+    As in torch: hard labels with ``reduction="mean"`` divide by the sum of the valid pixels' class weights,
+    soft labels by the number of pixels; label smoothing mixes ``1/K`` into the target. ``pixel_weight``
+    multiplies each pixel's loss and leaves the divisor as it is. Without a valid pixel the mean is 0, not
+    NaN.
 
     Args:
         logits: [B, K, h, w], at any resolution; float32, bfloat16, float16 or float64.
@@ -55,7 +56,8 @@ def upsample_cross_entropy(
     if labels.is_floating_point():
         if labels.dim() != 4 or labels.shape[:2] != logits.shape[:2]:
             raise ValueError(
-                f"soft labels must be [B, K, H, W] with B, K = {tuple(logits.shape[:2])}, got {tuple(labels.shape)}"
+                f"soft labels must be [B, K, H, W] with B, K = {tuple(logits.shape[:2])},"
+                f" got {tuple(labels.shape)}"
             )
     else:
         check_labels("labels", labels, (logits.shape[0], *size))
