@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can mend: the message names the file, key or shape, and says what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known names, or all of them where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(names)}"

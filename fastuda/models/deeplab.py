@@ -1,0 +1,42 @@
+"""The DeepLab-V2 head: parallel dilated convolutions, summed."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ASPP(nn.Module):
+    """``logits = sum_r conv3x3(features, dilation r)`` with r in 6, 12, 18, 24.
+
+    Args:
+        channels: width of the features.
+        num_classes: K.
+        branches: 4, or 2 for the head that AdaptSegNet's family trained (its loop returned early, so that
+            rates 18 and
+            24 never contributed).
+        bias: PLCA has none, FADA has.
+        init_std: standard deviation of a zero-mean normal initialisation, or ``None`` for torch's default.
+
+    Source: Chen et al., DeepLab, TPAMI 2018.
+    """
+
+    RATES = (6, 12, 18, 24)
+
+    def __init__(self, channels: int, num_classes: int, branches: int, bias: bool, init_std: float | None):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate, bias=bias)
+            for rate in self.RATES[:branches]
+        )
+        if init_std is not None:
+            for conv in self.convs:
+                assert isinstance(conv, nn.Conv2d)
+                nn.init.normal_(conv.weight, std=init_std)
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.convs[0](features)
+        for conv in self.convs[1:]:
+            out = out + conv(features)
+        return out
