@@ -1,0 +1,312 @@
+"""A run's configuration: nested frozen dataclasses, YAML files, flags and dotted overrides, checked key by
+key.
+
+Order: dataclass defaults < the method's own defaults < ``--config`` < flags < ``key=value``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastuda.data.config import DataConfig
+from fastuda.errors import UserError, nearest
+from fastuda.models.segmentor import ModelConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule; ``networks`` replaces single settings for single networks."""
+
+    name: str = "sgd"
+    """sgd, adamw or adam."""
+    lr: float = 2.5e-4
+    """Learning rate of the backbone."""
+    head_lr_mult: float = 1.0
+    """The segmentation head's learning rate is this times lr."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 5e-4
+    """L2 for sgd and adam, decoupled for adamw."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adam and adamw."""
+    schedule: str = "poly"
+    """poly: lr * (1 - step / horizon) ** power; or constant."""
+    power: float = 0.9
+    """Of poly."""
+    horizon: int | None = None
+    """Step where poly would reach zero; none is train.steps (PLCA stops before its horizon)."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    clip_norm: float | None = None
+    """Largest gradient norm of a network."""
+    impl: str = "auto"
+    """auto (torch's fused implementation where it has one), foreach, or apex (FusedSGD, where apex is
+    installed)."""
+    networks: dict[str, Any] = field(default_factory=dict)
+    """Per network of the method: e.g. {discriminator: {name: adam, lr: 1.0e-4}}."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 10000
+    """Optimiser steps."""
+    accumulate: int = 1
+    """Batches per optimiser step."""
+    amp: str = "off"
+    """off, bf16 or fp16 (with a loss scaler)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of weights, samples and augmentation."""
+    baseline: str = "auto"
+    """on: also train source_only with the same seed and steps, and print both; auto: on for the built-in
+    scenes."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on the target's held-out split."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    pictures: int = 6
+    """Pictures of predictions to leave in preds/."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints."""
+
+    every: int = 500
+    """Steps between checkpoints; one is always written at the end."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Curves."""
+
+    every: int = 10
+    """Steps between rows of metrics.csv, each a mean over the steps since the last."""
+    tensorboard: bool = True
+    """Write tb/ as well."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on."""
+
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "plca"})
+    """``name`` and the method's own settings."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def method_config(self) -> Any:
+        """The method's own Config.
+
+        Raises:
+            UserError: the method or one of its settings is unknown.
+        """
+        from fastuda.methods import get_method
+
+        settings = {key: value for key, value in self.method.items() if key != "name"}
+        return build(get_method(self.method["name"]).Config, settings, "method")
+
+    def plain(self) -> dict[str, Any]:
+        """Plain types, the method's defaults included; what is saved and what a checkpoint carries."""
+        out = _plain(dataclasses.asdict(self))
+        out["method"] = {"name": self.method["name"], **_plain(dataclasses.asdict(self.method_config()))}
+        return out
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; itself valid for ``--config``."""
+        return yaml.safe_dump(self.plain(), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def build(cls: type, values: dict[str, Any], where: str) -> Any:
+    """A frozen dataclass from a dictionary, each key and type checked.
+
+    Raises:
+        UserError: an unknown key (with the nearest ones) or a value of the wrong type, named by its dotted
+            key.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    out = {}
+    for key, value in values.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in names:
+            raise UserError(f"unknown setting {dotted!r}{nearest(str(key), names)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise UserError(f"{dotted} must be a section of settings, got {value!r}")
+            out[key] = build(hint, value, dotted)  # type: ignore[arg-type]
+        else:
+            out[key] = convert(value, hint, dotted)
+    return cls(**out)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type ``hint``, without surprising conversions.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if args[-1] is Ellipsis:
+            return tuple(convert(item, args[0], where) for item in value)
+        if len(args) == len(value):
+            return tuple(convert(item, arg, where) for item, arg in zip(value, args, strict=True))
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML reads 1e-4 as a string
+        except ValueError:
+            pass
+    elif (
+        ((origin is dict or hint is dict) and isinstance(value, dict))
+        or hint is Any
+        or (isinstance(hint, type) and type(value) is hint)
+    ):
+        return value
+    wanted = getattr(hint, "__name__", None) if origin is None else str(hint)
+    raise UserError(f"{where} must be {wanted}, got {value!r}")
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the leaves of ``over`` put in; neither is changed."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def nest(dotted: dict[str, Any]) -> dict[str, Any]:
+    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
+    out: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *path, leaf = key.split(".")
+        node = out
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return out
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """``["optim.lr=0.1"]`` to a nested dictionary, values read as YAML.
+
+    Raises:
+        UserError: no ``=``, or a value that is not YAML.
+    """
+    dotted = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"{item!r} is neither a flag nor key=value; see --help")
+        try:
+            dotted[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {key} cannot be read: {text!r}") from error
+    return nest(dotted)
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files("fastuda.configs")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_yaml(name: str) -> dict[str, Any]:
+    """A configuration file, or a shipped one by name, with what it ``extends`` underneath.
+
+    Raises:
+        UserError: there is no such file or name, or it is not a YAML dictionary.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise UserError(f"no configuration file {name}")
+        text = path.read_text()
+    elif name in shipped():
+        text = resources.files("fastuda.configs").joinpath(f"{name}.yaml").read_text()
+    else:
+        raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must be a dictionary of sections, it is a {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    beside = path.parent / parent
+    return merge(load_yaml(str(beside) if beside.is_file() else parent), values)
+
+
+def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
+    """The configuration of a run from its layers.
+
+    Where no ``--config`` is given and the source is the built-in scenes, the shipped ``scenes`` configuration
+    is taken.
+
+    Raises:
+        UserError: an unknown setting, a value of the wrong type, an unknown method.
+    """
+    from fastuda.methods import get_method
+
+    user = merge(nest(flags), overrides)
+    if config is None and user.get("data", {}).get("source", "scenes").partition(":")[0] == "scenes":
+        config = "scenes"
+    over = merge(load_yaml(config) if config else {}, user)
+    section = over.get("method", {})
+    if not isinstance(section, dict):
+        raise UserError(f"method must be a section with a name, got {section!r}")
+    name = str(section.get("name", "plca"))
+    over["method"] = {**_own_settings(name, over, user), "name": name}
+    over = merge(nest(dict(get_method(name).optim_defaults)), over)
+    run = build(RunConfig, over, "")
+    run.method_config()
+    return run
+
+
+def _own_settings(name: str, over: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
+    """``method:`` settings for this method: a configuration file of another method lends none of its own."""
+    settings = dict(over.get("method", {}))
+    file_name = settings.pop("name", "plca")
+    per_method = over.pop("methods", {})
+    if user.get("method", {}).get("name", file_name) != file_name:
+        settings = {}
+    asked = {key: value for key, value in user.get("method", {}).items() if key != "name"}
+    return merge(merge(per_method.get(name, {}), settings), asked)

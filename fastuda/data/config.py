@@ -1,0 +1,41 @@
+"""What the loaders can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Domains, sizes, augmentation and loading."""
+
+    source: str = "scenes"
+    """Labelled domain, ``name`` or ``name:path[:split]``."""
+    target: str = "scenes"
+    """Unlabelled domain, likewise; its training split never shows its labels."""
+    data_root: str = "data"
+    """Where domains without a path of their own lie, under their names."""
+    eval_split: str = "val"
+    """Split of the target that is evaluated."""
+    crop: tuple[int, int] = (128, 256)
+    """Height and width of the training crop."""
+    source_resize: tuple[int, int] | None = None
+    """Range of the shorter edge, drawn per image, aspect kept (PLCA: 760 to 988); none keeps the size."""
+    target_resize: tuple[int, int] | None = None
+    """Likewise for the target."""
+    source_size: tuple[int, int] | None = None
+    """Exact height and width instead, aspect not kept (FADA: 720 x 1280)."""
+    target_size: tuple[int, int] | None = None
+    """Likewise for the target."""
+    eval_size: tuple[int, int] | None = None
+    """Height and width of an evaluated image; its label keeps its own resolution."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    batch_size: int = 4
+    """Source images and target images of one process and one backward pass."""
+    workers: int = 2
+    """Loader processes; 0 loads in the trainer's own process."""
+    loader: str = "auto"
+    """auto or torch."""
+    max_bad: int = 10
+    """Unreadable training files to skip (each named once) before the run stops."""

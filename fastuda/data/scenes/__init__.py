@@ -1,0 +1,109 @@
+"""Built-in street scenes in two domains with a real gap, written as the readers of real data sets expect
+them.
+
+The ``synthetic`` side is clean, saturated and sunlit, from a high camera, in GTA5's layout. The ``real`` side
+is drab, hazy, textured, noisy and blurred, under changing light, from a low camera with a longer lens, in
+Cityscapes' layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_IDS
+from fastuda.data.scenes.street import draw_scene
+from fastuda.errors import UserError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """How many scenes, how large, from which seed."""
+
+    source: int = 400
+    target: int = 400
+    evaluation: int = 100
+    height: int = 128
+    width: int = 256
+    seed: int = 0
+
+
+def _jobs(root: Path, config: ScenesConfig) -> list[tuple[str, int, int, tuple[int, int], Path, Path]]:
+    size, jobs = (config.height, config.width), []
+    for index in range(config.source):
+        name = f"{index + 1:05d}.png"
+        images, labels = root / "gta5" / "images", root / "gta5" / "labels"
+        jobs.append(("synthetic", config.seed, index, size, images / name, labels / name))
+    for split, count, first in (("train", config.target, 0), ("val", config.evaluation, 1_000_000)):
+        for index in range(count):
+            stem = f"scenes_{index:06d}_000019"
+            image = root / "cityscapes" / "leftImg8bit" / split / "scenes" / f"{stem}_leftImg8bit.png"
+            label = root / "cityscapes" / "gtFine" / split / "scenes" / f"{stem}_gtFine_labelIds.png"
+            jobs.append(("real", config.seed, first + index, size, image, label))
+    return jobs
+
+
+_TO_ID = np.zeros(256, np.uint8)
+_TO_ID[: len(CITYSCAPES_IDS)] = CITYSCAPES_IDS
+_ID_PALETTE = np.zeros((256, 3), np.uint8)
+_ID_PALETTE[list(CITYSCAPES_IDS)] = CITYSCAPES.palette
+
+
+def _write(job: tuple[str, int, int, tuple[int, int], Path, Path]) -> None:
+    domain, seed, index, size, image_path, label_path = job
+    image, labels = draw_scene(domain, seed, index, size)
+    Image.fromarray(image).save(image_path, compress_level=1)
+    picture = Image.fromarray(_TO_ID[labels])
+    if domain == "synthetic":
+        picture.putpalette(_ID_PALETTE.ravel().tolist())
+    picture.save(label_path)
+
+
+def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool = False) -> Path:
+    """Both domains under ``root``, drawn unless they lie there already with these settings.
+
+    Everything is written beside ``root`` and renamed at the end, so that half a data set is never read as a
+    whole one.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    manifest = root / "scenes.json"
+    wanted = {"version": VERSION, **asdict(config or ScenesConfig())}
+    if manifest.is_file():
+        try:
+            present = json.loads(manifest.read_text())
+        except ValueError:
+            present = None
+        if present == wanted or (config is None and present and present.get("version") == VERSION):
+            return root
+    elif root.exists() and any(root.iterdir()):
+        raise UserError(f"{root} is not empty and holds no scenes; choose another --data-root")
+    draft = root.with_name(f"{root.name}.part{os.getpid()}")
+    try:
+        jobs = _jobs(draft, config or ScenesConfig())
+        for folder in {path.parent for job in jobs for path in job[4:]}:
+            folder.mkdir(parents=True)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(_write, jobs, chunksize=16)
+            for _ in tqdm(done, total=len(jobs), desc="drawing scenes", unit="image", disable=quiet):
+                pass
+        (draft / "scenes.json").write_text(json.dumps(wanted))
+        if root.exists():
+            shutil.rmtree(root)
+        draft.rename(root)
+    except OSError as error:
+        raise UserError(f"cannot write the scenes to {root}: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return root

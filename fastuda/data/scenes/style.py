@@ -1,0 +1,195 @@
+"""The two looks: palettes, and what light, air, lens and sensor make of a painted street."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from fastuda.data.labels import CITYSCAPES
+from fastuda.data.scenes.canvas import Color
+
+Rng = np.random.Generator
+
+
+def shade(color: Color, factor: float) -> Color:
+    """A colour, darker or lighter."""
+    return (color[0] * factor, color[1] * factor, color[2] * factor)
+
+
+@dataclass(frozen=True)
+class Style:
+    """One domain's look."""
+
+    palette: dict[str, tuple[Color, ...]]
+    spread: float
+    """Standard deviation of the colour of single things, in levels."""
+    texture: tuple[float, float]
+    """Relative amplitude of fine and of coarse surface texture."""
+    horizon: tuple[float, float]
+    camera_height: tuple[float, float]
+    focal: tuple[float, float]
+    haze: tuple[float, float]
+    exposure: tuple[float, float]
+    saturation: float
+    warmth: tuple[float, float]
+    """Range of the colour cast: negative is blue, positive is yellow."""
+    blur: float
+    """Largest radius of the lens blur, in pixels."""
+    noise: float
+    """Standard deviation of the sensor noise, in levels."""
+    vignette: float
+
+    def pick(self, rng: Rng, name: str) -> Color:
+        """A colour of the thing, with its own variation."""
+        options = self.palette[name]
+        r, g, b = options[int(rng.integers(len(options)))]
+        common, own = rng.normal(0, self.spread), rng.normal(0, self.spread * 0.4, 3)
+        return (r + common + own[0], g + common + own[1], b + common + own[2])
+
+
+_PAINT: tuple[Color, ...] = (
+    (200, 30, 35),
+    (235, 235, 240),
+    (30, 60, 170),
+    (25, 25, 30),
+    (240, 190, 30),
+    (60, 150, 70),
+)
+_DULL: tuple[Color, ...] = (
+    (120, 122, 126),
+    (38, 40, 44),
+    (168, 170, 172),
+    (86, 34, 34),
+    (44, 58, 84),
+    (196, 196, 192),
+)
+
+SYNTHETIC = Style(
+    palette={
+        "sky": ((70, 130, 225),),
+        "skyline": ((170, 205, 245),),
+        "road": ((82, 84, 92),),
+        "marking": ((245, 245, 245),),
+        "sidewalk": ((172, 168, 176),),
+        "terrain": ((110, 170, 60),),
+        "building": ((214, 160, 120), (200, 90, 75), (225, 210, 170), (150, 160, 190), (190, 140, 170)),
+        "glass": ((60, 90, 130),),
+        "wall": ((165, 150, 140), (140, 120, 115)),
+        "fence": ((150, 110, 70), (90, 100, 110)),
+        "vegetation": ((50, 140, 40), (80, 160, 50)),
+        "trunk": ((100, 70, 45),),
+        "pole": ((105, 108, 115),),
+        "sign": ((30, 80, 200), (210, 30, 35), (240, 200, 40)),
+        "car": _PAINT,
+        "truck": ((235, 235, 235), (40, 90, 180), (210, 60, 40)),
+        "bus": ((235, 190, 40), (200, 40, 50)),
+        "train": ((220, 225, 230), (40, 130, 90)),
+        "motorcycle": ((200, 40, 30), (30, 30, 35)),
+        "bicycle": ((30, 130, 190), (200, 60, 50)),
+        "cloth": ((220, 60, 60), (60, 90, 200), (240, 230, 220), (90, 180, 90), (40, 40, 45)),
+        "trousers": ((40, 50, 90), (50, 50, 55), (120, 100, 80)),
+        "skin": ((225, 180, 150), (150, 105, 80)),
+    },
+    spread=7,
+    texture=(0.035, 0.02),
+    horizon=(0.40, 0.48),
+    camera_height=(1.7, 2.3),
+    focal=(0.80, 0.95),
+    haze=(0.0, 0.15),
+    exposure=(0.95, 1.08),
+    saturation=1.12,
+    warmth=(-0.02, 0.03),
+    blur=0.0,
+    noise=1.5,
+    vignette=0.0,
+)
+
+REAL = Style(
+    palette={
+        "sky": ((188, 192, 198), (206, 204, 200), (150, 168, 190)),
+        "skyline": ((214, 212, 208),),
+        "road": ((118, 112, 106), (100, 98, 98), (132, 126, 118)),
+        "marking": ((206, 204, 196),),
+        "sidewalk": ((140, 130, 122), (150, 146, 140)),
+        "terrain": ((108, 112, 74), (126, 112, 84)),
+        "building": ((142, 128, 112), (116, 94, 82), (164, 156, 144), (104, 104, 104), (154, 132, 104)),
+        "glass": ((58, 62, 66), (92, 98, 104)),
+        "wall": ((126, 118, 110), (104, 98, 94)),
+        "fence": ((96, 92, 84), (70, 74, 72)),
+        "vegetation": ((62, 76, 48), (78, 84, 52), (54, 62, 46)),
+        "trunk": ((74, 64, 54),),
+        "pole": ((92, 92, 90), (120, 120, 116)),
+        "sign": ((52, 74, 128), (150, 48, 44), (190, 160, 70)),
+        "car": _DULL,
+        "truck": ((186, 186, 182), (88, 96, 110), (122, 66, 54)),
+        "bus": ((170, 140, 70), (134, 52, 52), (190, 190, 184)),
+        "train": ((160, 160, 158), (150, 54, 48)),
+        "motorcycle": ((44, 44, 46), (96, 40, 38)),
+        "bicycle": ((50, 56, 62), (98, 60, 54)),
+        "cloth": ((60, 60, 66), (98, 92, 88), (110, 64, 62), (70, 84, 108), (150, 146, 140)),
+        "trousers": ((46, 48, 56), (66, 62, 58)),
+        "skin": ((196, 160, 138), (124, 92, 74)),
+    },
+    spread=13,
+    texture=(0.09, 0.12),
+    horizon=(0.36, 0.52),
+    camera_height=(1.15, 1.5),
+    focal=(0.95, 1.25),
+    haze=(0.25, 0.75),
+    exposure=(0.7, 1.05),
+    saturation=0.82,
+    warmth=(-0.08, 0.12),
+    blur=0.8,
+    noise=5.0,
+    vignette=0.35,
+)
+
+# relative strength of surface texture, per class: rough ground and leaves, smooth sky and paint
+_ROUGHNESS = np.array(
+    [1.0, 1.1, 0.8, 1.1, 0.8, 0.4, 0.3, 0.2, 2.0, 1.8, 0.12, 0.6, 0.6, 0.35, 0.35, 0.3, 0.3, 0.4, 0.4],
+    np.float32,
+)
+
+
+def develop(color: np.ndarray, labels: np.ndarray, near: np.ndarray, style: Style, rng: Rng) -> np.ndarray:
+    """Texture, haze, light, lens and sensor: uint8 [H, W, 3] from the painted colours."""
+    height, width = labels.shape
+    table = np.ones(256, np.float32)
+    table[: len(CITYSCAPES)] = _ROUGHNESS
+    rough = table[labels]
+    fine = rng.standard_normal((height, width), np.float32)
+    coarse = _cloud(rng, (height, width), 10) + 0.6 * _cloud(rng, (height, width), 24)
+    gain = 1 + rough * (style.texture[0] * fine + style.texture[1] * coarse)
+    image = color * gain[..., None]
+
+    air = np.array(style.pick(rng, "skyline"), np.float32)
+    thick = rng.uniform(*style.haze) * (1 - near[..., None]) * (labels != 10)[..., None]
+    image += (air - image) * (thick * 0.75)
+
+    grey = image.mean(-1, keepdims=True)
+    image = grey + (image - grey) * style.saturation
+    cast = rng.uniform(*style.warmth)
+    sun = (
+        1
+        + 0.25
+        * rng.uniform(-1, 1)
+        * style.vignette
+        * np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    )
+    image *= np.array([1 + cast, 1.0, 1 - cast], np.float32) * rng.uniform(*style.exposure) * sun
+    if style.vignette:
+        y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+        image *= (1 - style.vignette * rng.uniform(0.3, 1) * (0.5 * x * x + 0.5 * y * y) ** 1.2)[..., None]
+    if style.blur:
+        picture = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+        image = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, style.blur))), np.float32)
+    image = image + rng.standard_normal(image.shape, np.float32) * style.noise
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _cloud(rng: Rng, size: tuple[int, int], cells: int) -> np.ndarray:
+    """Smooth noise of about unit variance with ``cells`` cells along the width."""
+    small = rng.standard_normal((max(2, cells * size[0] // size[1]), cells)).astype(np.float32)
+    return np.asarray(Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC))

@@ -1,0 +1,119 @@
+"""What a method is: a module that generates losses. Backward, scaling, stepping and logging are the
+trainer's."""
+
+from __future__ import annotations
+
+import importlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from fastuda.data.batch import Batch
+from fastuda.errors import UserError, nearest
+from fastuda.models.segmentor import Segmentor
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One backward pass: the weighted losses that are summed for it, and what to log beside them."""
+
+    net: str
+    """The entry of ``networks()`` that the losses train."""
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SegPrediction(NamedTuple):
+    """What an evaluated image gives, at low resolution; the evaluator upsamples it and takes the argmax."""
+
+    scores: Tensor
+    """[B, K, h, w]."""
+    are_probabilities: bool
+
+
+class Method(nn.Module):
+    """The base of every method.
+
+    State beyond parameters is kept in buffers, so that checkpoints and resuming need nothing from the method.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """The method's own settings, under ``method:`` in a configuration."""
+
+    name: ClassVar[str] = ""
+    optim_defaults: ClassVar[dict[str, Any]] = {}
+    """Dotted settings that the method wants where the user says nothing."""
+
+    def __init__(self, config: Any, model: Segmentor, num_classes: int):
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.num_classes = num_classes
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What gets an optimiser, and a DDP wrap of its own. A teacher is not in it."""
+        return {"model": self.model}
+
+    @abstractmethod
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        """The losses of one step, a backward pass each; a generator, so that one graph is freed before the
+        next."""
+
+    def after_step(self, step: int) -> None:
+        """What follows the optimisers' step: averages, prototypes, banks."""
+        return
+
+    def predict(self, images: Tensor) -> SegPrediction:
+        """Scores of images [B, 3, H, W] at low resolution."""
+        return SegPrediction(self.model(images).logits, False)
+
+
+METHODS: dict[str, type[Method]] = {}
+"""Name to class, in the order of registration."""
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a method known to ``--method``."""
+
+    def add(cls: M) -> M:
+        cls.name = name
+        METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def get_method(name: str) -> type[Method]:
+    """The class of a registered method, or of ``package.module:Class``.
+
+    Raises:
+        UserError: no such method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"method {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
+    return found
+
+
+def pixel_major(x: Tensor) -> Tensor:
+    """[B, C, h, w] to [B, h w, C]; a channels-last map is that already, without a copy."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def channel_major(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, h w, C] to [B, C, h, w]."""
+    return x.transpose(1, 2).unflatten(2, size)

@@ -1,0 +1,31 @@
+"""Training on the source alone: the figure that every adaptation is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import fastuda.ops as F
+from fastuda.data.batch import Batch
+from fastuda.methods.base import Method, Phase, register
+
+
+@register("source_only")
+class SourceOnly(Method):
+    """Cross-entropy, and Lovasz-Softmax where asked for, on labelled source images."""
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        lovasz_weight: float = 0.0
+        """Weight of Lovasz-Softmax beside the cross-entropy."""
+
+    config: Config
+
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        logits = self.model(batch.source_image).logits
+        align = self.model.align_corners
+        losses = {"ce": F.upsample_cross_entropy(logits, batch.source_label, align_corners=align)}
+        if self.config.lovasz_weight:
+            lovasz = F.lovasz_softmax(logits, batch.source_label, from_logits=True, align_corners=align)
+            losses["lovasz"] = self.config.lovasz_weight * lovasz
+        yield Phase("model", losses)

@@ -1,0 +1,78 @@
+"""Scores from a confusion matrix, and the tables that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
+
+
+def iou_per_class(confusion: Tensor) -> Tensor:
+    """``tp / (tp + fp + fn)`` per class, float64 [K]; NaN for a class that is neither there nor predicted."""
+    matrix = confusion.double()
+    hit = matrix.diagonal()
+    return hit / (matrix.sum(0) + matrix.sum(1) - hit)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-class IoU in percent, and its means."""
+
+    classes: tuple[str, ...]
+    iou: tuple[float, ...]
+    """NaN where a class neither occurs nor is predicted."""
+
+    @staticmethod
+    def of(confusion: Tensor, classes: Sequence[str]) -> Scores:
+        return Scores(tuple(classes), tuple((100 * iou_per_class(confusion)).tolist()))
+
+    def mean(self, over: Sequence[int] | None = None) -> float:
+        """Mean IoU over the classes that occur (all, or the given ones)."""
+        chosen = self.iou if over is None else [self.iou[i] for i in over]
+        return torch.tensor(chosen, dtype=torch.float64).nanmean().item()
+
+    @property
+    def miou(self) -> float:
+        return self.mean()
+
+    def protocols(self) -> dict[str, float]:
+        """mIoU by name of the protocol; for Cityscapes' classes also over SYNTHIA's 16 and 13."""
+        out = {f"mIoU{len(self.classes)}": self.miou}
+        if self.classes == CITYSCAPES.names:
+            out |= {"mIoU16": self.mean(SYNTHIA_16), "mIoU13": self.mean(SYNTHIA_13)}
+        return out
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: protocols and per-class IoU, absent classes as null."""
+        per_class = {n: None if v != v else round(v, 3) for n, v in zip(self.classes, self.iou, strict=True)}
+        return {**{key: round(value, 3) for key, value in self.protocols().items()}, "iou": per_class}
+
+
+def table(columns: dict[str, Scores]) -> str:
+    """Per-class IoU of several runs side by side; with two, their difference as well."""
+    runs = list(columns.values())
+    heads = ["class", *columns] + (["gain"] if len(runs) == 2 else [])
+    rows = [[name, *_cells([run.iou[i] for run in runs])] for i, name in enumerate(runs[0].classes)]
+    means = [[key, *_cells([run.protocols()[key] for run in runs])] for key in runs[0].protocols()]
+    widths = [max(len(row[i]) for row in [heads, *rows, *means]) for i in range(len(heads))]
+    lines = [_line(heads, widths), _line(["-" * width for width in widths], widths)]
+    lines += [_line(row, widths) for row in rows]
+    lines += [_line(["-" * width for width in widths], widths)] + [_line(row, widths) for row in means]
+    return "\n".join(lines)
+
+
+def _cells(values: list[float]) -> list[str]:
+    cells = ["-" if value != value else f"{value:.1f}" for value in values]
+    if len(values) == 2:
+        gain = values[1] - values[0]
+        cells.append("-" if gain != gain else f"{gain:+.1f}")
+    return cells
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    first, *rest = cells
+    return "  ".join([first.ljust(widths[0])] + [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)])
