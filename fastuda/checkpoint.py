@@ -1,0 +1,97 @@
+"""Checkpoints: written whole or not at all, loadable without unpickling code."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastuda.errors import UserError
+
+FORMAT = 1
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, flush it to the disk, and rename it into place.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; ``path`` is as it was.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(draft)
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError of its archive writer
+        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
+            raise
+        raise UserError(f"cannot write {path}: {error}; free some space or choose another --out") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    write_atomic(path, lambda draft: torch.save({"format": FORMAT, **state}, draft))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, tensors and plain types only.
+
+    Raises:
+        UserError: it is missing, truncated, of another format, or holds code.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a checkpoint: {first}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this version of fastuda")
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random number generator of this process, as tensors and plain types."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+        "python": [version, list(numbers), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo everything drawn since :func:`rng_state`."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

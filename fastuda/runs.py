@@ -1,0 +1,95 @@
+"""From a configuration to a finished run folder, with the source-only run beside it where one is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+
+from fastuda import distributed
+from fastuda.checkpoint import write_atomic
+from fastuda.config import RunConfig
+from fastuda.errors import UserError
+from fastuda.metrics import Scores, table
+from fastuda.report_env import environment
+from fastuda.trainer import Trainer
+
+log = logging.getLogger("fastuda")
+
+
+def default_folder(config: RunConfig) -> Path:
+    """``runs/<source>_<target>_<method>_<time>``."""
+    source, target = (spec.partition(":")[0] for spec in (config.data.source, config.data.target))
+    method = str(config.method["name"]).replace(":", ".")
+    return Path("runs") / f"{source}_{target}_{method}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def wants_baseline(config: RunConfig) -> bool:
+    """Whether source_only is trained as well."""
+    choice = config.train.baseline
+    if choice not in ("auto", "on", "off"):
+        raise UserError(f"train.baseline is {choice!r}: choose auto, on or off")
+    if config.method["name"] == "source_only" or choice == "off":
+        return False
+    return choice == "on" or config.data.source.partition(":")[0] == "scenes"
+
+
+def finished(out: Path) -> Scores | None:
+    """The scores of a run that ended, or none."""
+    path = out / "result.json"
+    if not path.is_file() or not (out / "model.safetensors").is_file():
+        return None
+    result = json.loads(path.read_text())
+    iou = tuple(float("nan") if value is None else value for value in result["iou"].values())
+    return Scores(tuple(result["classes"]), iou)
+
+
+def train(
+    config: RunConfig, out: Path, *, resume: str | None = None, quiet: bool = False
+) -> dict[str, Scores]:
+    """Train into ``out``; returns the scores by method name, source_only first where it was trained.
+
+    Args:
+        config: the run.
+        out: its folder; must be empty or absent, unless resuming.
+        resume: ``auto`` (from the folder's own checkpoint, if it has one), or the path of a checkpoint.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: see :class:`~fastuda.trainer.Trainer`; or the folder holds a run already.
+        Interrupted: the run was asked to stop.
+    """
+    if resume is None and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+    if resume not in (None, "auto") and not Path(str(resume)).is_file():
+        raise UserError(f"no checkpoint at {resume}; --resume takes auto or a file")
+    world = distributed.start(config.train.device)
+    try:
+        scores = {}
+        if wants_baseline(config):
+            # the same supervised objective, without the adaptation
+            lovasz = getattr(config.method_config(), "lovasz_weight", 0.0)
+            base = dataclasses.replace(config, method={"name": "source_only", "lovasz_weight": lovasz})
+            scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
+        name = str(config.method["name"])
+        scores[name] = _one(config, out, world, resume, quiet)
+        if world.first:
+            write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
+        return scores
+    finally:
+        distributed.stop()
+
+
+def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | None, quiet: bool) -> Scores:
+    if resume == "auto" and (scores := finished(out)) is not None:
+        log.info("%s is finished", out)
+        return scores
+    last = out / "checkpoints" / "last.pt"
+    start = (last if last.is_file() else None) if resume == "auto" else Path(resume) if resume else None
+    trainer = Trainer(config, out, world, resume=start, quiet=quiet)
+    if world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
+    return trainer.fit()

@@ -1,0 +1,99 @@
+"""Train a segmenter on a labelled source and an unlabelled target.
+
+With nothing but a method it draws the built-in street scenes, trains source_only and the method, and prints
+both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastuda.cli import parser, run
+from fastuda.errors import UserError
+
+EXAMPLES = """\
+  python -m fastuda.train --method plca --amp
+  python -m fastuda.train --method plca --source gta5:/data/gta5 --target cityscapes:/data/cityscapes \\
+      --config gta5_cityscapes_plca --weights resnet101.pth --out runs/plca
+  python -m fastuda.train --resume auto --out runs/plca --config runs/plca/config.yaml
+  python -m fastuda.train --method plca optim.lr=1e-3 method.lovasz_weight=0 eval.every=500
+  torchrun --nproc-per-node 2 -m fastuda.train --method plca --amp"""
+
+FLAGS = {
+    **{
+        "method": "method.name",
+        "source": "data.source",
+        "target": "data.target",
+        "data_root": "data.data_root",
+    },
+    **{"backbone": "model.backbone", "weights": "model.weights", "crop": "data.crop"},
+    **{"batch_size": "data.batch_size", "loader": "data.loader", "workers": "data.workers"},
+    **{"steps": "train.steps", "amp": "train.amp", "device": "train.device", "seed": "train.seed"},
+    "lr": "optim.lr",
+}
+"""Flag to dotted setting."""
+
+
+def main() -> int:
+    """Parse, resolve, train, print the table."""
+    p = parser("fastuda.train", __doc__ or "", EXAMPLES)
+    p.add_argument("--method", help="source_only, plca, or package.module:Class")
+    p.add_argument("--source", help="labelled domain: name or name:path[:split]; scenes is built in")
+    p.add_argument("--target", help="unlabelled domain, likewise")
+    p.add_argument("--data-root", help="where domains without a path lie (default: data)")
+    p.add_argument("--backbone", help="resnet18/34/50/101, mobilenet_v2, vgg16, small")
+    p.add_argument("--weights", help=".pth or .safetensors file to start from")
+    p.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="training crop")
+    p.add_argument("--batch-size", type=int, help="images of each domain, per process and backward pass")
+    p.add_argument("--steps", type=int, help="optimiser steps")
+    p.add_argument("--lr", type=float, help="learning rate")
+    p.add_argument(
+        "--amp", nargs="?", const="bf16", choices=["bf16", "fp16", "off"], help="mixed precision (bf16)"
+    )
+    p.add_argument("--device", help="auto, cpu, cuda, cuda:N")
+    p.add_argument("--seed", type=int, help="of weights, samples and augmentation")
+    p.add_argument("--loader", help="auto or torch")
+    p.add_argument("--workers", type=int, help="loader processes")
+    p.add_argument("--out", type=Path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
+    p.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from --out's checkpoint, or from a checkpoint file"
+    )
+    p.add_argument(
+        "--config", metavar="FILE|NAME", help="YAML file, or one that is shipped (see --list-configs)"
+    )
+    p.add_argument(
+        "--list-configs", action="store_true", help="print the names of the shipped configurations"
+    )
+    p.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    p.add_argument("--quiet", action="store_true", help="no progress bar, warnings only")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")
+    args = p.parse_intermixed_args()
+
+    from fastuda.config import parse_overrides, resolve, shipped
+    from fastuda.loggers import setup_logging
+    from fastuda.metrics import table
+    from fastuda.runs import default_folder, train
+    from fastuda.trainer import Interrupted
+
+    if args.list_configs:
+        print("\n".join(shipped()))
+        return 0
+    setup_logging(args.quiet)
+    flags = {key: getattr(args, name) for name, key in FLAGS.items() if getattr(args, name) is not None}
+    config = resolve(args.config, flags, parse_overrides(args.overrides))
+    if args.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    if args.resume == "auto" and args.out is None:
+        raise UserError("--resume auto needs --out, the folder of the run to go on with")
+    out = args.out or default_folder(config)
+    try:
+        scores = train(config, out, resume=args.resume, quiet=args.quiet)
+    except Interrupted as stop:
+        print(f"{stop}; go on with --resume auto --out {out}")
+        return 0
+    print(f"{table(scores)}\n\nrun folder: {out} (pictures in {out / 'preds'})")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
