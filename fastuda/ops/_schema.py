@@ -70,7 +70,9 @@ def _aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float):
     return x.new_empty(x.shape), _stat(x, b, n), _stat(x, b, n)
 
 
-def _aggregate_bwd(grad: Tensor, x: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float):
+def _aggregate_bwd(
+    grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
+):
     return x.new_empty(x.shape)
 
 
@@ -108,7 +110,8 @@ define(
 )
 define(
     "aggregate_bwd",
-    "(Tensor grad, Tensor x, Tensor temperature, Tensor lse, str similarity, float alpha) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor out, Tensor temperature, Tensor lse, str similarity, float alpha)"
+    " -> Tensor",
     _aggregate_bwd,
 )
 define("contrast_softmax_fwd", "(Tensor x, float eps) -> (Tensor, Tensor)", _contrast_softmax_fwd)

@@ -19,16 +19,17 @@ class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, similarity: str, contrast: bool, alpha: float, name: str):
         out, temperature, lse = _backends.overload("aggregate_fwd", name)(x, similarity, contrast, alpha)
-        ctx.save_for_backward(x, temperature, lse)
+        ctx.save_for_backward(x, out, temperature, lse)
         ctx.similarity, ctx.alpha, ctx.name = similarity, alpha, name
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        x, temperature, lse = ctx.saved_tensors
+        x, out, temperature, lse = ctx.saved_tensors
         bwd = _backends.overload("aggregate_bwd", ctx.name)
-        return bwd(grad.contiguous(), x, temperature, lse, ctx.similarity, ctx.alpha), None, None, None, None
+        grad_x = bwd(grad.contiguous(), x, out, temperature, lse, ctx.similarity, ctx.alpha)
+        return grad_x, None, None, None, None
 
 
 def spatial_aggregate(
