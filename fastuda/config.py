@@ -192,6 +192,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-4 as a string
         except ValueError:
             pass
+    elif hint is str and isinstance(value, bool):
+        return "on" if value else "off"  # YAML reads a bare on and off as booleans
     elif (
         ((origin is dict or hint is dict) and isinstance(value, dict))
         or hint is Any

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +29,7 @@ from fastuda.methods import get_method
 from fastuda.metrics import Scores
 from fastuda.models import build_model
 from fastuda.optim import build_optimizer, lr_factor, network_config, set_lr
+from fastuda.saved import save_model
 
 log = logging.getLogger("fastuda")
 
@@ -315,8 +315,7 @@ class Trainer:
             return
         model = self.method.model
         plain = model.wrapped.module if isinstance(model, _CallsThrough) else model
-        weights = {key: value.contiguous() for key, value in plain.state_dict().items()}
-        checkpoint.write_atomic(self.out / "model.safetensors", lambda draft: save_file(weights, draft))
+        save_model(self.out / "model.safetensors", plain, self.source.classes)
         result = {"step": self.step, "target": self.held_out.name, "split": self.held_out.split}
         result |= scores.as_dict() | {"classes": list(scores.classes)}
         text = json.dumps(result, indent=1)

@@ -33,4 +33,4 @@ def save_palette_png(path: Path, labels: np.ndarray, classes: ClassSet) -> None:
     """Train ids as a palette PNG: the values are the ids, a viewer shows the colours."""
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(classes.flat_palette())
-    picture.save(path)
+    picture.save(path, "PNG")

@@ -1,0 +1,64 @@
+"""Score a finished run on a labelled split: per-class IoU, and mIoU by the protocol of the classes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from fastuda.cli import parser, run
+
+EXAMPLES = """\
+  python -m fastuda.evaluate runs/plca
+  python -m fastuda.evaluate runs/plca --target cityscapes:/data/cityscapes --split val --csv iou.csv
+  python -m fastuda.evaluate runs/plca method.test_aggregation=false --json"""
+
+
+def main() -> int:
+    """Parse, load, evaluate, print."""
+    p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
+    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
+    p.add_argument("--target", help="domain to score on (default: the run's target)")
+    p.add_argument("--split", help="its split (default: the run's data.eval_split)")
+    p.add_argument("--data-root", help="where domains without a path lie")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    p.add_argument("--pictures", type=int, default=0, help="pictures to leave in RUN/preds_<split>")
+    p.add_argument("--csv", type=Path, help="write class,iou rows to this file")
+    p.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
+    args = p.parse_intermixed_args()
+
+    from fastuda import distributed
+    from fastuda.config import RunConfig, build, merge, parse_overrides
+    from fastuda.data.domains import open_domain
+    from fastuda.evaluation import evaluate
+    from fastuda.loggers import setup_logging
+    from fastuda.metrics import table
+    from fastuda.saved import load_run
+
+    setup_logging(quiet=True)
+    world = distributed.start(args.device)
+    config, method, _ = load_run(args.run, world.device)
+    config = build(RunConfig, merge(config.plain(), parse_overrides(args.overrides)), "")
+    method.config = config.method_config()
+    named = {"target": args.target, "eval_split": args.split, "data_root": args.data_root}
+    data = dataclasses.replace(config.data, **{key: value for key, value in named.items() if value})
+    domain = open_domain(data.target, role="target", data_root=data.data_root, split=data.eval_split)
+    folder = args.run / f"preds_{data.eval_split.replace('.', '_')}" if args.pictures else None
+    scores = evaluate(method, domain, data, world, pictures=folder, count=args.pictures)
+    distributed.stop()
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            csv.writer(file).writerows([("class", "iou"), *zip(scores.classes, scores.iou, strict=True)])
+    if args.json:
+        json.dump(scores.as_dict(), sys.stdout, indent=1)
+        print()
+    else:
+        print(table({str(config.method["name"]): scores}))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

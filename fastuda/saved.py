@@ -1,0 +1,71 @@
+"""A finished run, ready to predict: ``config.yaml`` and ``model.safetensors`` are all it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fastuda.checkpoint import write_atomic
+from fastuda.config import RunConfig, build, load_yaml
+from fastuda.data.labels import ClassSet
+from fastuda.errors import UserError
+from fastuda.methods import Method, get_method
+from fastuda.models import Segmentor, build_model
+from fastuda.models.weights import Normalization
+
+
+def save_model(path: Path, model: Segmentor, classes: ClassSet) -> None:
+    """The segmentor's weights, with the classes and the input normalisation in the file's metadata."""
+    metadata = {
+        "classes": json.dumps(classes.names),
+        "palette": json.dumps(classes.palette),
+        "input": json.dumps(dataclasses.asdict(model.input)),
+    }
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    write_atomic(path, lambda draft: save_file(weights, draft, metadata))
+
+
+def load_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: there is none, or it does not fit this version.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    return build(RunConfig, load_yaml(str(path)), "")
+
+
+def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassSet]:
+    """Configuration, method in evaluation mode, and classes of a run folder.
+
+    Raises:
+        UserError: a file is missing, unreadable or does not fit the configuration.
+    """
+    config = load_config(run)
+    path = run / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{run} has no model.safetensors; the run has not ended: go on with --resume auto")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in json.loads(metadata["palette"]))
+        classes = ClassSet(tuple(json.loads(metadata["classes"])), palette)
+        expected = json.loads(metadata["input"])
+        model = build_model(dataclasses.replace(config.model, weights=None), len(classes))
+        model.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be used with {run / 'config.yaml'}: {first}") from error
+    model.input = Normalization(
+        tuple(expected["mean"]), tuple(expected["std"]), expected["channel_order"], expected["scale"]
+    )
+    method = get_method(config.method["name"])(config.method_config(), model, len(classes))
+    return config, method.to(device).eval(), classes
