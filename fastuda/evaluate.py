@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from fastuda.cli import parser, run
+from fastuda.errors import UserError
 
 EXAMPLES = """\
   python -m fastuda.evaluate runs/plca
@@ -40,12 +41,16 @@ def main() -> int:
 
     setup_logging(quiet=True)
     world = distributed.start(args.device)
-    config, method, _ = load_run(args.run, world.device)
+    config, method, classes = load_run(args.run, world.device)
     config = build(RunConfig, merge(config.plain(), parse_overrides(args.overrides)), "")
     method.config = config.method_config()
     named = {"target": args.target, "eval_split": args.split, "data_root": args.data_root}
     data = dataclasses.replace(config.data, **{key: value for key, value in named.items() if value})
     domain = open_domain(data.target, role="target", data_root=data.data_root, split=data.eval_split)
+    missing = [name for name in classes.names if name not in domain.classes.names]
+    if missing:
+        raise UserError(f"{data.target} has no class named {', '.join(missing)}, which the run predicts")
+    domain = domain.restrict(classes.names)
     folder = args.run / f"preds_{data.eval_split.replace('.', '_')}" if args.pictures else None
     scores = evaluate(method, domain, data, world, pictures=folder, count=args.pictures)
     distributed.stop()

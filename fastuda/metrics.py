@@ -40,10 +40,12 @@ class Scores:
         return self.mean()
 
     def protocols(self) -> dict[str, float]:
-        """mIoU by name of the protocol; for Cityscapes' classes also over SYNTHIA's 16 and 13."""
+        """mIoU by name of the protocol; where they are among the classes also over SYNTHIA's 16 and 13."""
         out = {f"mIoU{len(self.classes)}": self.miou}
-        if self.classes == CITYSCAPES.names:
-            out |= {"mIoU16": self.mean(SYNTHIA_16), "mIoU13": self.mean(SYNTHIA_13)}
+        for chosen in (SYNTHIA_16, SYNTHIA_13):
+            names = [CITYSCAPES.names[i] for i in chosen]
+            if set(names) < set(self.classes):
+                out[f"mIoU{len(names)}"] = self.mean([self.classes.index(name) for name in names])
         return out
 
     def as_dict(self) -> dict[str, object]:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastuda import checkpoint
 from fastuda.config import RunConfig
 from fastuda.data.batch import Batch
-from fastuda.data.domains import open_domain
+from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader
 from fastuda.distributed import World
 from fastuda.errors import UserError
@@ -56,9 +56,15 @@ class Trainer:
         root = config.data.data_root
         self.source = open_domain(config.data.source, role="source", data_root=root)
         self.target = open_domain(config.data.target, role="target", data_root=root)
-        self.held_out = open_domain(
+        held_out = open_domain(
             config.data.target, role="target", data_root=root, split=config.data.eval_split
         )
+        found = len(self.source.classes), len(self.target.classes)
+        self.source, self.target = share_classes(self.source, self.target)
+        self.held_out = held_out.restrict(self.target.classes.names)
+        if found != (len(self.source.classes),) * 2:
+            names = ", ".join(self.source.classes.names)
+            log.info("%d classes in both domains (of %d and %d): %s", len(self.source.classes), *found, names)
 
         checkpoint.seed_everything(config.train.seed)
         classes = len(self.source.classes)

@@ -1,4 +1,4 @@
-"""Shared fixtures and rules: seeds, NaN-poisoned fresh memory for the op tests, skips by capability."""
+"""Shared fixtures and rules: seeds, real data where it is, tiny scenes, skips by capability."""
 
 import os
 from pathlib import Path
@@ -31,3 +31,14 @@ def real_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA} (set FASTUDA_TEST_DATA)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory) -> Path:
+    """A data root that holds tiny built-in scenes."""
+    from fastuda.data.scenes import ScenesConfig, ensure_scenes
+
+    root = tmp_path_factory.mktemp("scenes_data")
+    config = ScenesConfig(source=8, target=8, evaluation=3, height=32, width=64)
+    ensure_scenes(root / "scenes", config, quiet=True)
+    return root

@@ -7,8 +7,8 @@ root>/<name>``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,8 @@ class Layout:
     """65,536 entries from the value in a label file to the train id."""
     colors: dict[tuple[int, int, int], int] = field(default_factory=dict)
     """For labels stored as colours: colour to train id."""
+    red_channel: bool = False
+    """The id is the red channel of a 16-bit RGB file (SYNTHIA)."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,19 @@ class Domain:
     name: str
     split: str
     layout: Layout
+    kept: tuple[int, ...] | None = None
+    """Train ids of the layout that stay, in their new order; the others are ignored. None keeps all."""
 
     @property
     def classes(self) -> ClassSet:
-        return self.layout.classes
+        full = self.layout.classes
+        if self.kept is None:
+            return full
+        return ClassSet(tuple(full.names[i] for i in self.kept), tuple(full.palette[i] for i in self.kept))
+
+    def restrict(self, names: Sequence[str]) -> Domain:
+        """The same images with these classes only, in this order."""
+        return replace(self, kept=tuple(self.layout.classes.names.index(name) for name in names))
 
     @property
     def items(self) -> Items:
@@ -87,11 +98,23 @@ class Domain:
             raise UserError(f"{image} has no label in {self.name}")
         try:
             with Image.open(path) as file:
-                raw = np.asarray(file.convert("RGB") if file.mode == "RGBA" else file)
+                if self.layout.red_channel:
+                    # Pillow keeps the high byte of 16-bit RGB, which is zero here; the class is in the low
+                    # one
+                    file.tile = [tile._replace(args="RGB;16L") for tile in getattr(file, "tile", [])]
+                    raw = np.asarray(file)[..., 0]
+                else:
+                    raw = np.asarray(file.convert("RGB") if file.mode == "RGBA" else file)
         except Exception as error:
             raise UserError(f"{path} cannot be read as a label map: {error}") from error
-        if raw.ndim == 3:
-            return self._from_colors(path, raw)
+        labels = self._from_colors(path, raw) if raw.ndim == 3 else self._from_ids(path, raw)
+        if self.kept is None:
+            return labels
+        table = np.full(256, IGNORE, np.uint8)
+        table[list(self.kept)] = np.arange(len(self.kept), dtype=np.uint8)
+        return table[labels]
+
+    def _from_ids(self, path: Path, raw: np.ndarray) -> np.ndarray:
         labels = self.layout.table[raw.astype(np.uint16)]
         if (labels == UNKNOWN).any():
             values = np.unique(raw[labels == UNKNOWN])[:5].tolist()
@@ -241,6 +264,37 @@ def _folder(root: Path, split: str) -> Layout:
     return Layout(items, classes, lookup(ids, ignored))
 
 
+SYNTHIA_IDS = {
+    3: 0,
+    4: 1,
+    2: 2,
+    21: 3,
+    5: 4,
+    7: 5,
+    15: 6,
+    9: 7,
+    6: 8,
+    1: 10,
+    10: 11,
+    17: 12,
+    8: 13,
+    19: 15,
+    12: 17,
+    11: 18,
+}
+"""Class in SYNTHIA-RAND-CITYSCAPES to Cityscapes train id; it lacks terrain, truck and train."""
+
+
+def _synthia(root: Path, split: str) -> Layout:
+    folder = root / "GT" / "LABELS"
+    items: Items = [(p, _existing(folder / p.name)) for p in _images(root / "RGB")]
+    order = sorted(SYNTHIA_IDS, key=lambda i: SYNTHIA_IDS[i])
+    kept = [SYNTHIA_IDS[i] for i in order]
+    classes = ClassSet(tuple(CITYSCAPES.names[i] for i in kept), tuple(CITYSCAPES.palette[i] for i in kept))
+    ignored = [i for i in range(23) if i not in SYNTHIA_IDS]
+    return Layout(items, classes, lookup(order, ignored), red_channel=True)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One data set: how to list it, and which split serves which purpose."""
@@ -253,6 +307,7 @@ class Entry:
 
 DOMAINS: dict[str, Entry] = {
     "gta5": Entry(_gta5, "all", "all", "GTA5: images/ and labels/ (palette or colour PNGs)"),
+    "synthia": Entry(_synthia, "all", "all", "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (16-bit PNGs)"),
     "cityscapes": Entry(_cityscapes, "train", "train", "Cityscapes: leftImg8bit/ and gtFine/"),
     "camvid": Entry(_camvid, "train", "train", "CamVid: images/, labels/ and splits.json, or as published"),
     "folder": Entry(_folder, "train", "train", "your own: images/, labels/ (one-channel PNGs), classes.yaml"),
@@ -294,3 +349,20 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
             f"{len(bare)} of {len(layout.items)} images in {root} have no label; the first is {bare[0]}"
         )
     return Domain(spec.partition(":")[0], chosen, layout)
+
+
+def share_classes(source: Domain, target: Domain) -> tuple[Domain, Domain]:
+    """Both domains with the classes that both name, in the target's order.
+
+    Raises:
+        UserError: they share none.
+    """
+    if source.classes.names == target.classes.names:
+        return source, target
+    shared = [name for name in target.classes.names if name in source.classes.names]
+    if not shared:
+        raise UserError(
+            f"{source.name} and {target.name} share no class: {', '.join(source.classes.names)}"
+            f" against {', '.join(target.classes.names)}"
+        )
+    return source.restrict(shared), target.restrict(shared)

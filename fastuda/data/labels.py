@@ -160,9 +160,3 @@ def lookup(ids: Sequence[int], ignored: Sequence[int]) -> np.ndarray:
     table[list(ignored)] = IGNORE
     table[list(ids)] = np.arange(len(ids), dtype=np.uint8)
     return table
-
-
-def class_mapping(source: ClassSet, target: ClassSet) -> list[tuple[int, int]]:
-    """Pairs (source train id, target train id) of the classes that both sets name alike."""
-    position = {name: index for index, name in enumerate(target.names)}
-    return [(index, position[name]) for index, name in enumerate(source.names) if name in position]

@@ -1,0 +1,82 @@
+"""The built-in scenes: deterministic, complete, fast, and two really different domains."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from fastuda.data.domains import open_domain
+from fastuda.data.scenes import ScenesConfig, ensure_scenes
+from fastuda.data.scenes.street import draw_scene
+from fastuda.errors import UserError
+
+TINY = ScenesConfig(source=3, target=2, evaluation=2, height=32, width=64)
+
+
+def test_a_scene_is_a_function_of_its_arguments():
+    for domain in ("synthetic", "real"):
+        one, two = draw_scene(domain, 3, 5, (64, 128)), draw_scene(domain, 3, 5, (64, 128))
+        assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1])
+        assert not np.array_equal(one[1], draw_scene(domain, 3, 6, (64, 128))[1])
+    assert one[0].shape == (64, 128, 3) and one[0].dtype == np.uint8 and one[1].max() < 19
+
+
+@pytest.mark.slow
+def test_all_classes_occur_in_both_domains_and_drawing_is_fast():
+    began = time.process_time()
+    for domain in ("synthetic", "real"):
+        seen = np.zeros(19, np.int64)
+        for index in range(40):
+            seen += np.bincount(draw_scene(domain, 0, index, (128, 256))[1].ravel(), minlength=19)
+        assert (seen > 0).all(), f"{domain}: {np.flatnonzero(seen == 0)} never occur"
+    rate = 80 / (time.process_time() - began)
+    assert rate > 30, f"{rate:.0f} images/s; 60 were usual on one core"
+
+
+def test_domains_differ_in_colour_and_noise():
+    looks = {}
+    for domain in ("synthetic", "real"):
+        images = np.stack([draw_scene(domain, 0, i, (64, 128))[0] for i in range(6)]).astype(float)
+        colorful = images.max(-1) - images.min(-1)
+        looks[domain] = (colorful.mean(), np.abs(np.diff(images, axis=2)).mean())
+    assert looks["synthetic"][0] > 1.5 * looks["real"][0]
+
+
+def test_layouts_are_read_by_the_real_readers(tmp_path):
+    root = ensure_scenes(tmp_path / "scenes", TINY, quiet=True)
+    source = open_domain(f"gta5:{root / 'gta5'}", role="source", data_root=tmp_path)
+    target = open_domain(f"cityscapes:{root / 'cityscapes'}", role="target", data_root=tmp_path)
+    val = open_domain(f"scenes:{root}", role="target", data_root=tmp_path, split="val")
+    assert (len(source), len(target), len(val)) == (3, 2, 2)
+    for index, domain in ((0, source), (1, target), (1, val)):
+        image, label = domain.read_pair(index)
+        assert image.shape == (32, 64, 3) and set(np.unique(label)) <= {*range(19), 255}
+    assert np.array_equal(source.read_label(2), draw_scene("synthetic", 0, 2, (32, 64))[1])
+    assert np.array_equal(val.read_label(1), draw_scene("real", 0, 1_000_001, (32, 64))[1])
+
+
+def test_other_settings_are_drawn_anew_and_strangers_are_left_alone(tmp_path):
+    root = ensure_scenes(tmp_path / "scenes", TINY, quiet=True)
+    stamp = (root / "scenes.json").stat().st_mtime_ns
+    ensure_scenes(root, TINY, quiet=True)
+    assert (root / "scenes.json").stat().st_mtime_ns == stamp
+    ensure_scenes(root, ScenesConfig(source=1, target=1, evaluation=1, height=32, width=64), quiet=True)
+    assert json.loads((root / "scenes.json").read_text())["source"] == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds no scenes"):
+        ensure_scenes(tmp_path / "mine", TINY, quiet=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+    import fastuda.data.scenes as scenes
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scenes.ProcessPoolExecutor, "map", full)
+    with pytest.raises(UserError, match="No space left"):
+        ensure_scenes(tmp_path / "scenes", TINY, quiet=True)
+    assert list(tmp_path.iterdir()) == []

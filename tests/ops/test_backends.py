@@ -1,0 +1,141 @@
+"""Backend selection, registration, and the direction of imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastuda.ops as F
+from fastuda.ops import _backends, _schema
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_public_op_has_rows_and_a_reference():
+    for op in F.__all__:
+        if op in ("backends", "BackendStatus", "CycleMatch", "CycleStats"):
+            continue
+        rows = F.backends(op)
+        assert rows[-1].name == "reference" and rows[-1].usable
+
+
+def test_unknown_op_and_backend_say_what_there_is():
+    with pytest.raises(ValueError, match=r"no op is named 'cycle'; there are .*cycle_match"):
+        F.backends("cycle")
+    x = torch.randn(1, 3, 4)
+    with pytest.raises(ValueError, match="has no backend 'fast'; it has auto, "):
+        F.cycle_match(x, x, backend="fast")
+
+
+def test_a_named_backend_that_cannot_run_raises_with_its_reason():
+    x = torch.randn(1, 3, 4)
+    with pytest.raises(ValueError, match="backend 'cuda' cannot run"):
+        F.cycle_match(x, x, backend="cuda")
+
+
+def test_environment_variable_sets_the_default():
+    code = (
+        "import torch, fastuda.ops as F\n"
+        "x = torch.randn(1, 3, 4)\n"
+        "try: F.cycle_match(x, x)\n"
+        "except ValueError as e: print(e)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"FASTUDA_BACKEND": "cuda", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert "backend 'cuda' cannot run" in out.stdout, out.stderr
+
+
+def test_reference_says_once_why_it_runs(caplog, monkeypatch):
+    monkeypatch.setattr(_backends, "_said", set())
+    monkeypatch.setattr(_backends, "EXTENSION_ERROR", "the C++ extension is not built")
+    monkeypatch.setattr(_backends.log, "propagate", True)
+    x = torch.randn(1, 3, 4)
+    with caplog.at_level("WARNING", logger="fastuda"):
+        F.cycle_match(x, x)
+        F.cycle_match(x, x)
+        F.spatial_aggregate(x)
+    assert len(caplog.records) == 1 and "the C++ extension is not built" in caplog.text
+
+
+@pytest.mark.parametrize("implementation", _schema.IMPLEMENTATIONS)
+def test_fakes_give_the_shapes(implementation):
+    a, b = torch.empty(2, 5, 8, device="meta"), torch.empty(2, 7, 8, device="meta", dtype=torch.float32)
+    out = getattr(torch.ops.fastuda.association_fwd, implementation)(a, b, "cosine", True)
+    assert [tuple(x.shape) for x in out] == [(2, 5), (2, 7)] * 4
+    grads = getattr(torch.ops.fastuda.association_bwd, implementation)(
+        a, b, *out[4:], *out[:2], *out[4:6], "cosine"
+    )
+    assert [tuple(g.shape) for g in grads] == [(2, 5, 8), (2, 7, 8)]
+    assert (
+        getattr(torch.ops.fastuda.aggregate_fwd, implementation)(a, "cosine", True, 0.5)[0].shape == a.shape
+    )
+
+
+def cases(operator):
+    x, y = torch.randn(2, 9, 8), torch.randn(2, 7, 8)
+    if operator == "cycle_match_fwd":
+        return (x, y, "cosine")
+    if operator == "association_fwd":
+        return (x, y, "cosine", True)
+    if operator == "aggregate_fwd":
+        return (x, "cosine", True, 0.5)
+    if operator == "contrast_softmax_fwd":
+        return (x, 1e-10)
+    return None
+
+
+@pytest.mark.parametrize(
+    "operator", ["cycle_match_fwd", "association_fwd", "aggregate_fwd", "contrast_softmax_fwd"]
+)
+def test_opcheck_of_the_extension(operator):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastuda::{operator}.cpu", "CPU"):
+        pytest.skip("the C++ extension is not built")
+    torch.library.opcheck(getattr(torch.ops.fastuda, operator).cpu, cases(operator))
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_imports_run_one_way():
+    order = ["fastuda.ops", "fastuda.methods", "fastuda.trainer", "fastuda.train"]
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert not any(name.startswith("fastuda.ops") for name in imports(path)), path
+    for path in (ROOT / "fastuda").rglob("*.py"):
+        inside = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        level = next((i for i, prefix in enumerate(order) if inside.startswith(prefix)), None)
+        names = imports(path)
+        if level is not None:
+            above = order[level + 1 :]
+            assert not any(name.startswith(tuple(above)) for name in names if name not in order), (
+                path,
+                names,
+            )
+        if not inside.startswith("fastuda.ops"):
+            assert not any("reference" in name for name in names if name.startswith("fastuda.ops")), path
+        assert not any(name == "kernels" or name.startswith("kernels.") for name in names), path
+
+
+def test_import_is_lean():
+    code = (
+        "import sys, fastuda, fastuda.ops\n"
+        "bad = [m for m in ('triton', 'nvidia.dali', 'tensorboard', 'matplotlib') if m in sys.modules]\n"
+        "import torch\n"
+        "print(bad, torch.cuda.is_initialized())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout.split("\n")[0] == "[] False", out.stdout + out.stderr

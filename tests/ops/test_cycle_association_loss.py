@@ -1,0 +1,212 @@
+"""cycle_association_loss: the authors' values, a literal oracle, gradients, hard cases."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastuda.ops as F
+from tests.helpers import contrast_normalised, cpu_backends, rows, similarity, wave, within_budget
+
+BACKENDS = cpu_backends("cycle_association_loss")
+
+
+def literal(source, target, labels, kind, contrast=True, ignore=255):
+    """The published sum over cycles, pixel by pixel, in the dtype of the inputs."""
+    forward, backward = similarity(source, target, kind), similarity(target, source, kind)
+    normalise = contrast_normalised if contrast else (lambda sim: sim)
+    p_forward, p_backward = normalise(forward).softmax(-1), normalise(backward).softmax(-1)
+    terms = []
+    for b in range(source.shape[0]):
+        for i in range(source.shape[1]):
+            j = int(forward[b, i].argmax())
+            end = int(backward[b, j].argmax())
+            if labels[b, i] != ignore and labels[b, end] == labels[b, i]:
+                terms.append(-(p_forward[b, i, j] * p_backward[b, j, end]).log())
+    return torch.stack(terms).mean() if terms else source.sum() * 0
+
+
+VECTORS = [
+    ("cosine", False, 3.3413903290, (0.33915976, 0.32218595), (0.00567859, -0.00551778, 0.00609812)),
+    ("cosine", True, 3.3729524688, (0.33925686, 0.33315410), (0.00756075, -0.00397918, 0.00703783)),
+    ("kl", False, 3.7326824772, (0.19657135, 0.18450511), (-0.00703153, 0.00627979, -0.00737717)),
+    ("kl", True, 3.6586145024, (0.23642931, 0.18608345), (-0.01132823, 0.00946293, -0.01158063)),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("kind", "aggregate", "loss", "norms", "first"), VECTORS)
+def test_values_of_the_authors_code(backend, kind, aggregate, loss, norms, first):
+    k = torch.arange(40)
+    labels = ((7 * k % 11) % 4).reshape(2, 4, 5)
+    labels[0, 0, 0] = labels[1, 2, 3] = 255
+    if kind == "cosine":
+        a, b = wave((2, 6, 4, 5), 0.11).requires_grad_(), wave((2, 6, 3, 6), 0.23).requires_grad_()
+        maps = a, b
+    else:
+        a, b = (
+            (2 * wave((2, 5, 4, 5), 0.31)).requires_grad_(),
+            (2 * wave((2, 5, 3, 6), 0.17)).requires_grad_(),
+        )
+        maps = a.softmax(1), b.softmax(1)
+    source, target = (x.flatten(2).transpose(1, 2) for x in maps)
+    if aggregate:
+        target = F.spatial_aggregate(target, similarity=kind, contrast=kind == "cosine", backend=backend)
+    found, _ = F.cycle_association_loss(source, target, labels.flatten(1), similarity=kind, backend=backend)
+    grads = torch.autograd.grad(found, (a, b))
+    assert abs(found.item() - loss) < 2e-9
+    assert [g.norm().item() for g in grads] == pytest.approx(norms, abs=2e-8)
+    assert grads[0].flatten()[:3].tolist() == pytest.approx(first, abs=2e-8)
+
+
+def case(b, n, m, c, kind, dtype=torch.float64, classes=4, seed=0):
+    source = rows(b, n, c, seed, kind)
+    target = rows(b, m, c, seed + 1, kind)
+    labels = torch.randint(0, classes, (b, n), generator=torch.Generator().manual_seed(seed + 2))
+    labels[:, ::5] = 255
+    return source.to(dtype).requires_grad_(), target.to(dtype).requires_grad_(), labels
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["cosine", "kl"])
+@pytest.mark.parametrize("contrast", [True, False])
+@pytest.mark.parametrize(("b", "n", "m", "c"), [(1, 20, 31, 7), (2, 63, 40, 19), (2, 33, 97, 40)])
+def test_value_and_gradients_in_float64(backend, kind, contrast, b, n, m, c):
+    source, target, labels = case(b, n, m, c, kind)
+    wanted = literal(source, target, labels, kind, contrast)
+    found, stats = F.cycle_association_loss(
+        source, target, labels, similarity=kind, contrast=contrast, backend=backend
+    )
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-9)
+    for mine, theirs in zip(
+        torch.autograd.grad(3 * found, (source, target)),
+        torch.autograd.grad(3 * wanted, (source, target)),
+        strict=True,
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-9)
+    assert int(stats.valid) == int((labels != 255).sum())
+    assert int(stats.covered) == sum(len(set(row.tolist())) for row in stats.forward_index)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["cosine", "kl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("b", "n", "m", "c"), [(2, 63, 97, 19), (1, 129, 70, 64)])
+def test_error_budget(backend, kind, dtype, b, n, m, c):
+    # one class: every cycle matches, so that a match that flips by rounding moves no set, only its two terms
+    source, target, _ = case(b, n, m, c, kind, dtype, seed=7)
+    labels = torch.zeros(b, n, dtype=torch.int64)
+    exact = [x.detach().double().requires_grad_() for x in (source, target)]
+    plain = [x.detach().clone().requires_grad_() for x in (source, target)]
+
+    def run(inputs, function):
+        loss = function(*inputs)
+        return loss, torch.autograd.grad(loss, inputs)
+
+    truth, truth_grads = run(exact, lambda s, t: literal(s, t, labels, kind))
+    rough, rough_grads = run(plain, lambda s, t: literal(s, t, labels, kind))
+    found, grads = run(
+        (source, target),
+        lambda s, t: F.cycle_association_loss(s, t, labels, similarity=kind, backend=backend)[0],
+    )
+    within_budget(found, rough, truth, "loss", dtype)
+    for name, mine, theirs, exactly in zip(
+        ("source", "target"), grads, rough_grads, truth_grads, strict=True
+    ):
+        assert mine.dtype == dtype
+        within_budget(mine, theirs, exactly, f"gradient of {name}", dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["cosine", "kl"])
+def test_gradcheck(backend, kind):
+    source, target, labels = case(1, 6, 7, 4, kind, classes=2)
+
+    # the temperature is detached, so the numeric gradient holds only without contrast normalisation
+    def loss(s, t):
+        return F.cycle_association_loss(s, t, labels, similarity=kind, contrast=False, backend=backend)[0]
+
+    assert torch.autograd.gradcheck(loss, (source, target), eps=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labels", ["ignored", "alien"])
+def test_no_consistent_cycle_gives_zero(backend, labels):
+    source, target, y = case(2, 9, 11, 5, "cosine", torch.float32)
+    y = torch.full_like(y, 255)
+    if labels == "alien":
+        # every pixel matches one target and comes back to pixel 0, which is ignored
+        y = torch.arange(9).expand(2, 9).clone()
+        y[:, 0] = 255
+        target = (source[:, :1] + 1e-3 * target).detach().requires_grad_()
+    loss, stats = F.cycle_association_loss(source, target, y, backend=backend)
+    assert loss.item() == 0 and int(stats.matched) == 0
+    for grad in torch.autograd.grad(loss, (source, target)):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_side_that_asks_gets_a_gradient(backend):
+    source, target, labels = case(1, 20, 20, 6, "cosine", torch.float32, classes=1)
+    loss, _ = F.cycle_association_loss(source.detach(), target, labels, backend=backend)
+    loss.backward()
+    assert source.grad is None and target.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_runs_are_bitwise_equal(backend):
+    results = []
+    for _ in range(2):
+        source, target, labels = case(2, 150, 130, 48, "cosine", torch.float32)
+        loss, _ = F.cycle_association_loss(source, target, labels, backend=backend)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (source, target))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_does_not_change_the_result(backend):
+    source, target, labels = case(1, 40, 40, 16, "cosine", torch.float32)
+    plain, _ = F.cycle_association_loss(source, target, labels, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast, _ = F.cycle_association_loss(source, target, labels, backend=backend)
+    assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_graph_break(backend):
+    source, target, labels = case(1, 30, 33, 8, "cosine", torch.float32)
+
+    def step(s, t):
+        return F.cycle_association_loss(s, t, labels, backend=backend)[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(source, target)
+    assert compiled.item() == pytest.approx(step(source, target).item(), rel=1e-6)
+    a, b = (torch.autograd.grad(f, (source, target)) for f in (compiled, step(source, target)))
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 50),
+    m=st.integers(1, 50),
+    classes=st.integers(1, 5),
+    share=st.floats(0, 1),
+    kind=st.sampled_from(["cosine", "kl"]),
+    seed=st.integers(0, 50),
+)
+def test_any_labels(backend, n, m, classes, share, kind, seed):
+    source, target, labels = case(1, n, m, 9, kind, classes=classes, seed=seed)
+    labels[torch.rand(1, n, generator=torch.Generator().manual_seed(seed)) < share] = 255
+    found, stats = F.cycle_association_loss(source, target, labels, similarity=kind, backend=backend)
+    wanted = literal(source, target, labels, kind) if m > 1 and n > 1 else found
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-8)
+    assert 0 <= int(stats.matched) <= int(stats.valid) <= n and found.item() >= -1e-12
+
+
+def test_bad_labels_are_named():
+    x = torch.randn(1, 4, 3)
+    with pytest.raises(ValueError, match=r"labels must have shape \(1, 4\), got \(1, 5\)"):
+        F.cycle_association_loss(x, x, torch.zeros(1, 5, dtype=torch.int64))
+    with pytest.raises(TypeError, match="labels must be integers"):
+        F.cycle_association_loss(x, x, torch.zeros(1, 4))

@@ -1,0 +1,80 @@
+"""Running the command lines as a user does: in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = (
+    "--crop",
+    "32",
+    "64",
+    "--batch-size",
+    "2",
+    "--workers",
+    "0",
+    "train.baseline=off",
+    "log.tensorboard=false",
+)
+
+
+def fastuda(module: str, *args: object, cwd: Path | None = None, env: dict | None = None, **kwargs):
+    """``python -m fastuda.<module> args``; its output captured as text."""
+    return subprocess.run(
+        command(module, *args),
+        cwd=cwd or ROOT,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
+
+
+def command(module: str, *args: object) -> list[str]:
+    return [sys.executable, "-m", f"fastuda.{module}", *map(str, args)]
+
+
+def environment(extra: dict | None = None) -> dict:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(extra or {})}
+
+
+def curves(run: Path) -> list[tuple[int, str, str]]:
+    """Rows of metrics.csv that do not measure time."""
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["step", "name", "value"]
+    return [(int(step), name, value) for step, name, value in rows[1:] if not name.startswith("perf/")]
+
+
+def state(run: Path, name: str = "last.pt") -> dict:
+    return torch.load(run / "checkpoints" / name, weights_only=True)
+
+
+def equal(a: object, b: object) -> bool:
+    """Nested equality, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b or (a != a and b != b)
+
+
+def without_clocks(checkpoint: dict) -> dict:
+    """A checkpoint less what a clock put into it."""
+    out = dict(checkpoint)
+    out["ranks"] = [
+        {**rank, "sums": {k: v for k, v in rank["sums"]["sums"].items() if not k.startswith("perf/")}}
+        for rank in checkpoint["ranks"]
+    ]
+    return out

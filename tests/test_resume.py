@@ -1,0 +1,124 @@
+"""N steps are k steps, a stop of any kind, and N - k more: bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from fastuda import checkpoint
+from fastuda.errors import UserError
+from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
+
+STEPS = 6
+
+
+def arguments(root, out, method="plca", *more):
+    return ["--method", method, "--data-root", root, "--out", out, "--steps", STEPS, "--quiet", *TINY,
+            "log.every=4", "checkpoint.every=1", *more]  # fmt: skip
+
+
+def same_end(a, b):
+    assert equal(without_clocks(state(a)), without_clocks(state(b)))
+    assert curves(a) == curves(b)
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, scenes_root):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = fastuda("train", *arguments(scenes_root, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def wait_for_step(out, step, process):
+    path = out / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if state(out)["step"] >= step:
+                return
+        except (OSError, RuntimeError):
+            pass
+        time.sleep(0.05)
+    assert process.poll() is None or path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_is_undisturbed(whole, scenes_root, tmp_path, number):
+    out = tmp_path / "run"
+    args = arguments(scenes_root, out)
+    process = subprocess.Popen(
+        command("train", *args), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(out, 2, process)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert process.returncode == 0 and "Traceback" not in stderr, stderr
+    again = fastuda("train", *args, "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    same_end(whole, out)
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, scenes_root):
+    before = (whole / "metrics.csv").read_bytes()
+    done = fastuda("train", *arguments(scenes_root, whole), "--resume", "auto")
+    assert done.returncode == 0 and "mIoU19" in done.stdout
+    assert (whole / "metrics.csv").read_bytes() == before
+
+
+def test_same_seed_same_run_other_seed_another(whole, scenes_root, tmp_path):
+    assert fastuda("train", *arguments(scenes_root, tmp_path / "a")).returncode == 0
+    same_end(whole, tmp_path / "a")
+    assert fastuda("train", *arguments(scenes_root, tmp_path / "b"), "--seed", 1).returncode == 0
+    assert curves(whole) != curves(tmp_path / "b")
+
+
+def test_a_checkpoint_of_another_method_is_refused(whole, scenes_root, tmp_path):
+    args = arguments(scenes_root, tmp_path / "run", "source_only")
+    done = fastuda("train", *args, "--resume", whole / "checkpoints" / "last.pt")
+    assert done.returncode == 2 and "is of method 'plca', this run is 'source_only'" in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named(whole, scenes_root, tmp_path):
+    cut = tmp_path / "cut.pt"
+    data = (whole / "checkpoints" / "last.pt").read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run"), "--resume", cut)
+    assert done.returncode == 2 and "cut.pt cannot be read as a checkpoint" in done.stderr
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def broken(draft):
+        draft.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoint.write_atomic(path, broken)
+    assert checkpoint.load(path)["step"] == 1 and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_random_states_come_back():
+    checkpoint.seed_everything(3)
+    saved = checkpoint.rng_state()
+    drawn = torch.rand(3), random.random()
+    checkpoint.set_rng_state(saved)
+    assert torch.equal(torch.rand(3), drawn[0]) and random.random() == drawn[1]
+
+
+def test_checkpoints_with_code_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('executed')",))
+
+    torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match=r"evil\.pt cannot be read as a checkpoint"):
+        checkpoint.load(tmp_path / "evil.pt")

@@ -1,0 +1,226 @@
+"""The command lines, as a user meets them: a whole run, and every kind of bad input."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.program import ROOT, TINY, curves, fastuda
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, scenes_root):
+    """A finished run with its source-only baseline."""
+    out = tmp_path_factory.mktemp("runs") / "plca"
+    args = [a for a in TINY if "baseline" not in a and "tensorboard" not in a]
+    done = fastuda(
+        "train", "--method", "plca", "--amp", "--data-root", scenes_root, "--out", out, "--steps", 3, *args
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_run_prints_both_methods_and_leaves_its_folder(run):
+    out, done = run
+    assert "source_only" in done.stdout and "plca" in done.stdout and "gain" in done.stdout
+    assert "mIoU19" in done.stdout and "mIoU16" in done.stdout and "mIoU13" in done.stdout
+    for name in ("config.yaml", "env.txt", "log.txt", "metrics.csv", "checkpoints/last.pt", "checkpoints/best.pt",
+                 "model.safetensors", "result.json", "table.txt", "source_only/result.json"):  # fmt: skip
+        assert (out / name).stat().st_size > 0, name
+    assert any((out / "tb").iterdir())
+    pictures = sorted((out / "preds").glob("*.png"))
+    assert len(pictures) == 3 and Image.open(pictures[0]).size == (3 * 64 + 8, 32)
+    names = {name for _, name, _ in curves(out)}
+    assert {"train/ce", "train/loss", "train/feature_association", "val/mIoU19", "lr/model"} <= names
+    assert not list(out.rglob("*.part"))
+
+
+def test_the_saved_configuration_is_a_configuration(run, tmp_path):
+    out, _ = run
+    done = fastuda("train", "--config", out / "config.yaml", "--print-config")
+    assert done.returncode == 0 and yaml.safe_load(done.stdout) == yaml.safe_load(
+        (out / "config.yaml").read_text()
+    )
+
+
+def test_evaluate(run, tmp_path):
+    out, _ = run
+    done = fastuda("evaluate", out, "--json", "--csv", tmp_path / "iou.csv", "--pictures", 2)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    trained = json.loads((out / "result.json").read_text())
+    assert result["mIoU19"] == pytest.approx(trained["mIoU19"], abs=1.0)
+    assert (tmp_path / "iou.csv").read_text().startswith("class,iou")
+    assert len(list((out / "preds_val").iterdir())) == 2
+    plain = fastuda("evaluate", out, "method.test_aggregation=false")
+    assert plain.returncode == 0 and "plca" in plain.stdout
+
+
+def test_predict(run, scenes_root, tmp_path):
+    out, _ = run
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    image = next((scenes_root / "scenes" / "gta5" / "images").iterdir())
+    (tmp_path / "in" / "sub" / "a.png").write_bytes(image.read_bytes())
+    done = fastuda("predict", out, tmp_path / "in", "--out", tmp_path / "out", "--quiet")
+    assert done.returncode == 0, done.stderr
+    labels = np.asarray(Image.open(tmp_path / "out" / "labels" / "sub" / "a.png"))
+    color = Image.open(tmp_path / "out" / "color" / "sub" / "a.png")
+    assert labels.shape == (32, 64) and labels.max() < 19
+    assert color.mode == "P" and np.array_equal(np.asarray(color), labels)
+    assert np.asarray(Image.open(tmp_path / "out" / "overlay" / "sub" / "a.png")).shape == (32, 64, 3)
+
+
+def test_predict_needs_only_weights_and_configuration(run, scenes_root, tmp_path):
+    out, _ = run
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "model.safetensors"):
+        (tmp_path / "run" / name).write_bytes((out / name).read_bytes())
+    image = next((scenes_root / "scenes" / "gta5" / "images").iterdir())
+    done = fastuda("predict", tmp_path / "run", image, "--out", tmp_path / "p", "--save", "labels", "--quiet")
+    assert done.returncode == 0 and len(list((tmp_path / "p").rglob("*.png"))) == 1
+
+
+def test_env_names_every_op():
+    done = fastuda("env")
+    assert done.returncode == 0
+    for word in (
+        "fastuda 0",
+        "torch 2",
+        "GPU",
+        "C++ extension",
+        "cycle_association_loss",
+        "reference  usable",
+        "apex",
+    ):
+        assert word in done.stdout, word
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "env"])
+def test_help_teaches(module):
+    done = fastuda(module, "--help")
+    assert (
+        done.returncode == 0 and "examples:" in done.stdout and f"python -m fastuda.{module}" in done.stdout
+    )
+
+
+def test_shipped_configurations_resolve():
+    names = fastuda("train", "--list-configs").stdout.split()
+    assert {"scenes", "gta5_cityscapes_plca", "synthia_cityscapes_plca", "camvid_dusk_day"} <= set(names)
+    from fastuda.config import resolve
+
+    for name in names:
+        config = resolve(name, {}, {})
+        assert config.method_config() is not None
+    published = resolve("gta5_cityscapes_plca", {}, {})
+    assert (published.train.steps, published.optim.horizon, published.data.crop) == (10416, 11160, (730, 730))
+    assert published.method_config().lovasz_weight == 3.0
+
+
+BAD = [
+    (["--method", "pcla"], "unknown method 'pcla'; did you mean plca"),
+    (["--source", "gta:x"], "unknown domain 'gta'; did you mean gta5"),
+    (["--backbone", "resnet_50"], "unknown backbone 'resnet_50'; did you mean resnet50"),
+    (["optim.learning_rate=1"], "unknown setting 'optim.learning_rate'"),
+    (["method.lovasz=1"], "unknown setting 'method.lovasz'; did you mean lovasz_weight"),
+    (["optim.lr=fast"], "optim.lr must be float, got 'fast'"),
+    (["train.steps=1.5"], "train.steps must be int, got 1.5"),
+    (["lr"], "'lr' is neither a flag nor key=value"),
+    (["--source", "gta5:/no/such/folder"], "no folder /no/such/folder"),
+    (["--weights", "/no/such/file.pth"], "no weights file at /no/such/file.pth"),
+    (["--config", "no_such_config"], "no configuration is named 'no_such_config'"),
+    (["--config", "no_such.yaml"], "no configuration file no_such.yaml"),
+    (["--device", "cuda:7"], "finds no CUDA device"),
+    (["--device", "gpu"], "unknown device 'gpu'"),
+    (["--amp", "fp16"], "fp16 with a loss scaler needs a CUDA device"),
+    (["--resume", "auto"], "--resume auto needs --out"),
+    (["--resume", "/no/such/last.pt"], "no checkpoint at /no/such/last.pt"),
+    (["data.eval_split=test"], "no images for split 'test'"),
+    (["optim.name=lion"], "unknown optimiser 'lion'"),
+    (["optim.schedule=cosine"], "unknown optim.schedule 'cosine'"),
+    (["--loader", "tf"], "unknown loader 'tf'"),
+    (["optim.impl=apex"], "optim.impl=apex needs NVIDIA apex"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), BAD, ids=[" ".join(args) for args, _ in BAD])
+def test_bad_input_gives_one_clear_line(args, message, scenes_root, tmp_path, capsys, monkeypatch):
+    if args == ["--device", "cuda:7"] and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    from fastuda import cli, train
+
+    out = tmp_path / "run"
+    full = [
+        "train",
+        *(args if args[-1] == "auto" else [*args, "--out", str(out)]),
+        "--data-root",
+        str(scenes_root),
+    ]
+    monkeypatch.setattr("sys.argv", [*full, "--quiet", "--steps", "1", *TINY[:6]])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and message in err, err
+    assert not out.exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_traceback_never_shows_and_the_exit_code_is_two(tmp_path):
+    done = fastuda("train", "--method", "pcla")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_an_existing_run_folder_is_left_alone(run, scenes_root):
+    out, _ = run
+    before = (out / "result.json").read_bytes()
+    done = fastuda("train", "--data-root", scenes_root, "--out", out, "--steps", 1, *TINY)
+    assert done.returncode == 2 and "is not empty; choose another --out" in done.stderr
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_weights_of_another_network(scenes_root, tmp_path):
+    from fastuda.models.backbones import BACKBONES
+
+    torch.save(BACKBONES["resnet18"](False).state_dict(), tmp_path / "resnet18.pth")
+    args = ["--weights", tmp_path / "resnet18.pth", "--data-root", scenes_root, "--out", tmp_path / "run"]
+    done = fastuda("train", *args, "--steps", 1, *TINY)
+    assert done.returncode == 2 and "resnet18.pth does not fit this backbone" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_space_left(scenes_root, tmp_path):
+    """A file-size limit stands in for a full disk: the kernel refuses the write either way."""
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    out = tmp_path / "run"
+    done = fastuda(
+        "train", "--data-root", scenes_root, "--out", out, "--steps", 2, *TINY, preexec_fn=limit
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr and "last.pt" in done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(out / "checkpoints") == []
+
+
+def test_a_loss_that_is_not_finite_names_itself_and_keeps_the_checkpoint(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    args = ["--data-root", scenes_root, "--out", out, "--steps", 40, *TINY]
+    done = fastuda("train", *args, "--lr", 1e18, "checkpoint.every=1", "optim.warmup=0")
+    assert done.returncode == 2 and "the loss is not finite" in done.stderr and ".png" in done.stderr, (
+        done.stderr
+    )
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] >= 1
+
+
+def test_runs_from_anywhere(tmp_path, scenes_root):
+    done = fastuda("env", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tmp_path != ROOT
