@@ -33,11 +33,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError of its archive writer
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
-            raise
-        raise UserError(f"cannot write {path}: {error}; free some space or choose another --out") from error
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a failed write as a RuntimeError
+        reason = str(error.__context__ or error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -21,13 +21,9 @@ from fastuda.models.weights import Normalization
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet) -> None:
     """The segmentor's weights, with the classes and the input normalisation in the file's metadata."""
-    metadata = {
-        "classes": json.dumps(classes.names),
-        "palette": json.dumps(classes.palette),
-        "input": json.dumps(dataclasses.asdict(model.input)),
-    }
+    about = {"classes": classes.names, "palette": classes.palette, "input": dataclasses.asdict(model.input)}
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    write_atomic(path, lambda draft: save_file(weights, draft, metadata))
+    write_atomic(path, lambda draft: save_file(weights, draft, {"fastuda": json.dumps(about)}))
 
 
 def load_config(run: Path) -> RunConfig:
@@ -54,11 +50,11 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
         raise UserError(f"{run} has no model.safetensors; the run has not ended: go on with --resume auto")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            about = json.loads(file.metadata()["fastuda"])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        palette = tuple((int(r), int(g), int(b)) for r, g, b in json.loads(metadata["palette"]))
-        classes = ClassSet(tuple(json.loads(metadata["classes"])), palette)
-        expected = json.loads(metadata["input"])
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
+        classes = ClassSet(tuple(about["classes"]), palette)
+        expected = about["input"]
         model = build_model(dataclasses.replace(config.model, weights=None), len(classes))
         model.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

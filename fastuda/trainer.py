@@ -74,6 +74,8 @@ class Trainer:
         self.networks = self.method.networks()
         settings = {name: network_config(config.optim, name) for name in self.networks}
         self.settings = settings
+        for setting in settings.values():
+            lr_factor(setting, 0, config.train.steps)
         self.optimizers = {name: build_optimizer(settings[name], net) for name, net in self.networks.items()}
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
         self.loader = build_loader(

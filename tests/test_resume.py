@@ -57,7 +57,7 @@ def test_stopped_and_resumed_is_undisturbed(whole, scenes_root, tmp_path, number
     )
     wait_for_step(out, 2, process)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     if number != signal.SIGKILL:
         assert process.returncode == 0 and "Traceback" not in stderr, stderr
     again = fastuda("train", *args, "--resume", "auto")

@@ -46,7 +46,8 @@ def first_argmax(sim: Tensor) -> Tensor:
     """Row argmax with ties to the lowest index (torch's own argmax leaves ties open)."""
     index = torch.arange(sim.shape[-1], device=sim.device)
     best = sim.detach() == sim.detach().amax(-1, keepdim=True)
-    return torch.where(best, index, sim.shape[-1]).amin(-1)
+    # a row of NaN has no best: any valid index will do, the loss will show the NaN
+    return torch.where(best, index, sim.shape[-1] - 1).amin(-1)
 
 
 def cycle_match(source: Tensor, target: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
