@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-gpu bench bench-gpu lint format clean
+.PHONY: demo test test-gpu lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
@@ -23,24 +23,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
 
 # The GPU targets use the machine's own Python and packages: they need no package index.
 test-gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest -q -m gpu
-
-bench: $(VENV)/.installed
-	$(BIN)/python -m bench.run
-
-bench-gpu:
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m bench.run --device cuda
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastuda/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

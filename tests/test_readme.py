@@ -1,0 +1,25 @@
+"""What the README says runs, runs."""
+
+import re
+from pathlib import Path
+
+from fastuda.config import resolve
+from fastuda.data.domains import DOMAINS
+from fastuda.methods import METHODS
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def test_the_op_example_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "BackendStatus" in capsys.readouterr().out
+
+
+def test_every_method_domain_and_configuration_is_named():
+    for name in METHODS:
+        assert f"| `{name}` |" in README, name
+    for name in DOMAINS:
+        assert f"`{name}:DIR" in README, name
+    for name in re.findall(r"--config ([a-z0-9_]+)[ `)]", README):
+        assert resolve(name, {}, {})
