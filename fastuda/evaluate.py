@@ -46,12 +46,12 @@ def main() -> int:
     method.config = config.method_config()
     named = {"target": args.target, "eval_split": args.split, "data_root": args.data_root}
     data = dataclasses.replace(config.data, **{key: value for key, value in named.items() if value})
-    domain = open_domain(data.target, role="target", data_root=data.data_root, split=data.eval_split)
+    domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
     missing = [name for name in classes.names if name not in domain.classes.names]
     if missing:
         raise UserError(f"{data.target} has no class named {', '.join(missing)}, which the run predicts")
     domain = domain.restrict(classes.names)
-    folder = args.run / f"preds_{data.eval_split.replace('.', '_')}" if args.pictures else None
+    folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
     scores = evaluate(method, domain, data, world, pictures=folder, count=args.pictures)
     distributed.stop()
     if args.csv:

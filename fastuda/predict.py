@@ -29,7 +29,7 @@ def main() -> int:
     args = p.parse_args()
 
     from fastuda import distributed
-    from fastuda.data.domains import IMAGE_SUFFIXES
+    from fastuda.data.layouts import IMAGE_SUFFIXES
     from fastuda.prediction import predict_files
     from fastuda.saved import load_run
 

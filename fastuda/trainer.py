@@ -54,17 +54,16 @@ class Trainer:
             raise UserError("fp16 with a loss scaler needs a CUDA device; use --amp bf16 here")
         self.amp = AMP[config.train.amp]
         root = config.data.data_root
-        self.source = open_domain(config.data.source, role="source", data_root=root)
-        self.target = open_domain(config.data.target, role="target", data_root=root)
+        source = open_domain(config.data.source, role="source", data_root=root)
+        target = open_domain(config.data.target, role="target", data_root=root)
         held_out = open_domain(
-            config.data.target, role="target", data_root=root, split=config.data.eval_split
+            config.data.target, role="evaluation", data_root=root, split=config.data.eval_split
         )
-        found = len(self.source.classes), len(self.target.classes)
-        self.source, self.target = share_classes(self.source, self.target)
-        self.held_out = held_out.restrict(self.target.classes.names)
-        if found != (len(self.source.classes),) * 2:
-            names = ", ".join(self.source.classes.names)
-            log.info("%d classes in both domains (of %d and %d): %s", len(self.source.classes), *found, names)
+        for domain in (source, held_out):
+            domain.check_labels(config.data.check_labels)
+        self.source, self.target, self.held_out = share_classes(
+            source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
+        )
 
         checkpoint.seed_everything(config.train.seed)
         classes = len(self.source.classes)

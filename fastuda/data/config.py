@@ -15,8 +15,13 @@ class DataConfig:
     """Unlabelled domain, likewise; its training split never shows its labels."""
     data_root: str = "data"
     """Where domains without a path of their own lie, under their names."""
-    eval_split: str = "val"
-    """Split of the target that is evaluated."""
+    eval_split: str = "auto"
+    """Split of the target that is evaluated; auto: the one that goes with the target's own (val for
+    Cityscapes)."""
+    classes: tuple[str, ...] | None = None
+    """Classes to train and evaluate; none: those that source and target share by name."""
+    class_alias: tuple[str, ...] = ()
+    """Names that mean the same class, as target=source: rider=Bicyclist."""
     crop: tuple[int, int] = (128, 256)
     """Height and width of the training crop."""
     source_resize: tuple[int, int] | None = None
@@ -39,3 +44,5 @@ class DataConfig:
     """auto or torch."""
     max_bad: int = 10
     """Unreadable training files to skip (each named once) before the run stops."""
+    check_labels: int = 16
+    """Label files per domain that are read before training, so that a wrong label map is found at once."""

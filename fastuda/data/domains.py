@@ -1,368 +1,253 @@
-"""Domains: data sets as they are downloaded, one table entry each.
+"""Opening a data set for one role, as it was downloaded.
 
 A domain is named ``name`` or ``name:path[:split]``. Without a path it is looked for under ``<data
-root>/<name>``.
+root>/<name>``. The table of data sets is :mod:`fastuda.data.catalogue`; which files a split holds is found by
+:mod:`fastuda.data.splits`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from fastuda.data.labels import (
-    CAMVID,
-    CAMVID_COLORS,
-    CITYSCAPES,
-    CITYSCAPES_IDS,
-    IGNORE,
-    UNKNOWN,
-    ClassSet,
-    lookup,
-)
+from fastuda.data.catalogue import DOMAINS, DomainEntry
+from fastuda.data.classes import canonical, class_mapping
+from fastuda.data.decode import BadFile, open_rgb, read_raw_label
+from fastuda.data.folder import folder_entry
+from fastuda.data.labels import UNKNOWN, ClassSet, LabelMap
+from fastuda.data.layouts import Item
+from fastuda.data.splits import evaluation_split, select
 from fastuda.errors import UserError, nearest
 
-Items = list[tuple[Path, Path | None]]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+log = logging.getLogger("fastuda")
 
-
-@dataclass(frozen=True)
-class Layout:
-    """What a data set's folder holds for one split."""
-
-    items: Items
-    classes: ClassSet
-    table: np.ndarray
-    """65,536 entries from the value in a label file to the train id."""
-    colors: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    """For labels stored as colours: colour to train id."""
-    red_channel: bool = False
-    """The id is the red channel of a 16-bit RGB file (SYNTHIA)."""
+ROLES = ("source", "target", "evaluation")
+AUTO = "auto"
+"""The split that the table names for the role."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A readable list of images and, where there are any, labels."""
+    """Images and labels of one split of a data set.
+
+    ``items`` holds (image path, label path or None); labels are read as train ids of ``classes``, 255 where
+    there is none. A file that cannot be used raises :class:`~fastuda.data.decode.BadFile`, a ``UserError``.
+    """
 
     name: str
     split: str
-    layout: Layout
-    kept: tuple[int, ...] | None = None
-    """Train ids of the layout that stay, in their new order; the others are ignored. None keeps all."""
-
-    @property
-    def classes(self) -> ClassSet:
-        full = self.layout.classes
-        if self.kept is None:
-            return full
-        return ClassSet(tuple(full.names[i] for i in self.kept), tuple(full.palette[i] for i in self.kept))
-
-    def restrict(self, names: Sequence[str]) -> Domain:
-        """The same images with these classes only, in this order."""
-        return replace(self, kept=tuple(self.layout.classes.names.index(name) for name in names))
-
-    @property
-    def items(self) -> Items:
-        return self.layout.items
+    root: Path
+    items: list[Item]
+    classes: ClassSet
+    label_map: LabelMap
+    fit_labels: bool = False
+    """Labels whose size differs from their image's by up to 5 % are resized, not refused."""
 
     def __len__(self) -> int:
-        return len(self.layout.items)
+        return len(self.items)
 
-    def read_image(self, index: int) -> np.ndarray:
-        """``uint8 [H, W, 3]`` RGB.
+    def renumber(self, classes: ClassSet, table: Mapping[int, int]) -> Domain:
+        """The same files in other classes: train ids go through ``table``, those that it lacks are
+        ignored."""
+        return replace(self, classes=classes, label_map=self.label_map.remap(table))
+
+    def restrict(self, names: Sequence[str]) -> Domain:
+        """The same images with these classes only, in this order.
 
         Raises:
-            UserError: the file cannot be read whole.
+            UserError: a class that the domain does not have.
         """
-        path = self.items[index][0]
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except Exception as error:
-            raise UserError(f"{path} cannot be read as an image: {error}") from error
+        own = {canonical(name): i for i, name in reversed(list(enumerate(self.classes.names)))}
+        for name in names:
+            if canonical(name) not in own:
+                raise UserError(f"{self.name} has no class {name!r}{nearest(name, self.classes.names)}")
+        kept = [own[canonical(name)] for name in names]
+        palette = tuple(self.classes.palette[i] for i in kept)
+        return self.renumber(ClassSet(tuple(names), palette), {i: new for new, i in enumerate(kept)})
+
+    def open_image(self, index: int) -> Image.Image:
+        """The image as an 8-bit RGB Pillow image."""
+        return open_rgb(self.items[index].image)
+
+    def read_image(self, index: int) -> np.ndarray:
+        """``uint8 [H, W, 3]`` RGB."""
+        return np.asarray(self.open_image(index))
 
     def read_label(self, index: int) -> np.ndarray:
         """``uint8 [H, W]`` train ids, 255 = ignore.
 
         Raises:
-            UserError: there is no label, it cannot be read whole, or it holds a value that the data set does
-                not define.
+            BadFile: no label, an unreadable one, or one with a value outside the map (named).
         """
         image, path = self.items[index]
         if path is None:
-            raise UserError(f"{image} has no label in {self.name}")
-        try:
-            with Image.open(path) as file:
-                if self.layout.red_channel:
-                    # Pillow keeps the high byte of 16-bit RGB, which is zero here; the class is in the low
-                    # one
-                    file.tile = [tile._replace(args="RGB;16L") for tile in getattr(file, "tile", [])]
-                    raw = np.asarray(file)[..., 0]
-                else:
-                    raw = np.asarray(file.convert("RGB") if file.mode == "RGBA" else file)
-        except Exception as error:
-            raise UserError(f"{path} cannot be read as a label map: {error}") from error
-        labels = self._from_colors(path, raw) if raw.ndim == 3 else self._from_ids(path, raw)
-        if self.kept is None:
-            return labels
-        table = np.full(256, IGNORE, np.uint8)
-        table[list(self.kept)] = np.arange(len(self.kept), dtype=np.uint8)
-        return table[labels]
-
-    def _from_ids(self, path: Path, raw: np.ndarray) -> np.ndarray:
-        labels = self.layout.table[raw.astype(np.uint16)]
-        if (labels == UNKNOWN).any():
-            values = np.unique(raw[labels == UNKNOWN])[:5].tolist()
-            raise UserError(f"{path} holds label values {values} that {self.name} does not define")
-        return labels
+            raise BadFile(image, f"has no label in {self.name}")
+        raw = read_raw_label(path)
+        if raw.ndim == 3 and not self.label_map.colors and not self.label_map.channel_zero:
+            raise BadFile(
+                path, f"is a colour picture; {self.name} expects label ids (one channel)", fatal=True
+            )
+        label = self.label_map.decode(raw)
+        if (label == UNKNOWN).any():
+            values = self.label_map.unknown(raw)
+            what = f"the colour {values[0]}" if isinstance(values[0], str) else f"label values {values[:5]}"
+            raise BadFile(path, f"holds {what} that {self.name} does not define", fatal=True)
+        return label
 
     def read_pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and label of one size.
 
         Raises:
-            UserError: as the two readers do, or the sizes differ.
+            BadFile: as the two readers do, or the sizes differ.
         """
         image, label = self.read_image(index), self.read_label(index)
         if image.shape[:2] != label.shape:
-            raise UserError(
-                f"{self.items[index][1]} is {label.shape[1]}x{label.shape[0]},"
-                f" its image is {image.shape[1]}x{image.shape[0]}"
-            )
+            near = all(abs(a - b) <= 0.05 * a for a, b in zip(image.shape[:2], label.shape, strict=True))
+            if not (self.fit_labels and near):
+                raise BadFile(
+                    self.items[index].label or "",
+                    f"is {label.shape[1]}x{label.shape[0]}, its image is {image.shape[1]}x{image.shape[0]}",
+                )
+            size = image.shape[1], image.shape[0]
+            label = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
         return image, label
 
-    def _from_colors(self, path: Path, rgb: np.ndarray) -> np.ndarray:
-        if not self.layout.colors:
-            raise UserError(f"{path} is a colour picture; {self.name} expects label ids (one channel)")
-        keys = rgb[..., 0].astype(np.uint32) << 16 | rgb[..., 1].astype(np.uint32) << 8 | rgb[..., 2]
-        values, inverse = np.unique(keys, return_inverse=True)
-        known = {r << 16 | g << 8 | b: train for (r, g, b), train in self.layout.colors.items()}
-        for value in values.tolist():
-            if value not in known:
-                raise UserError(f"{path} holds the colour #{value:06x} that {self.name} does not define")
-        return np.array([known[v] for v in values.tolist()], np.uint8)[inverse].reshape(rgb.shape[:2])
+    def check_labels(self, count: int) -> None:
+        """Read ``count`` labels spread over the domain, so that a wrong map is found before training.
+
+        Raises:
+            UserError: a value outside the map. Other faults are left to the loader, which may skip them.
+        """
+        labelled = [i for i, item in enumerate(self.items) if item.label is not None]
+        for i in labelled[:: max(1, len(labelled) // max(count, 1))][:count]:
+            try:
+                self.read_label(i)
+            except BadFile as bad:
+                if bad.fatal:
+                    raise
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
+    """name, path and split of ``name[:path[:split]]``."""
+    name, _, rest = spec.partition(":")
+    path, _, split = rest.partition(":")
+    if not name:
+        raise UserError(f"domain {spec!r} has no name; write name, name:path or name:path:split")
+    return name, path or None, split or None
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if path is not None:
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise UserError(f"no folder {root} for the domain {entry.name}")
+        return root
+    candidates = [data_root / name for name in (entry.name, *entry.folders)]
+    for root in candidates:
+        if root.is_dir():
+            return root
+    raise UserError(
+        f"no folder {candidates[0]} for the domain {entry.name}; give its place as {entry.name}:PATH "
+        f"or with --data-root"
+    )
 
 
-CITYSCAPES_TABLE = lookup(CITYSCAPES_IDS, [i for i in range(35) if i not in CITYSCAPES_IDS] + [255])
-TRAIN_ID_TABLE = lookup(range(19), [255])
-_CITY_COLORS = dict(zip(CITYSCAPES.palette, range(19), strict=True)) | {
-    (0, 0, 0): IGNORE,
-    (20, 20, 20): IGNORE,
-    (111, 74, 0): IGNORE,
-    (81, 0, 81): IGNORE,
-    (250, 170, 160): IGNORE,
-    (230, 150, 140): IGNORE,
-    (180, 165, 180): IGNORE,
-    (150, 100, 100): IGNORE,
-    (150, 120, 90): IGNORE,
-    (153, 153, 153): 5,
-    (0, 0, 90): IGNORE,
-    (0, 0, 110): IGNORE,
-}
+def _entry(name: str, path: str | None, role: str, data_root: Path) -> tuple[DomainEntry, Path]:
+    """The table's line and the folder of a named domain; the scenes are drawn where they are missing."""
+    if name == "folder":
+        if path is None:
+            raise UserError("domain folder needs a path: folder:PATH")
+        root = Path(path).expanduser()
+        return folder_entry(root), root
+    if name == "scenes":
+        from fastuda.data.scenes import ensure_scenes
 
-
-def _gta5(root: Path, split: str) -> Layout:
-    names = [path.relative_to(root / "images") for path in _images(root / "images")]
-    if split != "all":
-        listed = _split_list(root / f"{split}.txt")
-        names = [name for name in names if name.stem in listed]
-    items: Items = [
-        (root / "images" / n, _existing((root / "labels" / n).with_suffix(".png"))) for n in names
-    ]
-    return Layout(items, CITYSCAPES, CITYSCAPES_TABLE, _CITY_COLORS)
-
-
-def _split_list(path: Path) -> set[str]:
-    if not path.is_file():
-        raise UserError(f"no list of that split at {path}; leave the split out for all images")
-    return {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
-
-
-def _cityscapes(root: Path, split: str) -> Layout:
-    folder, suffix = root / "leftImg8bit" / split, "_leftImg8bit.png"
-    items: Items = []
-    train_ids = False
-    for image in sorted(folder.glob(f"*/*{suffix}")):
-        base = root / "gtFine" / split / image.parent.name / image.name.removesuffix(suffix)
-        label = _existing(base.with_name(base.name + "_gtFine_labelIds.png"))
-        if label is None and (label := _existing(base.with_name(base.name + "_gtFine_labelTrainIds.png"))):
-            train_ids = True
-        items.append((image, label))
-    return Layout(items, CITYSCAPES, TRAIN_ID_TABLE if train_ids else CITYSCAPES_TABLE)
-
-
-def _camvid(root: Path, split: str) -> Layout:
-    table = lookup(range(11), [11, 255])
-    if (root / "splits.json").is_file():
-        node = json.loads((root / "splits.json").read_text())
-        for part in ("official." + split if split in ("train", "val", "test") else split).split("."):
-            if not isinstance(node, dict) or part not in node:
-                known = node if isinstance(node, dict) else ()
-                raise UserError(f"{root / 'splits.json'} has no split {split!r}{nearest(part, known)}")
-            node = node[part]
-        if not isinstance(node, list):
-            raise UserError(
-                f"split {split!r} is a group; choose one of {', '.join(f'{split}.{k}' for k in node)}"
-            )
-        items: Items = []
-        for name in node:
-            image = next(
-                (p for s in IMAGE_SUFFIXES if (p := root / "images" / f"{Path(name).name}{s}").is_file()),
-                None,
-            )
-            if image is None:
-                raise UserError(f"{root / 'splits.json'} lists {name}, which is not in {root / 'images'}")
-            items.append((image, _existing(root / "labels" / f"{image.stem}.png")))
-        return Layout(items, CAMVID, table, CAMVID_COLORS)
-    if (root / split).is_dir():
-        pairs: Items = [(p, _existing(root / f"{split}annot" / p.name)) for p in _images(root / split)]
-        return Layout(pairs, CAMVID, table, CAMVID_COLORS)
-    images = root / "701_StillsRaw_full"
-    colored: Items = [
-        (p, _existing(root / "LabeledApproved_full" / f"{p.stem}_L.png")) for p in _images(images)
-    ]
-    return Layout(colored, CAMVID, table, CAMVID_COLORS)
-
-
-def _folder(root: Path, split: str) -> Layout:
-    spec_path = root / "classes.yaml"
-    if not spec_path.is_file():
-        raise UserError(f"{root} has no classes.yaml; it names the classes, e.g.  names: [road, car]")
-    try:
-        spec = yaml.safe_load(spec_path.read_text())
-        names = tuple(str(name) for name in spec["names"])
-        ids = [int(i) for i in spec.get("ids", range(len(names)))]
-        ignored = [int(i) for i in spec.get("ignore", [255])]
-        rng = np.random.default_rng(0)
-        palette = spec.get("palette") or rng.integers(40, 256, (len(names), 3)).tolist()
-        classes = ClassSet(names, tuple((int(r), int(g), int(b)) for r, g, b in palette))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{spec_path} cannot be used: {error!r}; it needs `names`, and may have `ids`,"
-                        " `palette` and `ignore`") from error  # fmt: skip
-    if len(ids) != len(names) or len(classes.palette) != len(names):
-        raise UserError(
-            f"{spec_path} has {len(names)} names, {len(ids)} ids and {len(classes.palette)} colours"
-        )
-    images, labels = root / "images", root / "labels"
-    if split and (images / split).is_dir():
-        images, labels = images / split, labels / split
-    items: Items = [
-        (p, _existing((labels / p.relative_to(images)).with_suffix(".png"))) for p in _images(images)
-    ]
-    return Layout(items, classes, lookup(ids, ignored))
-
-
-SYNTHIA_IDS = {
-    3: 0,
-    4: 1,
-    2: 2,
-    21: 3,
-    5: 4,
-    7: 5,
-    15: 6,
-    9: 7,
-    6: 8,
-    1: 10,
-    10: 11,
-    17: 12,
-    8: 13,
-    19: 15,
-    12: 17,
-    11: 18,
-}
-"""Class in SYNTHIA-RAND-CITYSCAPES to Cityscapes train id; it lacks terrain, truck and train."""
-
-
-def _synthia(root: Path, split: str) -> Layout:
-    folder = root / "GT" / "LABELS"
-    items: Items = [(p, _existing(folder / p.name)) for p in _images(root / "RGB")]
-    order = sorted(SYNTHIA_IDS, key=lambda i: SYNTHIA_IDS[i])
-    kept = [SYNTHIA_IDS[i] for i in order]
-    classes = ClassSet(tuple(CITYSCAPES.names[i] for i in kept), tuple(CITYSCAPES.palette[i] for i in kept))
-    ignored = [i for i in range(23) if i not in SYNTHIA_IDS]
-    return Layout(items, classes, lookup(order, ignored), red_channel=True)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One data set: how to list it, and which split serves which purpose."""
-
-    read: Callable[[Path, str], Layout]
-    source_split: str
-    target_split: str
-    about: str
-
-
-DOMAINS: dict[str, Entry] = {
-    "gta5": Entry(_gta5, "all", "all", "GTA5: images/ and labels/ (palette or colour PNGs)"),
-    "synthia": Entry(_synthia, "all", "all", "SYNTHIA-RAND-CITYSCAPES: RGB/ and GT/LABELS/ (16-bit PNGs)"),
-    "cityscapes": Entry(_cityscapes, "train", "train", "Cityscapes: leftImg8bit/ and gtFine/"),
-    "camvid": Entry(_camvid, "train", "train", "CamVid: images/, labels/ and splits.json, or as published"),
-    "folder": Entry(_folder, "train", "train", "your own: images/, labels/ (one-channel PNGs), classes.yaml"),
-}
+        root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes")
+        entry = DOMAINS["gta5" if role == "source" else "cityscapes"]
+        return entry, root / entry.name
+    if name not in DOMAINS:
+        raise UserError(f"unknown domain {name!r}{nearest(name, (*DOMAINS, 'folder', 'scenes'))}")
+    return DOMAINS[name], find_root(DOMAINS[name], path, data_root)
 
 
 def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | None = None) -> Domain:
-    """The domain that ``spec`` names, as ``source`` or ``target``.
+    """The domain that ``spec`` names.
 
     ``scenes`` is the built-in pair of domains: drawn on first use under ``<data root>/scenes``, the synthetic
     side for the source in GTA5's layout, the real-looking side for the target in Cityscapes' layout.
 
-    Raises:
-        UserError: the name is unknown, the folder is missing or empty, or a source or evaluation image has no
-            label.
-    """
-    name, _, rest = spec.partition(":")
-    path, _, given = rest.partition(":")
-    labelled = role == "source" or split is not None
-    if name == "scenes":
-        from fastuda.data.scenes import ensure_scenes
-
-        folder = ensure_scenes(Path(path or Path(data_root) / "scenes"))
-        name, path = (
-            ("gta5", str(folder / "gta5")) if role == "source" else ("cityscapes", str(folder / "cityscapes"))
-        )
-    if name not in DOMAINS:
-        raise UserError(f"unknown domain {name!r}{nearest(name, [*DOMAINS, 'scenes'])}")
-    entry = DOMAINS[name]
-    root = Path(path) if path else Path(data_root) / name
-    if not root.is_dir():
-        raise UserError(f"no folder {root} for {spec!r}; give its place as {name}:PATH or with --data-root")
-    chosen = split or given or (entry.source_split if role == "source" else entry.target_split)
-    layout = entry.read(root, chosen)
-    if not layout.items:
-        raise UserError(f"no images for split {chosen!r} in {root} ({entry.about})")
-    if labelled and (bare := [image for image, label in layout.items if label is None]):
-        raise UserError(
-            f"{len(bare)} of {len(layout.items)} images in {root} have no label; the first is {bare[0]}"
-        )
-    return Domain(spec.partition(":")[0], chosen, layout)
-
-
-def share_classes(source: Domain, target: Domain) -> tuple[Domain, Domain]:
-    """Both domains with the classes that both name, in the target's order.
+    Args:
+        role: source and evaluation need a label for every image; target only where ``split`` is given.
+        split: instead of the one in ``spec``; ``auto`` is the one that evaluates the split in ``spec``.
 
     Raises:
-        UserError: they share none.
+        UserError: unknown name or split, missing folder, no images, images without label.
     """
-    if source.classes.names == target.classes.names:
-        return source, target
-    shared = [name for name in target.classes.names if name in source.classes.names]
-    if not shared:
-        raise UserError(
-            f"{source.name} and {target.name} share no class: {', '.join(source.classes.names)}"
-            f" against {', '.join(target.classes.names)}"
-        )
-    return source.restrict(shared), target.restrict(shared)
+    if role not in ROLES:
+        raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
+    name, path, said = parse_spec(spec)
+    entry, root = _entry(name, path, role, Path(data_root))
+    labelled = role != "target" or split is not None
+    if split == AUTO or (role == "evaluation" and split is None):
+        split = evaluation_split(root, entry, said)
+    split = split or said or (entry.source_split if role == "source" else entry.target_split)
+    selected = select(root, entry, split)
+    if selected is None or not selected[0]:
+        wanted = " or ".join(layout.image for layout in entry.layouts)
+        raise UserError(f"no images for split {split!r} of {name} in {root}: looked for {wanted}")
+    items, label_map = selected
+    if labelled:
+        items = _labelled(items, entry, root, split)
+    return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels)
+
+
+def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str) -> list[Item]:
+    """Every item with its label.
+
+    Raises:
+        UserError: images without label, unless the data set is known for them.
+    """
+    bare = [item.image for item in items if item.label is None]
+    if not bare:
+        return items
+    if entry.partly_labelled and len(bare) < len(items):
+        log.info("%s: %d of %d images have no label and are left out", root, len(bare), len(items))
+        return [item for item in items if item.label is not None]
+    raise UserError(
+        f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label; the first is {bare[0]}"
+    )
+
+
+def share_classes(
+    source: Domain, *targets: Domain, classes: Sequence[str] | None = None, aliases: Sequence[str] = ()
+) -> tuple[Domain, ...]:
+    """Source and targets in the classes that they share by name, in the target's order and names; what is
+    left out is
+    logged.
+
+    Args:
+        targets: the target's splits, which have one set of classes.
+        classes: keep only these.
+        aliases: further pairs that mean one class, ``target=source``.
+
+    Raises:
+        UserError: they share none, or a name in ``classes`` or ``aliases`` is no class of either.
+    """
+    mapping = class_mapping(source.classes, targets[0].classes, classes, aliases)
+    if mapping.source_only or mapping.target_only or mapping.renamed:
+        for line in mapping.describe().splitlines():
+            log.info("%s", line)
+    return (
+        source.renumber(mapping.shared, mapping.source),
+        *(target.renumber(mapping.shared, mapping.target) for target in targets),
+    )

@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
+from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
 from fastuda.data.transforms import Augment, resize_image
 from fastuda.errors import UserError
@@ -27,6 +28,11 @@ from fastuda.models.weights import Normalization
 log = logging.getLogger("fastuda")
 
 SOURCE, TARGET = 0, 1
+
+Sample = tuple[tuple[Any, ...] | None, list[str]]
+"""Source image and label, target image and the two files (None where no readable file is left); the bad files
+met.
+Faults travel as values: an exception in a worker would arrive with its traceback for a message."""
 
 
 @lru_cache(maxsize=8)
@@ -49,13 +55,16 @@ class _Samples(Dataset):
             Augment(config.crop, config.target_resize, config.target_size, config.flip),
         )
 
-    def __getitem__(self, k: int) -> tuple[Any, ...]:
+    def __getitem__(self, k: int) -> Sample:
         bad: list[str] = []
-        image, label, source_file = self._sample(SOURCE, k, bad)
-        target, _, target_file = self._sample(TARGET, k, bad)
-        return image, label, target, source_file, target_file, bad
+        source, target = self._sample(SOURCE, k, bad), self._sample(TARGET, k, bad)
+        if source is None or target is None:
+            return None, bad
+        return (source[0], source[1], target[0], source[2], target[2]), bad
 
-    def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Tensor | None, str]:
+    def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Tensor | None, str] | None:
+        """Image, label and file; a bad file is noted and the next in order takes its place; None: none is
+        left."""
         domain = self.domains[side]
         count = len(domain)
         order = _order(self.seed, side, k // count, count)
@@ -66,7 +75,7 @@ class _Samples(Dataset):
                     image, label = domain.read_pair(index)
                 else:
                     image, label = domain.read_image(index), None
-            except UserError as error:
+            except BadFile as error:
                 bad.append(str(error))
                 continue
             rng = np.random.default_rng([self.seed, side, k])
@@ -74,11 +83,15 @@ class _Samples(Dataset):
             pixels = self.normalization.apply(torch.from_numpy(image.copy()).permute(2, 0, 1))
             classes = None if label is None else torch.from_numpy(label.astype(np.int64))
             return pixels, classes, str(domain.items[index][0])
-        raise UserError("no readable file left to take its place:\n  " + "\n  ".join(bad))
+        return None
 
 
-def _collate(samples: list[tuple[Any, ...]]) -> tuple[Batch, list[str]]:
-    images, labels, targets, source_files, target_files, bad = zip(*samples, strict=True)
+def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
+    bad = [message for _, messages in samples for message in messages]
+    found = [parts for parts, _ in samples if parts is not None]
+    if len(found) < len(samples):
+        return None, bad
+    images, labels, targets, source_files, target_files = zip(*found, strict=True)
     batch = Batch(
         torch.stack(images),
         torch.stack(labels),
@@ -86,7 +99,25 @@ def _collate(samples: list[tuple[Any, ...]]) -> tuple[Batch, list[str]]:
         tuple(source_files),
         tuple(target_files),
     )
-    return batch, [message for messages in bad for message in messages]
+    return batch, bad
+
+
+T = TypeVar("T")
+
+
+def _next(batches: Iterator[T]) -> T:
+    """The next of a DataLoader's items.
+
+    Raises:
+        UserError: a worker died.
+    """
+    try:
+        return next(batches)
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"a loader process died ({said}); short of memory? Try fewer data.workers") from error
 
 
 def _one_thread(worker: int) -> None:
@@ -116,7 +147,7 @@ class TorchLoader:
         self.config, self.rank, self.world, self.pin = config, rank, world, pin
         self.given = 0
         self.bad: dict[str, None] = {}
-        self._batches: Iterator[tuple[Batch, list[str]]] | None = None
+        self._batches: Iterator[tuple[Batch | None, list[str]]] | None = None
 
     def _indices(self) -> Iterator[list[int]]:
         size = self.config.batch_size
@@ -142,15 +173,16 @@ class TorchLoader:
                     generator=torch.Generator().manual_seed(0),
                 )
             )
-        batch, bad = next(self._batches)
+        batch, bad = _next(self._batches)
         for message in bad:
             if message not in self.bad:
                 self.bad[message] = None
                 log.warning("skipped: %s", message)
-        if len(self.bad) > self.config.max_bad:
+        if batch is None or len(self.bad) > self.config.max_bad:
+            self.close()
             raise UserError(
-                f"{len(self.bad)} files could not be read (data.max_bad is {self.config.max_bad}):\n  "
-                + "\n  ".join(self.bad)
+                f"{len(self.bad)} files could not be read (data.max_bad is {self.config.max_bad}); "
+                "mend or remove them:\n  " + "\n  ".join(self.bad)
             )
         self.given += 1
         return batch
@@ -202,18 +234,46 @@ class _Evaluation(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, str]:
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, str] | str:
         index = self.indices[position]
-        image, label = self.domain.read_image(index), self.domain.read_label(index)
+        try:
+            image, label = self.domain.read_pair(index)
+        except BadFile as error:
+            return str(error)
         image = resize_image(image, self.config.eval_size)
         pixels = self.normalization.apply(torch.from_numpy(image.copy()).permute(2, 0, 1))
         return pixels[None], torch.from_numpy(label.astype(np.int64))[None], str(self.domain.items[index][0])
 
 
+class EvalLoader:
+    """``(image [1, 3, H, W], label [1, H', W'], file)`` of every image of one rank once.
+
+    Raises (while iterating):
+        UserError: a file cannot be used. None is skipped: a score over a part of the split would be another
+            score.
+    """
+
+    def __init__(self, samples: _Evaluation, workers: int):
+        self.samples, self.workers = samples, workers
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
+        loader = DataLoader(
+            self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread
+        )
+        frames = iter(loader)
+        for _ in range(len(self)):
+            frame = _next(frames)
+            if isinstance(frame, str):
+                raise UserError(f"evaluation needs every file: {frame}")
+            yield frame
+
+
 def eval_loader(
     domain: Domain, config: DataConfig, normalization: Normalization, *, rank: int = 0, world: int = 1
-) -> DataLoader:
-    """``(image [1, 3, H, W], label [1, H', W'], file)`` of every image once; the ranks share them out."""
+) -> EvalLoader:
+    """The evaluation images of one rank; the ranks share them out."""
     indices = list(range(rank, len(domain), world))
-    samples = _Evaluation(domain, config, normalization, indices)
-    return DataLoader(samples, batch_size=None, num_workers=config.workers, worker_init_fn=_one_thread)
+    return EvalLoader(_Evaluation(domain, config, normalization, indices), config.workers)

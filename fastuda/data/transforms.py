@@ -1,8 +1,9 @@
-"""Paired augmentation of an image and its label: resize, crop, flip, normalise."""
+"""Paired augmentation of an image and its label: resize, crop, flip."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -10,14 +11,24 @@ from PIL import Image
 from fastuda.data.labels import IGNORE
 
 
+class Window(NamedTuple):
+    """One drawn augmentation: resize to ``height`` x ``width``, crop at (``top``, ``left``), flip."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    flip: bool
+
+
 @dataclass(frozen=True)
 class Augment:
-    """Random shorter edge (or an exact size), random crop, random flip; a pure function of the generator's
-    state.
+    """Random shorter edge (or an exact size), random crop, random flip.
 
+    What is drawn (:meth:`draw`) is apart from what is done with it, so that every loader can do the same.
     Only the window that the crop shows is resampled: bilinear with antialiasing for the image, nearest for
-    the label. Where the resized image is smaller than the crop, the rest is mean colour and ignored label,
-    right and below.
+    the label. Where the resized image is smaller than the crop, the rest is black and ignored, right and
+    below (PLCA, data/transforms.py).
     """
 
     crop: tuple[int, int]
@@ -25,54 +36,57 @@ class Augment:
     size: tuple[int, int] | None = None
     flip: float = 0.5
 
-    def __call__(
-        self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """``uint8 [H, W, 3]`` and ``uint8 [H, W]`` to the crop's size."""
-        height, width = image.shape[:2]
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        """A window of an image of this size: a pure function of the generator's state."""
+        new_h, new_w = height, width
         if self.size is not None:
             new_h, new_w = self.size
         elif self.resize is not None:
             edge = int(rng.integers(self.resize[0], self.resize[1] + 1))
             scale = edge / min(height, width)
             new_h, new_w = round(height * scale), round(width * scale)
-        else:
-            new_h, new_w = height, width
-        crop_h, crop_w = min(self.crop[0], new_h), min(self.crop[1], new_w)
-        top = int(rng.integers(0, new_h - crop_h + 1))
-        left = int(rng.integers(0, new_w - crop_w + 1))
-        flip = rng.random() < self.flip
+        top = int(rng.integers(0, max(new_h - self.crop[0], 0) + 1))
+        left = int(rng.integers(0, max(new_w - self.crop[1], 0) + 1))
+        return Window(new_h, new_w, top, left, bool(rng.random() < self.flip))
 
+    def image(self, image: np.ndarray, window: Window) -> np.ndarray:
+        """``uint8 [H, W, 3]`` to the crop's size."""
+        return self._finish(self._cut(image, window, Image.Resampling.BILINEAR), window, 0)
+
+    def label(self, label: np.ndarray, window: Window) -> np.ndarray:
+        """``uint8 [H, W]`` to the crop's size."""
+        return self._finish(self._cut(label, window, Image.Resampling.NEAREST), window, IGNORE)
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Draw a window and apply it to both."""
+        window = self.draw(image.shape[0], image.shape[1], rng)
+        return self.image(image, window), None if label is None else self.label(label, window)
+
+    def _cut(self, x: np.ndarray, window: Window, mode: Image.Resampling) -> np.ndarray:
+        """The crop's part of the resized picture."""
+        height, width = x.shape[:2]
+        crop_h, crop_w = min(self.crop[0], window.height), min(self.crop[1], window.width)
+        if (height, width) == (window.height, window.width):
+            return x[window.top : window.top + crop_h, window.left : window.left + crop_w]
+        sy, sx = height / window.height, width / window.width
         box = (
-            left * width / new_w,
-            top * height / new_h,
-            (left + crop_w) * width / new_w,
-            (top + crop_h) * height / new_h,
+            window.left * sx,
+            window.top * sy,
+            min((window.left + crop_w) * sx, width),
+            min((window.top + crop_h) * sy, height),
         )
-        image = self._window(image, box, (crop_w, crop_h), Image.Resampling.BILINEAR)
-        if label is not None:
-            label = self._window(label, box, (crop_w, crop_h), Image.Resampling.NEAREST)
-        if flip:
-            image = image[:, ::-1]
-            label = None if label is None else label[:, ::-1]
-        pad_h, pad_w = self.crop[0] - crop_h, self.crop[1] - crop_w
-        if pad_h or pad_w:
-            mean = image.reshape(-1, 3).mean(0).round().astype(np.uint8)
-            padded = np.broadcast_to(mean, (*self.crop, 3)).copy()
-            padded[:crop_h, :crop_w] = image
-            image = padded
-            if label is not None:
-                label = np.pad(label, ((0, pad_h), (0, pad_w)), constant_values=IGNORE)
-        return np.ascontiguousarray(image), None if label is None else np.ascontiguousarray(label)
+        return np.asarray(Image.fromarray(x).resize((crop_w, crop_h), mode, box=box))
 
-    @staticmethod
-    def _window(
-        x: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int], mode: Image.Resampling
-    ) -> np.ndarray:
-        if (box[2] - box[0], box[3] - box[1]) == size:
-            left, top = round(box[0]), round(box[1])
-            return x[top : top + size[1], left : left + size[0]]
-        return np.asarray(Image.fromarray(x).resize(size, mode, box=box))
+    def _finish(self, x: np.ndarray, window: Window, fill: int) -> np.ndarray:
+        if window.flip:
+            x = x[:, ::-1]
+        if x.shape[:2] == self.crop:
+            return np.ascontiguousarray(x)
+        out = np.full((*self.crop, *x.shape[2:]), fill, x.dtype)
+        out[: x.shape[0], : x.shape[1]] = x
+        return out
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""Reading one image or label file, with every fault named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+
+from fastuda.errors import UserError
+
+_LABEL_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA"}
+
+
+class BadFile(UserError):
+    """One file of a data set that cannot be used; the loaders skip a limited number of them."""
+
+    def __init__(self, path: Path | str, reason: str, fatal: bool = False) -> None:
+        super().__init__(f"{path} {reason}")
+        self.path = str(path)
+        self.reason = reason
+        self.fatal = fatal
+        """The label map is wrong, not the file: known before training where the file is looked at."""
+
+    def __reduce__(self) -> tuple[type[BadFile], tuple[str, str, bool]]:
+        return type(self), (self.path, self.reason, self.fatal)
+
+
+def open_image(path: Path, low_bytes: bool = False) -> Image.Image:
+    """A decoded Pillow image; ``low_bytes``: of 16-bit colour, the low byte of every channel and not the high
+    one.
+
+    Raises:
+        BadFile: the file is missing, empty, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if low_bytes and isinstance(image, PngImageFile):
+                # read as little-endian, the "high" byte that Pillow keeps is the low one of the file
+                image.tile = [
+                    tile._replace(args="RGB;16L") if tile.args == "RGB;16B" else tile for tile in image.tile
+                ]
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise BadFile(path, "cannot be read: it is not there any more") from error
+    except UnidentifiedImageError as error:
+        reason = (
+            "cannot be read: it is empty"
+            if path.stat().st_size == 0
+            else "cannot be read: no image that Pillow knows"
+        )
+        raise BadFile(path, reason) from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadFile(path, f"cannot be read ({told})") from error
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """A decoded image in 8-bit RGB; grey and palette images are converted, alpha is dropped."""
+    image = open_image(path)
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "L", "P", "CMYK", "LA"):
+        return image.convert("RGB")
+    raise BadFile(path, f"has mode {image.mode}, not 8-bit RGB")
+
+
+def read_raw_label(path: Path) -> np.ndarray:
+    """The values in a label file as they are: ids [H, W] (palette files: the index) or colours [H, W, 3].
+
+    16-bit colour files (SYNTHIA) come as their low bytes, where the class is: Pillow by itself keeps the high
+    ones, which are zero.
+
+    Raises:
+        BadFile: as :func:`open_image`, or a mode that holds no labels.
+    """
+    image = open_image(path, low_bytes=True)
+    if image.mode not in _LABEL_MODES:
+        raise BadFile(path, f"has mode {image.mode}, which holds neither ids nor colours")
+    raw = np.asarray(image)
+    return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw[..., :3] if raw.ndim == 3 else raw

@@ -1,0 +1,126 @@
+"""``folder:PATH``: any images and label files, described by a ``classes.yaml`` in the folder.
+
+    names: [road, building, tree]        # the classes, train ids in this order
+    ids: [7, 11, 21]                     # their values in the label files; 0, 1, 2, ... where absent
+    palette: [[128, 64, 128], ...]       # for pictures, and for label files with colours
+    ignore: [0, 255]                     # values without a class; 255 where absent
+    same_as: {tree: vegetation}          # names of the same class in other domains
+    images: images/{path}.{ext}          # templates or globs; these two are the default
+    labels: labels/{path}.png
+
+With ``{split}`` in the patterns (the default where images/ has a folder train or val), or with lists
+``train.txt`` and ``val.txt`` in the folder, training reads train and evaluation val. Images without a label
+file are fine in a target; as a source, they are left out.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastuda.data.catalogue import DomainEntry
+from fastuda.data.labels import IGNORE, ClassSet, Color, LabelMap
+from fastuda.data.layouts import LabelRule, Layout
+from fastuda.errors import UserError, nearest
+
+_KEYS = ("names", "ids", "palette", "ignore", "same_as", "images", "labels")
+
+
+def template(glob: str) -> str:
+    """A glob as a template: ``**/*`` or ``**`` becomes {path}, every other star a field that images and
+    labels share."""
+    count = 0
+
+    def star(match: re.Match[str]) -> str:
+        nonlocal count
+        if "**" in match[0]:
+            return "{path}"
+        count += 1
+        return f"{{star{count}}}"
+
+    return re.sub(r"\*\*/\*|\*\*|\*", star, glob)
+
+
+def default_palette(count: int) -> tuple[Color, ...]:
+    """Distinct colours: hues by the golden ratio, brightness in three steps."""
+    colours = []
+    for i in range(count):
+        r, g, b = colorsys.hsv_to_rgb(i * 0.61803398875 % 1, 0.75, (0.95, 0.7, 0.5)[i % 3])
+        colours.append((round(r * 255), round(g * 255), round(b * 255)))
+    return tuple(colours)
+
+
+def _ints(value: Any, where: str) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 16 for v in values):
+        raise UserError(f"{where} must be one or more integers from 0 to 65535, not {value!r}")
+    return values
+
+
+def folder_entry(root: Path) -> DomainEntry:
+    """The entry of a user's own data set.
+
+    Raises:
+        UserError: no ``classes.yaml``, or one with an unknown key or a value of the wrong kind; the key is
+            named.
+    """
+    path = root / "classes.yaml"
+    if not root.is_dir():
+        raise UserError(f"no folder {root} for the domain folder:{root}")
+    if not path.is_file():
+        raise UserError(f"{root} has no classes.yaml; it names the classes, e.g.  names: [road, car]")
+    try:
+        said = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} cannot be used, it is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(said, dict) or not isinstance(said.get("names"), list) or not said["names"]:
+        raise UserError(f"{path} needs `names`, a list of the classes")
+    for key in said:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), _KEYS)}")
+    names = [str(name) for name in said["names"]]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: names has a class twice")
+    ids = _ints(said.get("ids", list(range(len(names)))), f"{path}: ids")
+    palette = said.get("palette")
+    for key, value in (("ids", ids), ("palette", palette)):
+        if value is not None and len(value) != len(names):
+            raise UserError(f"{path} has {len(names)} names, {len(value)} {key}")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: ids has a value twice")
+    if palette is not None and not all(
+        isinstance(c, list) and len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c)
+        for c in palette
+    ):
+        raise UserError(f"{path}: palette must be a list of [red, green, blue] from 0 to 255")
+    ignore = _ints(said.get("ignore", IGNORE), f"{path}: ignore")
+    same = said.get("same_as", {})
+    if not isinstance(same, dict) or not set(same) <= set(names):
+        raise UserError(f"{path}: same_as maps names of this file to names elsewhere, not {same!r}")
+    colours = tuple((c[0], c[1], c[2]) for c in palette) if palette else default_palette(len(names))
+    classes = ClassSet(tuple(str(same.get(name, name)) for name in names), colours)
+    label_map = LabelMap(
+        {raw: IGNORE for raw in (*ignore, IGNORE)} | {raw: i for i, raw in enumerate(ids)},
+        ({(0, 0, 0): IGNORE} | {c: i for i, c in enumerate(colours)}) if palette else {},
+    )
+    below = "{split}/" if any((root / "images" / split).is_dir() for split in ("train", "val")) else ""
+    images = template(str(said.get("images", f"images/{below}{{path}}.{{ext}}")))
+    labels = template(str(said.get("labels", f"labels/{below}{{path}}.png")))
+    fields = set(re.findall(r"\{(\w+)\}", labels)) - set(re.findall(r"\{(\w+)\}", images))
+    if fields or ".." in f"{images}/{labels}".split("/") or images.startswith("/") or labels.startswith("/"):
+        raise UserError(f"{path}: images and labels must be patterns inside the folder with the same stars")
+    split = "{split}" in images or (root / "train.txt").is_file()
+    return DomainEntry(
+        "folder",
+        f"images and labels of {root}",
+        classes,
+        (Layout(images, (LabelRule(labels, label_map),)),),
+        source_split="train" if split else "all",
+        target_split="train" if split else "all",
+        eval_split="val" if split else "all",
+        partly_labelled=True,
+    )

@@ -1,0 +1,174 @@
+"""Everything that can be wrong with files: named with its path, and never half-read."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastuda.data.config import DataConfig
+from fastuda.data.decode import BadFile
+from fastuda.data.domains import open_domain
+from fastuda.data.torch_loader import build_loader, eval_loader
+from fastuda.errors import UserError
+from fastuda.models.weights import IMAGENET
+from tests.data.data_files import ids, picture, save
+
+
+def gta(root):
+    return open_domain(f"gta5:{root}", role="source", data_root=".")
+
+
+def city(root, role="source"):
+    return open_domain(f"cityscapes:{root}", role=role, data_root=".")
+
+
+def loader(source, target, **kwargs):
+    config = DataConfig(crop=(16, 16), batch_size=2, workers=0, **kwargs)
+    return build_loader(source, target, config, IMAGENET, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gta6:x", "unknown domain 'gta6'; did you mean gta5"),
+        ("gta5:/no/such/place", "no folder /no/such/place"),
+        ("gta5", "no folder .*gta5.*gta5:PATH"),
+        (":x", "has no name"),
+        ("folder", "needs a path"),
+    ],
+)
+def test_wrong_specs(tmp_path, spec, message):
+    with pytest.raises(UserError, match=message):
+        open_domain(spec, role="source", data_root=tmp_path)
+
+
+def test_no_images(tmp_path):
+    with pytest.raises(UserError, match=r"no images .*images/\{path\}"):
+        gta(tmp_path)
+
+
+def test_image_without_label_is_named(gta5):
+    (gta5 / "labels" / "00002.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 5 images .* the first is .*00002\.png"):
+        gta(gta5)
+    assert len(open_domain(f"gta5:{gta5}", role="target", data_root=".")) == 5
+
+
+def test_two_images_of_one_label(gta5):
+    save(picture(np.random.default_rng(0)), gta5 / "images" / "00001.jpg")
+    with pytest.raises(UserError, match=r"00001\.jpg and .*00001\.png are two images of one label"):
+        gta(gta5)
+
+
+@pytest.mark.parametrize("name", ["../gta5/images/00001.png", "/etc/passwd", "a/../../b", "~/x"])
+def test_lists_do_not_lead_out(gta5, name):
+    (gta5 / "mine.txt").write_text(f"{name}\n")
+    with pytest.raises(UserError, match=r"mine\.txt: .* leads out"):
+        open_domain(f"gta5:{gta5}:mine", role="source", data_root=".")
+
+
+def test_list_with_a_name_twice_or_missing(gta5):
+    (gta5 / "mine.txt").write_text("00001\n00001\n")
+    with pytest.raises(UserError, match="00001 is in the list twice"):
+        open_domain(f"gta5:{gta5}:mine", role="source", data_root=".")
+    (gta5 / "mine.txt").write_text("00001\n77777\n")
+    with pytest.raises(UserError, match="lists 77777, which is no image"):
+        open_domain(f"gta5:{gta5}:mine", role="source", data_root=".")
+
+
+def test_label_of_another_size(cityscapes):
+    label = city(cityscapes).items[1].label
+    save(ids(np.random.default_rng(0), 10, 18), label)
+    with pytest.raises(BadFile, match=rf"{label.name} is 18x10, its image is 36x20"):
+        city(cityscapes).read_pair(1)
+
+
+def test_value_outside_the_map_is_named(gta5):
+    raw = np.asarray(Image.open(gta5 / "labels" / "00003.png")).copy()
+    raw[:3, :3] = 77
+    save(raw, gta5 / "labels" / "00003.png")
+    with pytest.raises(BadFile, match=r"00003\.png holds label values \[77\] that gta5 does not define"):
+        gta(gta5).read_label(3)
+    with pytest.raises(UserError, match="77"):
+        gta(gta5).check_labels(5)
+
+
+def test_colour_outside_the_palette_is_named(gta5):
+    save(np.full((20, 36, 3), 9, np.uint8), gta5 / "labels" / "00000.png")
+    with pytest.raises(BadFile, match=r"the colour #090909"):
+        gta(gta5).read_label(0)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def garbage(path):
+    path.write_bytes(b"not a picture at all")
+
+
+def vanish(path):
+    path.unlink()
+
+
+def wrong_mode(path):
+    save(np.ones((20, 36), np.float32), path.with_suffix(".tif"))
+    path.with_suffix(".tif").rename(path)
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+FAULTS = [truncate, empty, garbage, vanish, wrong_mode, a_folder]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_faults_are_named_and_skipped(gta5, cityscapes, fault, kind, caplog):
+    source, target = gta(gta5), city(cityscapes, "target")
+    path = getattr(source.items[2], kind)
+    fault(path)
+    batches = loader(source, target, max_bad=1)
+    for _ in range(5):
+        batch = next(batches)
+        assert str(source.items[2].image) not in batch.source_files
+    assert caplog.text.count(str(path)) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_faults_stop_with_the_list(gta5, cityscapes, workers):
+    source, target = gta(gta5), city(cityscapes, "target")
+    truncate(source.items[1].image)
+    empty(source.items[3].label)
+    vanish(target.items[0].image)
+    config = DataConfig(crop=(16, 16), batch_size=2, workers=workers, max_bad=2)
+    batches = build_loader(source, target, config, IMAGENET, seed=0)
+    with pytest.raises(UserError, match=r"3 files could not be read \(data\.max_bad is 2\)") as error:
+        for _ in range(10):
+            next(batches)
+    for path in (source.items[1].image, source.items[3].label, target.items[0].image):
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_left(gta5, cityscapes, workers):
+    source, target = gta(gta5), city(cityscapes, "target")
+    shutil.rmtree(cityscapes / "leftImg8bit")
+    config = DataConfig(crop=(16, 16), batch_size=1, workers=workers, max_bad=100)
+    with pytest.raises(UserError, match="4 files could not be read"):
+        next(build_loader(source, target, config, IMAGENET, seed=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_skips_nothing(cityscapes, workers):
+    held_out = city(cityscapes, "evaluation")
+    truncate(held_out.items[1].image)
+    with pytest.raises(UserError, match=rf"needs every file: .*{held_out.items[1].image.name}"):
+        list(eval_loader(held_out, DataConfig(workers=workers), IMAGENET))
