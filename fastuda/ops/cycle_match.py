@@ -12,7 +12,7 @@ from fastuda.ops._checks import check_choice, check_features
 
 SIMILARITIES = ("cosine", "kl")
 
-_backends.register("cycle_match", ("cycle_match_fwd",))
+_backends.register("cycle_match", ("cycle_match_fwd",), triton=True)
 
 
 class CycleMatch(NamedTuple):

@@ -1,0 +1,143 @@
+"""What every kernel shares: operands, tile shapes, the tile product and the matrix products of panels."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+EPS_NORM = 1e-12
+EPS_KL = 1e-10
+EPS_STD = 1e-10
+LOG2E = 1.4426950408889634
+
+PANEL_BYTES = 32 << 20
+"""A panel of similarities (or of partial results) stays within this, so that it lives in L2."""
+
+
+class Side(NamedTuple):
+    """One image of a pair, ready for the kernels; ``[B, N, ...]`` contiguous."""
+
+    query: Tensor
+    """[B, N, C] what stands on the left of the product: the features, or the probabilities in float32."""
+    key: Tensor
+    """[B, N, C] what stands on the right: the features, or ``log(p + 1e-10)`` in float32."""
+    row: Tensor
+    """[B, N] float32: the inverse norm (cosine), or minus the entropy term (KL)."""
+
+
+def prepare(x: Tensor, similarity: str) -> Side:
+    """The operands of one image.
+
+    The cosine keeps the raw features, so that half-precision inputs enter the tensor cores unrounded; the
+    norms scale the float32 accumulator. KL probabilities go to float32: their logarithms would lose the
+    match.
+    """
+    x = x.contiguous()
+    if similarity == "cosine":
+        norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+        return Side(x, x, norm.clamp(min=EPS_NORM).reciprocal())
+    p = x.float()
+    log_p = (p + EPS_KL).log()
+    return Side(p, log_p, -(p * log_p).sum(-1))
+
+
+def on_device(x: Tensor) -> AbstractContextManager:
+    """Make the tensor's GPU current: Triton launches there."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def generation(x: Tensor) -> int:
+    """Major compute capability of the tensor's GPU."""
+    return torch.cuda.get_device_capability(x.device)[0]
+
+
+def tile_shape(x: Tensor) -> dict[str, int]:
+    """Block shape, warps and pipeline depth of a similarity tile; one fixed choice per dtype and GPU
+    generation, so that two runs add in the same order."""
+    if INTERPRETED:
+        return dict(BM=64, BN=64, BK=64, num_warps=4, num_stages=1)
+    if x.dtype == torch.float32:
+        return dict(BM=128, BN=64, BK=32, num_warps=8, num_stages=2)
+    if generation(x) < 9:
+        return dict(BM=128, BN=128, BK=32, num_warps=8, num_stages=4)
+    return dict(BM=128, BN=128, BK=64, num_warps=8, num_stages=3)
+
+
+def divides(x: Tensor, block: int) -> bool:
+    """Whether the channel loop needs no mask."""
+    return x.shape[-1] % block == 0
+
+
+@triton.jit
+def tile_product(
+    a,
+    b,
+    rows,
+    cols,
+    channels,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """``a[rows] @ b[cols].T`` in float32, for row-major ``a`` and ``b`` of width ``channels``.
+
+    ``rows`` and ``cols`` are int64 and inside the tensors: the caller clamps them and masks the result.
+    """
+    k = tl.arange(0, BK)
+    a_at = a + rows[:, None] * channels + k[None, :]
+    b_at = b + cols[None, :] * channels + k[:, None]
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, channels, BK):
+        if EVEN:
+            x = tl.load(a_at)
+            y = tl.load(b_at)
+        else:
+            inside = k < channels - start
+            x = tl.load(a_at, mask=inside[None, :], other=0.0)
+            y = tl.load(b_at, mask=inside[:, None], other=0.0)
+        if UPCAST:  # the interpreter multiplies bf16 bit patterns
+            x = x.to(tl.float32)
+            y = y.to(tl.float32)
+        acc = tl.dot(x, y, acc, input_precision="ieee")
+        a_at += BK
+        b_at += BK
+    return acc
+
+
+@triton.jit
+def grouped(pid, blocks, splits, GROUP: tl.constexpr):
+    """Program number to (row block, column split): neighbours share operands, which then stay in L2."""
+    per_group = GROUP * splits
+    first = (pid // per_group) * GROUP
+    size = tl.minimum(blocks - first, GROUP)
+    return first + (pid % per_group) % size, (pid % per_group) // size
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a @ b`` into float32, from the library."""
+    if a.dtype == torch.float32:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(a.float(), b.float(), out=out)
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a @ b`` into float32, from the library."""
+    if a.dtype == torch.float32:
+        out.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.addmm_(a.float(), b.float())

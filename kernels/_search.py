@@ -1,0 +1,325 @@
+"""One pass over similarity tiles: best match and log-sum-exp of every row, and of every column.
+
+A program owns a block of rows and a span of column tiles. Row results stay in registers across the span;
+column results go to one partial per row block. Partials are merged in a fixed order: no atomics, two runs
+agree bit for bit. Rows are processed in chunks that keep the column partials within :data:`PANEL_BYTES`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import (
+    INTERPRETED,
+    LOG2E,
+    PANEL_BYTES,
+    Side,
+    divides,
+    grouped,
+    tile_product,
+    tile_shape,
+)
+
+PROGRAMS = 2048
+"""Programs to aim for: enough for several waves of any GPU, few enough that row partials stay small."""
+
+
+class Best(NamedTuple):
+    """Of every query, over all keys."""
+
+    index: Tensor
+    """[B, N] int64: the most similar key, the lowest of equals."""
+    similarity: Tensor
+    """[B, N] float32."""
+    sum: Tensor
+    """[B, N] float32: sum of ``exp((s - similarity) / temperature)``."""
+
+    @classmethod
+    def empty(cls, row: Tensor) -> Best:
+        """Before any key is seen."""
+        index = torch.zeros(row.shape, dtype=torch.int64, device=row.device)
+        return cls(index, torch.full_like(row, float("-inf")), torch.zeros_like(row))
+
+    def lse(self, temperature: Tensor) -> Tensor:
+        """[B, N] log-sum-exp of ``s / temperature``; the division matches that of the loss bit for bit."""
+        return self.similarity / temperature + self.sum.log()
+
+
+def search(
+    source: Side, target: Side, temperatures: tuple[Tensor, Tensor] | None, similarity: str
+) -> tuple[Best, Best]:
+    """Both hops. Without temperatures no sum is taken."""
+    source_t, target_t = temperatures or (None, None)
+    if similarity == "cosine":
+        return _pass(source, target, source_t, target_t, kl=False, columns=True)
+    forward, _ = _pass(source, target, source_t, None, kl=True, columns=False)
+    backward, _ = _pass(target, source, target_t, None, kl=True, columns=False)
+    return forward, backward
+
+
+def _pass(
+    query: Side, key: Side, row_t: Tensor | None, col_t: Tensor | None, *, kl: bool, columns: bool
+) -> tuple[Best, Best]:
+    batch, n, c = query.query.shape
+    m = key.key.shape[1]
+    shape = tile_shape(query.query)
+    lse = row_t is not None
+    rows, cols = Best.empty(query.row), Best.empty(key.row)
+    row_t = query.row if row_t is None else row_t
+    col_t = key.row if col_t is None else col_t
+    blocks, tiles = triton.cdiv(n, shape["BM"]), triton.cdiv(m, shape["BN"])
+    chunk = min(blocks, max(1, PANEL_BYTES // (12 * batch * m))) if columns else blocks
+    span = max(1, min(16, batch * chunk * tiles // PROGRAMS))
+    splits = triton.cdiv(tiles, span)
+    row_part = _partials(query.row, batch, splits, n)
+    col_part = _partials(query.row, batch, chunk if columns else 0, m)
+    for first in range(0, blocks, chunk):
+        here = min(chunk, blocks - first)
+        search_tiles[(here * splits, batch)](
+            query.query,
+            key.key,
+            query.row,
+            key.row,
+            row_t,
+            col_t,
+            *row_part,
+            *col_part,
+            n,
+            m,
+            c,
+            first,
+            here,
+            chunk,
+            splits,
+            span,
+            KL=kl,
+            LSE=lse,
+            COLUMNS=columns,
+            LOG2E=LOG2E,
+            EVEN=divides(query.query, shape["BK"]),
+            UPCAST=INTERPRETED,
+            GROUP=8,
+            **shape,
+        )
+        if columns:
+            _merge(col_part, here, chunk, col_t, cols)
+    _merge(row_part, splits, splits, row_t, rows)
+    return rows, cols
+
+
+def _partials(like: Tensor, batch: int, parts: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    value, total = like.new_empty(2, batch, parts, length)
+    return value, torch.empty(value.shape, dtype=torch.int32, device=like.device), total
+
+
+def _merge(
+    part: tuple[Tensor, Tensor, Tensor], count: int, stride: int, temperature: Tensor, into: Best
+) -> None:
+    batch, length = into.index.shape
+    merge_best[(triton.cdiv(length, 64), batch)](
+        *part,
+        temperature,
+        into.similarity,
+        into.index,
+        into.sum,
+        length,
+        count,
+        stride,
+        LOG2E=LOG2E,
+        BP=16,
+        BL=64,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def halves(s, BM: tl.constexpr, BN: tl.constexpr):
+    """The left and the right half of a tile."""
+    return tl.split(tl.permute(tl.reshape(s, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def reduce_strip(
+    s,
+    start,
+    row_ok,
+    rows,
+    scale_row,
+    inv_row,
+    best,
+    best_index,
+    total,
+    row_b,
+    temperature_b,
+    col_value,
+    col_index,
+    col_sum,
+    batch,
+    part,
+    m,
+    KL: tl.constexpr,
+    LSE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOG2E: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Write the column partials of products ``s`` and fold its rows into the running best and sum."""
+    cols = start + tl.arange(0, BN)
+    col_ok = cols < m
+    at_col = batch * m + tl.minimum(cols, m - 1)
+    if KL:
+        s = s + scale_row[:, None]
+    else:
+        s = s * scale_row[:, None] * tl.load(row_b + at_col)[None, :]
+    if COLUMNS:
+        below = tl.where(row_ok[:, None], s, float("-inf"))
+        value = tl.max(below, 0)
+        index = tl.min(tl.where(below == value[None, :], rows[:, None], 2147483647), 0)
+        to = part * m + cols
+        tl.store(col_value + to, value, mask=col_ok)
+        tl.store(col_index + to, index, mask=col_ok)
+        if LSE:
+            inv_col = LOG2E / tl.load(temperature_b + at_col)
+            e = tl.exp2((below - value[None, :]) * inv_col[None, :])
+            tl.store(col_sum + to, tl.sum(e, 0), mask=col_ok)
+    s = tl.where(col_ok[None, :], s, float("-inf"))
+    value = tl.max(s, 1)
+    index = tl.min(tl.where(s == value[:, None], cols[None, :], 2147483647), 1)
+    top = tl.maximum(best, value)
+    if LSE:
+        # A strip past the last column leaves everything as it is.
+        total = total * tl.exp2((best - top) * inv_row)
+        total += tl.sum(tl.exp2((s - top[:, None]) * inv_row[:, None]), 1)
+    return top, tl.where(value > best, index, best_index), total
+
+
+@triton.jit
+def search_tiles(
+    a,
+    b,
+    row_a,
+    row_b,
+    temperature_a,
+    temperature_b,
+    row_value,
+    row_index,
+    row_sum,
+    col_value,
+    col_index,
+    col_sum,
+    n,
+    m,
+    channels,
+    first,
+    blocks,
+    stride,
+    splits,
+    span,
+    KL: tl.constexpr,
+    LSE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOG2E: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Row partials [B, splits, N] and column partials [B, stride, M] of the row blocks from ``first``."""
+    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
+    batch = tl.program_id(1).to(tl.int64)
+    rows = (first + block) * BM + tl.arange(0, BM)
+    row_ok = rows < n
+    at_row = batch * n + tl.minimum(rows, n - 1)
+    scale_row = tl.load(row_a + at_row)
+    inv_row = LOG2E / tl.load(temperature_a + at_row)
+    best = tl.full((BM,), float("-inf"), tl.float32)
+    best_index = tl.zeros((BM,), tl.int32)
+    total = tl.zeros((BM,), tl.float32)
+    block = batch * stride + block
+    for start in range(split * span * BN, tl.minimum((split + 1) * span * BN, m), BN):
+        at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)
+        s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
+        # The epilogue takes the tile in four strips of columns: whole, its column vectors would spill.
+        left, right = halves(s, BM, BN)
+        parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+        for strip in tl.static_range(4):
+            best, best_index, total = reduce_strip(
+                parts[strip],
+                start + strip * (BN // 4),
+                row_ok,
+                rows,
+                scale_row,
+                inv_row,
+                best,
+                best_index,
+                total,
+                row_b,
+                temperature_b,
+                col_value,
+                col_index,
+                col_sum,
+                batch,
+                block,
+                m,
+                KL,
+                LSE,
+                COLUMNS,
+                LOG2E,
+                BN // 4,
+            )
+    to = (batch * splits + split) * n + rows
+    tl.store(row_value + to, best, mask=row_ok)
+    tl.store(row_index + to, best_index, mask=row_ok)
+    if LSE:
+        tl.store(row_sum + to, total, mask=row_ok)
+
+
+@triton.jit
+def merge_best(
+    part_value,
+    part_index,
+    part_sum,
+    temperature,
+    value_out,
+    index_out,
+    sum_out,
+    length,
+    parts,
+    stride,
+    LOG2E: tl.constexpr,
+    BP: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """Merge ``parts`` partials [B, stride, L] into the running best; the lowest index of equals stays."""
+    batch = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BL + tl.arange(0, BL)
+    ok = at < length
+    mine = batch * length + at
+    inv = LOG2E / tl.load(temperature + mine, mask=ok, other=1.0)
+    best = tl.load(value_out + mine, mask=ok, other=0.0)
+    best_index = tl.load(index_out + mine, mask=ok, other=0)
+    total = tl.load(sum_out + mine, mask=ok, other=0.0)
+    p = tl.arange(0, BP)
+    for start in range(0, parts, BP):
+        here = start + p
+        where = (batch * stride + here)[:, None] * length + at[None, :]
+        mask = (here < parts)[:, None] & ok[None, :]
+        value = tl.load(part_value + where, mask=mask, other=float("-inf"))
+        index = tl.load(part_index + where, mask=mask, other=0)
+        sums = tl.load(part_sum + where, mask=mask, other=0.0)
+        top = tl.maximum(tl.max(value, 0), best)
+        found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)
+        total = total * tl.exp2((best - top) * inv)
+        total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
+        best_index = tl.where(top > best, found.to(tl.int64), best_index)
+        best = top
+    tl.store(value_out + mine, best, mask=ok)
+    tl.store(index_out + mine, best_index, mask=ok)
+    tl.store(sum_out + mine, total, mask=ok)

@@ -1,0 +1,138 @@
+"""Compile what the launchers launch, for a GPU that is not there, and report what the compiler made of it.
+
+    python tests/kernels/aot.py [--arch 80 90] [--only SUBSTRING]
+
+The launchers run on CPU tensors under a stand-in driver that compiles every kernel with its real
+specialisation and launches nothing. Prints one JSON line per compiled kernel: registers, spills, shared
+memory, and the tensor-core instructions in the machine code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+LIMIT = {80: 163 << 10, 90: 227 << 10}
+BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Driver:
+    """What the JIT asks of a driver; a launch does nothing."""
+
+    def __init__(self, arch: int) -> None:
+        self.target = GPUTarget("cuda", arch, 32)
+        self.utils = self
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # the JIT caches by device
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": LIMIT[device]}
+
+    def load_binary(self, *_: object) -> tuple[None, None, int, int, int]:
+        return None, None, 0, 0, 1024
+
+    def launcher_cls(self, *_: object) -> object:
+        return lambda *args: None
+
+
+def resources(kernel) -> dict[str, object]:
+    """Registers, spilled bytes, shared memory and instruction counts of a compiled kernel."""
+    arch = kernel.metadata.target.arch
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = Path(folder, "k.ptx"), Path(folder, "k.cubin")
+        ptx.write_text(kernel.asm["ptx"])
+        cubin.write_bytes(kernel.asm["cubin"])
+        name = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
+        report = subprocess.run(
+            [BIN / "ptxas", "-v", f"--gpu-name={name}", ptx, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        sass = subprocess.run(
+            [BIN / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True
+        ).stdout
+    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
+    opcodes = collections.Counter(re.findall(r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDGSTS)\b", sass))
+    return {
+        "kernel": kernel.metadata.name,
+        "arch": arch,
+        "warps": kernel.metadata.num_warps,
+        "registers": int(re.search(r"Used (\d+) registers", report)[1]),
+        "spills": int(stores) + int(loads),
+        "shared": kernel.metadata.shared,
+        **opcodes,
+    }
+
+
+def launches(dtype: torch.dtype) -> dict[str, object]:
+    """One call per low-level op and similarity, at the widths that matter; the kernels do not run, so the
+    sizes are small and the values meaningless."""
+    from fastuda.kernels import cycle_association_loss, cycle_match
+
+    x = torch.rand(1, 256, 2048).to(dtype)
+    p = torch.rand(1, 256, 19).softmax(-1).to(dtype)
+    calls = {}
+    for name, y in (("cosine", x), ("kl", p)):
+        calls[f"match {name}"] = lambda y=y, name=name: cycle_match.cycle_match_fwd(y, y, name)
+        calls[f"association forward {name}"] = lambda y=y, name=name: cycle_association_loss.association_fwd(
+            y, y, name, True
+        )
+    return calls
+
+
+def compiled(arch: int) -> list[object]:
+    """Every kernel compiled so far for ``arch``."""
+    found = []
+    for module in [m for name, m in sys.modules.items() if name.startswith("fastuda.kernels")]:
+        for fn in vars(module).values():
+            if isinstance(fn, triton.JITFunction) and fn.__module__ == module.__name__:
+                found += list(fn.device_caches[arch][0].values())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, nargs="*", default=[80, 90])
+    parser.add_argument("--dtype", nargs="*", default=["bfloat16", "float32"])
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    from fastuda.kernels import _common
+
+    for arch in args.arch:
+        triton.runtime.driver.set_active(Driver(arch))
+        _common.generation = lambda x, arch=arch: arch // 10
+        seen: set[int] = set()
+        for dtype in args.dtype:
+            for name, call in launches(getattr(torch, dtype)).items():
+                if args.only in name:
+                    call()
+                    for kernel in compiled(arch):
+                        if id(kernel) not in seen:
+                            seen.add(id(kernel))
+                            print(json.dumps({"call": name, "dtype": dtype, **resources(kernel)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
