@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from fastuda.errors import UserError
@@ -81,3 +83,32 @@ def read_raw_label(path: Path) -> np.ndarray:
         raise BadFile(path, f"has mode {image.mode}, which holds neither ids nor colours")
     raw = np.asarray(image)
     return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw[..., :3] if raw.ndim == 3 else raw
+
+
+def draw_polygons(path: Path, names: Mapping[str, int], ignore: int) -> np.ndarray:
+    """``uint8 [H, W]`` train ids of a JSON file with named polygons, painted in its order (cityscapesScripts'
+    json2labelImg); a name with ``group`` at its end is its single one.
+
+    Raises:
+        BadFile: no such JSON, or a name that ``names`` lacks.
+    """
+    try:
+        said = json.loads(path.read_text())
+        picture = Image.new("L", (int(said["imgWidth"]), int(said["imgHeight"])), ignore)
+        shapes = [
+            (str(shape["label"]), [(float(x), float(y)) for x, y in shape["polygon"]])
+            for shape in said["objects"]
+            if not shape.get("deleted")
+        ]
+    except FileNotFoundError as error:
+        raise BadFile(path, "cannot be read: it is not there any more") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFile(path, f"cannot be read as polygons ({error!r})") from error
+    brush = ImageDraw.Draw(picture)
+    for name, points in shapes:
+        known = name if name in names else name.removesuffix("group")
+        if known not in names:
+            raise BadFile(path, f"holds a polygon of {name!r}, which is not defined", fatal=True)
+        if len(points) > 1:
+            brush.polygon(points, fill=names[known])
+    return np.asarray(picture)

@@ -17,9 +17,9 @@ from PIL import Image
 
 from fastuda.data.catalogue import DOMAINS, DomainEntry
 from fastuda.data.classes import canonical, class_mapping
-from fastuda.data.decode import BadFile, open_rgb, read_raw_label
+from fastuda.data.decode import BadFile, draw_polygons, open_rgb, read_raw_label
 from fastuda.data.folder import folder_entry
-from fastuda.data.labels import UNKNOWN, ClassSet, LabelMap
+from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, LabelMap
 from fastuda.data.layouts import Item
 from fastuda.data.splits import evaluation_split, select
 from fastuda.errors import UserError, nearest
@@ -87,6 +87,8 @@ class Domain:
         image, path = self.items[index]
         if path is None:
             raise BadFile(image, f"has no label in {self.name}")
+        if path.suffix == ".json":
+            return draw_polygons(path, self.label_map.names, IGNORE)
         raw = read_raw_label(path)
         if raw.ndim == 3 and not self.label_map.colors and not self.label_map.channel_zero:
             raise BadFile(

@@ -33,6 +33,11 @@ class ClassSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def pick(self, *names: str) -> ClassSet:
+        """These classes, in this order."""
+        kept = [self.names.index(name) for name in names]
+        return ClassSet(names, tuple(self.palette[i] for i in kept))
+
     def colorize(self, labels: np.ndarray) -> np.ndarray:
         """RGB picture [H, W, 3] of train ids [H, W]; ignored pixels are black."""
         table = np.zeros((256, 3), np.uint8)
@@ -59,6 +64,8 @@ class LabelMap:
     colors: Mapping[Color, int] = field(default_factory=dict)
     """Train id of every colour, for files with colours."""
     channel_zero: bool = False
+    names: Mapping[str, int] = field(default_factory=dict)
+    """Train id of every name, for files with named polygons (Cityscapes' and IDD's JSON)."""
 
     @cached_property
     def _id_table(self) -> np.ndarray:
@@ -97,6 +104,7 @@ class LabelMap:
             {raw: renumber(train) for raw, train in self.ids.items()},
             {color: renumber(train) for color, train in self.colors.items()},
             self.channel_zero,
+            {name: renumber(train) for name, train in self.names.items()},
         )
 
     def unknown(self, raw: np.ndarray) -> list[int] | list[str]:
@@ -180,6 +188,7 @@ CITYSCAPES_IDS = tuple(
 CITYSCAPES_LABELS = LabelMap(
     {row.id: row.train_id for row in CITYSCAPES_ROWS} | {IGNORE: IGNORE},
     _colors(CITYSCAPES_ROWS) | {(20, 20, 20): IGNORE},
+    names={row.name: row.train_id for row in CITYSCAPES_ROWS},
 )
 """Label files with labelIds, or with Cityscapes' colours; GTA5's are such."""
 
@@ -187,9 +196,7 @@ SYNTHIA_16 = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
 SYNTHIA_13 = (0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
 """Train ids of the 16- and 13-class protocols of SYNTHIA -> Cityscapes."""
 
-SYNTHIA = ClassSet(
-    tuple(CITYSCAPES.names[i] for i in SYNTHIA_16), tuple(CITYSCAPES.palette[i] for i in SYNTHIA_16)
-)
+SYNTHIA = CITYSCAPES.pick(*(CITYSCAPES.names[i] for i in SYNTHIA_16))
 _SYNTHIA_NAMES = {
     1: "sky",
     2: "building",

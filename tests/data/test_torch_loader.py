@@ -190,6 +190,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(gta5, cityscapes):
         capture_output=True,
         text=True,
         timeout=60,
-        check=True,
+        check=False,
     )
-    assert "worker" in done.stdout or "loader process died" in done.stdout, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "loader process died" in said or "DataLoader worker" in said, said
