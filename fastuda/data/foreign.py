@@ -75,14 +75,12 @@ VISTAS_2_LABELS = _map(
 """Mapillary Vistas 2.0: the same merging of its 124 ids."""
 
 _IDD = (
-    "road", "parking", "drivable fallback", "sidewalk", "rail track", "non-drivable fallback", "person",
-    "animal",
-    "rider", "motorcycle", "bicycle", "autorickshaw", "car", "truck", "bus", "caravan", "trailer", "train",
-    "vehicle fallback", "curb", "wall", "fence", "guard rail", "billboard", "traffic sign", "traffic
-    light", "pole",
-    "polegroup", "obs-str-bar-fallback", "building", "bridge", "tunnel", "vegetation", "sky", "fallback
-    background",
-    "unlabeled", "ego vehicle", "rectification border", "out of roi", "license plate",
+    "road", "parking", "drivable fallback", "sidewalk", "rail track", "non-drivable fallback",
+    "person", "animal", "rider", "motorcycle", "bicycle", "autorickshaw", "car", "truck", "bus",
+    "caravan", "trailer", "train", "vehicle fallback", "curb", "wall", "fence", "guard rail",
+    "billboard", "traffic sign", "traffic light", "pole", "polegroup", "obs-str-bar-fallback",
+    "building", "bridge", "tunnel", "vegetation", "sky", "fallback background", "unlabeled",
+    "ego vehicle", "rectification border", "out of roi", "license plate",
 )  # fmt: skip
 _IDD_TRAIN = {name: _TRAIN.get(name, IGNORE) for name in _IDD} | {"non-drivable fallback": _TRAIN["terrain"]}
 IDD_LABELS = LabelMap(
@@ -120,9 +118,8 @@ _CARLA_IGNORED: tuple[Color, ...] = (
 )  # fmt: skip
 _CARLA_RAW = (
     "", "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-    "vegetation", "terrain",
-    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "", "", "", "", "road",
-    "", "", "", "",
+    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
+    "bicycle", "", "", "", "", "road", "", "", "", "",
 )  # fmt: skip
 _CARLA_OLD_RAW = (
     "", "building", "fence", "", "person", "pole", "road", "road", "sidewalk", "vegetation", "car", "wall",
