@@ -63,7 +63,7 @@ def tile_shape(x: Tensor) -> dict[str, int]:
     """Block shape, warps and pipeline depth of a similarity tile; one fixed choice per dtype and GPU
     generation, so that two runs add in the same order."""
     if INTERPRETED:
-        return dict(BM=64, BN=64, BK=64, num_warps=4, num_stages=1)
+        return dict(BM=64, BN=128, BK=128, num_warps=4, num_stages=1)
     if x.dtype == torch.float32:
         return dict(BM=128, BN=64, BK=32, num_warps=8, num_stages=2)
     if generation(x) < 9:
@@ -112,6 +112,16 @@ def tile_product(
         a_at += BK
         b_at += BK
     return acc
+
+
+@triton.jit
+def narrow(x, like, UPCAST: tl.constexpr):
+    """float32 ``x`` in the element type of pointer ``like``, rounded to nearest even."""
+    if UPCAST and like.dtype.element_ty == tl.bfloat16:  # the interpreter truncates
+        bits = x.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(like.dtype.element_ty)
 
 
 @triton.jit

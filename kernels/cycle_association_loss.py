@@ -1,10 +1,11 @@
-"""The association's forward: hops, temperatures and log-sum-exps in one pass over tiles."""
+"""The association: hops, temperatures and log-sum-exps in one pass over tiles; gradients in row panels."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from fastuda.kernels import _temperature
+from fastuda.kernels._association_gradient import Hop, cosine, divergence
 from fastuda.kernels._common import on_device, prepare
 from fastuda.kernels._search import search
 
@@ -28,3 +29,27 @@ def association_fwd(source: Tensor, target: Tensor, similarity: str, contrast: b
             forward.lse(temperatures[0]),
             backward.lse(temperatures[1]),
         )
+
+
+def association_bwd(
+    source: Tensor,
+    target: Tensor,
+    source_weight: Tensor,
+    target_weight: Tensor,
+    forward_index: Tensor,
+    backward_index: Tensor,
+    source_temperature: Tensor,
+    target_temperature: Tensor,
+    source_lse: Tensor,
+    target_lse: Tensor,
+    similarity: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``sum_i w_i (lse_i - s_i / t_i)`` over both hops; the low-level op of the same name."""
+    # With one key the softmax is constant.
+    source_weight = source_weight * (target.shape[1] > 1)
+    target_weight = target_weight * (source.shape[1] > 1)
+    forward = Hop(source_weight, forward_index, source_temperature, source_lse)
+    backward = Hop(target_weight, backward_index, target_temperature, target_lse)
+    gradient = cosine if similarity == "cosine" else divergence
+    with on_device(source):
+        return gradient(source.contiguous(), target.contiguous(), forward, backward)

@@ -12,7 +12,7 @@ from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_choice, check_features, check_labels
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register("cycle_association_loss", ("association_fwd", "association_bwd"))
+_backends.register("cycle_association_loss", ("association_fwd", "association_bwd"), triton=True)
 
 
 class CycleStats(NamedTuple):

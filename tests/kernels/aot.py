@@ -17,6 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -86,19 +88,22 @@ def resources(kernel) -> dict[str, object]:
     }
 
 
-def launches(dtype: torch.dtype) -> dict[str, object]:
+def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """One call per low-level op and similarity, at the widths that matter; the kernels do not run, so the
     sizes are small and the values meaningless."""
-    from fastuda.kernels import cycle_association_loss, cycle_match
+    from fastuda.kernels import cycle_association_loss as association
+    from fastuda.kernels import cycle_match
 
     x = torch.rand(1, 256, 2048).to(dtype)
     p = torch.rand(1, 256, 19).softmax(-1).to(dtype)
-    calls = {}
-    for name, y in (("cosine", x), ("kl", p)):
-        calls[f"match {name}"] = lambda y=y, name=name: cycle_match.cycle_match_fwd(y, y, name)
-        calls[f"association forward {name}"] = lambda y=y, name=name: cycle_association_loss.association_fwd(
-            y, y, name, True
-        )
+    stat = torch.rand(1, 256) + 0.5
+    index = torch.randint(0, 256, (1, 256))
+    calls: dict[str, Callable[[], object]] = {}
+    for kind, y in (("cosine", x), ("kl", p)):
+        residuals = (stat, stat, index, index, stat, stat, stat, stat)
+        calls[f"match {kind}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
+        calls[f"association forward {kind}"] = partial(association.association_fwd, y, y, kind, True)
+        calls[f"association backward {kind}"] = partial(association.association_bwd, y, y, *residuals, kind)
     return calls
 
 

@@ -1,0 +1,245 @@
+"""The association's backward: only matched rows and the second hop's columns carry gradient.
+
+Rows and columns are permuted so that those come first. Panels of matched rows see every column, panels of the
+others only the second hop's columns: what is zero is never computed. With ``H`` the gradient of the products
+of raw features (weights, temperatures and both inverse norms folded in), the gradients are ``H t`` and ``H^T
+s``, each then projected off its own feature.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import (
+    EPS_KL,
+    INTERPRETED,
+    LOG2E,
+    Side,
+    add_product,
+    divides,
+    grouped,
+    narrow,
+    prepare,
+    product,
+    tile_product,
+    tile_shape,
+)
+from fastuda.kernels._panels import Panel, project
+from fastuda.kernels._search import halves
+
+
+class Hop(NamedTuple):
+    """The residuals of one direction, of one image or of a batch, per query."""
+
+    weight: Tensor
+    index: Tensor
+    temperature: Tensor
+    lse: Tensor
+
+    def image(self, b: int) -> Hop:
+        """Those of image ``b``."""
+        return Hop(*(x[b] for x in self))
+
+
+class Order(NamedTuple):
+    """Queries with a weight first."""
+
+    permutation: Tensor
+    """[N] int64: where the query at each place came from."""
+    place: Tensor
+    """[N] int64: the inverse."""
+    active: int
+
+    @classmethod
+    def of(cls, weights: tuple[Tensor, ...]) -> list[Order]:
+        """Of several weight vectors, with one synchronisation."""
+        counts = torch.stack([(w != 0).sum() for w in weights]).tolist()
+        orders = []
+        for weight, active in zip(weights, counts, strict=True):
+            permutation = torch.argsort((weight == 0).to(torch.uint8), stable=True)
+            orders.append(cls(permutation, torch.argsort(permutation), active))
+        return orders
+
+
+def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
+    """Both gradients through the cosine."""
+    # float16 cannot hold the scale of H.
+    work = torch.float32 if source.dtype == torch.float16 else source.dtype
+    grad_source, grad_target = torch.zeros_like(source), torch.zeros_like(target)
+    s, t = prepare(source, "cosine"), prepare(target, "cosine")
+    for b in range(source.shape[0]):
+        rows, cols = Order.of((forward.weight[b], backward.weight[b]))
+        if not rows.active and not cols.active:
+            continue
+        key, key_inv = t.key[b][cols.permutation].to(work), t.row[b][cols.permutation]
+        inv = s.row[b][rows.permutation]
+        gradient = key_inv.new_zeros(key.shape)
+        pull = _epilogue(forward.image(b), rows, cols)
+        push = _epilogue(backward.image(b), cols, rows)
+        for query, part, limit, panel in _panels(s.query[b], key, rows, cols.active, work):
+            y = gradient.new_empty(query.shape)
+            _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, kl=False)
+            product(panel, key[:limit], y)
+            add_product(gradient[:limit], panel.T, query)
+            project(y, query, inv[part], torch.ones_like(inv[part]), grad_source[b], rows.permutation[part])
+        project(gradient, key, key_inv, torch.ones_like(key_inv), grad_target[b], cols.permutation)
+    return grad_source, grad_target
+
+
+def divergence(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
+    """Both gradients through minus the KL divergence: two independent hops, each with its own product."""
+    s, t = prepare(source, "kl"), prepare(target, "kl")
+    grad_source, grad_target = torch.zeros_like(s.query), torch.zeros_like(t.query)
+    _one_way(s, t, forward, grad_source, grad_target)
+    _one_way(t, s, backward, grad_target, grad_source)
+    return grad_source.to(source.dtype), grad_target.to(target.dtype)
+
+
+def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Tensor) -> None:
+    for b in range(query.query.shape[0]):
+        (rows,) = Order.of((hop.weight[b],))
+        if not rows.active:
+            continue
+        k = key.key[b]
+        every = torch.arange(k.shape[0], device=k.device)
+        residuals = _epilogue(hop.image(b), rows, Order(every, every, 0))
+        entropy = query.row[b][rows.permutation]
+        gradient = torch.zeros_like(k)
+        for q, part, _, panel in _panels(query.query[b], k, rows, 0, k.dtype):
+            y = torch.empty_like(q)
+            _fill(panel, q, k, part.start, entropy[part], key.row[b], residuals, residuals, kl=True)
+            product(panel, k, y)
+            add_product(gradient, panel.T, q)
+            grad_query[b].index_add_(0, rows.permutation[part], y)
+        grad_key[b] += gradient / (key.query[b] + EPS_KL)
+
+
+def _epilogue(hop: Hop, mine: Order, other: Order) -> tuple[Tensor, ...]:
+    """Per query in permuted order: weight / temperature, log2(e) / temperature, log-sum-exp in base 2, and
+    the
+    place of its match."""
+    weight, index, temperature, lse = (x[mine.permutation] for x in hop)
+    return weight / temperature, LOG2E / temperature, lse * LOG2E, other.place[index].to(torch.int32)
+
+
+def _panels(source: Tensor, key: Tensor, rows: Order, active_columns: int, work: torch.dtype):
+    """``(gathered rows, their slice in the permuted order, columns that matter, scratch)`` panel by panel."""
+    n, m = source.shape[0], key.shape[0]
+    scratch = Panel(key, m, key.shape[1], n)
+    for first, last, limit in ((0, rows.active, m), (rows.active, n, active_columns)):
+        for start in range(first, last if limit else first, scratch.rows):
+            part = slice(start, min(start + scratch.rows, last))
+            query = source[rows.permutation[part]].to(work)
+            yield query, part, limit, scratch.view(len(query), limit)
+
+
+def _fill(
+    panel: Tensor,
+    query: Tensor,
+    key: Tensor,
+    first: int,
+    row_a: Tensor,
+    row_b: Tensor,
+    pull: tuple[Tensor, ...],
+    push: tuple[Tensor, ...],
+    *,
+    kl: bool,
+) -> None:
+    shape = tile_shape(query)
+    n, m = panel.shape
+    blocks, splits = triton.cdiv(n, shape["BM"]), triton.cdiv(m, shape["BN"])
+    association_panel[(blocks * splits,)](
+        query,
+        key,
+        row_a,
+        row_b,
+        *pull,
+        *push,
+        panel,
+        panel.stride(0),
+        n,
+        m,
+        query.shape[1],
+        first,
+        blocks,
+        splits,
+        KL=kl,
+        EVEN=divides(query, shape["BK"]),
+        UPCAST=INTERPRETED,
+        GROUP=8,
+        **shape,
+    )
+
+
+@triton.jit
+def association_panel(
+    a,
+    b,
+    row_a,
+    row_b,
+    pull_weight,
+    pull_inv,
+    pull_lse,
+    pull_index,
+    push_weight,
+    push_inv,
+    push_lse,
+    push_index,
+    panel,
+    stride,
+    n,
+    m,
+    channels,
+    first,
+    blocks,
+    splits,
+    KL: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The gradient of the loss with respect to ``a @ b.T``, rows ``first`` to ``first + n`` of the permuted
+    order. ``pull``: the first hop, per row; ``push``: the second, per column (cosine only)."""
+    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
+    rows = block * BM + tl.arange(0, BM)
+    at_row = tl.minimum(rows, n - 1).to(tl.int64)
+    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
+    scale = tl.load(row_a + at_row)
+    weight = tl.load(pull_weight + first + at_row)
+    inv = tl.load(pull_inv + first + at_row)
+    lse = tl.load(pull_lse + first + at_row)
+    match = tl.load(pull_index + first + at_row)
+    left, right = halves(s, BM, BN)
+    parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    for strip in tl.static_range(4):
+        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
+        col_ok = cols < m
+        s = parts[strip]
+        if KL:
+            s = s + scale[:, None]
+        else:
+            scale_col = tl.load(row_b + cols, mask=col_ok, other=0.0)
+            s = s * scale[:, None] * scale_col[None, :]
+        # A probability: rounding at a vanishing temperature must not make it infinite.
+        p = tl.exp2(tl.minimum(s * inv[:, None] - lse[:, None], 0.0))
+        g = weight[:, None] * tl.where(match[:, None] == cols[None, :], p - 1.0, p)
+        if not KL:
+            back = tl.load(push_inv + cols, mask=col_ok, other=0.0)
+            back_lse = tl.load(push_lse + cols, mask=col_ok, other=0.0)
+            back_match = tl.load(push_index + cols, mask=col_ok, other=-1)
+            back_weight = tl.load(push_weight + cols, mask=col_ok, other=0.0)
+            p = tl.exp2(tl.minimum(s * back[None, :] - back_lse[None, :], 0.0))
+            hit = back_match[None, :] == (first + rows)[:, None]
+            g += back_weight[None, :] * tl.where(hit, p - 1.0, p)
+            g = g * scale[:, None] * scale_col[None, :]
+        to = panel + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        tl.store(to, narrow(g, panel, UPCAST), mask=(rows < n)[:, None] & col_ok[None, :])
