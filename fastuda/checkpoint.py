@@ -13,7 +13,7 @@ import torch
 
 from fastuda.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -37,6 +37,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         reason = str(error.__context__ or error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
     finally:
+        draft.unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what :func:`write_atomic` left behind when its process was killed."""
+    for draft in folder.glob(".*.part"):
         draft.unlink(missing_ok=True)
 
 

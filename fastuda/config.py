@@ -71,6 +71,12 @@ class TrainConfig:
     baseline: str = "auto"
     """on: also train source_only with the same seed and steps, and print both; auto: on for the built-in
     scenes."""
+    sync_bn: bool = False
+    """Under torchrun: batch norm over the images of all processes."""
+    compile: bool = False
+    """torch.compile the segmentor."""
+    timeout: float = 1800.0
+    """Seconds that a process of torchrun waits for the others before it stops and names them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ class CheckpointConfig:
 
     every: int = 500
     """Steps between checkpoints; one is always written at the end."""
+    keep: int = 0
+    """How many older ones to keep beside last.pt, as step_<step>.pt; resuming falls back on them."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,13 +48,64 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=self.device)).item())
 
+    def agree(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        return self.gather(value)[0]
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        """The first rank runs the block alone, then the others do: for files that the first one makes."""
+        if not self.first:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.first:
+                self.barrier()
 
-def start(device: str) -> World:
+    def beat(self, step: int) -> None:
+        """Tell the others which step this rank has reached."""
+        if self.size > 1:
+            _store().set(f"fastuda/step/{self.rank}", str(step))
+
+    def laggards(self) -> str:
+        """Where every rank was last heard of, the slowest first."""
+        steps = {r: int(_store().get(f"fastuda/step/{r}")) for r in range(self.size) if _heard(r)}
+        order = sorted(range(self.size), key=lambda r: steps.get(r, -1))
+        return ", ".join(f"rank {r} at step {steps.get(r, 'none')}" for r in order)
+
+
+def joint_mean(mean: Tensor, count: Tensor | int) -> Tensor:
+    """A mean over this rank's ``count`` items, weighted so that the ranks' average is the mean over all.
+
+    ``mean * count * ranks / sum over ranks of count``; in a single process ``mean`` itself.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return mean
+    own = torch.as_tensor(count, device=mean.device).to(torch.float64)
+    total = own.clone()
+    dist.all_reduce(total)
+    return mean * (own * dist.get_world_size() / total.clamp(min=1)).to(mean.dtype)
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _heard(rank: int) -> bool:
+    return bool(_store().check([f"fastuda/step/{rank}"]))
+
+
+def start(device: str, timeout: float = 1800) -> World:
     """Join the process group that torchrun announces, or be the only process.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        timeout: seconds that a rank waits for the others in a collective.
 
     Raises:
         UserError: the device does not exist here.
@@ -70,7 +124,8 @@ def start(device: str) -> World:
         chosen = torch.device("cuda", local if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     return World(rank, size, chosen)
 
 

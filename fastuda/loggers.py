@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from fastuda.checkpoint import write_atomic
+from fastuda.distributed import World
+
+log = logging.getLogger("fastuda")
 
 HEADER = ("step", "name", "value")
 
 
 class CsvLogger:
-    """``metrics.csv``, one row per value: step, name, value. Resuming drops the rows after the checkpoint."""
+    """``metrics.csv``, one row per value: step, name, value.
 
-    def __init__(self, path: Path, resume_step: int | None = None):
-        if resume_step is not None and path.is_file():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit()]
-            kept = io.StringIO()
-            csv.writer(kept).writerows([HEADER, *(row for row in rows if int(row[0]) <= resume_step)])
-            write_atomic(path, lambda draft: draft.write_text(kept.getvalue(), newline=""))
-            self.file = open(path, "a", newline="")  # noqa: SIM115
-        else:
+    ``size()`` goes into a checkpoint; resuming cuts the file back to it, so that no row comes twice or is
+    missing.
+    """
+
+    def __init__(self, path: Path, size: int | None = None):
+        found = path.stat().st_size if path.is_file() else 0
+        if size is None or found == 0:
             self.file = open(path, "w", newline="")  # noqa: SIM115
             csv.writer(self.file).writerow(HEADER)
+            return
+        if found < size:
+            log.warning("%s is shorter than when the checkpoint was written: rows are missing", path)
+        os.truncate(path, min(size, found))
+        self.file = open(path, "a", newline="")  # noqa: SIM115
 
     def log(self, step: int, values: dict[str, float]) -> None:
         csv.writer(self.file).writerows((step, name, repr(value)) for name, value in values.items())
         self.file.flush()
+
+    def size(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return os.path.getsize(self.file.name)
 
     def close(self) -> None:
         self.file.close()
@@ -65,9 +80,45 @@ class Loggers:
         for logger in self.loggers:
             logger.log(step, values)
 
+    def size(self) -> int | None:
+        """Bytes of metrics.csv, where this process writes it."""
+        return next((logger.size() for logger in self.loggers if isinstance(logger, CsvLogger)), None)
+
     def close(self) -> None:
         for logger in self.loggers:
             logger.close()
+
+
+class RunningMeans:
+    """Means of logged values over the steps since they were last taken, and over all ranks."""
+
+    def __init__(self, world: World):
+        self.world = world
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Count a value of the current step."""
+        value = torch.as_tensor(value, dtype=torch.float32)
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def take(self) -> dict[str, float]:
+        """The means; counting begins anew."""
+        names = sorted(self.sums)
+        stacked = torch.stack([self.sums[name].to(self.world.device) for name in names])
+        means = self.world.sum(stacked) / (self.world.size * self.steps)
+        self.sums, self.steps = {}, 0
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "sums": {name: value.cpu() for name, value in self.sums.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.sums = {
+            name: value if name.startswith("perf/") else value.to(self.world.device)
+            for name, value in state["sums"].items()
+        }
 
 
 class _ThroughTqdm(logging.Handler):
@@ -86,12 +137,17 @@ def setup_logging(quiet: bool) -> None:
     logger.propagate = False
 
 
-def add_log_file(path: Path) -> logging.Handler:
-    """The same lines, with their times, to a file."""
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """The same lines, with their times, to a file as well."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("fastuda").addHandler(handler)
-    return handler
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def progress(total: int, start: int, title: str, quiet: bool) -> Any:

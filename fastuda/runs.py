@@ -8,12 +8,16 @@ import logging
 import time
 from pathlib import Path
 
+import torch
+
 from fastuda import distributed
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.errors import UserError
+from fastuda.loggers import log_file
 from fastuda.metrics import Scores, table
 from fastuda.report_env import environment
+from fastuda.run_state import newest
 from fastuda.trainer import Trainer
 
 log = logging.getLogger("fastuda")
@@ -63,10 +67,15 @@ def train(
     """
     if resume is None and out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
-    if resume not in (None, "auto") and not Path(str(resume)).is_file():
-        raise UserError(f"no checkpoint at {resume}; --resume takes auto or a file")
-    world = distributed.start(config.train.device)
+    if resume not in (None, "auto"):
+        given = Path(str(resume))
+        if not given.is_file():
+            raise UserError(f"no checkpoint at {resume}; --resume takes auto or a file")
+        if given.resolve().parent.parent != out.resolve() and out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} holds another run than {resume}; choose another --out")
+    world = distributed.start(config.train.device, config.train.timeout)
     try:
+        out = world.agree(out)
         scores = {}
         if wants_baseline(config):
             # the same supervised objective, without the adaptation
@@ -78,18 +87,36 @@ def train(
         if world.first:
             write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
         return scores
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory on {world.device}: lower --batch-size (and raise train.accumulate to make up for"
+            f" it), lower --crop, or train with --amp. {str(error).splitlines()[0]}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
+    except RuntimeError as error:
+        if world.size > 1 and "imed out" in str(error):
+            raise UserError(
+                f"rank {world.rank} waited train.timeout={config.train.timeout:g} s for another rank:"
+                f" {world.laggards()}"
+            ) from error
+        raise
     finally:
         distributed.stop()
 
 
 def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | None, quiet: bool) -> Scores:
-    if resume == "auto" and (scores := finished(out)) is not None:
+    done = finished(out) if resume == "auto" else None
+    if done is not None:
         log.info("%s is finished", out)
-        return scores
-    last = out / "checkpoints" / "last.pt"
-    start = (last if last.is_file() else None) if resume == "auto" else Path(resume) if resume else None
+        return done
+    start = Path(resume) if resume not in (None, "auto") else None
+    if resume == "auto":
+        start = world.agree(newest(out / "checkpoints"))
     trainer = Trainer(config, out, world, resume=start, quiet=quiet)
-    if world.first:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
-    return trainer.fit()
+    if not world.first:
+        return trainer.fit()
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
+    with log_file(out / "log.txt"):
+        return trainer.fit()

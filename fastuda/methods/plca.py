@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
+from fastuda.distributed import joint_mean
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction, channel_major, pixel_major, register
 from fastuda.models.segmentor import Segmentor
@@ -122,7 +123,7 @@ class PLCA(Method):
                 similarity=similarity,
                 contrast=config.contrast,
             )
-            losses[f"{level}_association"] = config.association_weight * loss
+            losses[f"{level}_association"] = config.association_weight * joint_mean(loss, stats.matched)
             metrics[f"{level}_matched"] = stats.matched / stats.valid.clamp(min=1)
             metrics[f"{level}_covered"] = stats.covered / target_rows.shape[:2].numel()
         if config.lsr_weight:
@@ -134,7 +135,8 @@ class PLCA(Method):
 
     def _supervised(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         align = self.model.align_corners
-        losses = {"ce": F.upsample_cross_entropy(logits, labels, align_corners=align)}
+        ce = F.upsample_cross_entropy(logits, labels, align_corners=align)
+        losses = {"ce": joint_mean(ce, (labels != 255).sum())}
         if self.config.lovasz_weight:
             lovasz = F.lovasz_softmax(logits, labels, from_logits=True, align_corners=align)
             losses["lovasz"] = self.config.lovasz_weight * lovasz

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
+from fastuda.distributed import joint_mean
 from fastuda.methods.base import Method, Phase, register
 
 
@@ -24,7 +25,8 @@ class SourceOnly(Method):
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         logits = self.model(batch.source_image).logits
         align = self.model.align_corners
-        losses = {"ce": F.upsample_cross_entropy(logits, batch.source_label, align_corners=align)}
+        ce = F.upsample_cross_entropy(logits, batch.source_label, align_corners=align)
+        losses = {"ce": joint_mean(ce, (batch.source_label != 255).sum())}
         if self.config.lovasz_weight:
             lovasz = F.lovasz_softmax(logits, batch.source_label, from_logits=True, align_corners=align)
             losses["lovasz"] = self.config.lovasz_weight * lovasz

@@ -1,0 +1,71 @@
+"""Losses that are not finite: found without waiting for the device at every step, and named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastuda.checkpoint import write_atomic
+from fastuda.data.batch import Batch
+from fastuda.errors import UserError
+
+DUMP = "not_finite.json"
+
+
+class LossGuard:
+    """Holds the losses of the last steps until :meth:`check` looks at them.
+
+    On the CPU each is looked at as it comes, before its backward; elsewhere the trainer checks before every
+    row of curves and every checkpoint, so that no checkpoint is written after a broken step.
+
+    Args:
+        out: folder for a small dump of what was found.
+        eager: look at once.
+    """
+
+    def __init__(self, out: Path, eager: bool):
+        self.out, self.eager = out, eager
+        self.waiting: list[tuple[int, tuple[str, ...], Tensor, tuple[Sequence[str], Sequence[str]]]] = []
+
+    def watch(self, step: int, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Take note of the losses of one phase."""
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        self.waiting.append((step, tuple(losses), values, (batch.source_files, batch.target_files)))
+        if self.eager:
+            self.check()
+
+    def check(self) -> None:
+        """Look at everything noted since the last look.
+
+        Raises:
+            UserError: a loss is not finite; step, term and files are named and left in ``not_finite.json``.
+        """
+        waiting, self.waiting = self.waiting, []
+        if not waiting or bool(torch.isfinite(torch.cat([entry[2] for entry in waiting])).all()):
+            return
+        for step, names, values, files in waiting:
+            found = dict(zip(names, values.tolist(), strict=True))
+            broken = [f"{name} = {value}" for name, value in found.items() if not math.isfinite(value)]
+            if broken:
+                self._dump({
+                    "step": step,
+                    "losses": {name: str(value) for name, value in found.items()},
+                    "source_files": list(files[0]),
+                    "target_files": list(files[1]),
+                })  # fmt: skip
+                names_of_files = "\n  ".join([*files[0], *files[1]])
+                raise UserError(
+                    f"step {step}: the loss is not finite ({', '.join(broken)});"
+                    f" lower optim.lr or use --amp off. The last checkpoint is untouched."
+                    f" The batch:\n  {names_of_files}"
+                )
+
+    def _dump(self, found: dict[str, Any]) -> None:
+        if self.out.is_dir():
+            write_atomic(self.out / DUMP, lambda draft: draft.write_text(json.dumps(found, indent=1)))

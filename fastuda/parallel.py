@@ -1,0 +1,200 @@
+"""A method's networks under several processes: one gradient, one set of running statistics.
+
+Every network of ``Method.networks()`` gets a DDP wrap of its own, and only its last backward of a step is
+reduced. Which phase that is, the first step tells; a network that its last phase does not reach as a whole
+is reduced by hand instead, after the step's last backward, and so is any network whose phases change.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastuda.distributed import World
+from fastuda.methods.base import Method
+
+BUCKET = 16 << 20
+"""Elements of one all-reduce done by hand."""
+
+
+def all_reduce_mean(tensors: list[Tensor], world: World) -> None:
+    """Replace every tensor by its mean over the ranks, in few collectives."""
+    pending: list[Tensor] = []
+    for index, tensor in enumerate(tensors):
+        pending.append(tensor)
+        if index + 1 == len(tensors) or sum(t.numel() for t in pending) >= BUCKET:
+            flat = world.sum(torch.cat([t.reshape(-1) for t in pending])) / world.size
+            for t, part in zip(pending, flat.split([t.numel() for t in pending]), strict=True):
+                t.copy_(part.view_as(t))
+            pending = []
+
+
+class Parallel:
+    """Keeps the ranks' gradients and running statistics one; does nothing in a single process.
+
+    Use: :meth:`before` each phase is computed, :meth:`after` its backward, :meth:`reduce` after the step's
+    last phase, :meth:`share_statistics` after the optimisers' step.
+    """
+
+    def __init__(self, method: Method, networks: dict[str, nn.Module], world: World):
+        self.world, self.networks = world, networks
+        self.wraps: dict[str, DistributedDataParallel] = {}
+        self.sequence: list[str] = []
+        self.last_phase: dict[str, int] = {}
+        self.reached: dict[int, set[nn.Parameter]] | None = None
+        self.norms = [m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if world.size == 1:
+            return
+        self.reached = {}
+        for name, net in networks.items():
+            places = [key for key, module in method.named_children() if module is net]
+            if places and any(p.requires_grad for p in net.parameters()):
+                self.wraps[name] = DistributedDataParallel(net, broadcast_buffers=False)
+                for place in places:
+                    setattr(method, place, CallsThrough(self.wraps[name]))
+        parameters = {p for net in networks.values() for p in net.parameters() if p.requires_grad}
+        self.hooks = [p.register_post_accumulate_grad_hook(self._reach) for p in parameters]
+
+    def _reach(self, parameter: Tensor) -> None:
+        if self.reached is not None and isinstance(parameter, nn.Parameter):
+            self.reached.setdefault(len(self.sequence), set()).add(parameter)
+
+    def before(self) -> None:
+        """The next phase is about to be computed."""
+        for name, wrap in self.wraps.items():
+            # what DDP's no_sync() sets; it must hold from the forward on, before the phase says its network
+            wrap.require_backward_grad_sync = self.last_phase.get(name) == len(self.sequence)
+
+    def after(self, net: str) -> None:
+        """The backward of a phase of ``net`` is done."""
+        self.sequence.append(net)
+
+    def reduce(self) -> None:
+        """Mean gradients for every network that its last backward did not reduce already."""
+        if self.world.size == 1:
+            return
+        final = {name: index for index, name in enumerate(self.sequence)}
+        for name, net in self.networks.items():
+            if name in final and (self.last_phase.get(name) != final[name] or name not in self.wraps):
+                grads = [p.grad for p in net.parameters() if p.grad is not None]
+                all_reduce_mean(grads, self.world)
+        if self.reached is not None:
+            self._learn(final, self.reached)
+        self.sequence = []
+
+    def _learn(self, final: dict[str, int], reached: dict[int, set[nn.Parameter]]) -> None:
+        """DDP may reduce a network in its last phase when that reaches all of its parameters, on every
+        rank."""
+        for name, index in final.items():
+            wanted = {p for p in self.networks[name].parameters() if p.requires_grad}
+            missed = not wanted <= reached.get(index, set())
+            if not self.world.any(missed) and name in self.wraps:
+                self.last_phase[name] = index
+        self.reached = None
+        for hook in self.hooks:
+            hook.remove()
+
+    def share_statistics(self) -> None:
+        """Batch norm's running statistics become the mean over the ranks, so that all evaluate one model."""
+        if self.world.size == 1:
+            return
+        buffers = [(n.running_mean, n.running_var) for n in self.norms if n.training]
+        found = [b for pair in buffers for b in pair if b is not None]
+        all_reduce_mean(found, self.world)
+
+
+class CallsThrough(nn.Module):
+    """A DDP wrap that still shows the attributes and methods of the network inside."""
+
+    def __init__(self, wrapped: DistributedDataParallel):
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            wrapped: Any = super().__getattr__("wrapped")
+            return getattr(wrapped.module, name)
+
+
+def bare(module: Any) -> Any:
+    """The network inside a wrap, or the network itself."""
+    return module.wrapped.module if isinstance(module, CallsThrough) else module
+
+
+def bare_state(method: nn.Module) -> dict[str, Tensor]:
+    """The method's state under the names that it has without wraps."""
+    return {key.replace("wrapped.module.", ""): value for key, value in method.state_dict().items()}
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the images of all ranks, on any device (torch's own needs CUDA).
+
+    In training ``y = (x - m) / sqrt(v + eps) * weight + bias`` with ``m`` and ``v`` the mean and biased
+    variance of every rank's pixels; the variance in a second, centred pass.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        dist.all_reduce(count)
+        wide = x.float()
+        mean = _summed(wide.sum((0, 2, 3))) / count
+        centred = wide - mean[:, None, None]
+        variance = _summed(centred.square().sum((0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * count / (count - 1), share)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        y = centred * scale[:, None, None]
+        return (y + self.bias[:, None, None] if self.affine else y).to(x.dtype)
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over the ranks, whose gradient is the sum over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(x: Tensor) -> Tensor:
+    return _Summed.apply(x)
+
+
+def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+    """``module`` with every trained batch norm replaced by one that sees all ranks; same state names."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in list(module.named_children()):
+        # a frozen one has its own train(), and keeps its statistics
+        if type(child) is nn.BatchNorm2d and "train" not in child.__dict__:
+            synced = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
+            synced.__dict__.update(child.__dict__)
+            setattr(module, name, synced)
+        else:
+            sync_batch_norm(child, device)
+    return module

@@ -1,0 +1,119 @@
+"""What a run is at one step: gathered from its objects into a checkpoint, and put back into them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastuda import checkpoint
+from fastuda.config import RunConfig
+from fastuda.data.torch_loader import TorchLoader
+from fastuda.distributed import World
+from fastuda.errors import UserError
+from fastuda.loggers import RunningMeans
+from fastuda.methods import Method
+from fastuda.parallel import bare_state
+
+log = logging.getLogger("fastuda")
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+@dataclass
+class RunState:
+    """The step, the best score so far, and everything whose state a resumed run needs."""
+
+    config: RunConfig
+    world: World
+    method: Method
+    optimizers: dict[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    loader: TorchLoader
+    means: RunningMeans
+    step: int = 0
+    best: float = -math.inf
+    curves: int | None = None
+    """Bytes of metrics.csv when the checkpoint that was resumed from was written."""
+
+    def save(self, folder: Path, name: str, curves: int | None) -> None:
+        """Write the checkpoint ``name``; every rank gives its part, the first writes."""
+        ranks = self.world.gather({"rng": checkpoint.rng_state(), "means": self.means.state_dict()})
+        if not self.world.first:
+            return
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "curves": curves,
+            "config": self.config.plain(),
+            "method": bare_state(self.method),
+            "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "ranks": ranks,
+        }
+        keep = self.config.checkpoint.keep
+        if name == LAST and keep:
+            checkpoint.save(folder / f"step_{self.step:07d}.pt", state)
+            for old in numbered(folder)[keep:]:
+                old.unlink()
+        checkpoint.save(folder / name, state)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: it cannot be read, or was written by another method, network or number of processes.
+        """
+        state = checkpoint.load(path)
+        try:
+            theirs, ranks = state["config"]["method"]["name"], state["ranks"]
+            if theirs != self.config.method["name"]:
+                raise UserError(f"{path} is of method {theirs!r}, this run is {self.config.method['name']!r}")
+            if len(ranks) != self.world.size:
+                raise UserError(
+                    f"{path} was written by {len(ranks)} processes and this run has {self.world.size};"
+                    " resume with as many: samples and random numbers are dealt out by rank"
+                )
+            self.method.load_state_dict(state["method"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.scaler.load_state_dict(state["scaler"])
+            self.loader.load_state_dict(state["loader"])
+            self.step, self.best, self.curves = state["step"], state["best"], state["curves"]
+            self.means.load_state_dict(ranks[self.world.rank]["means"])
+            checkpoint.set_rng_state(ranks[self.world.rank]["rng"])
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} does not fit this configuration: {first}") from error
+        log.info("resumed from %s at step %d", path, self.step)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints that ``checkpoint.keep`` keeps, newest first."""
+    found = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest readable checkpoint of a run, or none where there is none at all.
+
+    Raises:
+        UserError: there are some, and none can be read.
+    """
+    found = [path for path in [folder / LAST, *numbered(folder)] if path.is_file()]
+    problems = []
+    for path in found:
+        try:
+            checkpoint.load(path)
+            return path
+        except UserError as error:
+            problems.append(str(error))
+            log.warning("%s", error)
+    if problems:
+        raise UserError(problems[0])
+    return None

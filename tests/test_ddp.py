@@ -1,0 +1,133 @@
+"""Several processes are one: gradients, statistics, evaluation, and coming back after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastuda.distributed import World
+from fastuda.methods import METHODS
+from tests.ddp_worker import steps
+from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state, without_clocks
+
+SINGLE = World(0, 1, torch.device("cpu"))
+# Lovasz-Softmax sorts the pixels of one process, as the published multi-GPU runs do: it has no joint value
+CASES = {name: (name, {"lovasz_weight": 0.0}, 3) for name in ("source_only", "plca")}
+CASES["uneven"] = ("tests.ddp_worker:Uneven", {}, 4)
+
+
+def torchrun(*args: object, ranks: int = 2, restarts: int = 0) -> list[str]:
+    port = 29500 + os.getpid() % 2000
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
+        "--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}",
+        "--rdzv-id", str(port), "-m", *map(str, args),
+    ]  # fmt: skip
+
+
+def run(*args: object, **kwargs) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        torchrun(*args, **kwargs), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    torch.save(CASES, folder / "cases.pt")
+    run("tests.ddp_worker", folder / "cases.pt", folder / "results.pt")
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_give_the_gradients_of_the_joint_batch(two_ranks, case):
+    name, settings, count = CASES[case]
+    method, gradients = steps(name, settings, SINGLE, count)
+    found = two_ranks[case]
+    assert found["ranks_agree"]
+    assert found["gradients"].keys() == gradients.keys()
+    for key, truth in gradients.items():
+        error = (found["gradients"][key] - truth).abs().max().item()
+        assert error <= 2e-4 * max(truth.abs().max().item(), 1e-2), f"{key}: {error:.2e}"
+    for key, truth in method.state_dict().items():
+        torch.testing.assert_close(found["state"][key], truth, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_every_method_is_tried():
+    assert set(METHODS) <= {name for name, _, _ in CASES.values()} | {"third party"}
+
+
+def arguments(root, out):
+    return ["--method", "plca", "--data-root", root, "--out", out, "--steps", 5, *TINY, "checkpoint.every=1",
+            "log.every=2", "eval.every=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, scenes_root):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run("fastuda.train", *arguments(scenes_root, out))
+    return out
+
+
+def test_a_run_of_two_processes_scores_as_one_process_does(whole):
+    alone = fastuda("evaluate", whole, "--json")
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads(alone.stdout)["iou"] == json.loads((whole / "result.json").read_text())["iou"]
+    assert len(state(whole)["ranks"]) == 2
+
+
+def test_another_number_of_processes_is_refused_with_the_reason(whole, scenes_root, tmp_path):
+    last = whole / "checkpoints" / "last.pt"
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run"), "--resume", last)
+    assert done.returncode == 2 and "was written by 2 processes and this run has 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_rank_comes_back_by_itself(whole, scenes_root, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        torchrun("fastuda.train", *arguments(scenes_root, out), "--resume", "auto", restarts=2),
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ranks = [int(pid) for pid in subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()]  # fmt: skip
+    assert ranks
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr[-3000:]
+    assert equal(without_clocks(state(whole)), without_clocks(state(out)))
+    assert curves(whole) == curves(out)
+
+
+HANG = """
+import sys, time, torch
+from fastuda.methods import source_only
+class Sleepy(source_only.SourceOnly):
+    def after_step(self, step):
+        import torch.distributed as dist
+        if step == 1 and dist.get_rank() == 1:
+            time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named(scenes_root, tmp_path):
+    (tmp_path / "sleepy.py").write_text(HANG)
+    args = ["--method", "sleepy:Sleepy", "--data-root", scenes_root, "--out", tmp_path / "run", "--steps", 4]
+    done = subprocess.run(
+        torchrun("fastuda.train", *args, *TINY, "train.timeout=4"), cwd=ROOT, capture_output=True, text=True,
+        env=environment({"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}), timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "rank 0 waited train.timeout=4 s for another rank: rank 1 at step 1" in done.stderr, done.stderr
