@@ -145,9 +145,10 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized():
             return super().forward(x)
-        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        count = torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64, device=x.device)
         dist.all_reduce(count)
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = count.to(wide.dtype)
         mean = _summed(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
         variance = _summed(centred.square().sum((0, 2, 3))) / count

@@ -20,7 +20,7 @@ CLASSES = 5
 def joint_batch(seed: int, size: tuple[int, int] = (32, 64)) -> Batch:
     """Four images of each domain; the two halves have very different shares of ignored pixels."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2, 4, 3, *size, generator=generator)
+    images = torch.randn(2, 4, 3, *size, generator=generator, dtype=torch.float64)
     label = torch.randint(0, CLASSES, (4, size[0] // 8, size[1] // 8), generator=generator)
     label = label.repeat_interleave(8, 1).repeat_interleave(8, 2)
     label[2:, :20] = 255
@@ -46,7 +46,7 @@ def steps(
     model = build_model(ModelConfig(backbone="small"), CLASSES)
     if world.size > 1:
         sync_batch_norm(model, world.device)
-    method = cls(cls.Config(**settings), model, CLASSES).train()
+    method = cls(cls.Config(**settings), model, CLASSES).double().train()
     networks = method.networks()
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9) for net in networks.values()]
     parallel = Parallel(method, networks, world)
