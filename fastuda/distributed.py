@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,11 +73,19 @@ class World:
         if self.size > 1:
             _store().set(f"fastuda/step/{self.rank}", str(step))
 
-    def laggards(self) -> str:
-        """Where every rank was last heard of, the slowest first."""
-        steps = {r: int(_store().get(f"fastuda/step/{r}")) for r in range(self.size) if _heard(r)}
-        order = sorted(range(self.size), key=lambda r: steps.get(r, -1))
-        return ", ".join(f"rank {r} at step {steps.get(r, 'none')}" for r in order)
+    def silent(self, grace: float = 2.0) -> str:
+        """Called by a rank that waited in vain: the ranks that do not say the same within ``grace`` seconds."""
+        store = _store()
+        store.set(f"fastuda/waited/{self.rank}", "yes")
+        time.sleep(grace)
+        steps = {}
+        for rank in range(self.size):
+            if not store.check([f"fastuda/waited/{rank}"]):
+                known = store.check([f"fastuda/step/{rank}"])
+                steps[rank] = (
+                    f"after step {int(store.get(f'fastuda/step/{rank}'))}" if known else "at the start"
+                )
+        return ", ".join(f"rank {rank} ({step})" for rank, step in steps.items()) or "every rank"
 
 
 def joint_mean(mean: Tensor, count: Tensor | int) -> Tensor:
@@ -94,10 +103,6 @@ def joint_mean(mean: Tensor, count: Tensor | int) -> Tensor:
 
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
-
-
-def _heard(rank: int) -> bool:
-    return bool(_store().check([f"fastuda/step/{rank}"]))
 
 
 def start(device: str, timeout: float = 1800) -> World:

@@ -7,6 +7,7 @@ is reduced by hand instead, after the step's last backward, and so is any networ
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastuda.distributed import World
 from fastuda.methods.base import Method
+
+# torch 2.13 renamed the argument and warns of the old name
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 BUCKET = 16 << 20
 """Elements of one all-reduce done by hand."""
@@ -53,7 +58,7 @@ class Parallel:
         for name, net in networks.items():
             places = [key for key, module in method.named_children() if module is net]
             if places and any(p.requires_grad for p in net.parameters()):
-                self.wraps[name] = DistributedDataParallel(net, broadcast_buffers=False)
+                self.wraps[name] = DistributedDataParallel(net, **NO_BUFFERS)
                 for place in places:
                     setattr(method, place, CallsThrough(self.wraps[name]))
         parameters = {p for net in networks.values() for p in net.parameters() if p.requires_grad}

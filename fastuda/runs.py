@@ -97,8 +97,8 @@ def train(
     except RuntimeError as error:
         if world.size > 1 and "imed out" in str(error):
             raise UserError(
-                f"rank {world.rank} waited train.timeout={config.train.timeout:g} s for another rank:"
-                f" {world.laggards()}"
+                f"rank {world.rank} waited train.timeout={config.train.timeout:g} s;"
+                f" nothing came from {world.silent()}"
             ) from error
         raise
     finally:
