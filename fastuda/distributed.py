@@ -74,7 +74,7 @@ class World:
             _store().set(f"fastuda/step/{self.rank}", str(step))
 
     def silent(self, grace: float = 2.0) -> str:
-        """Called by a rank that waited in vain: the ranks that do not say the same within ``grace`` seconds."""
+        """For a rank that waited in vain: the ranks that do not say the same within ``grace`` seconds."""
         store = _store()
         store.set(f"fastuda/waited/{self.rank}", "yes")
         time.sleep(grace)
