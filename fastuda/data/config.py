@@ -42,6 +42,15 @@ class DataConfig:
     """Loader processes; 0 loads in the trainer's own process."""
     loader: str = "auto"
     """auto or torch."""
+    sampling: str = "uniform"
+    """Source images: uniform, rare (DAFormer's rare-class sampling) or balanced over the classes; the index
+    that the
+    last two need is built on first use and kept."""
+    rare_temperature: float = 0.01
+    """Of rare-class sampling: lower draws rare classes more often."""
+    rare_share: float = 0.0015
+    """Part of an image that a drawn class must fill, and half of it of the crop (DAFormer: 3000 pixels of
+    GTA5)."""
     max_bad: int = 10
     """Unreadable training files to skip (each named once) before the run stops."""
     check_labels: int = 16

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,8 +20,10 @@ from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
 from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
+from fastuda.data.index import build_index
+from fastuda.data.sampling import SAMPLINGS, ClassSampler, order
 from fastuda.data.transforms import Augment, resize_image
-from fastuda.errors import UserError
+from fastuda.errors import UserError, nearest
 from fastuda.models.weights import Normalization
 
 log = logging.getLogger("fastuda")
@@ -33,11 +34,6 @@ Sample = tuple[tuple[Any, ...] | None, list[str]]
 """Source image and label, target image and the two files (None where no readable file is left); the bad files
 met.
 Faults travel as values: an exception in a worker would arrive with its traceback for a message."""
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, side: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, side, epoch]).permutation(count)
 
 
 class _Samples(Dataset):
@@ -54,6 +50,8 @@ class _Samples(Dataset):
             Augment(config.crop, config.source_resize, config.source_size, config.flip),
             Augment(config.crop, config.target_resize, config.target_size, config.flip),
         )
+        self.sampler = source_sampler(source, config)
+        self.rare_pixels = config.rare_share * config.crop[0] * config.crop[1] / 2
 
     def __getitem__(self, k: int) -> Sample:
         bad: list[str] = []
@@ -67,9 +65,13 @@ class _Samples(Dataset):
         left."""
         domain = self.domains[side]
         count = len(domain)
-        order = _order(self.seed, side, k // count, count)
+        in_turn = order(self.seed, side, k // count, count)
+        rng = np.random.default_rng([self.seed, side, k])
+        wanted = None
         for step in range(min(count, self.max_bad + 1)):
-            index = int(order[(k + step) % count])
+            index = int(in_turn[(k + step) % count])
+            if side == SOURCE and self.sampler is not None:
+                wanted, index = self.sampler.draw(rng)
             try:
                 if side == SOURCE:
                     image, label = domain.read_pair(index)
@@ -78,12 +80,52 @@ class _Samples(Dataset):
             except BadFile as error:
                 bad.append(str(error))
                 continue
-            rng = np.random.default_rng([self.seed, side, k])
-            image, label = self.augment[side](image, label, rng)
-            pixels = self.normalization.apply(torch.from_numpy(image.copy()).permute(2, 0, 1))
+            image, label = self._augment(side, image, label, wanted, rng)
+            pixels = self.normalization.apply(torch.from_numpy(image).permute(2, 0, 1))
             classes = None if label is None else torch.from_numpy(label.astype(np.int64))
             return pixels, classes, str(domain.items[index][0])
         return None
+
+    def _augment(
+        self,
+        side: int,
+        image: np.ndarray,
+        label: np.ndarray | None,
+        wanted: int | None,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A random window; where a class is wanted, the first of ten that shows enough of it (DAFormer),
+        or the last."""
+        augment = self.augment[side]
+        window = augment.draw(image.shape[0], image.shape[1], rng)
+        if label is None:
+            return augment.image(image, window), None
+        cut = augment.label(label, window)
+        for _ in range(9 if wanted is not None else 0):
+            if np.count_nonzero(cut == wanted) > self.rare_pixels:
+                break
+            window = augment.draw(image.shape[0], image.shape[1], rng)
+            cut = augment.label(label, window)
+        return augment.image(image, window), cut
+
+
+def source_sampler(source: Domain, config: DataConfig) -> ClassSampler | None:
+    """The sampler that ``config.sampling`` names; None for uniform.
+
+    Raises:
+        UserError: no such sampling, or too many labels that cannot be read.
+    """
+    if config.sampling == "uniform":
+        return None
+    if config.sampling not in SAMPLINGS:
+        raise UserError(f"data.sampling={config.sampling}{nearest(config.sampling, SAMPLINGS)}")
+    index = build_index(source, workers=config.workers)
+    if len(index.bad) > config.max_bad:
+        raise UserError(
+            f"{len(index.bad)} labels could not be read (data.max_bad is {config.max_bad}):\n  "
+            + "\n  ".join(index.bad)
+        )
+    return ClassSampler.build(index, config.sampling, config.rare_temperature, config.rare_share)
 
 
 def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:

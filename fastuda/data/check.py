@@ -1,0 +1,154 @@
+"""Looking through a whole data set before hours are spent on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fastuda.data.decode import BadFile
+from fastuda.data.domains import Domain
+from fastuda.data.labels import IGNORE
+from fastuda.data.parallel import each
+
+SHEET_WIDTH = 320
+
+
+class Looked(NamedTuple):
+    """What one image and its label gave."""
+
+    size: tuple[int, int] | None
+    """Width and height of the image."""
+    counts: np.ndarray | None
+    """int64 [K + 1] pixels per class, ignored ones last."""
+    problems: tuple[str, ...]
+    digest: bytes
+
+
+@dataclass
+class Report:
+    """What a data set holds, and what is wrong with it."""
+
+    domain: Domain
+    labelled: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [K + 1], ignored ones last."""
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Images that show each class."""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def text(self, listed: int = 20) -> str:
+        """The report as a page of text."""
+        domain = self.domain
+        sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in self.sizes.most_common(4))
+        more = f" and {len(self.sizes) - 4} more" if len(self.sizes) > 4 else ""
+        lines = [
+            f"{domain.name}, split {domain.split}, in {domain.root}",
+            f"  images   {len(domain)}, {self.labelled} with label",
+            f"  sizes    {sizes}{more}",
+        ]
+        total = int(self.pixels.sum())
+        if total:
+            width = max(len(name) for name in (*domain.classes.names, "ignored"))
+            lines.append(f"  {'class'.ljust(width)}  pixels %  images")
+            for i, name in enumerate((*domain.classes.names, "ignored")):
+                share = 100 * self.pixels[i] / total
+                lines.append(f"  {name.ljust(width)}  {share:8.3f}  {self.images[i]:6d}")
+        for title, found in (("wrong", self.problems), ("note", self.notes)):
+            lines += [f"  {title}: {line}" for line in found[:listed]]
+            if len(found) > listed:
+                lines.append(f"  {title}: ... and {len(found) - listed} more")
+        lines.append(f"  {len(self.problems)} problems" if self.problems else "  nothing wrong")
+        return "\n".join(lines)
+
+
+def _look(domain: Domain, index: int, settings: Any) -> Looked:
+    """Decode both files of an item whole."""
+    problems: list[str] = []
+    size, counts, digest = None, None, b""
+    try:
+        digest = hashlib.blake2b(domain.items[index].image.read_bytes(), digest_size=16).digest()
+        image = domain.open_image(index)
+        size = image.size
+    except OSError as error:
+        problems.append(f"{domain.items[index].image} cannot be read ({error.strerror})")
+    except BadFile as error:
+        problems.append(str(error))
+    if domain.items[index].label is not None:
+        try:
+            label = domain.read_label(index) if size is None else domain.read_pair(index)[1]
+            found = np.bincount(label.ravel(), minlength=256)
+            counts = np.append(found[: len(domain.classes)], found[IGNORE])
+        except BadFile as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+    return Looked(size, counts, tuple(problems), digest)
+
+
+def check_domain(
+    domain: Domain, *, need_labels: bool, workers: int | None = None, quiet: bool = False
+) -> Report:
+    """Read every file of a domain.
+
+    Wrong: a file that cannot be read, a label of another size or with a value outside the map, an image
+        without label where
+    one is needed. Noted: images with the same bytes, classes that never occur.
+    """
+    classes = len(domain.classes)
+    report = Report(domain, pixels=np.zeros(classes + 1, np.int64), images=np.zeros(classes + 1, np.int64))
+    first: dict[bytes, Path] = {}
+    looked = each(_look, domain, range(len(domain)), workers=workers, title="checking", quiet=quiet)
+    for index, seen in looked:
+        image, label = domain.items[index]
+        report.problems += seen.problems
+        if label is not None:
+            report.labelled += 1
+        elif need_labels:
+            report.problems.append(f"{image} has no label")
+        if seen.size is not None:
+            report.sizes[seen.size] += 1
+        if seen.counts is not None:
+            report.pixels += seen.counts
+            report.images += seen.counts > 0
+        if seen.digest and (twin := first.setdefault(seen.digest, image)) != image:
+            report.notes.append(f"{image} is the same picture as {twin}")
+    if report.labelled and report.pixels.sum():
+        absent = [name for name, n in zip(domain.classes.names, report.images, strict=False) if not n]
+        if absent:
+            report.notes.append(f"no pixel of {', '.join(absent)}")
+    return report
+
+
+def contact_sheet(domain: Domain, path: Path, rows: int = 4, columns: int = 3) -> Path:
+    """Write a picture of images spread over the domain, each above its label in colours."""
+    count = min(len(domain), rows * columns)
+    cells = []
+    for index in np.linspace(0, len(domain) - 1, count, dtype=int).tolist():
+        try:
+            image = domain.open_image(index)
+            size = SHEET_WIDTH, max(1, SHEET_WIDTH * image.height // image.width)
+            cell = [np.asarray(image.resize(size, Image.Resampling.BILINEAR))]
+            if domain.items[index].label is not None:
+                label = Image.fromarray(domain.read_pair(index)[1]).resize(size, Image.Resampling.NEAREST)
+                cell.append(domain.classes.colorize(np.asarray(label)))
+        except BadFile:
+            continue
+        cells.append(np.concatenate(cell))
+    height = max((cell.shape[0] for cell in cells), default=1)
+    sheet = np.full(
+        ((height + 4) * -(-max(len(cells), 1) // columns), (SHEET_WIDTH + 4) * columns, 3), 255, np.uint8
+    )
+    for place, cell in enumerate(cells):
+        row, column = divmod(place, columns)
+        top, left = row * (height + 4), column * (SHEET_WIDTH + 4)
+        sheet[top : top + cell.shape[0], left : left + SHEET_WIDTH] = cell
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(path)
+    return path

@@ -1,0 +1,180 @@
+"""The index of a domain's labels: which classes are where. Sampling, class statistics and weak labels come
+from it.
+
+One line of JSON per label file, appended as it is read: a build that was stopped goes on where it was, a line
+that was cut off is read again. A label is read anew only when its bytes changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastuda.data.decode import BadFile
+from fastuda.data.domains import Domain
+from fastuda.data.labels import IGNORE
+from fastuda.data.parallel import each
+from fastuda.errors import UserError
+
+VERSION = 1
+
+
+def cache_folder() -> Path:
+    """Where indices are kept: ``FASTUDA_CACHE``, or ``~/.cache/fastuda``."""
+    return Path(os.environ.get("FASTUDA_CACHE", Path.home() / ".cache" / "fastuda"))
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the labels of a domain hold."""
+
+    counts: np.ndarray
+    """int64 [N, K]: pixels of every class in every label, a row of zeros for a label that cannot be read."""
+    pixels: np.ndarray
+    """int64 [N]: all pixels of the label, ignored ones too."""
+    points: tuple[tuple[tuple[int, int, int], ...], ...]
+    """Of every label one pixel (y, x, class) per class in it, drawn uniformly by the label's content."""
+    bad: tuple[str, ...]
+    """Labels that cannot be read, with the reason."""
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """float64 [K]: share of every class among the labelled pixels."""
+        return self.counts.sum(0) / max(int(self.counts.sum()), 1)
+
+    def tags(self, min_share: float = 0.0) -> np.ndarray:
+        """bool [N, K]: classes that fill more than ``min_share`` of the image."""
+        return self.counts > min_share * self.pixels[:, None]
+
+
+def _fingerprint(domain: Domain) -> str:
+    """Changes with anything that would change a label's classes."""
+    label_map = domain.label_map
+    said = json.dumps(
+        [
+            VERSION,
+            str(domain.root.resolve()),
+            domain.classes.names,
+            sorted(label_map.ids.items()),
+            sorted(label_map.colors.items()),
+            sorted(label_map.names.items()),
+        ]
+    )
+    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _read(domain: Domain, index: int, known: Any) -> dict[str, Any]:
+    """The index line of one label; ``known`` holds the lines of an earlier build by file."""
+    path = domain.items[index].label
+    assert path is not None
+    line: dict[str, Any] = {"file": str(path)}
+    try:
+        status = path.stat()
+        line |= {"size": status.st_size, "mtime": status.st_mtime_ns}
+        line["digest"] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        old = known.get(str(path))
+        if old is not None and old.get("digest") == line["digest"] and "bad" not in old:
+            return old | line
+        label = domain.read_label(index)
+    except OSError as error:
+        return line | {"bad": f"cannot be read ({error.strerror})"}
+    except BadFile as error:
+        return line | {"bad": error.reason}
+    counts = np.bincount(label.ravel(), minlength=256)
+    rng = np.random.default_rng(int(line["digest"][:16], 16))
+    points = []
+    for value in np.flatnonzero(counts[:IGNORE]).tolist():
+        place = int(np.flatnonzero(label.ravel() == value)[rng.integers(counts[value])])
+        points.append((place // label.shape[1], place % label.shape[1], value))
+    present = {str(value): int(counts[value]) for value in np.flatnonzero(counts[:IGNORE])}
+    return line | {"pixels": label.size, "counts": present, "points": points}
+
+
+def _load(path: Path) -> dict[str, dict[str, Any]]:
+    """Whole lines of an index file, by label file; later lines replace earlier ones."""
+    known: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        for text in path.read_text(errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+                known[line["file"]] = line
+            except (ValueError, KeyError, TypeError):
+                continue
+    return known
+
+
+def _current(line: dict[str, Any] | None, path: Path) -> bool:
+    """Whether the line was made from the file as it is."""
+    if line is None or "bad" in line:
+        return False
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (line.get("size"), line.get("mtime"))
+
+
+def build_index(
+    domain: Domain, *, folder: Path | None = None, workers: int | None = None, quiet: bool = False
+) -> Index:
+    """The index of a labelled domain, read from the cache as far as the labels have not changed.
+
+    Raises:
+        UserError: the domain has no labels, or the cache cannot be written.
+    """
+    labels = [item.label for item in domain.items]
+    if any(label is None for label in labels):
+        raise UserError(
+            f"{domain.name} (split {domain.split}) has images without label: no index can be made"
+        )
+    folder = folder or cache_folder()
+    path = folder / f"{domain.name}-{_fingerprint(domain)}.jsonl"
+    try:
+        known = _load(path)
+        stale = [i for i, label in enumerate(labels) if label and not _current(known.get(str(label)), label)]
+        if stale:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(path, "a+b") as file:
+                _end_line(file)
+                lines = each(
+                    _read, domain, stale, known, workers=workers, title=f"indexing {domain.name}", quiet=quiet
+                )
+                for _, line in lines:
+                    known[line["file"]] = line
+                    file.write(json.dumps(line).encode() + b"\n")
+                    file.flush()
+    except OSError as error:
+        raise UserError(f"cannot write the index {path}: {error.strerror}; set FASTUDA_CACHE") from error
+    return _assemble([known[str(label)] for label in labels], len(domain.classes))
+
+
+def _end_line(file: Any) -> None:
+    """End a line that an interrupted build has left half written."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def _assemble(lines: Sequence[dict[str, Any]], classes: int) -> Index:
+    counts = np.zeros((len(lines), classes), np.int64)
+    pixels = np.ones(len(lines), np.int64)
+    points: list[tuple[tuple[int, int, int], ...]] = []
+    bad = []
+    for row, line in enumerate(lines):
+        if "bad" in line:
+            bad.append(f"{line['file']} {line['bad']}")
+            points.append(())
+            continue
+        pixels[row] = line["pixels"]
+        for value, count in line["counts"].items():
+            counts[row, int(value)] = count
+        points.append(tuple((y, x, c) for y, x, c in line["points"]))
+    return Index(counts, pixels, tuple(points), tuple(bad))

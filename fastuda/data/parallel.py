@@ -1,0 +1,65 @@
+"""Work on every item of a domain in several processes, with a progress bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from fastuda.data.domains import Domain
+from fastuda.errors import UserError
+
+T = TypeVar("T")
+_given: tuple[Domain, Any] | None = None
+
+
+def _start(domain: Domain, settings: Any) -> None:
+    global _given
+    _given = (domain, settings)
+
+
+def _call(job: tuple[Callable[[Domain, int, Any], Any], int]) -> Any:
+    assert _given is not None
+    function, index = job
+    return function(_given[0], index, _given[1])
+
+
+def each(
+    function: Callable[[Domain, int, Any], T],
+    domain: Domain,
+    indices: Sequence[int],
+    settings: Any = None,
+    *,
+    workers: int | None = None,
+    title: str = "",
+    quiet: bool = False,
+) -> Iterator[tuple[int, T]]:
+    """``(index, function(domain, index, settings))`` in order.
+
+    Args:
+        workers: processes; none: one per core, 0: this one.
+
+    Raises:
+        UserError: a process died.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    with tqdm(total=len(indices), desc=title, unit="file", disable=quiet) as bar:
+        if workers == 0 or len(indices) < 2:
+            for index in indices:
+                yield index, function(domain, index, settings)
+                bar.update()
+            return
+        try:
+            with ProcessPoolExecutor(workers, initializer=_start, initargs=(domain, settings)) as pool:
+                done = pool.map(_call, ((function, index) for index in indices), chunksize=4)
+                for index, result in zip(indices, done, strict=True):
+                    yield index, result
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process died while {title or 'reading'}; short of memory? Use --workers 0"
+            ) from error

@@ -1,0 +1,228 @@
+"""The index, the samplers that live on it, and the checks of whole data sets."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fastuda.data import index as index_module
+from fastuda.data.check import check_domain, contact_sheet
+from fastuda.data.config import DataConfig
+from fastuda.data.domains import open_domain
+from fastuda.data.index import build_index
+from fastuda.data.sampling import ClassSampler, class_probabilities
+from fastuda.data.torch_loader import build_loader
+from fastuda.errors import UserError
+from fastuda.models.weights import IMAGENET
+from tests.data.data_files import picture, save
+
+
+@pytest.fixture
+def source(gta5):
+    return open_domain(f"gta5:{gta5}", role="source", data_root=".")
+
+
+def index_of(domain, folder, **kwargs):
+    return build_index(domain, folder=folder, workers=0, quiet=True, **kwargs)
+
+
+def test_counts_and_points(source, tmp_path):
+    index = index_of(source, tmp_path)
+    for i in range(len(source)):
+        label = source.read_label(i)
+        assert (index.counts[i] == np.bincount(label.ravel(), minlength=256)[:19]).all()
+        assert len(index.points[i]) == len(np.unique(label))
+        assert all(label[y, x] == c for y, x, c in index.points[i])
+    assert index.frequency.sum() == pytest.approx(1)
+
+
+def test_processes_give_the_same(source, tmp_path):
+    one = index_of(source, tmp_path / "a")
+    two = build_index(source, folder=tmp_path / "b", workers=2, quiet=True)
+    assert (one.counts == two.counts).all() and one.points == two.points
+
+
+def test_only_changed_labels_are_read_again(source, tmp_path, monkeypatch):
+    index_of(source, tmp_path)
+    read = []
+    real = index_module._read
+    monkeypatch.setattr(index_module, "_read", lambda d, i, k: (read.append(i), real(d, i, k))[1])
+    index_of(source, tmp_path)
+    assert read == []
+    save(np.full((20, 36), 7, np.uint8), source.items[3].label)
+    index = index_of(source, tmp_path)
+    assert read == [3] and index.counts[3, 0] == 720 and index.counts[3].sum() == 720
+
+
+def test_touched_files_are_not_decoded_again(source, tmp_path, monkeypatch):
+    before = index_of(source, tmp_path)
+    for item in source.items:
+        os.utime(item.label, (1, 1))
+    monkeypatch.setattr(type(source), "read_label", lambda *_: pytest.fail("decoded"))
+    assert (index_of(source, tmp_path).counts == before.counts).all()
+
+
+def test_a_build_that_was_killed_goes_on(source, tmp_path, monkeypatch):
+    whole = index_of(source, tmp_path)
+    (file,) = tmp_path.glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]) + lines[2][:37])
+    read = []
+    real = index_module._read
+    monkeypatch.setattr(index_module, "_read", lambda d, i, k: (read.append(i), real(d, i, k))[1])
+    again = index_of(source, tmp_path)
+    assert (again.counts == whole.counts).all() and read == [2, 3, 4]
+    assert index_of(source, tmp_path) and read == [2, 3, 4]
+
+
+def test_another_label_map_is_another_index(source, tmp_path):
+    index_of(source, tmp_path)
+    restricted = index_of(source.restrict(("road", "car")), tmp_path)
+    assert restricted.counts.shape == (5, 2) and len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+def test_bad_labels_are_listed_and_read_again_once_mended(source, tmp_path):
+    path = source.items[1].label
+    good = path.read_bytes()
+    path.write_bytes(good[:50])
+    index = index_of(source, tmp_path)
+    assert len(index.bad) == 1 and str(path) in index.bad[0] and not index.counts[1].any()
+    path.write_bytes(good)
+    assert not index_of(source, tmp_path).bad
+
+
+def test_cache_that_cannot_be_written(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="FASTUDA_CACHE"):
+        index_of(source, tmp_path / "file")
+
+
+def test_index_needs_labels(cityscapes):
+    for path in (cityscapes / "gtFine" / "train").rglob("*.png"):
+        path.unlink()
+    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
+    with pytest.raises(UserError, match="without label"):
+        build_index(target)
+
+
+def test_rare_class_probabilities_are_the_published_formula():
+    frequency = np.array([0.9, 0.09, 0.01, 0.0])
+    weight = np.exp((1 - frequency[:3]) / 0.01)
+    assert class_probabilities(frequency, 0.01) == pytest.approx([*(weight / weight.sum()), 0])
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 1)), st.floats(1e-3, 1))
+@settings(max_examples=50, deadline=None)
+def test_rare_class_probabilities_are_a_distribution(weights, temperature):
+    if weights.sum() == 0:
+        return
+    chances = class_probabilities(weights / weights.sum(), temperature)
+    assert np.isfinite(chances).all() and chances.sum() == pytest.approx(1) and (chances >= 0).all()
+    assert (chances[weights == 0] == 0).all()
+
+
+def rare_gta(root):
+    """Road everywhere; a bicycle (33) in the last of eight images alone."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        label = np.full((20, 36), 7, np.uint8)
+        if i == 7:
+            label[:6, :6] = 33
+        save(picture(rng), root / "images" / f"{i}.png")
+        save(label, root / "labels" / f"{i}.png")
+    return open_domain(f"gta5:{root}", role="source", data_root=".")
+
+
+def test_rare_sampling_draws_the_rare_image(tmp_path, cityscapes, monkeypatch):
+    monkeypatch.setenv("FASTUDA_CACHE", str(tmp_path / "cache"))
+    source = rare_gta(tmp_path / "gta")
+    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
+    shown = {}
+    for sampling in ("uniform", "rare", "balanced"):
+        config = DataConfig(crop=(12, 12), batch_size=2, workers=0, sampling=sampling)
+        loader = build_loader(source, target, config, IMAGENET, seed=0)
+        batches = [next(loader) for _ in range(30)]
+        shown[sampling] = float(
+            np.mean([(b.source_label == 18).flatten(1).any(1).float().mean() for b in batches])
+        )
+        again = build_loader(source, target, config, IMAGENET, seed=0)
+        again.load_state_dict({**loader.state_dict(), "given": 29})
+        assert next(again).source_files == batches[29].source_files
+    assert shown["uniform"] < 0.2 < 0.35 < shown["balanced"] < shown["rare"]
+
+
+def test_sampler_leaves_out_absent_classes(source, tmp_path):
+    index = index_of(source.restrict(("road", "car")), tmp_path)
+    sampler = ClassSampler.build(index, "balanced", 0.01, 2.0)  # nothing fills twice the image
+    assert sampler.chances.tolist() == [0.5, 0.5] and all(len(found) for found in sampler.images)
+
+
+def test_unknown_sampling(source, cityscapes):
+    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
+    with pytest.raises(UserError, match=r"data\.sampling=rar; did you mean rare"):
+        build_loader(source, target, DataConfig(sampling="rar", workers=0), IMAGENET, seed=0)
+
+
+def test_report_of_a_good_data_set(source, tmp_path):
+    report = check_domain(source, need_labels=True, workers=0, quiet=True)
+    text = report.text()
+    assert not report.problems and report.labelled == 5 and report.sizes == {(36, 20): 5}
+    assert "nothing wrong" in text and "36x20 (5)" in text and "traffic light" in text
+    assert report.pixels.sum() == 5 * 720
+    assert contact_sheet(source, tmp_path / "a" / "sheet.png").stat().st_size > 1000
+
+
+def test_report_names_everything_that_is_wrong(source, tmp_path):
+    items = source.items
+    items[0].image.write_bytes(items[0].image.read_bytes()[:99])
+    save(np.full((20, 36), 200, np.uint8), items[1].label)
+    save(np.full((9, 36), 7, np.uint8), items[2].label)
+    items[4].image.write_bytes(items[3].image.read_bytes())
+    report = check_domain(source, need_labels=True, workers=2, quiet=True)
+    found = "\n".join(report.problems)
+    assert len(report.problems) == 3
+    assert f"{items[0].image} cannot be read" in found
+    assert f"{items[1].label} holds label values [200]" in found
+    assert f"{items[2].label} is 36x9, its image is 36x20" in found
+    assert any("same picture" in note for note in report.notes)
+    contact_sheet(source, tmp_path / "sheet.png")
+
+
+def run(*args, **kwargs):
+    from tests.program import fastuda
+
+    return fastuda("data", *args, **kwargs)
+
+
+def test_command_check(gta5, tmp_path):
+    done = run("check", f"gta5:{gta5}", "--workers", 0, "--quiet", cwd=tmp_path)
+    assert done.returncode == 0 and "nothing wrong" in done.stdout, done.stderr
+    assert (tmp_path / "check_gta5_all.png").is_file()
+    (gta5 / "images" / "00001.png").write_bytes(b"x")
+    done = run("check", f"gta5:{gta5}", "--workers", 0, "--no-sheet", cwd=tmp_path)
+    assert done.returncode == 1 and "00001.png cannot be read" in done.stdout
+    done = run("check", f"gta5:{tmp_path}/nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: no folder") and not done.stdout
+
+
+def test_command_index_writes_weak_labels(gta5, tmp_path):
+    weak = tmp_path / "weak.json"
+    env = {"FASTUDA_CACHE": str(tmp_path / "cache")}
+    done = run("index", f"gta5:{gta5}", "--workers", 0, "--quiet", "--weak", weak, cwd=tmp_path, env=env)
+    assert done.returncode == 0 and "bicycle" in done.stdout, done.stderr
+    said = json.loads(weak.read_text())
+    assert said["classes"][0] == "road" and set(said["images"]) == {f"images/{i:05d}.png" for i in range(5)}
+    assert len(list((tmp_path / "cache").glob("gta5-*.jsonl"))) == 1
+
+
+def test_command_synth_and_list(tmp_path):
+    size = ("--source", 2, "--target", 2, "--evaluation", 1, "--height", 32, "--width", 64, "--quiet")
+    done = run("synth", "--out", tmp_path / "s", *size, cwd=tmp_path)
+    assert done.returncode == 0 and "source: 2 images" in done.stdout, done.stderr
+    assert (tmp_path / "s" / "target.png").is_file()
+    listed = run("list", cwd=tmp_path)
+    assert "cityscapes" in listed.stdout and "folder" in listed.stdout
