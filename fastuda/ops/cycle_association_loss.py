@@ -120,6 +120,9 @@ def cycle_association_loss(
     mean), or 1. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0 with zero
     gradients. The second hop searches all source pixels, ignored ones included.
 
+    A feature of zeros has no direction: its similarities are 0 and it gets no gradient (in the authors' code
+    the gradient is divided by 1e-12 there).
+
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 4 to 6, 9 and 10.
 
     Args:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 EPS_KL = 1e-10
 EPS_STD = 1e-10
+EPS_NORM = 1e-12
 
 
 def _full(x: Tensor) -> Tensor:
@@ -23,12 +24,21 @@ def _full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows of length one. A row of zeros has no direction: it stays zero and gets no gradient.
+
+    (``torch.nn.functional.normalize`` divides its gradient by 1e-12, which no optimiser survives.)
+    """
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > EPS_NORM, x / norm.clamp(min=EPS_NORM), 0)
+
+
 def pair_similarity(query: Tensor, key: Tensor, similarity: str) -> Tensor:
     """``[B, N, M]`` similarity of every query to every key: the cosine, or ``-KL(query || key)`` of
     probabilities."""
     query, key = _full(query), _full(key)
     if similarity == "cosine":
-        return nnf.normalize(query, dim=-1) @ nnf.normalize(key, dim=-1).transpose(1, 2)
+        return unit(query) @ unit(key).transpose(1, 2)
     entropy = (query * (query + EPS_KL).log()).sum(-1, keepdim=True)
     return query @ (key + EPS_KL).log().transpose(1, 2) - entropy
 

@@ -210,3 +210,17 @@ def test_bad_labels_are_named():
         F.cycle_association_loss(x, x, torch.zeros(1, 5, dtype=torch.int64))
     with pytest.raises(TypeError, match="labels must be integers"):
         F.cycle_association_loss(x, x, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pixel_without_direction_gets_no_gradient_and_spoils_nobody(backend, dtype):
+    source, target, _ = case(2, 40, 30, 16, "cosine", dtype)
+    source, target = source.detach(), target.detach()
+    source[:, 3] = 0
+    target[:, 7] = 0
+    source, target = source.requires_grad_(), target.requires_grad_()
+    loss, _ = F.cycle_association_loss(source, target, torch.zeros(2, 40, dtype=torch.int64), backend=backend)
+    grads = torch.autograd.grad(loss, (source, target))
+    assert torch.isfinite(loss) and all(g.abs().max() < 10 for g in grads)
+    assert grads[0][:, 3].abs().max() == 0 and grads[1][:, 7].abs().max() == 0
