@@ -7,18 +7,15 @@ Order: dataclass defaults < the method's own defaults < ``--config`` < flags < `
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fastuda.data.config import DataConfig
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import ModelConfig
+from fastuda.settings import build, merge, nest, plain, read_yaml, to_yaml
 
 
 @dataclass(frozen=True)
@@ -136,119 +133,13 @@ class RunConfig:
 
     def plain(self) -> dict[str, Any]:
         """Plain types, the method's defaults included; what is saved and what a checkpoint carries."""
-        out = _plain(dataclasses.asdict(self))
-        out["method"] = {"name": self.method["name"], **_plain(dataclasses.asdict(self.method_config()))}
+        out = plain(dataclasses.asdict(self))
+        out["method"] = {"name": self.method["name"], **plain(dataclasses.asdict(self.method_config()))}
         return out
 
     def to_yaml(self) -> str:
         """The resolved configuration; itself valid for ``--config``."""
-        return yaml.safe_dump(self.plain(), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def build(cls: type, values: dict[str, Any], where: str) -> Any:
-    """A frozen dataclass from a dictionary, each key and type checked.
-
-    Raises:
-        UserError: an unknown key (with the nearest ones) or a value of the wrong type, named by its dotted
-            key.
-    """
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    out = {}
-    for key, value in values.items():
-        dotted = f"{where}.{key}" if where else str(key)
-        if key not in names:
-            raise UserError(f"unknown setting {dotted!r}{nearest(str(key), names)}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise UserError(f"{dotted} must be a section of settings, got {value!r}")
-            out[key] = build(hint, value, dotted)  # type: ignore[arg-type]
-        else:
-            out[key] = convert(value, hint, dotted)
-    return cls(**out)
-
-
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint``, without surprising conversions.
-
-    Raises:
-        UserError: it is of another type.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return convert(value, next(a for a in args if a is not type(None)), where)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if args[-1] is Ellipsis:
-            return tuple(convert(item, args[0], where) for item in value)
-        if len(args) == len(value):
-            return tuple(convert(item, arg, where) for item, arg in zip(value, args, strict=True))
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif hint is float and isinstance(value, str):
-        try:
-            return float(value)  # YAML reads 1e-4 as a string
-        except ValueError:
-            pass
-    elif hint is str and isinstance(value, bool):
-        return "on" if value else "off"  # YAML reads a bare on and off as booleans
-    elif (
-        ((origin is dict or hint is dict) and isinstance(value, dict))
-        or hint is Any
-        or (isinstance(hint, type) and type(value) is hint)
-    ):
-        return value
-    wanted = getattr(hint, "__name__", None) if origin is None else str(hint)
-    raise UserError(f"{where} must be {wanted}, got {value!r}")
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the leaves of ``over`` put in; neither is changed."""
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if both else value
-    return out
-
-
-def nest(dotted: dict[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
-    out: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *path, leaf = key.split(".")
-        node = out
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return out
-
-
-def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """``["optim.lr=0.1"]`` to a nested dictionary, values read as YAML.
-
-    Raises:
-        UserError: no ``=``, or a value that is not YAML.
-    """
-    dotted = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"{item!r} is neither a flag nor key=value; see --help")
-        try:
-            dotted[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of {key} cannot be read: {text!r}") from error
-    return nest(dotted)
+        return to_yaml(self.plain())
 
 
 def shipped() -> list[str]:
@@ -257,7 +148,7 @@ def shipped() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-def load_yaml(name: str) -> dict[str, Any]:
+def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A configuration file, or a shipped one by name, with what it ``extends`` underneath.
 
     Raises:
@@ -272,17 +163,17 @@ def load_yaml(name: str) -> dict[str, Any]:
         text = resources.files("fastuda.configs").joinpath(f"{name}.yaml").read_text()
     else:
         raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not valid YAML: {error}") from error
+    values = read_yaml(text, name) or {}
     if not isinstance(values, dict):
         raise UserError(f"{name} must be a dictionary of sections, it is a {type(values).__name__}")
     parent = values.pop("extends", None)
     if parent is None:
         return values
     beside = path.parent / parent
-    return merge(load_yaml(str(beside) if beside.is_file() else parent), values)
+    base = str(beside) if beside.is_file() else str(parent)
+    if base in above or base == name:
+        raise UserError(f"{name} extends {base}, which extends it in turn")
+    return merge(load_yaml(base, (*above, name)), values)
 
 
 def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
@@ -308,7 +199,38 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     over = merge(nest(dict(get_method(name).optim_defaults)), over)
     run = build(RunConfig, over, "")
     run.method_config()
+    check_ranges(run)
     return run
+
+
+AT_LEAST = {
+    "train.steps": 1,
+    "train.accumulate": 1,
+    "data.batch_size": 1,
+    "data.workers": 0,
+    "data.max_bad": 0,
+    "log.every": 1,
+    "eval.every": 0,
+    "eval.pictures": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 0,
+    "optim.lr": 0,
+    "optim.warmup": 0,
+}
+"""Dotted setting to its smallest value."""
+
+
+def check_ranges(run: RunConfig) -> None:
+    """Raises:
+    UserError: a setting is below its smallest value.
+    """
+    for key, least in AT_LEAST.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(run, section), name)
+        if not value >= least:
+            raise UserError(f"{key} is {value}; it must be at least {least}")
+    if min(run.data.crop) < 8:
+        raise UserError(f"data.crop is {list(run.data.crop)}; the network's stride needs at least 8 x 8")
 
 
 def _own_settings(name: str, over: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:

@@ -32,12 +32,13 @@ def main() -> int:
     args = p.parse_intermixed_args()
 
     from fastuda import distributed
-    from fastuda.config import RunConfig, build, merge, parse_overrides
+    from fastuda.config import RunConfig
     from fastuda.data.domains import open_domain
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
     from fastuda.metrics import table
     from fastuda.saved import load_run
+    from fastuda.settings import build, merge, parse_overrides
 
     setup_logging(quiet=True)
     world = distributed.start(args.device)

@@ -11,12 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastuda.checkpoint import write_atomic
-from fastuda.config import RunConfig, build, load_yaml
+from fastuda.config import RunConfig, load_yaml
 from fastuda.data.labels import ClassSet
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.weights import Normalization
+from fastuda.settings import build
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet) -> None:

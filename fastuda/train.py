@@ -68,10 +68,11 @@ def main() -> int:
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")
     args = p.parse_intermixed_args()
 
-    from fastuda.config import parse_overrides, resolve, shipped
+    from fastuda.config import resolve, shipped
     from fastuda.loggers import setup_logging
     from fastuda.metrics import table
     from fastuda.runs import default_folder, train
+    from fastuda.settings import parse_overrides
     from fastuda.trainer import Interrupted
 
     if args.list_configs:

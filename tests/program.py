@@ -1,14 +1,20 @@
-"""Running the command lines as a user does: in a process of its own."""
+"""Running the command lines as a user does, in this process or in one of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import importlib
+import io
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from fastuda.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,8 +31,31 @@ TINY = (
 )
 
 
-def fastuda(module: str, *args: object, cwd: Path | None = None, env: dict | None = None, **kwargs):
-    """``python -m fastuda.<module> args``; its output captured as text."""
+def fastuda(module: str, *args: object, **kwargs):
+    """``python -m fastuda.<module> args`` in this process, on one thread; its output captured as text."""
+    if kwargs:
+        return in_a_process(module, *args, **kwargs)
+    out, err = io.StringIO(), io.StringIO()
+    argv, threads = sys.argv, torch.get_num_threads()
+    sys.argv = [module, *map(str, args)]
+    torch.set_num_threads(1)
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run(importlib.import_module(f"fastuda.{module}").main)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+        logging.getLogger("fastuda").handlers.clear()
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
+
+
+def in_a_process(
+    module: str, *args: object, cwd: Path | None = None, env: dict | None = None, **kwargs
+) -> subprocess.CompletedProcess:
+    """The same in a process of its own."""
     return subprocess.run(
         command(module, *args),
         cwd=cwd or ROOT,

@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.program import ROOT, TINY, curves, fastuda
+from tests.program import ROOT, TINY, curves, fastuda, in_a_process
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_bad_input_gives_one_clear_line(args, message, scenes_root, tmp_path, ca
 
 
 def test_a_traceback_never_shows_and_the_exit_code_is_two(tmp_path):
-    done = fastuda("train", "--method", "pcla")
+    done = in_a_process("train", "--method", "pcla")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 

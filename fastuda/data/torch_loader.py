@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -162,8 +163,9 @@ def _next(batches: Iterator[T]) -> T:
         raise UserError(f"a loader process died ({said}); short of memory? Try fewer data.workers") from error
 
 
-def _one_thread(worker: int) -> None:
+def _worker(worker: int) -> None:
     torch.set_num_threads(1)
+    os.setpgrp()  # Ctrl-C and signals to the group are the trainer's to answer: it still needs its workers
 
 
 class TorchLoader:
@@ -210,7 +212,7 @@ class TorchLoader:
                     num_workers=workers,
                     collate_fn=_collate,
                     pin_memory=self.pin,
-                    worker_init_fn=_one_thread,
+                    worker_init_fn=_worker,
                     # its own generator, so that making the loader never draws from the global stream
                     generator=torch.Generator().manual_seed(0),
                 )
@@ -302,9 +304,7 @@ class EvalLoader:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
-        loader = DataLoader(
-            self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread
-        )
+        loader = DataLoader(self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_worker)
         frames = iter(loader)
         for _ in range(len(self)):
             frame = _next(frames)

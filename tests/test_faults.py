@@ -1,0 +1,251 @@
+"""What can go wrong around a run, done for real: each ends in one clear line, and nothing good is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from fastuda import checkpoint
+from fastuda.run_state import newest
+from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
+
+
+def arguments(root, out, *more):
+    return ["--method", "plca", "--data-root", root, "--out", out, "--steps", 3, "--quiet", *TINY,
+            "checkpoint.every=1", *more]  # fmt: skip
+
+
+def refused(done, *words):
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+def test_weights_with_code_are_refused_and_not_run(scenes_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run", "--weights", tmp_path / "evil.pth"))
+    refused(done, "evil.pth")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(scenes_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "x": Evil()}, tmp_path / "evil.pt")
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run", "--resume", tmp_path / "evil.pt"))
+    refused(done, "evil.pt cannot be read as a checkpoint")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, scenes_root):
+    out = tmp_path_factory.mktemp("faults") / "run"
+    done = fastuda("train", *arguments(scenes_root, out, "checkpoint.keep=2"))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_older_checkpoints_are_kept_and_resumed_from_when_the_last_is_broken(whole, scenes_root, tmp_path):
+    folder = whole / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "best.pt", "last.pt", "step_0000002.pt", "step_0000003.pt",
+    ]  # fmt: skip
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:5000])
+    (out / "checkpoints" / "step_0000002.pt").write_bytes((folder / "step_0000002.pt").read_bytes())
+    (out / "metrics.csv").write_bytes((whole / "metrics.csv").read_bytes())
+    assert newest(out / "checkpoints").name == "step_0000002.pt"
+    done = fastuda("train", *arguments(scenes_root, out, "--resume", "auto", "checkpoint.keep=2"))
+    assert done.returncode == 0 and "last.pt cannot be read" in done.stderr, done.stderr
+    assert equal(without_clocks(state(whole)), without_clocks(state(out)))
+    assert curves(whole) == curves(out)
+
+
+def test_checkpoints_of_another_network_or_version_are_refused(whole, scenes_root, tmp_path):
+    last = whole / "checkpoints" / "last.pt"
+    args = arguments(scenes_root, tmp_path / "run", "--resume", last, "--backbone", "resnet18")
+    refused(fastuda("train", *args), "last.pt does not fit this configuration")
+    torch.save({"format": 99}, tmp_path / "new.pt")
+    args = arguments(scenes_root, tmp_path / "run", "--resume", tmp_path / "new.pt")
+    refused(fastuda("train", *args), "new.pt is not a checkpoint of this version")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_is_not_written_over(whole, scenes_root, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    last = whole / "checkpoints" / "last.pt"
+    args = arguments(scenes_root, tmp_path / "other", "--resume", last)
+    refused(fastuda("train", *args), "holds another run")
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(scenes_root, tmp_path, monkeypatch):
+    real, calls = torch.save, []
+
+    def save(value, path):
+        calls.append(path)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(value, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    out = tmp_path / "run"
+    refused(fastuda("train", *arguments(scenes_root, out)), "last.pt: [Errno 28] No space left on device")
+    assert state(out)["step"] == 2 and [p.name for p in (out / "checkpoints").iterdir()] == ["last.pt"]
+
+
+def test_curves_on_a_full_disk(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "metrics.csv").symlink_to("/dev/full")
+    done = fastuda("train", *arguments(scenes_root, out, "--resume", "auto", "log.every=1"))
+    refused(done, "cannot write", "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_made(scenes_root, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    refused(fastuda("train", *arguments(scenes_root, tmp_path / place)), "cannot write")
+
+
+FAILING = """
+import torch
+from fastuda.methods.source_only import SourceOnly
+from fastuda.methods import Phase
+
+class Memory(SourceOnly):
+    def phases(self, batch, step):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+class Nan(SourceOnly):
+    def phases(self, batch, step):
+        for phase in super().phases(batch, step):
+            good = phase.losses["ce"]
+            yield Phase("model", {"ce": good, "extra": good * (float("nan") if step == 2 else 0.0)})
+"""
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_out_of_memory_names_the_knobs(failing, scenes_root, tmp_path):
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run", "--method", "failing:Memory"))
+    refused(done, "out of memory", "--batch-size", "train.accumulate", "--crop", "--amp")
+
+
+def test_a_loss_that_is_not_finite_is_named_and_dumped(failing, scenes_root, tmp_path):
+    out = tmp_path / "run"
+    done = fastuda("train", *arguments(scenes_root, out, "--method", "failing:Nan"))
+    refused(done, "step 2: the loss is not finite (extra = nan)", ".png")
+    found = json.loads((out / "not_finite.json").read_text())
+    assert found["step"] == 2 and found["losses"]["extra"] == "nan" and len(found["source_files"]) == 2
+    last = state(out)
+    assert last["step"] == 2 and all(torch.isfinite(v).all() for v in last["method"].values())
+
+
+BAD_YAML = {
+    "bomb": "a: &a [x, x, x]\nb: &b [*a, *a, *a]\noptim: {networks: {x: *b}}\n",
+    "aliases": "optim: {networks: &n {m: 1}}\ntrain: *n\n",
+    "deep": "[" * 5000,
+    "tag": "train: !!python/object/apply:os.system ['touch executed']\n",
+    "list": "- a\n- b\n",
+    "open": "train: {steps: 3\n",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_YAML)
+def test_bad_yaml(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(BAD_YAML[kind])
+    refused(fastuda("train", "--config", "c.yaml", "--print-config"), "c.yaml")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_configurations_that_extend_each_other(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    refused(fastuda("train", "--config", tmp_path / "a.yaml", "--print-config"), "which extends it in turn")
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.steps=0", "data.batch_size=0", "log.every=0", "optim.lr=-1", "optim.lr=.nan"]
+)
+def test_senseless_numbers(setting):
+    refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], "must be at least")
+
+
+def started(*args):
+    return subprocess.Popen(
+        command("train", *args), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(out, process):
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_a_signal_to_the_whole_group_stops_with_a_checkpoint(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    process = started(*arguments(scenes_root, out, "--steps", 5000, "--workers", 2))
+    wait_for_checkpoint(out, process)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and "go on with --resume auto" in stdout, stderr
+    assert "Traceback" not in stderr and state(out)["step"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["plca"])
+def test_fifty_kills_at_random_moments(method, scenes_root, tmp_path):
+    """SIGKILL at any instant, writing included: the newest checkpoint reads, and the end is the same."""
+    args = ["--method", method, "--steps", 60, "checkpoint.keep=1", "eval.every=7", "log.every=3"]
+    whole = tmp_path / "whole"
+    assert fastuda("train", *arguments(scenes_root, whole, *args)).returncode == 0
+    generator, kills, runs = random.Random(0), 0, 0
+    while kills < 50:
+        out = tmp_path / f"run{runs}"
+        more = arguments(scenes_root, out, *args, "--resume", "auto")
+        while kills < 50 and not (out / "result.json").exists():
+            before = newest(out / "checkpoints") and state(out)["step"]
+            kills += killed_after(generator.uniform(0.05, 0.6), *more)
+            after = newest(out / "checkpoints") and state(out)["step"]
+            assert before is None or after >= before
+        done = fastuda("train", *more)
+        assert done.returncode == 0, done.stderr
+        assert equal(without_clocks(state(whole)), without_clocks(state(out)))
+        assert curves(whole) == curves(out)
+        assert not [path for path in out.rglob("*.part") if path.parent.name != "preds"]
+        runs += 1
+
+
+def killed_after(seconds: float, *args) -> bool:
+    """Train in a forked process and kill it; whether it was still alive."""
+    child = os.fork()
+    if child == 0:
+        try:
+            fastuda("train", *args)
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
