@@ -82,7 +82,9 @@ class _Samples(Dataset):
                 bad.append(str(error))
                 continue
             image, label = self._augment(side, image, label, wanted, rng)
-            pixels = self.normalization.apply(torch.from_numpy(image).permute(2, 0, 1))
+            pixels = self.normalization.apply(
+                torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
+            )
             classes = None if label is None else torch.from_numpy(label.astype(np.int64))
             return pixels, classes, str(domain.items[index][0])
         return None
