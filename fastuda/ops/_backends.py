@@ -74,6 +74,7 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
+@torch.compiler.assume_constant_result
 def _has_kernel(operator: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
 

@@ -57,8 +57,7 @@ class _Association(torch.autograd.Function):
         end_index = backward_index.gather(1, forward_index)
         matched = (labels != ignore_index) & (labels.gather(1, end_index) == labels)
 
-        share = matched / matched.sum().clamp(min=1)
-        source_weight = share.to(source_lse.dtype)
+        source_weight = matched.to(source_lse.dtype) / matched.sum().clamp(min=1)
         target_weight = torch.zeros_like(target_lse).scatter_add_(1, forward_index, source_weight)
         source_nll = source_lse - forward_similarity / source_temperature
         target_nll = target_lse - backward_similarity / target_temperature

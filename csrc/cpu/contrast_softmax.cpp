@@ -1,0 +1,118 @@
+// contrast_softmax: rows stay in the first-level caches between the three sweeps (statistics, exponentials,
+// scaling), and the result goes past the caches, since nothing reads it soon.
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include <torch/library.h>
+
+#include "../tensors.h"
+#include "tile.h"
+
+namespace fastuda {
+
+namespace {
+
+// Copies a finished row to memory without reading its old contents into the cache.
+void stream_out(const void* from, void* to, size_t bytes) {
+#if defined(__SSE2__)
+  auto* target = static_cast<char*>(to);
+  const auto* source = static_cast<const char*>(from);
+  const size_t head = std::min(bytes, (16 - reinterpret_cast<uintptr_t>(target) % 16) % 16);
+  std::memcpy(target, source, head);
+  size_t at = head;
+  for (; at + 64 <= bytes; at += 64) {
+    for (size_t k = 0; k < 64; k += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target + at + k),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at + k)));
+    }
+  }
+  std::memcpy(target + at, source + at, bytes - at);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+void finish_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+std::tuple<Tensor, Tensor> contrast_softmax_fwd(const Tensor& input, double eps) {
+  const Tensor x = (input.scalar_type() == at::kHalf ? input.to(at::kFloat) : input).contiguous();
+  const int64_t m = x.size(-1), rows = x.numel() / m;
+  Tensor y = at::empty(x.sizes(), x.options());
+  Tensor inverse = at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(statistics_type(x)));
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    using S = acc_t<T>;
+    const T* from = x.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    S* inv = inverse.mutable_data_ptr<S>();
+    at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<S> e(m);
+      std::vector<T> out(m);
+      for (int64_t i = begin; i < end; ++i) {
+        RowStatistics<S> statistics;
+        statistics.shift = mean_of(from + i * m, std::min<int64_t>(m, 256));
+        row_statistics(from + i * m, m, statistics);
+        const S t = statistics.deviation(m) + S(eps);
+        inv[i] = 1 / t;
+        const S sum = exp_row(from + i * m, m, statistics.best, 1 / t, e.data());
+        scale_to(e.data(), 1 / sum, m, out.data());
+        stream_out(out.data(), to + i * m, m * sizeof(T));
+      }
+      finish_stream();
+    });
+  };
+  if (x.scalar_type() == at::kDouble) {
+    run(double());
+  } else if (x.scalar_type() == at::kBFloat16) {
+    run(BFloat16());
+  } else {
+    run(float());
+  }
+  return {y.to(input.scalar_type()), inverse};
+}
+
+Tensor contrast_softmax_bwd(const Tensor& grad, const Tensor& y, const Tensor& inverse) {
+  const bool half = y.scalar_type() == at::kHalf;
+  const Tensor g = (half ? grad.to(at::kFloat) : grad.to(y.scalar_type())).contiguous();
+  const Tensor p = (half ? y.to(at::kFloat) : y).contiguous(), inv = inverse.contiguous();
+  const int64_t m = y.size(-1), rows = y.numel() / m;
+  Tensor result = at::empty(p.sizes(), p.options());
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    using S = acc_t<T>;
+    const T *gs = g.const_data_ptr<T>(), *ps = p.const_data_ptr<T>();
+    const S* scale = inv.const_data_ptr<S>();
+    T* to = result.mutable_data_ptr<T>();
+    at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> out(m);
+      for (int64_t i = begin; i < end; ++i) {
+        const S mean = inner(gs + i * m, ps + i * m, m);
+        softmax_gradient(gs + i * m, ps + i * m, mean, scale[i], m, out.data());
+        stream_out(out.data(), to + i * m, m * sizeof(T));
+      }
+      finish_stream();
+    });
+  };
+  if (p.scalar_type() == at::kDouble) {
+    run(double());
+  } else if (p.scalar_type() == at::kBFloat16) {
+    run(BFloat16());
+  } else {
+    run(float());
+  }
+  return result.to(y.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
+  m.impl("contrast_softmax_fwd.cpu", &contrast_softmax_fwd);
+  m.impl("contrast_softmax_bwd.cpu", &contrast_softmax_bwd);
+}
+
+}  // namespace fastuda

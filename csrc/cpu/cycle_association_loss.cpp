@@ -1,0 +1,314 @@
+// cycle_association_loss: both hops with temperatures and log-sum-exps, and the gradient of the two
+// cross-entropies. Tiles of similarities are recomputed in the backward; only matched rows and the columns
+// that they hit carry a gradient, and the rest is skipped.
+#include <torch/library.h>
+
+#include <numeric>
+
+#include "similarity.h"
+
+namespace fastuda {
+
+namespace {
+
+using Residuals = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Residuals association_fwd(const Tensor& source, const Tensor& target, c10::string_view similarity,
+                          bool contrast) {
+  const bool kl = is_kl(similarity);
+  const int64_t batch = source.size(0), n = source.size(1), m = target.size(1);
+  const auto make = [&](int64_t size, at::ScalarType type) {
+    return at::empty({batch, size}, source.options().dtype(type));
+  };
+  const auto type = statistics_type(source);
+  Tensor index_a = make(n, at::kLong), index_b = make(m, at::kLong), best_a = make(n, type);
+  Tensor best_b = make(m, type), t_a = make(n, type), t_b = make(m, type), lse_a = make(n, type);
+  Tensor lse_b = make(m, type);
+  with_element(source, kl, [&](auto element) {
+    using T = decltype(element);
+    using S = acc_t<T>;
+    const Features<T> a(source, kl), b(target, kl);
+    const auto results = [&](const Tensor& index, const Tensor& best, const Tensor& t, const Tensor& lse,
+                             int64_t offset) {
+      return RowResults<S>{index.mutable_data_ptr<int64_t>() + offset, best.mutable_data_ptr<S>() + offset,
+                           t.mutable_data_ptr<S>() + offset, lse.mutable_data_ptr<S>() + offset};
+    };
+    for (int64_t i = 0; i < batch; ++i) {
+      row_pass<T>(a, b, i, contrast, results(index_a, best_a, t_a, lse_a, i * n));
+      row_pass<T>(b, a, i, contrast, results(index_b, best_b, t_b, lse_b, i * m));
+    }
+  });
+  return {index_a, index_b, best_a, best_b, t_a, t_b, lse_a, lse_b};
+}
+
+// The cross-entropies of one side's rows in one image: sum_i w_i (lse_i - s_{i, index_i} / t_i).
+template <class S>
+struct Terms {
+  const S *weight, *temperature, *lse;
+  const int64_t* index;
+
+  Terms(const Tensor& w, const Tensor& t, const Tensor& l, const Tensor& i, int64_t offset)
+      : weight(w.const_data_ptr<S>() + offset),
+        temperature(t.const_data_ptr<S>() + offset),
+        lse(l.const_data_ptr<S>() + offset),
+        index(i.const_data_ptr<int64_t>() + offset) {}
+};
+
+// Indices 0..n-1, those with a weight first, and how many those are.
+template <class S>
+std::pair<std::vector<int64_t>, int64_t> weighted_first(const S* weight, int64_t n) {
+  std::vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  const auto end =
+      std::stable_partition(order.begin(), order.end(), [&](int64_t i) { return weight[i] != 0; });
+  return {std::move(order), end - order.begin()};
+}
+
+std::vector<int64_t> positions(const std::vector<int64_t>& order) {
+  std::vector<int64_t> position(order.size());
+  for (size_t i = 0; i < order.size(); ++i) position[order[i]] = int64_t(i);
+  return position;
+}
+
+// Gradient of the similarities of one image, by panels of query rows. Rows and keys are taken in the given
+// orders; the gradient of the keys gathers in key order, that of each query row is handed over when complete.
+template <class T>
+class Backward {
+ public:
+  using S = acc_t<T>;
+
+  Backward(const Features<T>& queries, const Features<T>& keys, int64_t b, std::vector<int64_t> row_order,
+           std::vector<int64_t> key_order)
+      : queries_(queries),
+        rows_(queries.query(b)),
+        scales_(queries.scales(b)),
+        biases_(queries.biases(b)),
+        order_(std::move(row_order)),
+        key_order_(std::move(key_order)),
+        position_(positions(order_)),
+        key_position_(positions(key_order_)),
+        channels_(queries.channels),
+        transposed_(channels_, keys.count),
+        straight_(keys.count, channels_),
+        key_scale_(keys.count),
+        key_grad_(at::zeros({keys.count, straight_.columns}, queries.scale.options())) {
+    pack_transposed(keys.key(b), channels_, key_order_.data(), keys.count, channels_, transposed_);
+    pack_rows(keys.key(b), channels_, key_order_.data(), keys.count, channels_, straight_);
+    for (int64_t j = 0; j < keys.count; ++j) key_scale_[j] = keys.scales(b)[key_order_[j]];
+  }
+
+  // Cross-entropies of the first `count` keys in key order, as queries of the transposed similarity.
+  void set_columns(const Terms<S>& terms, int64_t count) {
+    column_count_ = count;
+    const int64_t n = int64_t(key_order_.size());
+    column_weight_.assign(n, 0), column_inverse_.assign(n, 0), column_lse_.assign(n, 0);
+    column_hit_.assign(n, -1);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t key = key_order_[j];
+      column_weight_[j] = terms.weight[key] / terms.temperature[key];
+      column_inverse_[j] = 1 / terms.temperature[key];
+      column_lse_[j] = terms.lse[key];
+      column_hit_[j] = position_[terms.index[key]];
+    }
+  }
+
+  // Rows [begin, end) of the row order against the first `columns` keys; take(row, gradient of the row).
+  template <class Take>
+  void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
+    if (columns == 0) return;
+    const int64_t ld = round_up(columns, 2), ldq = straight_.columns;
+    const int64_t fit = (int64_t(24) << 20) / (2 * ld * int64_t(sizeof(T))) / kRows * kRows;
+    const int64_t panel = std::min(std::max(fit, kRows), round_up(end - begin, kRows));
+    Tensor row_operand = at::empty({panel * ld}, queries_.queries.options());
+    Tensor column_operand = at::empty({columns * panel}, queries_.queries.options());
+    Tensor gathered = at::empty({panel, channels_}, queries_.queries.options());
+    Tensor row_grad = at::empty({panel, ldq}, queries_.scale.options());
+    T* g = row_operand.mutable_data_ptr<T>();
+    T* gt = column_operand.mutable_data_ptr<T>();
+    T* q = gathered.mutable_data_ptr<T>();
+    S* dq = row_grad.mutable_data_ptr<S>();
+    S* dk = key_grad_.mutable_data_ptr<S>();
+
+    for (int64_t first = begin; first < end; first += panel) {
+      const int64_t count = std::min(panel, end - first), ldt = round_up(count, 2);
+      for (int64_t r = 0; r < count; ++r) {
+        std::memcpy(q + r * channels_, rows_ + order_[first + r] * channels_, sizeof(T) * channels_);
+      }
+      Packed<T> panel_rows(count, channels_);
+      pack_rows(q, channels_, nullptr, count, channels_, panel_rows);
+
+      const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
+      const int64_t depth_blocks = straight_.blocks();
+      at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
+        std::vector<S> tile(kRows * kCols);
+        for (; task < last; ++task) {
+          const int64_t r0 = task % row_blocks * kRows, block = task / row_blocks;
+          gradient_tile(first, count, r0, block, columns, q, terms, tile.data(), g, ld, gt, ldt);
+        }
+        release_tiles<T>();
+      });
+      at::parallel_for(0, row_blocks * depth_blocks, 1, [&](int64_t task, int64_t last) {
+        for (; task < last; ++task) {
+          const int64_t r0 = task % row_blocks * kRows, block = task / row_blocks;
+          tile_product(std::min(kRows, count - r0), round_up(columns, kPair<T>), g + r0 * ld, ld, straight_,
+                       block, dq + r0 * ldq + block * kCols, ldq, false);
+        }
+        release_tiles<T>();
+      });
+      const int64_t key_blocks = blocks_of(columns, kRows);
+      at::parallel_for(0, key_blocks * depth_blocks, 1, [&](int64_t task, int64_t last) {
+        for (; task < last; ++task) {
+          const int64_t j0 = task % key_blocks * kRows, block = task / key_blocks;
+          tile_product(std::min(kRows, columns - j0), panel_rows.depth, gt + j0 * ldt, ldt, panel_rows, block,
+                       dk + j0 * ldq + block * kCols, ldq, true);
+        }
+        release_tiles<T>();
+      });
+      at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
+        for (; r < last; ++r) take(order_[first + r], dq + r * ldq);
+      });
+    }
+  }
+
+  // take(key, gradient of the key row)
+  template <class Take>
+  void finish(Take&& take) {
+    const S* dk = key_grad_.const_data_ptr<S>();
+    at::parallel_for(0, int64_t(key_order_.size()), 16, [&](int64_t j, int64_t last) {
+      for (; j < last; ++j) take(key_order_[j], dk + j * straight_.columns);
+    });
+  }
+
+ private:
+  void gradient_tile(int64_t first, int64_t count, int64_t r0, int64_t block, int64_t columns, const T* q,
+                     const Terms<S>* terms, S* tile, T* g, int64_t ld, T* gt, int64_t ldt) const {
+    const int64_t rows = std::min(kRows, count - r0), j0 = block * kCols;
+    const int64_t width = std::min(kCols, columns - j0);
+    tile_product(rows, channels_, q + r0 * channels_, channels_, transposed_, block, tile, kCols, false);
+    const ColumnTerm<S> column{column_weight_.data() + j0, column_inverse_.data() + j0,
+                               column_lse_.data() + j0};
+    const bool has_columns = j0 < column_count_;
+    S scale[kRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = order_[first + r0 + r];
+      scale[r] = scales_[i];
+      const RowScale<S> similarity{scales_[i], biases_[i], key_scale_.data() + j0};
+      RowTerm<S> row{};
+      if (terms) row = {terms->weight[i] / terms->temperature[i], 1 / terms->temperature[i], terms->lse[i]};
+      softmax_row(tile + r * kCols, width, similarity, terms ? &row : nullptr,
+                  has_columns ? &column : nullptr);
+      if (terms) {
+        const int64_t hit = key_position_[terms->index[i]] - j0;
+        if (hit >= 0 && hit < width) tile[r * kCols + hit] -= row.weight_over_t;
+      }
+    }
+    for (int64_t j = j0; j < std::min(j0 + width, column_count_); ++j) {
+      const int64_t hit = column_hit_[j] - first - r0;
+      if (hit >= 0 && hit < rows) tile[hit * kCols + j - j0] -= column_weight_[j];
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      T* to = g + (r0 + r) * ld + j0;
+      store_scaled(tile + r * kCols, key_scale_.data() + j0, width, to);
+      if (j0 + width == columns && columns < ld) to[width] = T(0);
+    }
+    store_transposed(tile, kCols, scale, rows, width, gt + j0 * ldt + r0, ldt);
+    if (r0 + rows == count && count < ldt) {
+      for (int64_t j = 0; j < width; ++j) gt[(j0 + j) * ldt + count] = T(0);
+    }
+  }
+
+  const Features<T>& queries_;
+  const T* rows_;
+  const S *scales_, *biases_;
+  std::vector<int64_t> order_, key_order_, position_, key_position_;
+  int64_t channels_;
+  Packed<T> transposed_, straight_;
+  std::vector<S> key_scale_, column_weight_, column_inverse_, column_lse_;
+  std::vector<int64_t> column_hit_;
+  int64_t column_count_ = 0;
+  Tensor key_grad_;
+};
+
+template <class T>
+void cosine_backward(const Features<T>& a, const Features<T>& b, const Terms<acc_t<T>>& source,
+                     const Terms<acc_t<T>>& target, int64_t image, T* grad_a, T* grad_b) {
+  using S = acc_t<T>;
+  auto [rows, matched] = weighted_first(source.weight, a.count);
+  auto [keys, hit] = weighted_first(target.weight, b.count);
+  Backward<T> backward(a, b, image, rows, keys);
+  backward.set_columns(target, hit);
+  const S* norm_a = a.norm.template const_data_ptr<S>() + image * a.count;
+  const S* norm_b = b.norm.template const_data_ptr<S>() + image * b.count;
+  const auto take = [&](int64_t row, const S* g) {
+    unit_gradient(g, a.query(image) + row * a.channels, norm_a[row], a.channels, grad_a + row * a.channels);
+  };
+  backward.run(0, matched, b.count, &source, take);
+  backward.run(matched, a.count, hit, nullptr, take);
+  backward.finish([&](int64_t row, const S* g) {
+    unit_gradient(g, b.query(image) + row * b.channels, norm_b[row], b.channels, grad_b + row * b.channels);
+  });
+}
+
+// One hop of the KL similarity: queries' probabilities and keys' logarithms.
+template <class T>
+void kl_backward(const Features<T>& a, const Features<T>& b, const Terms<acc_t<T>>& terms, int64_t image,
+                 T* grad_a, T* grad_b) {
+  using S = acc_t<T>;
+  auto [rows, matched] = weighted_first(terms.weight, a.count);
+  std::vector<int64_t> keys(b.count);
+  std::iota(keys.begin(), keys.end(), 0);
+  Backward<T> backward(a, b, image, rows, keys);
+  backward.run(0, matched, b.count, &terms, [&](int64_t row, const S* g) {
+    for (int64_t c = 0; c < a.channels; ++c) grad_a[row * a.channels + c] += g[c];
+  });
+  backward.finish([&](int64_t row, const S* g) {
+    const T* p = b.query(image) + row * b.channels;
+    for (int64_t c = 0; c < b.channels; ++c) grad_b[row * b.channels + c] += g[c] / (p[c] + S(1e-10));
+  });
+}
+
+std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& target,
+                                           const Tensor& source_weight, const Tensor& target_weight,
+                                           const Tensor& forward_index, const Tensor& backward_index,
+                                           const Tensor& source_temperature, const Tensor& target_temperature,
+                                           const Tensor& source_lse, const Tensor& target_lse,
+                                           c10::string_view similarity) {
+  const bool kl = is_kl(similarity);
+  const int64_t batch = source.size(0), n = source.size(1), m = target.size(1), channels = source.size(2);
+  const Tensor w = source_weight.contiguous(), v = target_weight.contiguous();
+  const Tensor i = forward_index.contiguous(), j = backward_index.contiguous();
+  const Tensor t = source_temperature.contiguous(), u = target_temperature.contiguous();
+  const Tensor l = source_lse.contiguous(), k = target_lse.contiguous();
+  Tensor grad_source, grad_target;
+  with_element(source, kl, [&](auto element) {
+    using T = decltype(element);
+    using S = acc_t<T>;
+    const Features<T> a(source, kl), b(target, kl);
+    grad_source = at::zeros({batch, n, a.channels}, a.queries.options());
+    grad_target = at::zeros({batch, m, a.channels}, a.queries.options());
+    for (int64_t image = 0; image < batch; ++image) {
+      const Terms<S> rows(w, t, l, i, image * n), columns(v, u, k, j, image * m);
+      T* da = grad_source.mutable_data_ptr<T>() + image * n * a.channels;
+      T* db = grad_target.mutable_data_ptr<T>() + image * m * a.channels;
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        cosine_backward<T>(a, b, rows, columns, image, da, db);
+      } else if (kl) {
+        kl_backward<T>(a, b, rows, image, da, db);
+        kl_backward<T>(b, a, columns, image, db, da);
+      } else {
+        cosine_backward<T>(a, b, rows, columns, image, da, db);
+      }
+    }
+  });
+  return {as_result(grad_source, channels, source.scalar_type()),
+          as_result(grad_target, channels, target.scalar_type())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
+  m.impl("association_fwd.cpu", &association_fwd);
+  m.impl("association_bwd.cpu", &association_bwd);
+}
+
+}  // namespace fastuda

@@ -1,0 +1,95 @@
+// Packing of right-hand sides and the probe of the bf16 matrix unit.
+#include "gemm.h"
+
+namespace fastuda {
+
+namespace {
+
+// One block of a transposition of 32-bit words (a float, or a pair of bf16), 16 x 16 at a time for the cache.
+template <class Word>
+void transpose_block(const Word* const* rows, int64_t count, int64_t words, Word* out, int64_t width) {
+  for (int64_t w0 = 0; w0 < words; w0 += 16) {
+    const int64_t w1 = std::min(words, w0 + 16);
+    for (int64_t j = 0; j < count; ++j) {
+      const Word* row = rows[j];
+      for (int64_t w = w0; w < w1; ++w) out[w * width + j] = row[w];
+    }
+  }
+  for (int64_t w = 0; w < words; ++w) std::fill(out + w * width + count, out + (w + 1) * width, Word(0));
+}
+
+bool probe_bf16() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  if (!__builtin_cpu_supports("avx512bf16")) return false;
+#else
+  return false;
+#endif
+  try {
+    constexpr int64_t n = 32;
+    std::vector<BFloat16> a(n * n, BFloat16(0.5f)), b(n * n, BFloat16(2.0f));
+    std::vector<float> c(n * n, 0.0f);
+    at::native::cpublas::brgemm(n, n, n, n, n, n, false, a.data(), b.data(), c.data(), true);
+    at::native::cpublas::brgemm_release(true);
+    return std::all_of(c.begin(), c.end(), [](float x) { return x == n; });
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+bool has_bf16_gemm() {
+  static const bool usable = probe_bf16();
+  return usable;
+}
+
+template <class T>
+void pack_transposed(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
+                     const Packed<T>& out) {
+  using Word = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+  at::parallel_for(0, out.blocks(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<const Word*> row(kCols);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kCols, taken = std::min(kCols, count - first);
+      for (int64_t j = 0; j < taken; ++j) {
+        row[j] = reinterpret_cast<const Word*>(rows + (index ? index[first + j] : first + j) * ld);
+      }
+      transpose_block(row.data(), taken, channels / kPair<T>, reinterpret_cast<Word*>(out.block(block)),
+                      out.width(block));
+    }
+  });
+}
+
+template <class T>
+void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
+               const Packed<T>& out) {
+  constexpr int64_t pair = kPair<T>;
+  at::parallel_for(0, out.depth / pair, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      for (int64_t block = 0; block < out.blocks(); ++block) {
+        const int64_t width = out.width(block), taken = std::min(width, channels - block * kCols);
+        T* to = out.block(block) + k * pair * width;
+        for (int64_t p = 0; p < pair; ++p) {
+          const int64_t at = k * pair + p;
+          if (at >= count) {
+            for (int64_t j = 0; j < width; ++j) to[j * pair + p] = T(0);
+            continue;
+          }
+          const T* from = rows + (index ? index[at] : at) * ld + block * kCols;
+          for (int64_t j = 0; j < taken; ++j) to[j * pair + p] = from[j];
+          for (int64_t j = taken; j < width; ++j) to[j * pair + p] = T(0);
+        }
+      }
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                                     \
+  template void pack_transposed<T>(const T*, int64_t, const int64_t*, int64_t, int64_t, const Packed<T>&); \
+  template void pack_rows<T>(const T*, int64_t, const int64_t*, int64_t, int64_t, const Packed<T>&);
+INSTANTIATE(BFloat16)
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace fastuda

@@ -1,0 +1,97 @@
+#include "similarity.h"
+
+namespace fastuda {
+
+Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type) {
+  return x.size(2) == channels ? x.to(type)
+                               : x.narrow(2, 0, channels).to(type).clone(at::MemoryFormat::Contiguous);
+}
+
+template <class T>
+Features<T>::Features(const Tensor& x, bool kl_) : count(x.size(1)), kl(kl_) {
+  const auto element = at::CppTypeToScalarType<T>::value;
+  const auto statistics = x.options().dtype(at::CppTypeToScalarType<S>::value);
+  queries = x.to(element).contiguous();
+  if (queries.size(2) % kPair<T>) queries = at::constant_pad_nd(queries, {0, 1});
+  channels = queries.size(2);
+  if (kl) {
+    // a constant added to all logarithms cancels against the bias; this one keeps the products small
+    keys = queries.add(1e-10).log_().add_(std::log(double(channels)) + 2);
+    bias = queries.to(at::kDouble).mul(keys).sum(-1).neg_().to(statistics.dtype());
+    norm = scale = at::ones({x.size(0), count}, statistics);
+    return;
+  }
+  keys = queries;
+  bias = at::zeros({x.size(0), count}, statistics);
+  norm = at::empty({x.size(0), count}, statistics);
+  S* to = norm.template mutable_data_ptr<S>();
+  at::parallel_for(0, x.size(0) * count, 256, [&](int64_t begin, int64_t end) {
+    const T* rows = queries.template const_data_ptr<T>();
+    for (int64_t i = begin; i < end; ++i) to[i] = std::sqrt(sum_squares(rows + i * channels, channels));
+  });
+  scale = norm.clamp_min(1e-12).reciprocal_();
+}
+
+template <class T>
+void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
+                     int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics) {
+  using S = acc_t<T>;
+  const int64_t depth = queries.channels;
+  const T* rows = queries.query(b) + first * depth;
+  const S *scales = queries.scales(b) + first, *biases = queries.biases(b) + first;
+  const S* key_scales = keys.scales(b);
+  for (int64_t j = 0; j < packed.blocks(); ++j) {
+    const int64_t column = j * kCols, width = std::min(kCols, keys.count - column);
+    tile_product(count, depth, rows, depth, packed, j, s + column, packed.columns, false);
+    for (int64_t r = 0; r < count; ++r) {
+      S* row = s + r * packed.columns + column;
+      const RowScale<S> scale{scales[r], biases[r], key_scales + column};
+      if (j == 0) statistics[r].shift = mean_row(row, width, scale);
+      scale_row(row, width, scale, statistics[r]);
+    }
+  }
+}
+
+template <class T>
+void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bool contrast,
+              const RowResults<acc_t<T>>& out) {
+  using S = acc_t<T>;
+  const int64_t n = queries.count, m = keys.count;
+  Packed<T> packed(queries.channels, m);
+  pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
+  at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
+    std::vector<S> s(kRows * packed.columns);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kRows, count = std::min(kRows, n - first);
+      RowStatistics<S> statistics[kRows];
+      similarity_rows(queries, keys, packed, b, first, count, s.data(), statistics);
+      for (int64_t r = 0; r < count; ++r) {
+        const S* row = s.data() + r * packed.columns;
+        const S best = statistics[r].best;
+        if (out.index) {
+          out.index[first + r] = first_index(row, m, best);
+          out.best[first + r] = best;
+        }
+        if (out.lse) {
+          const S t = contrast ? statistics[r].temperature(m) : S(1);
+          out.temperature[first + r] = t;
+          out.lse[first + r] = best / t + std::log(sum_exp(row, m, best, 1 / t));
+        }
+      }
+    }
+    release_tiles<T>();
+  });
+}
+
+#define INSTANTIATE(T)                                                                                \
+  template struct Features<T>;                                                                        \
+  template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t, \
+                                   int64_t, int64_t, acc_t<T>*, RowStatistics<acc_t<T>>*);            \
+  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                    \
+                            const RowResults<acc_t<T>>&);
+INSTANTIATE(BFloat16)
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace fastuda

@@ -1,0 +1,60 @@
+// Inputs of the similarity kernels: rows as matrix operands, their scales, and row statistics over all keys.
+#pragma once
+
+#include "gemm.h"
+#include "tile.h"
+
+namespace fastuda {
+
+// Rows of a batch [B, N, C] as operands of the product that gives similarities. Cosine: the raw rows with
+// their inverse norms as scales, so that bf16 products are exact. KL: probabilities as queries, their
+// logarithms as keys, minus the entropy as a bias of the query.
+template <class T>
+struct Features {
+  using S = acc_t<T>;
+  Tensor queries, keys;      // [B, N, channels] of T, contiguous; channels even for bf16
+  Tensor scale, norm, bias;  // [B, N] of S: of queries and keys both (KL: one); bias of queries
+  int64_t count, channels;
+  bool kl;
+
+  Features(const Tensor& x, bool kl);
+  const T* query(int64_t b) const { return queries.template const_data_ptr<T>() + b * count * channels; }
+  const T* key(int64_t b) const { return keys.template const_data_ptr<T>() + b * count * channels; }
+  const S* scales(int64_t b) const { return scale.template const_data_ptr<S>() + b * count; }
+  const S* biases(int64_t b) const { return bias.template const_data_ptr<S>() + b * count; }
+};
+
+// Calls f with a T() of the element type that the products run in.
+template <class F>
+auto with_element(const Tensor& x, bool kl, F&& f) {
+  if (x.scalar_type() == at::kDouble) return f(double());
+  if (x.scalar_type() == at::kBFloat16 && !kl && has_bf16_gemm()) return f(BFloat16());
+  return f(float());
+}
+
+inline bool is_kl(c10::string_view similarity) {
+  TORCH_CHECK_VALUE(similarity == "cosine" || similarity == "kl", "similarity must be cosine or kl");
+  return similarity == "kl";
+}
+
+// x without the channels that were padded, in the type of the input; never a view.
+Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type);
+
+// Results over all keys of every query row; null pointers are not computed.
+template <class S>
+struct RowResults {
+  int64_t* index;
+  S *best, *temperature, *lse;
+};
+
+// Similarities of rows [first, first + count) to all keys into s [count, keys.columns], and their statistics.
+template <class T>
+void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
+                     int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics);
+
+// One product: argmax (lowest index), best similarity, temperature (or 1) and log-sum-exp of the rows.
+template <class T>
+void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bool contrast,
+              const RowResults<acc_t<T>>& out);
+
+}  // namespace fastuda

@@ -1,0 +1,274 @@
+// spatial_aggregate: attention of an image to itself. The forward holds the similarities of 64 rows at a
+// time; the backward walks the symmetric tiles once, by panels of rows and chunks of columns.
+#include <torch/library.h>
+
+#include "similarity.h"
+
+namespace fastuda {
+
+namespace {
+
+// Weights of the row block in place of its similarities; the products run on T.
+template <class T>
+void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> alpha, T* out,
+                     acc_t<T>* temperature, acc_t<T>* lse) {
+  using S = acc_t<T>;
+  const int64_t n = x.count, channels = x.channels, depth = round_up(n, kPair<T>);
+  Packed<T> keys(channels, n), values(n, channels);
+  pack_transposed(x.key(b), channels, nullptr, n, channels, keys);
+  pack_rows(x.query(b), channels, nullptr, n, channels, values);
+  const T* rows = x.query(b);
+  at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
+    std::vector<S> s(kRows * keys.columns), o(kRows * values.columns);
+    std::vector<T> w(kRows * depth);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kRows, count = std::min(kRows, n - first);
+      RowStatistics<S> statistics[kRows];
+      S sums[kRows];
+      similarity_rows(x, x, keys, b, first, count, s.data(), statistics);
+      for (int64_t r = 0; r < count; ++r) {
+        const S* row = s.data() + r * keys.columns;
+        const S best = statistics[r].best, t = contrast ? statistics[r].temperature(n) : S(1);
+        sums[r] = sum_exp(row, n, best, 1 / t);
+        temperature[first + r] = t;
+        lse[first + r] = best / t + std::log(sums[r]);
+        store_softmax(row, n, best, 1 / t, w.data() + r * depth);
+        if (n < depth) w[r * depth + n] = T(0);
+      }
+      for (int64_t j = 0; j < values.blocks(); ++j) {
+        tile_product(count, depth, w.data(), depth, values, j, o.data() + j * kCols, values.columns, false);
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t at = (first + r) * channels;
+        mix_rows(1 - alpha, rows + at, alpha / sums[r], o.data() + r * values.columns, channels, out + at);
+      }
+    }
+    release_tiles<T>();
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> aggregate_fwd(const Tensor& x, c10::string_view similarity, bool contrast,
+                                                 double alpha) {
+  const bool kl = is_kl(similarity);
+  const int64_t batch = x.size(0), n = x.size(1), channels = x.size(2);
+  const auto statistics = x.options().dtype(statistics_type(x));
+  Tensor temperature = at::empty({batch, n}, statistics), lse = at::empty({batch, n}, statistics), out;
+  with_element(x, kl, [&](auto element) {
+    using T = decltype(element);
+    using S = acc_t<T>;
+    const Features<T> rows(x, kl);
+    out = at::empty({batch, n, rows.channels}, rows.queries.options());
+    for (int64_t b = 0; b < batch; ++b) {
+      aggregate_image<T>(rows, b, contrast, S(alpha), out.mutable_data_ptr<T>() + b * n * rows.channels,
+                         temperature.mutable_data_ptr<S>() + b * n, lse.mutable_data_ptr<S>() + b * n);
+    }
+  });
+  return {as_result(out, channels, x.scalar_type()), temperature, lse};
+}
+
+// The backward of one image. Cosine: a tile (i, j) serves (j, i) too, so a panel of rows meets the columns
+// from its own first row on; the square on the diagonal is computed whole. KL: every panel meets every
+// column.
+template <class T>
+class AggregateBackward {
+ public:
+  using S = acc_t<T>;
+
+  AggregateBackward(const Features<T>& x, const Tensor& grad, int64_t b, S alpha, const S* temperature,
+                    const S* lse, const S* delta)
+      : x_(x),
+        b_(b),
+        n_(x.count),
+        channels_(x.channels),
+        alpha_(alpha),
+        lse_(lse),
+        delta_(delta),
+        rows_(x.query(b)),
+        grad_(grad.const_data_ptr<T>() + b * n_ * channels_),
+        inverse_t_(n_),
+        ones_(kCols, S(1)),
+        keys_t_(channels_, n_),
+        values_t_(x.kl ? channels_ : 0, x.kl ? n_ : 0),
+        grad_t_(x.kl ? 0 : channels_, x.kl ? 0 : n_),
+        keys_(n_, channels_),
+        values_(x.kl ? n_ : 0, x.kl ? channels_ : 0),
+        grads_(n_, channels_),
+        sum_(at::zeros({n_, keys_.columns}, x.scale.options())),
+        projection_(n_, S(0)) {
+    for (int64_t i = 0; i < n_; ++i) inverse_t_[i] = 1 / temperature[i];
+    pack_transposed(x.key(b), channels_, nullptr, n_, channels_, keys_t_);
+    pack_rows(x.key(b), channels_, nullptr, n_, channels_, keys_);
+    pack_rows(grad_, channels_, nullptr, n_, channels_, grads_);
+    if (x.kl) {
+      pack_transposed(rows_, channels_, nullptr, n_, channels_, values_t_);
+      pack_rows(rows_, channels_, nullptr, n_, channels_, values_);
+      key_sum_ = at::zeros({n_, keys_.columns}, x.scale.options());
+    } else {
+      pack_transposed(grad_, channels_, nullptr, n_, channels_, grad_t_);
+    }
+  }
+
+  void run(T* out) {
+    constexpr int64_t panel = 256;
+    const int64_t chunk = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T)));
+    const int64_t widest = std::min(chunk, round_up(n_, kCols));
+    z_ = at::empty({4, panel * widest}, x_.queries.options());
+    for (int64_t first = 0; first < n_; first += panel) {
+      const int64_t count = std::min(panel, n_ - first);
+      for (int64_t column = x_.kl ? 0 : first; column < n_; column += chunk) {
+        step(first, count, column, std::min(chunk, n_ - column), panel * widest);
+      }
+    }
+    finish(out);
+  }
+
+ private:
+  // Rows [first, first + count) against columns [column, column + columns).
+  void step(int64_t first, int64_t count, int64_t column, int64_t columns, int64_t stride) {
+    const int64_t ld = round_up(columns, 2), ldt = round_up(count, 2);
+    T* z = z_.mutable_data_ptr<T>();
+    T *zt = z + stride, *back = zt + stride, *forward_t = back + stride;
+    const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
+    const int64_t skip = x_.kl ? 0 : std::max<int64_t>(0, std::min(columns, first + count - column));
+    std::vector<S> row_sums(column_blocks * count), column_sums(row_blocks * columns, S(0));
+    at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
+      std::vector<S> tiles(3 * kRows * kCols);
+      for (; task < last; ++task) {
+        const int64_t block = task / row_blocks, r0 = task % row_blocks * kRows, j0 = block * kCols;
+        tile(first, std::min(kRows, count - r0), r0, column, j0, std::min(kCols, columns - j0), tiles.data(),
+             row_sums.data() + block * count + r0, column_sums.data() + r0 / kRows * columns + j0, z, zt,
+             back, forward_t, ld, ldt);
+      }
+      release_tiles<T>();
+    });
+    pad(z, count, columns, ld), pad(back, count, columns, ld);
+    pad(zt, columns, count, ldt), pad(forward_t, columns, count, ldt);
+    for (int64_t block = 0; block < column_blocks; ++block) {
+      for (int64_t r = 0; r < count; ++r) projection_[first + r] += row_sums[block * count + r];
+    }
+    for (int64_t block = 0; block < row_blocks; ++block) {
+      for (int64_t j = skip; j < columns; ++j) projection_[column + j] += column_sums[block * columns + j];
+    }
+    const int64_t lds = keys_.columns;
+    S* sum = sum_.mutable_data_ptr<S>();
+    S* key_sum = x_.kl ? key_sum_.mutable_data_ptr<S>() : sum;
+    const Packed<T>& queries = x_.kl ? values_ : keys_;
+    at::parallel_for(0, row_blocks * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
+      for (; task < last; ++task) {
+        const int64_t block = task / row_blocks, r0 = task % row_blocks * kRows,
+                      m = std::min(kRows, count - r0);
+        const int64_t depth = round_up(columns, kPair<T>);
+        S* to = sum + (first + r0) * lds + block * kCols;
+        tile_product(m, depth, z + r0 * ld, ld, keys_, block, to, lds, true, column);
+        if (!x_.kl) tile_product(m, depth, back + r0 * ld, ld, grads_, block, to, lds, true, column);
+      }
+      release_tiles<T>();
+    });
+    const int64_t key_blocks = blocks_of(columns - skip, kRows);
+    at::parallel_for(0, key_blocks * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
+      for (; task < last; ++task) {
+        const int64_t block = task / key_blocks, j0 = skip + task % key_blocks * kRows;
+        const int64_t m = std::min(kRows, columns - j0), depth = round_up(count, kPair<T>);
+        const int64_t at = (column + j0) * lds + block * kCols;
+        tile_product(m, depth, zt + j0 * ldt, ldt, queries, block, key_sum + at, lds, true, first);
+        tile_product(m, depth, forward_t + j0 * ldt, ldt, grads_, block, sum + at, lds, true, first);
+      }
+      release_tiles<T>();
+    });
+  }
+
+  void tile(int64_t first, int64_t rows, int64_t r0, int64_t column, int64_t j0, int64_t width, S* tiles,
+            S* row_sums, S* column_sums, T* z, T* zt, T* back, T* forward_t, int64_t ld, int64_t ldt) const {
+    constexpr int64_t size = kRows * kCols;
+    S *s = tiles, *forward = tiles + size, *backward = tiles + 2 * size;
+    const int64_t block = (column + j0) / kCols, offset = (first + r0) * channels_, key = column + j0;
+    const Packed<T>& values_t = x_.kl ? values_t_ : keys_t_;
+    tile_product(rows, channels_, rows_ + offset, channels_, keys_t_, block, s, kCols, false);
+    tile_product(rows, channels_, grad_ + offset, channels_, values_t, block, forward, kCols, false);
+    if (!x_.kl)
+      tile_product(rows, channels_, rows_ + offset, channels_, grad_t_, block, backward, kCols, false);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = first + r0 + r;
+      const AggregateTerm<S> term{alpha_,     x_.scales(b_)[i], x_.biases(b_)[i],    inverse_t_[i],
+                                  lse_[i],    delta_[i],        x_.scales(b_) + key, inverse_t_.data() + key,
+                                  lse_ + key, delta_ + key};
+      row_sums[r] = aggregate_row(s + r * kCols, forward + r * kCols, x_.kl ? nullptr : backward + r * kCols,
+                                  width, term, column_sums);
+      store_scaled(s + r * kCols, ones_.data(), width, z + (r0 + r) * ld + j0);
+      if (!x_.kl) store_scaled(backward + r * kCols, ones_.data(), width, back + (r0 + r) * ld + j0);
+    }
+    store_transposed(s, kCols, ones_.data(), rows, width, zt + j0 * ldt + r0, ldt);
+    store_transposed(forward, kCols, ones_.data(), rows, width, forward_t + j0 * ldt + r0, ldt);
+  }
+
+  static void pad(T* operand, int64_t rows, int64_t columns, int64_t ld) {
+    for (int64_t r = 0; columns < ld && r < rows; ++r) operand[r * ld + columns] = T(0);
+  }
+
+  void finish(T* out) const {
+    const S* sum = sum_.const_data_ptr<S>();
+    const S* norm = x_.norm.template const_data_ptr<S>() + b_ * n_;
+    at::parallel_for(0, n_, 16, [&](int64_t begin, int64_t end) {
+      std::vector<S> row(channels_);
+      for (int64_t i = begin; i < end; ++i) {
+        const T* x = rows_ + i * channels_;
+        const S *g = sum + i * keys_.columns, scale = x_.scales(b_)[i];
+        if (x_.kl) {
+          const S* k = key_sum_.template const_data_ptr<S>() + i * keys_.columns;
+          for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] + k[c] / (S(x[c]) + S(1e-10));
+        } else {
+          const S c0 = norm[i] > S(1e-12) ? projection_[i] * scale * scale : S(0);
+          for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] - c0 * S(x[c]);
+        }
+        mix_rows(1 - alpha_, grad_ + i * channels_, S(1), row.data(), channels_, out + i * channels_);
+      }
+    });
+  }
+
+  const Features<T>& x_;
+  int64_t b_, n_, channels_;
+  S alpha_;
+  const S *lse_, *delta_;
+  const T *rows_, *grad_;
+  std::vector<S> inverse_t_, ones_;
+  Packed<T> keys_t_, values_t_, grad_t_, keys_, values_, grads_;
+  Tensor sum_, key_sum_, z_;
+  std::vector<S> projection_;
+};
+
+Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, const Tensor& temperature,
+                     const Tensor& lse, c10::string_view similarity, double alpha) {
+  const bool kl = is_kl(similarity);
+  const int64_t batch = x.size(0), n = x.size(1), channels = x.size(2);
+  const Tensor t = temperature.contiguous(), l = lse.contiguous();
+  Tensor result;
+  with_element(x, kl, [&](auto element) {
+    using T = decltype(element);
+    using S = acc_t<T>;
+    const Features<T> rows(x, kl);
+    Tensor g = grad.to(rows.queries.scalar_type()).contiguous();
+    // delta_i = alpha grad_i . (W x)_i, and alpha W x is what the forward added to (1 - alpha) x
+    Tensor delta = at::empty({batch, n}, rows.scale.options());
+    for (int64_t b = 0; b < batch; ++b) {
+      const Tensor part = out[b].to(delta.scalar_type()).sub(x[b].to(delta.scalar_type()), 1 - alpha);
+      delta[b].copy_(part.mul(g[b]).sum(-1));
+    }
+    if (g.size(2) != rows.channels) g = at::constant_pad_nd(g, {0, 1});
+    result = at::empty({batch, n, rows.channels}, rows.queries.options());
+    for (int64_t b = 0; b < batch; ++b) {
+      AggregateBackward<T>(rows, g, b, S(alpha), t.const_data_ptr<S>() + b * n, l.const_data_ptr<S>() + b * n,
+                           delta.const_data_ptr<S>() + b * n)
+          .run(result.mutable_data_ptr<T>() + b * n * rows.channels);
+    }
+  });
+  return as_result(result, channels, x.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
+  m.impl("aggregate_fwd.cpu", &aggregate_fwd);
+  m.impl("aggregate_bwd.cpu", &aggregate_bwd);
+}
+
+}  // namespace fastuda

@@ -1,0 +1,299 @@
+#include "tile.h"
+
+#include "widen.h"
+
+namespace fastuda {
+
+namespace {
+
+template <class S>
+FASTUDA_INLINE void scale_row_body(S* s, int64_t n, const RowScale<S>& scale, RowStatistics<S>& statistics) {
+  const S a = scale.scale, bias = scale.bias, shift = statistics.shift;
+  const S* key = scale.key_scale;
+  S best = statistics.best, sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum, squares) reduction(max : best)
+  for (int64_t j = 0; j < n; ++j) {
+    const S x = s[j] * a * key[j] + bias;
+    s[j] = x;
+    best = x > best ? x : best;
+    const S d = x - shift;
+    sum += d;
+    squares += d * d;
+  }
+  statistics.best = best;
+  statistics.sum += sum;
+  statistics.squares += squares;
+}
+
+template <class S>
+FASTUDA_INLINE S mean_row_body(const S* s, int64_t n, const RowScale<S>& scale) {
+  const S* key = scale.key_scale;
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += s[j] * key[j];
+  return sum / n * scale.scale + scale.bias;
+}
+
+template <class S>
+FASTUDA_INLINE S sum_exp_body(const S* s, int64_t n, S best, S inverse_t) {
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += fast_exp((s[j] - best) * inverse_t);
+  return sum;
+}
+
+template <class T, class S>
+FASTUDA_INLINE void store_softmax_body(const S* s, int64_t n, S best, S inverse_t, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) narrow(fast_exp((s[j] - best) * inverse_t), out + j);
+}
+
+template <class S>
+FASTUDA_INLINE void softmax_row_body(S* s, int64_t n, const RowScale<S>& scale, const RowTerm<S>* row,
+                                     const ColumnTerm<S>* column) {
+  const S a = scale.scale, bias = scale.bias;
+  const S* key = scale.key_scale;
+  if (row && column) {
+    const RowTerm<S> r = *row;
+    const ColumnTerm<S> c = *column;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const S x = s[j] * a * key[j] + bias;
+      s[j] = r.weight_over_t * fast_exp(x * r.inverse_t - r.lse) +
+             c.weight_over_t[j] * fast_exp(x * c.inverse_t[j] - c.lse[j]);
+    }
+  } else if (row) {
+    const RowTerm<S> r = *row;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const S x = s[j] * a * key[j] + bias;
+      s[j] = r.weight_over_t * fast_exp(x * r.inverse_t - r.lse);
+    }
+  } else {
+    const ColumnTerm<S> c = *column;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const S x = s[j] * a * key[j] + bias;
+      s[j] = c.weight_over_t[j] * fast_exp(x * c.inverse_t[j] - c.lse[j]);
+    }
+  }
+}
+
+template <class S>
+FASTUDA_INLINE S aggregate_row_body(S* s, S* forward, S* backward, int64_t n, const AggregateTerm<S>& term,
+                                    S* column_sum) {
+  const AggregateTerm<S> i = term;
+  S row_sum = 0;
+  if (!backward) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const S w = fast_exp((s[j] * i.scale * i.key_scale[j] + i.bias) * i.inverse_t - i.lse);
+      s[j] = w * (i.alpha * forward[j] - i.delta) * i.inverse_t * i.scale * i.key_scale[j];
+      forward[j] = i.alpha * w;
+    }
+    return row_sum;
+  }
+#pragma omp simd reduction(+ : row_sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const S scale = i.scale * i.key_scale[j], x = s[j] * scale;
+    const S w = fast_exp(x * i.inverse_t - i.lse), v = fast_exp(x * i.key_inverse_t[j] - i.key_lse[j]);
+    const S h = w * (i.alpha * forward[j] - i.delta) * i.inverse_t +
+                v * (i.alpha * backward[j] - i.key_delta[j]) * i.key_inverse_t[j];
+    s[j] = h * scale;
+    forward[j] = i.alpha * w;
+    backward[j] = i.alpha * v;
+    column_sum[j] += h * x;
+    row_sum += h * x;
+  }
+  return row_sum;
+}
+
+template <class T, class S>
+FASTUDA_INLINE void mix_rows_body(S a, const T* x, S b, const S* y, int64_t n, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) narrow(a * widen(x[j]) + b * y[j], out + j);
+}
+
+template <class T, class S>
+FASTUDA_INLINE void store_scaled_body(const S* s, const S* scale, int64_t n, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) narrow(s[j] * scale[j], out + j);
+}
+
+template <class T, class S>
+FASTUDA_INLINE void store_transposed_body(const S* tile, int64_t lds, const S* scale, int64_t rows,
+                                          int64_t columns, T* out, int64_t ldo) {
+  for (int64_t j = 0; j < columns; ++j) {
+    T* to = out + j * ldo;
+#pragma omp simd
+    for (int64_t r = 0; r < rows; ++r) narrow(tile[r * lds + j] * scale[r], to + r);
+  }
+}
+
+template <class A, class B>
+FASTUDA_INLINE auto inner_body(const A* x, const B* y, int64_t n) {
+  decltype(widen(*x)) sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += widen(x[i]) * widen(y[i]);
+  return sum;
+}
+
+}  // namespace
+
+FASTUDA_CLONES void scale_row(float* s, int64_t n, const RowScale<float>& scale,
+                              RowStatistics<float>& statistics) {
+  scale_row_body(s, n, scale, statistics);
+}
+void scale_row(double* s, int64_t n, const RowScale<double>& scale, RowStatistics<double>& statistics) {
+  scale_row_body(s, n, scale, statistics);
+}
+
+FASTUDA_CLONES float mean_row(const float* s, int64_t n, const RowScale<float>& scale) {
+  return mean_row_body(s, n, scale);
+}
+double mean_row(const double* s, int64_t n, const RowScale<double>& scale) {
+  return mean_row_body(s, n, scale);
+}
+
+FASTUDA_CLONES float sum_exp(const float* s, int64_t n, float best, float inverse_t) {
+  return sum_exp_body(s, n, best, inverse_t);
+}
+double sum_exp(const double* s, int64_t n, double best, double inverse_t) {
+  return sum_exp_body(s, n, best, inverse_t);
+}
+
+FASTUDA_CLONES void softmax_row(float* s, int64_t n, const RowScale<float>& scale, const RowTerm<float>* row,
+                                const ColumnTerm<float>* column) {
+  softmax_row_body(s, n, scale, row, column);
+}
+void softmax_row(double* s, int64_t n, const RowScale<double>& scale, const RowTerm<double>* row,
+                 const ColumnTerm<double>* column) {
+  softmax_row_body(s, n, scale, row, column);
+}
+
+FASTUDA_CLONES float aggregate_row(float* s, float* forward, float* backward, int64_t n,
+                                   const AggregateTerm<float>& term, float* column_sum) {
+  return aggregate_row_body(s, forward, backward, n, term, column_sum);
+}
+double aggregate_row(double* s, double* forward, double* backward, int64_t n,
+                     const AggregateTerm<double>& term, double* column_sum) {
+  return aggregate_row_body(s, forward, backward, n, term, column_sum);
+}
+
+// target_clones does not apply to templates: one named function per element type.
+FASTUDA_CLONES static void softmax_f(const float* s, int64_t n, float b, float t, float* out) {
+  store_softmax_body(s, n, b, t, out);
+}
+FASTUDA_CLONES static void softmax_h(const float* s, int64_t n, float b, float t, BFloat16* out) {
+  store_softmax_body(s, n, b, t, out);
+}
+FASTUDA_CLONES static void scaled_f(const float* s, const float* scale, int64_t n, float* out) {
+  store_scaled_body(s, scale, n, out);
+}
+FASTUDA_CLONES static void scaled_h(const float* s, const float* scale, int64_t n, BFloat16* out) {
+  store_scaled_body(s, scale, n, out);
+}
+FASTUDA_CLONES static void transposed_f(const float* s, int64_t lds, const float* scale, int64_t rows,
+                                        int64_t columns, float* out, int64_t ldo) {
+  store_transposed_body(s, lds, scale, rows, columns, out, ldo);
+}
+FASTUDA_CLONES static void transposed_h(const float* s, int64_t lds, const float* scale, int64_t rows,
+                                        int64_t columns, BFloat16* out, int64_t ldo) {
+  store_transposed_body(s, lds, scale, rows, columns, out, ldo);
+}
+
+template <>
+void store_softmax(const float* s, int64_t n, float b, float t, float* out) {
+  softmax_f(s, n, b, t, out);
+}
+template <>
+void store_softmax(const float* s, int64_t n, float b, float t, BFloat16* out) {
+  softmax_h(s, n, b, t, out);
+}
+template <>
+void store_softmax(const double* s, int64_t n, double b, double t, double* out) {
+  store_softmax_body(s, n, b, t, out);
+}
+template <>
+void store_scaled(const float* s, const float* scale, int64_t n, float* out) {
+  scaled_f(s, scale, n, out);
+}
+template <>
+void store_scaled(const float* s, const float* scale, int64_t n, BFloat16* out) {
+  scaled_h(s, scale, n, out);
+}
+template <>
+void store_scaled(const double* s, const double* scale, int64_t n, double* out) {
+  store_scaled_body(s, scale, n, out);
+}
+template <>
+void store_transposed(const float* tile, int64_t lds, const float* scale, int64_t rows, int64_t columns,
+                      float* out, int64_t ldo) {
+  transposed_f(tile, lds, scale, rows, columns, out, ldo);
+}
+template <>
+void store_transposed(const float* tile, int64_t lds, const float* scale, int64_t rows, int64_t columns,
+                      BFloat16* out, int64_t ldo) {
+  transposed_h(tile, lds, scale, rows, columns, out, ldo);
+}
+template <>
+void store_transposed(const double* tile, int64_t lds, const double* scale, int64_t rows, int64_t columns,
+                      double* out, int64_t ldo) {
+  store_transposed_body(tile, lds, scale, rows, columns, out, ldo);
+}
+
+FASTUDA_CLONES static void mix_f(float a, const float* x, float b, const float* y, int64_t n, float* out) {
+  mix_rows_body(a, x, b, y, n, out);
+}
+FASTUDA_CLONES static void mix_h(float a, const BFloat16* x, float b, const float* y, int64_t n,
+                                 BFloat16* out) {
+  mix_rows_body(a, x, b, y, n, out);
+}
+template <>
+void mix_rows(float a, const float* x, float b, const float* y, int64_t n, float* out) {
+  mix_f(a, x, b, y, n, out);
+}
+template <>
+void mix_rows(float a, const BFloat16* x, float b, const float* y, int64_t n, BFloat16* out) {
+  mix_h(a, x, b, y, n, out);
+}
+template <>
+void mix_rows(double a, const double* x, double b, const double* y, int64_t n, double* out) {
+  mix_rows_body(a, x, b, y, n, out);
+}
+
+FASTUDA_CLONES float sum_squares(const float* x, int64_t n) { return inner_body(x, x, n); }
+FASTUDA_CLONES float sum_squares(const BFloat16* x, int64_t n) { return inner_body(x, x, n); }
+double sum_squares(const double* x, int64_t n) { return inner_body(x, x, n); }
+FASTUDA_CLONES float inner(const float* x, const float* y, int64_t n) { return inner_body(x, y, n); }
+FASTUDA_CLONES float inner(const float* x, const BFloat16* y, int64_t n) { return inner_body(x, y, n); }
+FASTUDA_CLONES float inner(const BFloat16* x, const BFloat16* y, int64_t n) { return inner_body(x, y, n); }
+double inner(const double* x, const double* y, int64_t n) { return inner_body(x, y, n); }
+
+template <class T, class S>
+FASTUDA_INLINE void unit_gradient_body(const S* g, const T* x, S norm, int64_t n, T* out) {
+  const S inverse = 1 / std::max(norm, S(1e-12));
+  const S c = norm > S(1e-12) ? inner_body(g, x, n) * inverse * inverse : S(0);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) narrow((g[i] - c * widen(x[i])) * inverse, out + i);
+}
+FASTUDA_CLONES static void unit_f(const float* g, const float* x, float norm, int64_t n, float* out) {
+  unit_gradient_body(g, x, norm, n, out);
+}
+FASTUDA_CLONES static void unit_h(const float* g, const BFloat16* x, float norm, int64_t n, BFloat16* out) {
+  unit_gradient_body(g, x, norm, n, out);
+}
+template <>
+void unit_gradient(const float* g, const float* x, float norm, int64_t n, float* out) {
+  unit_f(g, x, norm, n, out);
+}
+template <>
+void unit_gradient(const float* g, const BFloat16* x, float norm, int64_t n, BFloat16* out) {
+  unit_h(g, x, norm, n, out);
+}
+template <>
+void unit_gradient(const double* g, const double* x, double norm, int64_t n, double* out) {
+  unit_gradient_body(g, x, norm, n, out);
+}
+
+}  // namespace fastuda
