@@ -30,6 +30,15 @@ class Batch:
     target_points: Tensor | None = None
     """[B, P, 3] int64 rows (y, x, class); class 255 pads."""
 
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the DataLoader's pinning thread calls it."""
+        pinned: dict[str, Any] = {
+            f.name: value.pin_memory()
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
         moved: dict[str, Any] = {

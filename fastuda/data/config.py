@@ -41,7 +41,7 @@ class DataConfig:
     workers: int = 2
     """Loader processes; 0 loads in the trainer's own process."""
     loader: str = "auto"
-    """auto or torch."""
+    """auto, torch or dali (needs NVIDIA DALI; decodes on the GPU where there is one)."""
     sampling: str = "uniform"
     """Source images: uniform, rare (DAFormer's rare-class sampling) or balanced over the classes; the index
     that the

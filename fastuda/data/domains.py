@@ -107,17 +107,24 @@ class Domain:
         Raises:
             BadFile: as the two readers do, or the sizes differ.
         """
-        image, label = self.read_image(index), self.read_label(index)
-        if image.shape[:2] != label.shape:
-            near = all(abs(a - b) <= 0.05 * a for a, b in zip(image.shape[:2], label.shape, strict=True))
-            if not (self.fit_labels and near):
-                raise BadFile(
-                    self.items[index].label or "",
-                    f"is {label.shape[1]}x{label.shape[0]}, its image is {image.shape[1]}x{image.shape[0]}",
-                )
-            size = image.shape[1], image.shape[0]
-            label = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
-        return image, label
+        image = self.read_image(index)
+        return image, self.fit(index, self.read_label(index), (image.shape[0], image.shape[1]))
+
+    def fit(self, index: int, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """The label at its image's ``size`` (height, width).
+
+        Raises:
+            BadFile: it has another, and the data set is not known for that.
+        """
+        if label.shape == size:
+            return label
+        near = all(abs(a - b) <= 0.05 * a for a, b in zip(size, label.shape, strict=True))
+        if not (self.fit_labels and near):
+            raise BadFile(
+                self.items[index].label or "",
+                f"is {label.shape[1]}x{label.shape[0]}, its image is {size[1]}x{size[0]}",
+            )
+        return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
     def check_labels(self, count: int) -> None:
         """Read ``count`` labels spread over the domain, so that a wrong map is found before training.

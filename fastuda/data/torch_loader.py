@@ -21,15 +21,12 @@ from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
 from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
-from fastuda.data.index import build_index
-from fastuda.data.sampling import SAMPLINGS, ClassSampler, order
-from fastuda.data.transforms import Augment, resize_image
+from fastuda.data.drawing import SOURCE, TARGET, Drawer
+from fastuda.data.transforms import resize_image
 from fastuda.errors import UserError, nearest
 from fastuda.models.weights import Normalization
 
 log = logging.getLogger("fastuda")
-
-SOURCE, TARGET = 0, 1
 
 Sample = tuple[tuple[Any, ...] | None, list[str]]
 """Source image and label, target image and the two files (None where no readable file is left); the bad files
@@ -43,16 +40,8 @@ class _Samples(Dataset):
     def __init__(
         self, source: Domain, target: Domain, config: DataConfig, normalization: Normalization, seed: int
     ):
-        self.domains = (source, target)
+        self.drawer = Drawer(source, target, config, seed)
         self.normalization = normalization
-        self.seed = seed
-        self.max_bad = config.max_bad
-        self.augment = (
-            Augment(config.crop, config.source_resize, config.source_size, config.flip),
-            Augment(config.crop, config.target_resize, config.target_size, config.flip),
-        )
-        self.sampler = source_sampler(source, config)
-        self.rare_pixels = config.rare_share * config.crop[0] * config.crop[1] / 2
 
     def __getitem__(self, k: int) -> Sample:
         bad: list[str] = []
@@ -64,15 +53,8 @@ class _Samples(Dataset):
     def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Tensor | None, str] | None:
         """Image, label and file; a bad file is noted and the next in order takes its place; None: none is
         left."""
-        domain = self.domains[side]
-        count = len(domain)
-        in_turn = order(self.seed, side, k // count, count)
-        rng = np.random.default_rng([self.seed, side, k])
-        wanted = None
-        for step in range(min(count, self.max_bad + 1)):
-            index = int(in_turn[(k + step) % count])
-            if side == SOURCE and self.sampler is not None:
-                wanted, index = self.sampler.draw(rng)
+        domain = self.drawer.domains[side]
+        for index, wanted, rng in self.drawer.candidates(side, k):
             try:
                 if side == SOURCE:
                     image, label = domain.read_pair(index)
@@ -81,54 +63,11 @@ class _Samples(Dataset):
             except BadFile as error:
                 bad.append(str(error))
                 continue
-            image, label = self._augment(side, image, label, wanted, rng)
-            pixels = self.normalization.apply(
-                torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
-            )
-            classes = None if label is None else torch.from_numpy(label.astype(np.int64))
-            return pixels, classes, str(domain.items[index][0])
+            window, cut = self.drawer.window(side, (image.shape[0], image.shape[1]), label, wanted, rng)
+            pixels = torch.from_numpy(self.drawer.augment[side].image(image, window)).permute(2, 0, 1)
+            classes = None if cut is None else torch.from_numpy(cut.astype(np.int64))
+            return self.normalization.apply(pixels), classes, str(domain.items[index][0])
         return None
-
-    def _augment(
-        self,
-        side: int,
-        image: np.ndarray,
-        label: np.ndarray | None,
-        wanted: int | None,
-        rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """A random window; where a class is wanted, the first of ten that shows enough of it (DAFormer),
-        or the last."""
-        augment = self.augment[side]
-        window = augment.draw(image.shape[0], image.shape[1], rng)
-        if label is None:
-            return augment.image(image, window), None
-        cut = augment.label(label, window)
-        for _ in range(9 if wanted is not None else 0):
-            if np.count_nonzero(cut == wanted) > self.rare_pixels:
-                break
-            window = augment.draw(image.shape[0], image.shape[1], rng)
-            cut = augment.label(label, window)
-        return augment.image(image, window), cut
-
-
-def source_sampler(source: Domain, config: DataConfig) -> ClassSampler | None:
-    """The sampler that ``config.sampling`` names; None for uniform.
-
-    Raises:
-        UserError: no such sampling, or too many labels that cannot be read.
-    """
-    if config.sampling == "uniform":
-        return None
-    if config.sampling not in SAMPLINGS:
-        raise UserError(f"data.sampling={config.sampling}{nearest(config.sampling, SAMPLINGS)}")
-    index = build_index(source, workers=config.workers)
-    if len(index.bad) > config.max_bad:
-        raise UserError(
-            f"{len(index.bad)} labels could not be read (data.max_bad is {config.max_bad}):\n  "
-            + "\n  ".join(index.bad)
-        )
-    return ClassSampler.build(index, config.sampling, config.rare_temperature, config.rare_share)
 
 
 def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
@@ -201,24 +140,28 @@ class TorchLoader:
             first = (step * self.world + self.rank) * size
             yield list(range(first, first + size))
 
+    def _start(self) -> Iterator[tuple[Batch | None, list[str]]]:
+        """Batches (None where no readable file is left) from ``given`` on, with the bad files that each
+        met."""
+        return iter(
+            DataLoader(
+                self.samples,
+                batch_sampler=self._indices(),
+                num_workers=self.config.workers,
+                collate_fn=_collate,
+                pin_memory=self.pin,
+                worker_init_fn=_worker,
+                # its own generator, so that making the loader never draws from the global stream
+                generator=torch.Generator().manual_seed(0),
+            )
+        )
+
     def __iter__(self) -> TorchLoader:
         return self
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            workers = self.config.workers
-            self._batches = iter(
-                DataLoader(
-                    self.samples,
-                    batch_sampler=self._indices(),
-                    num_workers=workers,
-                    collate_fn=_collate,
-                    pin_memory=self.pin,
-                    worker_init_fn=_worker,
-                    # its own generator, so that making the loader never draws from the global stream
-                    generator=torch.Generator().manual_seed(0),
-                )
-            )
+            self._batches = self._start()
         batch, bad = _next(self._batches)
         for message in bad:
             if message not in self.bad:
@@ -263,14 +206,40 @@ def build_loader(
     Raises:
         UserError: the loader is unknown, or the domains' classes differ.
     """
-    if config.loader not in ("auto", "torch"):
-        raise UserError(f"unknown loader {config.loader!r}: choose auto or torch")
     if source.classes.names != target.classes.names:
         raise UserError(
             f"{source.name} and {target.name} have different classes:"
             f" {', '.join(source.classes.names)} against {', '.join(target.classes.names)}"
         )
-    return TorchLoader(source, target, config, normalization, seed=seed, rank=rank, world=world, pin=pin)
+    kind = TorchLoader
+    if choose_loader(config) == "dali":
+        from fastuda.data.dali_loader import DaliLoader as kind
+    return kind(source, target, config, normalization, seed=seed, rank=rank, world=world, pin=pin)
+
+
+def choose_loader(config: DataConfig) -> str:
+    """torch or dali: the one that ``config.loader`` names; auto is torch without a GPU or without DALI, and
+    says so.
+
+    Raises:
+        UserError: no such loader.
+    """
+    if config.loader in ("torch", "dali"):
+        return config.loader
+    if config.loader != "auto":
+        raise UserError(
+            f"unknown loader {config.loader!r}{nearest(config.loader, ('auto', 'torch', 'dali'))}"
+        )
+    from fastuda.data.dali_loader import available
+
+    if not torch.cuda.is_available():
+        log.info("loader: torch (no GPU for DALI to decode on; data.loader=dali uses the CPU)")
+        return "torch"
+    if not available():
+        log.info("loader: torch (DALI is not installed)")
+        return "torch"
+    log.info("loader: dali (decoding and resampling on the GPU)")
+    return "dali"
 
 
 class _Evaluation(Dataset):

@@ -83,7 +83,7 @@ class Augment:
         if window.flip:
             x = x[:, ::-1]
         if x.shape[:2] == self.crop:
-            return np.ascontiguousarray(x)
+            return np.array(x, order="C")
         out = np.full((*self.crop, *x.shape[2:]), fill, x.dtype)
         out[: x.shape[0], : x.shape[1]] = x
         return out

@@ -1,0 +1,91 @@
+"""What a loader draws: which file is sample ``k`` of a domain, and which window of it. Every loader asks
+here, so that all
+give the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fastuda.data.config import DataConfig
+from fastuda.data.domains import Domain
+from fastuda.data.index import build_index
+from fastuda.data.sampling import SAMPLINGS, ClassSampler, order
+from fastuda.data.transforms import Augment, Window
+from fastuda.errors import UserError, nearest
+
+SOURCE, TARGET = 0, 1
+TRIES = 10
+"""Windows that are drawn at most, for one that shows the wanted class (DAFormer)."""
+
+
+class Drawer:
+    """Sample ``k`` of a side, as a pure function of (seed, side, k)."""
+
+    def __init__(self, source: Domain, target: Domain, config: DataConfig, seed: int):
+        self.domains = (source, target)
+        self.seed = seed
+        self.attempts = config.max_bad + 1
+        self.augment = (
+            Augment(config.crop, config.source_resize, config.source_size, config.flip),
+            Augment(config.crop, config.target_resize, config.target_size, config.flip),
+        )
+        self.sampler = source_sampler(source, config)
+        self.rare_pixels = config.rare_share * config.crop[0] * config.crop[1] / 2
+
+    def candidates(self, side: int, k: int) -> Iterator[tuple[int, int | None, np.random.Generator]]:
+        """(image, class that its window is to show, random numbers): first the one drawn, then those that
+        take its place
+        if it cannot be read."""
+        count = len(self.domains[side])
+        in_turn = order(self.seed, side, k // count, count)
+        rng = np.random.default_rng([self.seed, side, k])
+        for step in range(min(count, self.attempts)):
+            if side == SOURCE and self.sampler is not None:
+                wanted, index = self.sampler.draw(rng)
+                yield index, wanted, rng
+            else:
+                yield int(in_turn[(k + step) % count]), None, rng
+
+    def window(
+        self,
+        side: int,
+        size: tuple[int, int],
+        label: np.ndarray | None,
+        wanted: int | None,
+        rng: np.random.Generator,
+    ) -> tuple[Window, np.ndarray | None]:
+        """A window of an image of ``size`` (height, width), and the label in it; where a class is wanted, the
+        first that
+        shows enough of it, or the last of ten."""
+        augment = self.augment[side]
+        window = augment.draw(size[0], size[1], rng)
+        if label is None:
+            return window, None
+        cut = augment.label(label, window)
+        for _ in range(TRIES - 1 if wanted is not None else 0):
+            if np.count_nonzero(cut == wanted) > self.rare_pixels:
+                break
+            window = augment.draw(size[0], size[1], rng)
+            cut = augment.label(label, window)
+        return window, cut
+
+
+def source_sampler(source: Domain, config: DataConfig) -> ClassSampler | None:
+    """The sampler that ``config.sampling`` names; None for uniform.
+
+    Raises:
+        UserError: no such sampling, or too many labels that cannot be read.
+    """
+    if config.sampling == "uniform":
+        return None
+    if config.sampling not in SAMPLINGS:
+        raise UserError(f"data.sampling={config.sampling}{nearest(config.sampling, SAMPLINGS)}")
+    index = build_index(source, workers=config.workers)
+    if len(index.bad) > config.max_bad:
+        raise UserError(
+            f"{len(index.bad)} labels could not be read (data.max_bad is {config.max_bad}):\n  "
+            + "\n  ".join(index.bad)
+        )
+    return ClassSampler.build(index, config.sampling, config.rare_temperature, config.rare_share)
