@@ -188,19 +188,31 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     from fastuda.methods import get_method
 
     user = merge(nest(flags), overrides)
-    if config is None and user.get("data", {}).get("source", "scenes").partition(":")[0] == "scenes":
+    source = _section(user, "data").get("source", "scenes")
+    if config is None and str(source).partition(":")[0] == "scenes":
         config = "scenes"
-    over = merge(load_yaml(config) if config else {}, user)
-    section = over.get("method", {})
-    if not isinstance(section, dict):
-        raise UserError(f"method must be a section with a name, got {section!r}")
-    name = str(section.get("name", "plca"))
-    over["method"] = {**_own_settings(name, over, user), "name": name}
+    file = load_yaml(config) if config else {}
+    of_file, asked = dict(_section(file, "method")), dict(_section(user, "method"))
+    for_file = str(of_file.pop("name", "plca"))
+    name = str(asked.pop("name", for_file))
+    per_method = _section(file, "methods").get(name, {})
+    file.pop("methods", None)
+    if name != for_file:
+        of_file = {}  # a file for another method lends none of its settings
+    over = merge(file, user)
+    over["method"] = {**merge(merge(per_method, of_file), asked), "name": name}
     over = merge(nest(dict(get_method(name).optim_defaults)), over)
     run = build(RunConfig, over, "")
     run.method_config()
     check_ranges(run)
     return run
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise UserError(f"{name} must be a section of settings, got {found!r}")
+    return found
 
 
 AT_LEAST = {
@@ -231,14 +243,3 @@ def check_ranges(run: RunConfig) -> None:
             raise UserError(f"{key} is {value}; it must be at least {least}")
     if min(run.data.crop) < 8:
         raise UserError(f"data.crop is {list(run.data.crop)}; the network's stride needs at least 8 x 8")
-
-
-def _own_settings(name: str, over: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
-    """``method:`` settings for this method: a configuration file of another method lends none of its own."""
-    settings = dict(over.get("method", {}))
-    file_name = settings.pop("name", "plca")
-    per_method = over.pop("methods", {})
-    if user.get("method", {}).get("name", file_name) != file_name:
-        settings = {}
-    asked = {key: value for key, value in user.get("method", {}).items() if key != "name"}
-    return merge(merge(per_method.get(name, {}), settings), asked)

@@ -89,6 +89,8 @@ def nest(dotted: dict[str, Any]) -> dict[str, Any]:
         node = out
         for part in path:
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{key} is given within {part}, which is given a value of its own")
         node[leaf] = value
     return out
 

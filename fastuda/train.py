@@ -14,7 +14,7 @@ EXAMPLES = """\
   python -m fastuda.train --method plca --amp
   python -m fastuda.train --method plca --source gta5:/data/gta5 --target cityscapes:/data/cityscapes \\
       --config gta5_cityscapes_plca --weights resnet101.pth --out runs/plca
-  python -m fastuda.train --resume auto --out runs/plca --config runs/plca/config.yaml
+  python -m fastuda.train --resume auto --out runs/plca
   python -m fastuda.train --method plca optim.lr=1e-3 method.lovasz_weight=0 eval.every=500
   torchrun --nproc-per-node 2 -m fastuda.train --method plca --amp"""
 
@@ -80,6 +80,9 @@ def main() -> int:
         return 0
     setup_logging(args.quiet)
     flags = {key: getattr(args, name) for name, key in FLAGS.items() if getattr(args, name) is not None}
+    saved = args.out / "config.yaml" if args.out and args.resume == "auto" else None
+    if args.config is None and saved is not None and saved.is_file():
+        args.config = str(saved)  # the run goes on as it began
     config = resolve(args.config, flags, parse_overrides(args.overrides))
     if args.print_config:
         print(config.to_yaml(), end="")

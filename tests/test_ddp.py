@@ -122,6 +122,22 @@ class Sleepy(source_only.SourceOnly):
 
 
 @pytest.mark.slow
+def test_two_machines_meet_at_the_rendezvous(whole, scenes_root, tmp_path):
+    """Two torchrun agents of one process each, as on two machines."""
+    out = tmp_path / "run"
+    agent = torchrun("fastuda.train", *arguments(scenes_root, out), ranks=1)
+    agent[3:3] = ["--nnodes", "2", "--local-addr", "localhost"]
+    agents = [
+        subprocess.Popen(agent, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    for process in agents:
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said.decode()[-3000:]
+    assert equal(without_clocks(state(whole)), without_clocks(state(out)))
+
+
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named(scenes_root, tmp_path):
     (tmp_path / "sleepy.py").write_text(HANG)
     args = ["--method", "sleepy:Sleepy", "--data-root", scenes_root, "--out", tmp_path / "run", "--steps", 4]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ import torch
 
 from fastuda import checkpoint
 from fastuda.errors import UserError
+from fastuda.methods import METHODS
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
 STEPS = 6
@@ -63,6 +65,31 @@ def test_stopped_and_resumed_is_undisturbed(whole, scenes_root, tmp_path, number
     again = fastuda("train", *args, "--resume", "auto")
     assert again.returncode == 0, again.stderr
     same_end(whole, out)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
+    more = ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    done = fastuda("train", *arguments(scenes_root, whole, method, *more, "--steps", 5))
+    assert done.returncode == 0, done.stderr
+    (out / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "checkpoints" / "step_0000003.pt", out / "checkpoints" / "last.pt")
+    shutil.copy(whole / "metrics.csv", out)
+    torch.manual_seed(99)  # nothing may depend on what was drawn before
+    resumed = fastuda("train", *arguments(scenes_root, out, method, *more, "--steps", 5, "--resume", "auto"))
+    assert resumed.returncode == 0, resumed.stderr
+    same_end(whole, out)
+
+
+def test_resuming_needs_no_settings_again(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    done = fastuda("train", *arguments(scenes_root, out, "plca", "method.lsr_weight=0.5", "--steps", 2))
+    assert done.returncode == 0, done.stderr
+    (out / "result.json").unlink()
+    again = fastuda("train", "--resume", "auto", "--out", out, "--steps", 3, "--quiet")
+    assert again.returncode == 0 and state(out)["step"] == 3, again.stderr
+    assert state(out)["config"]["method"]["lsr_weight"] == 0.5
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, scenes_root):
