@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fastuda.errors import UserError, nearest
 from fastuda.models.backbones import BACKBONES, freeze_batch_norm, init_scratch
+from fastuda.models.daformer import DAFormerHead
 from fastuda.models.deeplab import ASPP
-from fastuda.models.weights import Normalization, load_weights
+from fastuda.models.weights import INPUTS, Normalization, load_weights
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class ModelConfig:
     """Which network is built, and from which weights it starts."""
 
     backbone: str = "resnet101"
-    """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, vgg16, or small (to be trained from scratch)."""
+    """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16,
+    mit_b0 to mit_b5 (these need the ``transformers`` extra), or small (to be trained from scratch)."""
     weights: str | None = None
-    """Path of a .pth or .safetensors file (torchvision, Caffe-style DeepLab or AdaptSegNet keys), or none:
-    from scratch."""
+    """Path of a .pth or .safetensors file (torchvision, Caffe-style DeepLab, AdaptSegNet, timm or
+    SegFormer keys, or ours), or none: from scratch."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: int = 4
@@ -33,6 +35,12 @@ class ModelConfig:
     """Normal initialisation of the head (0.01 in FADA, ASANet, SePiCo); none is torch's default (PLCA)."""
     freeze_bn: str = "none"
     """none, affine (scale and shift fixed: ASANet, WeakSegDA) or frozen (statistics, too: FADA)."""
+    input: str | None = None
+    """What the images must look like: imagenet, caffe, caffe_swapped (ASANet) or half; none: what the weights
+    file says by its layout. Needed where the layout does not tell, as for VGG16 files converted from Caffe
+    (FADA)."""
+    head: str = "auto"
+    """deeplabv2, daformer (on mit_b0 to mit_b5 only), or auto: daformer on mit, deeplabv2 elsewhere."""
     align_corners: bool = False
     """How the logits are upsampled: False in PLCA and SePiCo, True in FADA, ASANet and WeakSegDA."""
 
@@ -47,9 +55,7 @@ class SegOutput(NamedTuple):
 
 
 class Segmentor(nn.Module):
-    """``images [B, 3, H, W] -> SegOutput`` at stride 8; nothing is upsampled inside."""
-
-    stride = 8
+    """``images [B, 3, H, W] -> SegOutput`` at ``stride``; nothing is upsampled inside."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, align_corners: bool):
         super().__init__()
@@ -57,6 +63,7 @@ class Segmentor(nn.Module):
         self.head = head
         self.num_classes = num_classes
         self.feature_channels = int(backbone.channels)  # type: ignore[arg-type]
+        self.stride = int(getattr(backbone, "stride", 8))
         self.align_corners = align_corners
         self.input = Normalization()
 
@@ -69,11 +76,20 @@ class Segmentor(nn.Module):
         return self.head(features)
 
     def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
-        """The trainable parameters, each once, with the head's learning rate multiplied."""
-        groups = [
-            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
-            {"params": [p for p in self.head.parameters() if p.requires_grad], "lr": lr * head_lr_mult},
+        """The trainable parameters, each once, with the head's learning rate multiplied.
+
+        A MiT's norms get no weight decay, as published.
+        """
+        plain = getattr(self.backbone, "no_decay", ())
+        spared = [p for name, p in self.backbone.named_parameters() if any(part in name for part in plain)]
+        known = {id(p) for p in spared}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.backbone.parameters() if id(p) not in known], "lr": lr},
+            {"params": list(self.head.parameters()), "lr": lr * head_lr_mult},
+            {"params": spared, "lr": lr, "weight_decay": 0.0},
         ]
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
         return [group for group in groups if group["params"]]
 
 
@@ -89,18 +105,33 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
         raise UserError(f"model.freeze_bn is {config.freeze_bn!r}: choose none, affine or frozen")
     if config.aspp_branches not in (1, 2, 3, 4):
         raise UserError(f"model.aspp_branches is {config.aspp_branches}: choose 1 to 4 (published: 4 or 2)")
+    if config.input is not None and config.input not in INPUTS:
+        raise UserError(f"unknown model.input {config.input!r}{nearest(config.input, INPUTS)}")
     backbone = BACKBONES[config.backbone](config.caffe)
     init_scratch(backbone)
-    head = ASPP(
+    model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
+    if config.weights:
+        model.input = load_weights(model, config.weights, caffe=config.caffe, input=config.input).input
+    elif config.input:
+        model.input = INPUTS[config.input]
+    if config.freeze_bn != "none":
+        freeze_batch_norm(backbone, config.freeze_bn)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _head(config: ModelConfig, backbone: nn.Module, num_classes: int) -> nn.Module:
+    widths = getattr(backbone, "widths", None)
+    kind = config.head if config.head != "auto" else "daformer" if widths else "deeplabv2"
+    if kind == "daformer":
+        if not widths:
+            raise UserError(f"model.head daformer needs a mit backbone, not {config.backbone}")
+        return DAFormerHead(widths, num_classes)
+    if kind != "deeplabv2":
+        raise UserError(f"unknown model.head {kind!r}{nearest(kind, ('auto', 'deeplabv2', 'daformer'))}")
+    return ASPP(
         int(backbone.channels),  # type: ignore[arg-type]
         num_classes,
         config.aspp_branches,
         config.aspp_bias,
         config.aspp_init_std,
     )
-    model = Segmentor(backbone, head, num_classes, config.align_corners)
-    if config.weights:
-        model.input = load_weights(model, config.weights)
-    if config.freeze_bn != "none":
-        freeze_batch_norm(backbone, config.freeze_bn)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.errors import UserError
+from fastuda.models.layouts import remap
 
 if TYPE_CHECKING:
     from fastuda.models.segmentor import Segmentor
@@ -49,6 +52,15 @@ class Normalization:
 IMAGENET = Normalization()
 CAFFE = Normalization((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), "bgr", 255.0)
 
+INPUTS: dict[str, Normalization] = {
+    "imagenet": IMAGENET,
+    "caffe": CAFFE,
+    # ASANet subtracts the mean in RGB order from BGR data; its released weights were trained so
+    "caffe_swapped": Normalization((122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0), "bgr", 255.0),
+    "half": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Input formats by name."""
+
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .pth/.pt or .safetensors file, unpickling nothing but tensors.
@@ -71,6 +83,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path} was refused: it holds more than tensors ({reason})") from error
     except Exception as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from error
+    if isinstance(state, Mapping) and {"method", "optimizers"} <= set(state):
+        raise UserError(f"{path} is a training checkpoint; give the run's model.safetensors")
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -82,41 +96,53 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Keys as this package names them, and the layout they came in.
+@dataclass(frozen=True)
+class WeightsReport:
+    """What a weights file gave to a network."""
 
-    Known layouts: our own (``backbone.*``, ``head.*``), torchvision (``layer1.*``, ``features.*``),
-    Caffe-style DeepLab (``Scale.layer1.*``, ``layer5.conv2d_list.*``) and AdaptSegNet's (``layer6.*`` for the
-    head; its auxiliary head ``layer5.*`` on layer3 is left out then). ``module.`` in front is dropped.
-    """
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
-    if any(key.startswith("head.") for key in plain) and any(key.startswith("backbone.") for key in plain):
-        return plain, "fastuda"
-    caffe = any(key.startswith(("Scale.", "layer5.", "layer6.")) for key in plain)
-    plain = {key.removeprefix("Scale.").removeprefix("backbone."): value for key, value in plain.items()}
-    head = "layer6." if any(key.startswith("layer6.") for key in plain) else "layer5."
-    out = {}
-    for key, value in plain.items():
-        if key.startswith(("fc.", "classifier.", "layer5.", "layer6.")) and not key.startswith(head):
-            continue
-        if key.startswith(head):
-            out["head.convs." + key.removeprefix(head).removeprefix("conv2d_list.")] = value
-        else:
-            out["backbone." + key] = value
-    return out, "caffe" if caffe else "torchvision"
+    path: str
+    layout: str
+    """Whose keys they were: fastuda, torchvision, caffe, timm, segformer or segformer-hf."""
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Of the network, and not in the file: these start from scratch."""
+    unexpected: tuple[str, ...]
+    """Of the file, and not in the network, or of another shape: these are unused."""
+    input: Normalization
+    """What images must look like for these weights."""
+
+    def __str__(self) -> str:
+        return (
+            f"weights {self.path} ({self.layout} layout): {len(self.matched)} keys matched,"
+            f" from scratch: {_few(self.missing) or 'none'}, unused: {_few(self.unexpected) or 'none'}"
+        )
 
 
-def load_weights(model: Segmentor, path: str | Path) -> Normalization:
-    """Load what the file holds of the model, and return what its images must look like.
+def load_weights(
+    model: Segmentor, path: str | Path, *, caffe: bool = False, input: str | None = None
+) -> WeightsReport:
+    """Load what the file holds of the model.
 
     The backbone must be found whole, save for parts that no such file holds (VGG16's fc6 and fc7). The head
-    is loaded where its shapes fit, else it stays as it was initialised. Everything is reported through the
-    logger.
+    is loaded whole or not at all: where the file's has another number of classes, it starts from scratch, and
+    that is said. The report goes to the log.
+
+    Args:
+        model: the network.
+        path: .pth or .safetensors.
+        caffe: the ResNet is built in the Caffe style, so its images are in the Caffe format, too.
+        input: a name in ``INPUTS``, to override what the file's layout says.
 
     Raises:
-        UserError: the file is unreadable, or it is not of this backbone.
+        UserError: the file is unreadable, of another backbone or style, or holds a part of the head only.
     """
+    log = logging.getLogger("fastuda")
     state, layout = remap(read_state(path))
+    style = getattr(model.backbone, "caffe", None)
+    if layout == "caffe" and style is False:
+        raise UserError(
+            f"{path} is of a Caffe-style ResNet (stride in the first 1x1, ceil_mode): set model.caffe=true"
+        )
     own = model.state_dict()
     matched = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     wrong = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
@@ -124,26 +150,75 @@ def load_weights(model: Segmentor, path: str | Path) -> Normalization:
     missing = [key for key in own if key not in matched and not key.endswith("num_batches_tracked")]
     lost = [key for key in missing if key.startswith("backbone.") and not key.startswith(fresh or ("\0",))]
     if lost:
-        first = ", ".join(lost[:3])
         shapes = f"; of another shape: {', '.join(wrong[:3])}" if wrong else ""
         raise UserError(
             f"{path} does not fit this backbone: {len(lost)} of its keys are missing"
-            f" (first: {first}{shapes}); choose the --backbone that the file was made for"
+            f" (first: {', '.join(lost[:3])}{shapes}); choose the --backbone that the file was made for"
         )
+    unexpected = [key for key in state if key not in own] + wrong
+    _check_head(model, path, layout, set(matched), missing, unexpected)
     model.load_state_dict(matched, strict=False)
-    unexpected = [key for key in state if key not in own]
-    logging.getLogger("fastuda").info(
-        "weights %s (%s layout): %d keys matched, from scratch: %s, unused: %s",
-        path,
-        layout,
-        len(matched),
-        _few([key for key in missing]) or "none",
-        _few(unexpected + wrong) or "none",
+    expects = INPUTS[input] if input else _stored_input(path) or _input_of(model, layout, caffe)
+    report = WeightsReport(str(path), layout, tuple(matched), tuple(missing), tuple(unexpected), expects)
+    log.info("%s", report)
+    return report
+
+
+def _check_head(
+    model: Segmentor,
+    path: str | Path,
+    layout: str,
+    matched: set[str],
+    missing: list[str],
+    unexpected: list[str],
+) -> None:
+    log = logging.getLogger("fastuda")
+    loaded = [key for key in matched if key.startswith("head.")]
+    left = [key for key in unexpected if key.startswith("head.")]
+    lacking = [key for key in missing if key.startswith("head.")]
+    branches = len(getattr(model.head, "convs", ()))
+    # files with more branches than are built are published (see ASPP); any other leftover changes the result
+    extra = [key for key in left if not (match := re.match(r"head\.convs\.(\d+)", key))
+             or int(match[1]) < branches]  # fmt: skip
+    if loaded and (lacking or extra):
+        what = f"lacks {_few(lacking)}" if lacking else f"has {_few(extra)} besides"
+        raise UserError(
+            f"{path} fits a part of the head only: it {what};"
+            " set model.aspp_branches and model.aspp_bias as the file was trained"
+        )
+    if left and not loaded:
+        log.warning("%s: its head (%s) is of another shape; the head starts from scratch", path, _few(left))
+    if loaded and layout == "caffe" and branches == 4:
+        log.warning(
+            "%s: files of AdaptSegNet's family hold four branches and trained two;"
+            " set model.aspp_branches=2 if this is one",
+            path,
+        )
+
+
+def _stored_input(path: str | Path) -> Normalization | None:
+    """The input format that a run of this package left in its safetensors file."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get("fastuda")
+    if about is None:
+        return None
+    stored = json.loads(about)["input"]
+    return Normalization(
+        tuple(stored["mean"]), tuple(stored["std"]), stored["channel_order"], stored["scale"]
     )
-    return CAFFE if layout == "caffe" else IMAGENET
 
 
-def _few(keys: list[str]) -> str:
+def _input_of(model: Segmentor, layout: str, caffe: bool) -> Normalization:
+    if layout == "caffe" or (caffe and hasattr(model.backbone, "caffe")):
+        return CAFFE
+    return INPUTS[getattr(model.backbone, "input", "imagenet")]
+
+
+def _few(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 

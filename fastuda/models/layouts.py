@@ -1,0 +1,133 @@
+"""Key layouts of published weight files, and their translation into the names of this package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias")
+"""ImageNet classifiers, which no segmentor takes over."""
+
+
+def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Keys as this package names them (``backbone.*``, ``head.*``), and the layout they came in.
+
+    Known layouts: ``fastuda`` (our own), ``torchvision`` (``layer1.*``, ``features.*``), ``caffe`` (DeepLab:
+    ``Scale.layer1.*``, ``layer5.conv2d_list.*``; AdaptSegNet: ``layer6.*`` is the head, and the auxiliary
+    head ``layer5.*`` on layer3 is left out), ``timm`` (MobileNetV2 and EfficientNet: ``conv_stem.*``,
+    ``blocks.*``), ``segformer`` (NVlabs' ``patch_embed1.*``, ``block1.*``) and ``segformer-hf`` (Hugging
+    Face's ``segformer.encoder.*``). ``module.`` and ``backbone.`` in front are dropped.
+    """
+    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    if any(key.startswith("head.") for key in plain) and any(key.startswith("backbone.") for key in plain):
+        return plain, "fastuda"
+    plain = {key.removeprefix("Scale.").removeprefix("backbone."): value for key, value in plain.items()}
+    if any("patch_embed1." in key for key in plain):
+        return _backbone(_segformer(plain)), "segformer"
+    if any("encoder.patch_embeddings." in key for key in plain):
+        return _backbone(_segformer_hf(plain)), "segformer-hf"
+    if any(key.startswith("conv_stem.") for key in plain):
+        return _backbone(_timm(plain)), "timm"
+    caffe = any(key.removeprefix("module.").startswith("Scale.") for key in state)
+    caffe = caffe or any(key.startswith(("layer5.", "layer6.")) for key in plain)
+    head = "layer6." if any(key.startswith("layer6.") for key in plain) else "layer5."
+    out = {}
+    for key, value in plain.items():
+        if key.startswith(head):
+            out["head.convs." + key.removeprefix(head).removeprefix("conv2d_list.")] = value
+        elif not key.startswith(("layer5.", *CLASSIFIERS)):
+            out["backbone." + key] = value
+    return out, "caffe" if caffe else "torchvision"
+
+
+def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"backbone." + key: value for key, value in state.items() if not key.startswith(CLASSIFIERS)}
+
+
+def _timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's inverted residuals as torchvision numbers them: one run of ``features.N``."""
+    found = {match.groups() for key in state if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
+    order = sorted(found, key=lambda pair: (int(pair[0]), int(pair[1])))
+    number = {pair: index + 1 for index, pair in enumerate(order)}
+    last = len(order) + 1
+    plain = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
+    plain |= {"conv_head": f"features.{last}.0", "bn2": f"features.{last}.1"}
+    expanded = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
+    first = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
+    out = {}
+    for key, value in state.items():
+        name, leaf = key.rsplit(".", 1)
+        if match := re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(\w+)", name):
+            stage, block, part = match.groups()
+            names = expanded if f"blocks.{stage}.{block}.conv_pwl.weight" in state else first
+            name = f"features.{number[stage, block]}.conv.{names.get(part, part)}"
+        out[f"{plain.get(name, name)}.{leaf}"] = value
+    return out
+
+
+_SEGFORMER = (
+    (r"patch_embed(\d)\.proj\.", "encoder.stages.{}.patch_embeddings.proj."),
+    (r"patch_embed(\d)\.norm\.", "encoder.stages.{}.patch_embeddings.layer_norm."),
+    (r"norm(\d)\.", "encoder.stages.{}.layer_norm."),
+)
+_SEGFORMER_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.q": "attention.q_proj",
+    "attn.proj": "attention.o_proj",
+    "attn.sr": "attention.sequence_reduction.sequence_reduction",
+    "attn.norm": "attention.sequence_reduction.layer_norm",
+}
+
+
+def _segformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """NVlabs' MiT files: stages counted from 1, keys and values in one matrix."""
+    out = {}
+    for key, value in state.items():
+        if match := re.match(r"block(\d)\.(\d+)\.(.+)\.(\w+)$", key):
+            stage, block, part, leaf = match.groups()
+            prefix = f"encoder.stages.{int(stage) - 1}.blocks.{block}."
+            if part == "attn.kv":
+                for name, half in zip(("k_proj", "v_proj"), value.chunk(2), strict=True):
+                    out[f"{prefix}attention.{name}.{leaf}"] = half.clone()
+            else:
+                out[f"{prefix}{_SEGFORMER_BLOCK.get(part, part)}.{leaf}"] = value
+            continue
+        for pattern, name in _SEGFORMER:
+            if match := re.match(pattern, key):
+                key = name.format(int(match[1]) - 1) + key[match.end() :]
+                break
+        out[key] = value
+    return out
+
+
+_HF_BLOCK = {
+    "layer_norm_1": "layernorm_before",
+    "layer_norm_2": "layernorm_after",
+    "attention.self.query": "attention.q_proj",
+    "attention.self.key": "attention.k_proj",
+    "attention.self.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "attention.self.sr": "attention.sequence_reduction.sequence_reduction",
+    "attention.self.layer_norm": "attention.sequence_reduction.layer_norm",
+    "mlp.dense1": "mlp.fc1",
+    "mlp.dense2": "mlp.fc2",
+}
+
+
+def _segformer_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's published SegFormer files."""
+    out = {}
+    for key, value in state.items():
+        key = key.removeprefix("segformer.")
+        if match := re.match(r"encoder\.patch_embeddings\.(\d)\.(.+)", key):
+            key = f"encoder.stages.{match[1]}.patch_embeddings.{match[2]}"
+        elif match := re.match(r"encoder\.layer_norm\.(\d)\.(.+)", key):
+            key = f"encoder.stages.{match[1]}.layer_norm.{match[2]}"
+        elif match := re.match(r"encoder\.block\.(\d)\.(\d+)\.(.+)\.(\w+)$", key):
+            part = _HF_BLOCK.get(match[3], match[3])
+            key = f"encoder.stages.{match[1]}.blocks.{match[2]}.{part}.{match[4]}"
+        out[key] = value
+    return out

@@ -1,0 +1,40 @@
+"""The head that turns features into unit embeddings for contrastive losses."""
+
+from __future__ import annotations
+
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+
+class ProjectionHead(nn.Module):
+    """Two 1x1 convolutions, each with batch norm and ReLU (the last one, too), then L2 normalisation.
+
+    ``[B, C, h, w] -> [B, width, h, w]``, float32 at least: non-negative unit vectors over the channels.
+    Published: 2048 - 2048 - 512 on ResNet-101, 1024 - 256 - 512 on MiT-B5. Dropped at test time.
+
+    Source: Xie et al., SePiCo, TPAMI 2022 (the authors' ``proj_head``).
+
+    Args:
+        channels: width of the features.
+        hidden: width between the convolutions; published 2048 for ResNet, 256 for MiT.
+        width: of the embedding.
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None, width: int = 512):
+        super().__init__()
+        hidden = hidden or channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        for part in self.layers:
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.layers(features)
+        return nnf.normalize(x if x.element_size() >= 4 else x.float(), dim=1)
