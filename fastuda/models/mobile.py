@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+
+class DilatedDepthwise(nn.Conv2d):
+    """A depthwise convolution that stays in float32 under CPU autocast where it is dilated.
+
+    torch's CPU kernel for the weight gradient of a dilated depthwise convolution in bfloat16, channels last,
+    gives wrong numbers and NaN (seen with torch 2.13); the float32 one is right, and no slower in the whole.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or self.dilation == (1, 1):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
 
 
 class InvertedResidual(nn.Module):
@@ -27,8 +42,9 @@ class InvertedResidual(nn.Module):
         inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
     ) -> nn.Sequential:
         pad = dilation * (kernel // 2)
+        conv = DilatedDepthwise if groups > 1 else nn.Conv2d
         return nn.Sequential(
-            nn.Conv2d(inputs, outputs, kernel, stride, pad, dilation, groups, bias=False),
+            conv(inputs, outputs, kernel, stride, pad, dilation, groups, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU6(inplace=True),
         )
