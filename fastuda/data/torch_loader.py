@@ -28,6 +28,9 @@ from fastuda.models.weights import Normalization
 
 log = logging.getLogger("fastuda")
 
+LARGE = 512 * 512
+"""Pixels of a crop from which DALI is the faster loader without a GPU."""
+
 Sample = tuple[tuple[Any, ...] | None, list[str]]
 """Source image and label, target image and the two files (None where no readable file is left); the bad files
 met.
@@ -218,8 +221,8 @@ def build_loader(
 
 
 def choose_loader(config: DataConfig) -> str:
-    """torch or dali: the one that ``config.loader`` names; auto is torch without a GPU or without DALI, and
-    says so.
+    """torch or dali: the one that ``config.loader`` names; auto is dali where it is installed and there is a
+    GPU or a crop of at least 512 x 512 (measured on CPUs by bench/loader.py), and says so.
 
     Raises:
         UserError: no such loader.
@@ -232,14 +235,14 @@ def choose_loader(config: DataConfig) -> str:
         )
     from fastuda.data.dali_loader import available
 
-    if not torch.cuda.is_available():
-        log.info("loader: torch (no GPU for DALI to decode on; data.loader=dali uses the CPU)")
-        return "torch"
-    if not available():
-        log.info("loader: torch (DALI is not installed)")
-        return "torch"
-    log.info("loader: dali (decoding and resampling on the GPU)")
-    return "dali"
+    if config.crop[0] * config.crop[1] < LARGE and not torch.cuda.is_available():
+        chosen, why = "torch", "small crops, no GPU"
+    elif not available():
+        chosen, why = "torch", "DALI is not installed"
+    else:
+        chosen, why = "dali", "decoding on the GPU" if torch.cuda.is_available() else "large crops"
+    log.info("loader: %s (%s)", chosen, why)
+    return chosen
 
 
 class _Evaluation(Dataset):

@@ -151,13 +151,25 @@ def test_end_markers():
     assert not _ends_whole(b"") and not _ends_whole(b"GIF89a")
 
 
-def test_choice_of_the_loader(pair, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("crop", "gpu", "installed", "chosen", "why"),
+    [
+        ((128, 256), False, True, "torch", "small crops"),
+        ((512, 512), False, True, "dali", "large crops"),
+        ((128, 256), True, True, "dali", "on the GPU"),
+        ((1024, 1024), True, False, "torch", "not installed"),
+        ((1024, 1024), False, False, "torch", "not installed"),
+    ],
+)
+def test_choice_of_the_loader(crop, gpu, installed, chosen, why, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_loader(DataConfig()) == "torch" and "no GPU" in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("fastuda.data.dali_loader.available", lambda: installed)
+    assert choose_loader(DataConfig(crop=crop)) == chosen and why in caplog.text
     assert choose_loader(DataConfig(loader="dali")) == "dali"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_dali_that_is_not_there(pair, monkeypatch):
     monkeypatch.setattr("fastuda.data.dali_loader.available", lambda: False)
-    assert choose_loader(DataConfig()) == "torch" and "not installed" in caplog.text
     with pytest.raises(UserError, match="pip install nvidia-dali"):
         build_loader(*pair, config(loader="dali"), IMAGENET, seed=0)

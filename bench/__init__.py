@@ -1,0 +1,1 @@
+"""Measurements of the ops against the hardware's limit, the reference and the alternatives."""
