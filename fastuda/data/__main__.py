@@ -11,14 +11,16 @@ from fastuda.cli import parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
-  python -m fastuda.data list                                    the data sets that are known
-  python -m fastuda.data check gta5:/data/gta5                   every file, counts, histogram, a contact
-  sheet python -m fastuda.data check camvid:/data/camvid:dusk --role source python -m fastuda.data index
-  cityscapes --data-root /data      classes per label, kept for rare-class sampling python -m fastuda.data
-  synth --out data/scenes --source 1000   the built-in street scenes
+  python -m fastuda.data list                             the data sets that are known
+  python -m fastuda.data check gta5:/data/gta5            every file, counts, histogram, contact sheet
+  python -m fastuda.data check camvid:/data/camvid:dusk --role source
+  python -m fastuda.data index cityscapes --data-root /data
+                                                          classes per label, for rare-class sampling
+  python -m fastuda.data synth --out data/scenes --source 1000
+                                                          the built-in street scenes
 
-A domain is NAME, NAME:PATH or NAME:PATH:SPLIT. Exit code 0: nothing wrong, 1: something is, 2: it cannot be
-opened."""
+A domain is NAME, NAME:PATH or NAME:PATH:SPLIT.
+Exit code 0: nothing wrong, 1: something is, 2: it cannot be opened."""
 
 
 def _domain_arguments(p: argparse.ArgumentParser, role: str) -> None:
