@@ -29,7 +29,8 @@ Features<T>::Features(const Tensor& x, bool kl_) : count(x.size(1)), kl(kl_) {
     const T* rows = queries.template const_data_ptr<T>();
     for (int64_t i = begin; i < end; ++i) to[i] = std::sqrt(sum_squares(rows + i * channels, channels));
   });
-  scale = norm.clamp_min(1e-12).reciprocal_();
+  // a row without length has no direction: similarity 0 to all, and no gradient
+  scale = norm.reciprocal().masked_fill_(norm.le(1e-12), 0);
 }
 
 template <class T>

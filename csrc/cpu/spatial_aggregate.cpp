@@ -207,7 +207,6 @@ class AggregateBackward {
 
   void finish(T* out) const {
     const S* sum = sum_.const_data_ptr<S>();
-    const S* norm = x_.norm.template const_data_ptr<S>() + b_ * n_;
     at::parallel_for(0, n_, 16, [&](int64_t begin, int64_t end) {
       std::vector<S> row(channels_);
       for (int64_t i = begin; i < end; ++i) {
@@ -217,7 +216,7 @@ class AggregateBackward {
           const S* k = key_sum_.template const_data_ptr<S>() + i * keys_.columns;
           for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] + k[c] / (S(x[c]) + S(1e-10));
         } else {
-          const S c0 = norm[i] > S(1e-12) ? projection_[i] * scale * scale : S(0);
+          const S c0 = projection_[i] * scale * scale;
           for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] - c0 * S(x[c]);
         }
         mix_rows(1 - alpha_, grad_ + i * channels_, S(1), row.data(), channels_, out + i * channels_);

@@ -272,8 +272,8 @@ double inner(const double* x, const double* y, int64_t n) { return inner_body(x,
 
 template <class T, class S>
 FASTUDA_INLINE void unit_gradient_body(const S* g, const T* x, S norm, int64_t n, T* out) {
-  const S inverse = 1 / std::max(norm, S(1e-12));
-  const S c = norm > S(1e-12) ? inner_body(g, x, n) * inverse * inverse : S(0);
+  const S inverse = norm > S(1e-12) ? 1 / norm : S(0);
+  const S c = inner_body(g, x, n) * inverse * inverse;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) narrow((g[i] - c * widen(x[i])) * inverse, out + i);
 }

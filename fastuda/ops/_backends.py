@@ -74,9 +74,12 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
-@torch.compiler.assume_constant_result
 def _has_kernel(operator: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+# what torch.compiler.assume_constant_result sets; the decorator itself would import dynamo and triton
+_has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 BACKENDS: dict[str, tuple[Backend, ...]] = {}
