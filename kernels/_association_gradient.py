@@ -23,6 +23,7 @@ from fastuda.kernels._common import (
     add_product,
     divides,
     grouped,
+    halves,
     narrow,
     prepare,
     product,
@@ -30,7 +31,6 @@ from fastuda.kernels._common import (
     tile_shape,
 )
 from fastuda.kernels._panels import Panel, project
-from fastuda.kernels._search import halves
 
 
 class Hop(NamedTuple):
@@ -86,8 +86,8 @@ def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple
             _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, kl=False)
             product(panel, key[:limit], y)
             add_product(gradient[:limit], panel.T, query)
-            project(y, query, inv[part], torch.ones_like(inv[part]), grad_source[b], rows.permutation[part])
-        project(gradient, key, key_inv, torch.ones_like(key_inv), grad_target[b], cols.permutation)
+            project(y, query, inv[part], grad_source[b], rows.permutation[part])
+        project(gradient, key, key_inv, grad_target[b], cols.permutation)
     return grad_source, grad_target
 
 

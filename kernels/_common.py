@@ -125,6 +125,12 @@ def narrow(x, like, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def halves(s, BM: tl.constexpr, BN: tl.constexpr):
+    """The left and the right half of a tile."""
+    return tl.split(tl.permute(tl.reshape(s, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def grouped(pid, blocks, splits, GROUP: tl.constexpr):
     """Program number to (row block, column split): neighbours share operands, which then stay in L2."""
     per_group = GROUP * splits

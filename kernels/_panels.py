@@ -31,10 +31,19 @@ class Panel:
 
 
 def project(
-    y: Tensor, x: Tensor, inv_norm: Tensor, scale: Tensor, out: Tensor, where: Tensor | None = None
+    y: Tensor,
+    x: Tensor,
+    inv_norm: Tensor,
+    out: Tensor,
+    where: Tensor | None = None,
+    rest: tuple[Tensor, Tensor, float] | None = None,
 ) -> None:
-    """``out[where] = scale (y - u (u . y))`` per row with ``u = x inv_norm``: the gradient of the
-    normalisation. All but ``out`` [*, C] have the rows of ``y`` [R, C] float32."""
+    """``out[where] = y - u (u . y)`` per row with ``u = x inv_norm``: the gradient of the normalisation.
+
+    All but ``out`` [*, C] have the rows of ``y`` [R, C] float32. ``rest = (g, v, alpha)`` adds
+    ``(1 - alpha) g + alpha v``.
+    """
+    g, v, alpha = rest or (x, y, 0.0)
     rows, channels = y.shape
     width = min(triton.next_power_of_2(channels), 2048)
     height = 64 if INTERPRETED else 2048 // width
@@ -42,12 +51,15 @@ def project(
         y,
         x,
         inv_norm,
-        scale,
         out,
         y if where is None else where,
+        g,
+        v,
+        alpha,
         rows,
         channels,
         GATHER=where is not None,
+        REST=rest is not None,
         UPCAST=INTERPRETED,
         BR=height,
         BC=width,
@@ -60,12 +72,15 @@ def project_rows(
     y,
     x,
     inv_norm,
-    scale,
     out,
     where,
+    g,
+    v,
+    alpha,
     rows,
     channels,
     GATHER: tl.constexpr,
+    REST: tl.constexpr,
     UPCAST: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
@@ -75,7 +90,6 @@ def project_rows(
     ok = row < rows
     to = tl.load(where + row, mask=ok, other=0) if GATHER else row
     inv = tl.load(inv_norm + row, mask=ok, other=0.0)
-    k = tl.load(scale + row, mask=ok, other=0.0)
     c = tl.arange(0, BC)
     along = tl.zeros((BR, BC), tl.float32)
     for start in range(0, channels, BC):
@@ -88,6 +102,9 @@ def project_rows(
         inside = ok[:, None] & (c < channels - start)[None, :]
         at = row[:, None] * channels + start + c[None, :]
         u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]
-        value = k[:, None] * (tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None])
+        value = tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None]
+        if REST:
+            value += (1 - alpha) * tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
+            value += alpha * tl.load(v + at, mask=inside, other=0.0)
         at = to[:, None] * channels + start + c[None, :]
         tl.store(out + at, narrow(value, out, UPCAST), mask=inside)

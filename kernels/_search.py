@@ -21,6 +21,7 @@ from fastuda.kernels._common import (
     Side,
     divides,
     grouped,
+    halves,
     tile_product,
     tile_shape,
 )
@@ -135,12 +136,6 @@ def _merge(
         BL=64,
         num_warps=4,
     )
-
-
-@triton.jit
-def halves(s, BM: tl.constexpr, BN: tl.constexpr):
-    """The left and the right half of a tile."""
-    return tl.split(tl.permute(tl.reshape(s, (BM, 2, BN // 2)), (0, 2, 1)))
 
 
 @triton.jit

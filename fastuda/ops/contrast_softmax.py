@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_float
 
-_backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"))
+_backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"), triton=True)
 
 
 class _ContrastSoftmax(torch.autograd.Function):

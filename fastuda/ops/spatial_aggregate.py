@@ -12,7 +12,7 @@ from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_choice, check_float, check_rank
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"))
+_backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"), triton=True)
 
 
 class _Aggregate(torch.autograd.Function):

@@ -91,8 +91,10 @@ def resources(kernel) -> dict[str, object]:
 def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """One call per low-level op and similarity, at the widths that matter; the kernels do not run, so the
     sizes are small and the values meaningless."""
+    from fastuda.kernels import contrast_softmax as softmax
     from fastuda.kernels import cycle_association_loss as association
     from fastuda.kernels import cycle_match
+    from fastuda.kernels import spatial_aggregate as aggregate
 
     x = torch.rand(1, 256, 2048).to(dtype)
     p = torch.rand(1, 256, 19).softmax(-1).to(dtype)
@@ -104,6 +106,14 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         calls[f"match {kind}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
         calls[f"association forward {kind}"] = partial(association.association_fwd, y, y, kind, True)
         calls[f"association backward {kind}"] = partial(association.association_bwd, y, y, *residuals, kind)
+        calls[f"aggregate forward {kind}"] = partial(aggregate.aggregate_fwd, y, kind, True, 0.5)
+        calls[f"aggregate backward {kind}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+    for width in (8464, 40000):
+        rows = torch.rand(4, width).to(dtype)
+        calls[f"contrast softmax forward {width}"] = partial(softmax.contrast_softmax_fwd, rows, 1e-10)
+        calls[f"contrast softmax backward {width}"] = partial(
+            softmax.contrast_softmax_bwd, rows, rows, stat[0, :4]
+        )
     return calls
 
 

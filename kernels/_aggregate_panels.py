@@ -1,0 +1,340 @@
+"""The panels of the aggregation: softmax weights forward, weights and the gradient of the products
+backward."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import (
+    INTERPRETED,
+    LOG2E,
+    Side,
+    divides,
+    grouped,
+    halves,
+    narrow,
+    tile_product,
+    tile_shape,
+)
+
+
+def own_similarity(side: Side, similarity: str) -> Tensor:
+    """[B, N] similarity of every pixel to itself, the largest of its row: 1, or 0 for a vanishing feature or
+    for KL."""
+    if similarity == "kl":
+        return torch.zeros_like(side.row)
+    norm = torch.linalg.vector_norm(side.query, dim=-1, dtype=torch.float32)
+    return (norm * side.row).square()
+
+
+def fill_weights(
+    weights: Tensor, side: Side, b: int, start: int, own: Tensor, temperature: Tensor, similarity: str
+) -> Tensor:
+    """``exp((s_ij - s_ii) / t_i)`` of the rows from ``start`` of image ``b`` into ``weights`` [R, N], and its
+    row sums [R]."""
+    shape = tile_shape(weights)
+    rows, n = weights.shape
+    blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
+    sums = own.new_empty(splits, rows)
+    weight_panel[(blocks * splits,)](
+        side.query[b],
+        side.key[b],
+        side.row[b],
+        own[b],
+        temperature[b],
+        weights,
+        sums,
+        weights.stride(0),
+        start,
+        rows,
+        n,
+        side.query.shape[2],
+        blocks,
+        splits,
+        KL=similarity == "kl",
+        LOG2E=LOG2E,
+        EVEN=divides(side.query, shape["BK"]),
+        UPCAST=INTERPRETED,
+        GROUP=8,
+        **shape,
+    )
+    return sums.sum(0)
+
+
+def fill_slopes(
+    weights: Tensor,
+    slopes: Tensor,
+    side: Side,
+    b: int,
+    start: int,
+    own: Tensor,
+    temperature: Tensor,
+    log_sum: Tensor,
+    grad: Tensor,
+    values: Tensor,
+    centre: Tensor,
+    alpha: float,
+    similarity: str,
+) -> None:
+    """The softmax ``weights`` of the rows from ``start``, and ``slopes``, the gradient with respect to their
+    products with the keys (raw features for the cosine: both inverse norms are in it).
+
+    ``centre`` [N] is the mean gradient of a row's weights under the weights. For KL an estimate does: it is
+    corrected in a second step, since logarithms would magnify its rounding.
+    """
+    shape = tile_shape(weights)
+    rows, n = weights.shape
+    blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
+    sums = own.new_empty(splits, rows)
+    kl = similarity == "kl"
+    factor = alpha / temperature[b]
+    if not kl:
+        factor = factor * side.row[b]
+    slope_panel[(blocks * splits,)](
+        side.query[b],
+        side.key[b],
+        grad,
+        values,
+        side.row[b],
+        own[b],
+        temperature[b],
+        log_sum[b],
+        centre,
+        factor,
+        weights,
+        slopes,
+        sums,
+        weights.stride(0),
+        start,
+        rows,
+        n,
+        side.query.shape[2],
+        blocks,
+        splits,
+        KL=kl,
+        LOG2E=LOG2E,
+        EVEN=divides(side.query, shape["BK"]),
+        UPCAST=INTERPRETED,
+        GROUP=8,
+        **shape,
+    )
+    if not kl:
+        return
+    height, width = (64, 256) if INTERPRETED else (1, 2048)
+    centre_slopes[(triton.cdiv(rows, height), triton.cdiv(n, width))](
+        weights,
+        slopes,
+        sums.sum(0),
+        factor[start : start + rows],
+        weights.stride(0),
+        rows,
+        n,
+        UPCAST=INTERPRETED,
+        BR=height,
+        BC=width,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def weight_panel(
+    a,
+    b,
+    row,
+    own,
+    temperature,
+    weights,
+    sums,
+    stride,
+    first,
+    n,
+    m,
+    channels,
+    blocks,
+    splits,
+    KL: tl.constexpr,
+    LOG2E: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Rows ``first`` to ``first + n`` of ``m``: weights relative to the pixel's own, and sums [splits, n]."""
+    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
+    rows = block * BM + tl.arange(0, BM)
+    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)
+    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
+    scale = tl.load(row + at_row)
+    top = tl.load(own + at_row)
+    inv = LOG2E / tl.load(temperature + at_row)
+    left, right = halves(s, BM, BN)
+    parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    total = tl.zeros((BM,), tl.float32)
+    for strip in tl.static_range(4):
+        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
+        col_ok = cols < m
+        s = parts[strip]
+        if KL:
+            s = s + scale[:, None]
+        else:
+            s = s * scale[:, None] * tl.load(row + cols, mask=col_ok, other=0.0)[None, :]
+        s = tl.where(cols[None, :] == first + rows[:, None], top[:, None], s)
+        # At a vanishing temperature rounding must not lift a weight to infinity.
+        e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))
+        e = tl.where(col_ok[None, :], e, 0.0)
+        total += tl.sum(e, 1)
+        to = weights + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        tl.store(to, narrow(e, weights, UPCAST), mask=(rows < n)[:, None] & col_ok[None, :])
+    tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)
+
+
+@triton.jit
+def pair_product(
+    a,
+    b,
+    g,
+    v,
+    rows,
+    cols,
+    channels,
+    SAME: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """``a[rows] @ b[cols].T`` and ``g[rows] @ v[cols].T`` in one loop; ``SAME``: ``b`` and ``v`` are one."""
+    k = tl.arange(0, BK)
+    at_row = rows[:, None] * channels + k[None, :]
+    at_col = cols[None, :] * channels + k[:, None]
+    s = tl.zeros((BM, BN), tl.float32)
+    d = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, channels, BK):
+        inside = k < channels - start
+        if EVEN:
+            x = tl.load(a + at_row + start)
+            y = tl.load(b + at_col + start)
+            h = tl.load(g + at_row + start)
+        else:
+            x = tl.load(a + at_row + start, mask=inside[None, :], other=0.0)
+            y = tl.load(b + at_col + start, mask=inside[:, None], other=0.0)
+            h = tl.load(g + at_row + start, mask=inside[None, :], other=0.0)
+        if SAME:
+            z = y
+        else:
+            z = tl.load(v + at_col + start, mask=inside[:, None], other=0.0)
+        if UPCAST:
+            x = x.to(tl.float32)
+            y = y.to(tl.float32)
+            h = h.to(tl.float32)
+            z = z.to(tl.float32)
+        s = tl.dot(x, y, s, input_precision="ieee")
+        d = tl.dot(h, z, d, input_precision="ieee")
+    return s, d
+
+
+@triton.jit
+def slope_panel(
+    a,
+    b,
+    g,
+    v,
+    row,
+    own,
+    temperature,
+    log_sum,
+    centre,
+    factor,
+    weights,
+    slopes,
+    sums,
+    stride,
+    first,
+    n,
+    m,
+    channels,
+    blocks,
+    splits,
+    KL: tl.constexpr,
+    LOG2E: tl.constexpr,
+    EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Weights and slopes; for KL the gradient of the weights less ``centre``, and partial sums of their
+    product."""
+    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
+    rows = block * BM + tl.arange(0, BM)
+    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)
+    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+    s, d = pair_product(a, b, g, v, at_row, at_col, channels, not KL, BM, BN, BK, EVEN, UPCAST)
+    scale = tl.load(row + at_row)
+    top = tl.load(own + at_row)
+    inv = LOG2E / tl.load(temperature + at_row)
+    norm = tl.load(log_sum + at_row) * LOG2E
+    middle = tl.load(centre + at_row)
+    step = tl.load(factor + at_row)
+    left, right = halves(s, BM, BN)
+    parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    left, right = halves(d, BM, BN)
+    d_parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    total = tl.zeros((BM,), tl.float32)
+    for strip in tl.static_range(4):
+        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
+        col_ok = cols < m
+        s = parts[strip]
+        if KL:
+            s = s + scale[:, None]
+        else:
+            scale_col = tl.load(row + cols, mask=col_ok, other=0.0)
+            s = s * scale[:, None] * scale_col[None, :]
+        s = tl.where(cols[None, :] == first + rows[:, None], top[:, None], s)
+        w = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None] - norm[:, None], 0.0))
+        w = tl.where(col_ok[None, :], w, 0.0)
+        d = d_parts[strip] - middle[:, None]
+        if KL:
+            total += tl.sum(w * d, 1)
+        else:
+            d = w * d * step[:, None] * scale_col[None, :]
+        to = rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        mask = (rows < n)[:, None] & col_ok[None, :]
+        tl.store(weights + to, narrow(w, weights, UPCAST), mask=mask)
+        tl.store(slopes + to, narrow(d, slopes, UPCAST), mask=mask)
+    if KL:
+        tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)
+
+
+@triton.jit
+def centre_slopes(
+    weights,
+    slopes,
+    mean,
+    factor,
+    stride,
+    n,
+    m,
+    UPCAST: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """``slopes = weights (slopes - mean) factor``."""
+    rows = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    cols = tl.program_id(1) * BC + tl.arange(0, BC)
+    row_ok = rows < n
+    mask = row_ok[:, None] & (cols < m)[None, :]
+    at = rows[:, None] * stride + cols[None, :]
+    w = tl.load(weights + at, mask=mask, other=0.0).to(tl.float32)
+    d = tl.load(slopes + at, mask=mask, other=0.0).to(tl.float32)
+    d = w * (d - tl.load(mean + rows, mask=row_ok, other=0.0)[:, None])
+    d = d * tl.load(factor + rows, mask=row_ok, other=0.0)[:, None]
+    tl.store(slopes + at, narrow(d, slopes, UPCAST), mask=mask)

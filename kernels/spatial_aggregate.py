@@ -1,0 +1,103 @@
+"""Spatial aggregation in row panels: a fused kernel makes the weights, library products consume them in L2.
+
+No log-sum-exp pass comes first: a pixel is its own best match, so the largest similarity of a row is known
+beforehand, and the sums are taken on the way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastuda.kernels import _temperature
+from fastuda.kernels._aggregate_panels import fill_slopes, fill_weights, own_similarity
+from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, product
+from fastuda.kernels._panels import Panel, project
+
+
+def aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``(out, temperature, lse)``; the low-level op of the same name."""
+    x = x.contiguous()
+    batch, n, c = x.shape
+    out = torch.empty_like(x)
+    with on_device(x):
+        side = prepare(x, similarity)
+        if contrast:
+            temperature = _temperature.self_temperatures(side, similarity)
+        else:
+            temperature = _temperature.ones(side)
+        own = own_similarity(side, similarity)
+        total = torch.empty_like(temperature)
+        for b in range(batch):
+            scratch = Panel(side.query, n, c, n)
+            for start in range(0, n, scratch.rows):
+                part = slice(start, min(start + scratch.rows, n))
+                weights = scratch.view(part.stop - start, n)
+                total[b, part] = fill_weights(weights, side, b, start, own, temperature, similarity)
+                y = total.new_empty(part.stop - start, c)
+                product(weights, side.query[b], y)
+                y *= (alpha / total[b, part])[:, None]
+                out[b, part] = y.add_(x[b, part], alpha=1 - alpha)
+        return out, temperature, own / temperature + total.log()
+
+
+def aggregate_bwd(
+    grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
+) -> Tensor:
+    """Gradient of the input; the low-level op of the same name."""
+    x, grad = x.contiguous(), grad.contiguous()
+    batch, n, c = x.shape
+    # float16 cannot hold the scale of the gradients.
+    work = x.float() if similarity == "kl" or x.dtype == torch.float16 else x
+    grad_x = torch.empty_like(x)
+    with on_device(x):
+        side = prepare(work, similarity)
+        own = own_similarity(side, similarity)
+        log_sum = lse - own / temperature
+        for b in range(batch):
+            values, g = work[b], grad[b].to(work.dtype)
+            by_similarity, by_values = own.new_zeros(2, n, c)
+            centre = _centre(g, values, out[b], alpha, similarity)
+            by_query = by_similarity if similarity == "cosine" else torch.zeros_like(by_values)
+            scratch = Panel(values, n, c, n, count=2)
+            for start in range(0, n, scratch.rows):
+                part = slice(start, min(start + scratch.rows, n))
+                weights, slopes = (scratch.view(part.stop - start, n, i) for i in (0, 1))
+                fill_slopes(
+                    weights,
+                    slopes,
+                    side,
+                    b,
+                    start,
+                    own,
+                    temperature,
+                    log_sum,
+                    g,
+                    values,
+                    centre,
+                    alpha,
+                    similarity,
+                )
+                add_product(by_values, weights.T, g[part])
+                add_product(by_similarity, slopes.T, values[part])
+                add_product(by_query[part], slopes, side.key[b])
+            rest = (g, by_values, alpha)
+            if similarity == "cosine":
+                project(by_similarity, values, side.row[b], grad_x[b], rest=rest)
+            else:
+                by_query += by_similarity / (values + EPS_KL)
+                grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
+    return grad_x
+
+
+def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float, similarity: str) -> Tensor:
+    """[N] for :func:`fill_slopes`: the weighted mean of ``grad_i . x_j``, which the output holds; for KL
+    the plain mean."""
+    if similarity == "kl" or alpha == 0:
+        return grad.float() @ values.float().mean(0)
+    result = torch.empty(len(grad), device=grad.device)
+    for part in torch.arange(len(grad), device="cpu").split(4096):
+        rows = slice(int(part[0]), int(part[-1]) + 1)
+        mixed = (out[rows].float() - (1 - alpha) * values[rows].float()) / alpha
+        result[rows] = (grad[rows].float() * mixed).sum(1)
+    return result
