@@ -10,7 +10,7 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, LOG2E, narrow, on_device
 
 WHOLE = 1024 if INTERPRETED else 16384
-"""The longest row that one program holds; longer ones are read in blocks of it."""
+"""The longest row that one program holds; longer ones are read in blocks of half of it."""
 
 
 def contrast_softmax_fwd(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def contrast_softmax_bwd(grad: Tensor, y: Tensor, inv_std: Tensor) -> Tensor:
 def _launch(kernel, x: Tensor, tensors: tuple[Tensor, ...], eps: float | None) -> None:
     width = x.shape[-1]
     rows = x.numel() // width
-    block = min(triton.next_power_of_2(width), WHOLE)
+    block = triton.next_power_of_2(width) if width <= WHOLE else WHOLE // 2
     # Short rows share a program; a program of a long one has 32 elements per thread.
     height = max(1, (8192 if INTERPRETED else 2048) // block)
     constants = {} if eps is None else {"EPS": eps, "LOG2E": LOG2E}

@@ -1,0 +1,84 @@
+"""The Triton kernels without a GPU: right in the interpreter, and sane as machine code for two GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
+
+
+def python(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=env | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_kernel_is_right_in_the_interpreter():
+    numpy = pytest.importorskip("numpy")
+    if tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
+        pytest.skip("the interpreter of triton 3.6 does not loop with numpy >= 2.4")
+    run = python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore"),
+        str(HERE / "interpreted.py"),
+        TRITON_INTERPRET="1",
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+
+
+@cache
+def machine_code(arch: int) -> list[dict]:
+    run = python(str(HERE / "aot.py"), "--arch", str(arch))
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("triton-aot")
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_kernel_compiles_without_spills(arch):
+    rows = machine_code(arch)
+    assert {row["kernel"] for row in rows} >= {
+        "search_tiles",
+        "tile_moments",
+        "association_panel",
+        "weight_panel",
+        "slope_panel",
+        "project_rows",
+        "softmax_rows",
+        "softmax_rows_gradient",
+    }
+    for row in rows:
+        assert row["spills"] == 0, row
+        assert row["shared"] <= SHARED_MEMORY[arch], row
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("triton-aot")
+@pytest.mark.parametrize("arch", [80, 90])
+def test_half_precision_tiles_run_on_tensor_cores(arch):
+    tiles = {"search_tiles", "tile_moments", "association_panel", "weight_panel", "slope_panel"}
+    found = set()
+    for row in machine_code(arch):
+        if row["kernel"] in tiles and row["dtype"] == "bfloat16" and row["call"].endswith("cosine"):
+            found.add(row["kernel"])
+            assert row.get("HGMMA" if arch == 90 else "HMMA", 0) > 0, row
+        if row["kernel"] in tiles and row["dtype"] == "float32":
+            assert not row.get("HGMMA") and not row.get("HMMA"), "float32 dropped to a narrower type"
+    assert found == tiles
