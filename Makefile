@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-gpu lint format clean
+.PHONY: demo test test-gpu bench bench-gpu lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,16 @@ format: $(VENV)/.installed
 test-gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m pytest -q -m gpu
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet matplotlib faiss-cpu pykeops
+	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.run --sweep
+	$(BIN)/python -m bench.plot
+
+bench-gpu:
+	$(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m bench.run --device cuda
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastuda/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,136 @@
+"""One provider on one case, in its own process: check, time, peak memory. Prints one JSON line."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.providers import PROVIDERS, CannotExpress, Inputs
+from bench.registry import DTYPES, Case, make_inputs
+
+CHECK_PIXELS = 384
+
+
+def seconds(run: Callable[[], object], repeats: int, device: str) -> list[float]:
+    """Wall time of each of ``repeats`` runs after one warm-up."""
+    times = []
+    for k in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if k:
+            times.append(time.perf_counter() - start)
+    return sorted(times)
+
+
+def _gradients(case: Case, out: torch.Tensor, inputs: Inputs) -> list[torch.Tensor]:
+    if case.mode == "fwd":
+        return []
+    leaves = [x for x in inputs.values() if x.requires_grad]
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape).to(out.dtype)
+    return list(torch.autograd.grad(out, leaves, weight))
+
+
+def error_of(case: Case, provider: str, device: str) -> float:
+    """Largest error against the float64 reference at a small size, relative to the largest value.
+
+    Raises:
+        ValueError: it is over four roundings' worth of the dtype (the plain formulation's own error,
+            widened).
+    """
+    small = make_inputs(case, device, CHECK_PIXELS)
+    exact = {
+        k: v.detach().double().requires_grad_(v.requires_grad) for k, v in small.items() if k != "labels"
+    }
+    if "labels" in small:
+        exact["labels"] = small["labels"]
+    run, truth = PROVIDERS[provider](case), PROVIDERS["reference"](case)
+    found, wanted = run(small), truth(exact)
+    pairs = [
+        (found, wanted),
+        *zip(_gradients(case, found, small), _gradients(case, wanted, exact), strict=True),
+    ]
+    error = max(((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in pairs)
+    limit = {"float32": 2e-4, "bfloat16": 6e-2}[case.dtype]
+    if provider in ("authors", "sdpa", "compile") and case.dtype == "bfloat16":
+        limit = 0.6  # similarities kept in bf16 choose other matches
+    if not error <= limit:
+        raise ValueError(f"error {error:.2g} is over {limit:.2g}")
+    return error
+
+
+def resident(key: str) -> float:
+    """MiB of VmRSS or VmHWM."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, object]:
+    """Quantiles in milliseconds, peak extra MiB and error."""
+    error = error_of(case, provider, device)
+    inputs = make_inputs(case, device)
+    run = PROVIDERS[provider](case)
+
+    def step() -> None:
+        _gradients(case, run(inputs), inputs)
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        extra = (torch.cuda.max_memory_allocated() - before) / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+        before = resident("VmRSS")
+        step()
+        extra = resident("VmHWM") - before
+    times = seconds(step, repeats, device)
+    quantiles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
+    return {"p20": 1e3 * quantiles[1], "p50": 1e3 * statistics.median(times), "p80": 1e3 * quantiles[7],
+            "extra_mib": extra, "error": error}  # fmt: skip
+
+
+def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
+    """Seconds of one product, and of a copy that moves the case's bytes, on this device now."""
+    product = copy = 0.0
+    if case.products:
+        a = torch.randn(case.pixels, case.channels, device=device).to(DTYPES[case.dtype])
+        out = torch.empty(case.pixels, case.pixels, device=device, dtype=a.dtype)
+        product = statistics.median(seconds(lambda: torch.mm(a, a.T, out=out), repeats, device))
+    if case.moved:
+        x = torch.randn(case.moved // 8, device=device)
+        y = torch.empty_like(x)
+        copy = statistics.median(seconds(lambda: y.copy_(x), 5 * repeats, device))
+    return {"floor": 1e3 * max(case.products * case.batch * product, copy)}
+
+
+def main() -> None:
+    """Entry of the child process: case, provider, device and repeats as JSON on the command line."""
+    job = json.loads(sys.argv[1])
+    torch.manual_seed(0)
+    if job.get("threads"):
+        torch.set_num_threads(job["threads"])
+    case = Case(**job["case"])
+    try:
+        if job["provider"] == "floor":
+            answer: dict[str, object] = dict(floor_rates(case, job["device"], job["repeats"]))
+        else:
+            answer = measure(case, job["provider"], job["device"], job["repeats"])
+    except CannotExpress as reason:
+        answer = {"skipped": str(reason) or "cannot express it"}
+    except (ValueError, RuntimeError, MemoryError) as reason:
+        answer = {"failed": str(reason).splitlines()[0][:200]}
+    print("RESULT " + json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

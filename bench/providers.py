@@ -1,0 +1,157 @@
+"""Who computes an op: fastuda, its reference, the authors' formulation, the compiler, SDPA, KeOps, FAISS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+import fastuda.ops as F
+from bench.registry import Case
+
+Inputs = dict[str, Tensor]
+Run = Callable[[Inputs], Tensor]
+
+
+class CannotExpress(Exception):
+    """The provider has no way to say this op, mode or dtype."""
+
+
+def public(case: Case, backend: str) -> Run:
+    """The op of fastuda on one backend."""
+    if case.op == "cycle_match":
+        return lambda t: torch.cat(
+            F.cycle_match(t["source"], t["target"], similarity=case.similarity, backend=backend)[2:], 1
+        )
+    if case.op == "cycle_association_loss":
+        return lambda t: F.cycle_association_loss(
+            t["source"], t["target"], t["labels"], similarity=case.similarity, backend=backend
+        )[0]
+    if case.op == "spatial_aggregate":
+        contrast = case.similarity == "cosine"
+        return lambda t: F.spatial_aggregate(
+            t["x"], similarity=case.similarity, contrast=contrast, backend=backend
+        )
+    return lambda t: F.contrast_softmax(t["x"], backend=backend)
+
+
+def _pairs(query: Tensor, key: Tensor, similarity: str) -> Tensor:
+    if similarity == "cosine":
+        return nnf.normalize(query, dim=-1) @ nnf.normalize(key, dim=-1).transpose(1, 2)
+    entropy = (query * (query + 1e-10).log()).sum(-1, keepdim=True)
+    return query @ (key + 1e-10).log().transpose(1, 2) - entropy
+
+
+def _normalised(sim: Tensor) -> Tensor:
+    mean = sim.mean(-1, keepdim=True).detach()
+    std = sim.std(-1, keepdim=True).detach()
+    return ((sim - mean) / (std + 1e-10)).softmax(-1)
+
+
+def authors(case: Case) -> Run:
+    """Every matrix stored, in the inputs' dtype: centred, scaled and soft-max copies, top-1 twice, and the
+    logarithm of the product of two probabilities (written from the method's description)."""
+
+    def aggregate(t: Inputs) -> Tensor:
+        sim = _pairs(t["x"], t["x"], case.similarity)
+        weights = _normalised(sim) if case.similarity == "cosine" else sim.softmax(-1)
+        return 0.5 * t["x"] + 0.5 * weights @ t["x"]
+
+    def associate(t: Inputs) -> Tensor:
+        forward = _pairs(t["source"], t["target"], case.similarity)
+        backward = forward.transpose(1, 2)
+        if case.similarity == "kl":
+            backward = _pairs(t["target"], t["source"], "kl")
+        hop_one, hop_two = _normalised(forward), _normalised(backward)
+        index, first = forward.topk(1, -1)[1][..., 0], hop_one.topk(1, -1)[0][..., 0]
+        end, second = backward.topk(1, -1)[1][..., 0], hop_two.topk(1, -1)[0][..., 0]
+        probability = first * second.gather(1, index)
+        matched = t["labels"].gather(1, end.gather(1, index)) == t["labels"]
+        return -(probability[matched].float().log()).mean()
+
+    return {"spatial_aggregate": aggregate, "cycle_association_loss": associate}.get(
+        case.op, lambda t: _raise()
+    )
+
+
+def _raise() -> Tensor:
+    raise CannotExpress
+
+
+def sdpa(case: Case) -> Run:
+    """Attention with the temperatures, given, folded into the query."""
+    if case.op != "spatial_aggregate" or case.similarity != "cosine":
+        raise CannotExpress
+    temperature: dict[int, Tensor] = {}
+
+    def run(t: Inputs) -> Tensor:
+        x = t["x"]
+        unit = nnf.normalize(x, dim=-1)
+        if x.shape[1] not in temperature:  # outside the timing: the first call is the warm-up
+            temperature[x.shape[1]] = _row_std(unit.detach().float()).to(x.dtype)
+        query = unit / temperature[x.shape[1]]
+        mixed = nnf.scaled_dot_product_attention(query, unit, x, scale=1.0)
+        return 0.5 * x + 0.5 * mixed
+
+    return run
+
+
+def _row_std(unit: Tensor) -> Tensor:
+    parts = [(part @ unit.transpose(1, 2)).std(-1, keepdim=True) for part in unit.split(256, 1)]
+    return torch.cat(parts, 1) + 1e-10
+
+
+def faiss_flat(case: Case) -> Run:
+    """Both hops by an exact inner-product index."""
+    if case.op != "cycle_match" or case.dtype != "float32" or case.similarity != "cosine":
+        raise CannotExpress
+    try:
+        import faiss
+    except ImportError as error:
+        raise CannotExpress("faiss is not installed") from error
+
+    def hop(query: Tensor, key: Tensor) -> Tensor:
+        index = faiss.IndexFlatIP(key.shape[-1])
+        index.add(key.numpy())
+        return torch.from_numpy(index.search(query.numpy(), 1)[0][:, 0])
+
+    def run(t: Inputs) -> Tensor:
+        source, target = (nnf.normalize(t[name], dim=-1)[0] for name in ("source", "target"))
+        return torch.cat([hop(source, target), hop(target, source)])[None]
+
+    return run
+
+
+def keops(case: Case) -> Run:
+    """Both hops by a symbolic matrix."""
+    if case.op != "cycle_match" or case.dtype != "float32" or case.similarity != "cosine":
+        raise CannotExpress
+    try:
+        from pykeops.torch import LazyTensor
+    except ImportError as error:
+        raise CannotExpress("pykeops is not installed") from error
+
+    def run(t: Inputs) -> Tensor:
+        a, b = (nnf.normalize(t[name], dim=-1) for name in ("source", "target"))
+        product = (LazyTensor(a[:, :, None]) * LazyTensor(b[:, None])).sum(-1)
+        return torch.cat([product.max(dim=2)[..., 0], product.max(dim=1)[..., 0]], 1)
+
+    return run
+
+
+def compiled(case: Case) -> Run:
+    """torch.compile of the reference."""
+    return torch.compile(public(case, "reference"), dynamic=False)
+
+
+PROVIDERS: dict[str, Callable[[Case], Run]] = {
+    "fastuda": lambda case: public(case, "auto"),
+    "reference": lambda case: public(case, "reference"),
+    "authors": authors,
+    "compile": compiled,
+    "sdpa": sdpa,
+    "keops": keops,
+    "faiss": faiss_flat,
+}
