@@ -5,23 +5,37 @@ the others cannot.
 """
 
 from fastuda.ops._backends import BackendStatus, backends
+from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
 from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
 from fastuda.ops.cycle_match import CycleMatch, cycle_match
+from fastuda.ops.domain_cross_entropy import domain_cross_entropy
+from fastuda.ops.local_affinity import affinity_cleaning_loss, local_affinity
 from fastuda.ops.lovasz_softmax import lovasz_softmax
+from fastuda.ops.pooling import category_pool, smooth_max_pool
+from fastuda.ops.prototype_contrast import PrototypeBank, prototype_contrast
 from fastuda.ops.spatial_aggregate import spatial_aggregate
 from fastuda.ops.upsample_confusion import upsample_confusion
 from fastuda.ops.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "BackendStatus",
+    "ClassStatistics",
     "CycleMatch",
     "CycleStats",
+    "PrototypeBank",
+    "affinity_cleaning_loss",
     "backends",
+    "category_pool",
+    "class_statistics",
     "contrast_softmax",
     "cycle_association_loss",
     "cycle_match",
+    "domain_cross_entropy",
+    "local_affinity",
     "lovasz_softmax",
+    "prototype_contrast",
+    "smooth_max_pool",
     "spatial_aggregate",
     "upsample_confusion",
     "upsample_cross_entropy",

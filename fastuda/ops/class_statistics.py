@@ -1,0 +1,78 @@
+"""Mergeable per-class statistics of features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastuda.ops import _backends, reference_losses
+from fastuda.ops._checks import check_float, check_labels, check_rank
+
+_backends.register("class_statistics")
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """How many features of each class there were, their mean and their biased variance per channel."""
+
+    count: Tensor
+    """[K]."""
+    mean: Tensor
+    """[K, A]; 0 for a class without features."""
+    variance: Tensor
+    """[K, A]."""
+
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
+        """The statistics of both sets of features together, exactly (Chan et al., 1983)."""
+        count = self.count + other.count
+        share = (other.count / count.clamp(min=1))[:, None]
+        gap = other.mean - self.mean
+        variance = self.variance + share * (other.variance - self.variance) + share * (1 - share) * gap**2
+        return ClassStatistics(count, self.mean + share * gap, variance)
+
+    def all_reduce(self) -> ClassStatistics:
+        """The statistics of every process's features together; itself without a process group."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self
+        packed = torch.cat([self.count[:, None], self.mean, self.variance], 1)
+        parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, packed)
+        width = self.mean.shape[1]
+        total: ClassStatistics | None = None
+        for part in parts:
+            one = ClassStatistics(part[:, 0], part[:, 1 : 1 + width], part[:, 1 + width :])
+            total = one if total is None else total.merge(one)
+        assert total is not None
+        return total
+
+
+def class_statistics(
+    features: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255, backend: str = "auto"
+) -> ClassStatistics:
+    """Count, mean and biased variance of the features of every class; constants, without gradient.
+
+    In float32 whatever the input (float64 for float64); the variance is about the class's own mean, in a
+    second look at the features. Source: Xie et al., SePiCo, TPAMI 2022, section 3.3.
+
+    Args:
+        features: [N, A].
+        labels: [N] integer classes; those outside 0..num_classes - 1 are left out.
+        num_classes: K.
+        ignore_index: the label to leave out.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("class_statistics")``.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+    """
+    check_rank("features", features, "N, A")
+    check_float("features", features)
+    check_labels("labels", labels, (features.shape[0],))
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be positive, got {num_classes}")
+    _backends.select("class_statistics", features, backend=backend)
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        found = reference_losses.class_statistics(features.detach(), labels.long(), num_classes, ignore_index)
+        return ClassStatistics(*found)

@@ -1,0 +1,72 @@
+"""FADA's class-wise domain loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastuda.ops import _backends, reference_losses
+from fastuda.ops._checks import check_choice, check_float, check_rank
+
+_backends.register("domain_cross_entropy")
+
+
+def domain_cross_entropy(
+    domain_logits: Tensor,
+    seg_logits: Tensor,
+    *,
+    encode: str,
+    size: tuple[int, int] | None = None,
+    temperature: float = 1.8,
+    clip: float = 0.9,
+    hard_threshold: float | None = None,
+    align_corners: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """``mean over pixels of -sum_c q_c log softmax(d)_c`` over 2 K channels, ``q`` the domain encoding.
+
+    ``a = min(softmax(z / temperature), clip)``, without gradient and not renormalised; ``q = [a; 0]`` for
+    ``source`` and ``[0; a]`` for ``target``. Source: Wang et al., Classes Matter, ECCV 2020, eq. 6 to 8.
+
+    Args:
+        domain_logits: discriminator logits d [B, 2K, h, w].
+        seg_logits: segmentation logits z [B, K, h', w'], constants.
+        encode: the half that ``a`` stands in: ``source`` or ``target``.
+        size: both are upsampled bilinearly to this; ``None`` where they have one size already.
+        temperature: published 1.8.
+        clip: largest entry of ``a``; published 0.9.
+        hard_threshold: instead of soft labels the one-hot argmax where its probability reaches this, and
+            nothing elsewhere (the paper's hard variant).
+        align_corners: of the bilinear upsampling; published true.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("domain_cross_entropy")``.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+    """
+    for name, x in (("domain_logits", domain_logits), ("seg_logits", seg_logits)):
+        check_rank(name, x, "B, K, h, w")
+        check_float(name, x)
+    check_choice("encode", encode, ("source", "target"))
+    batch, classes = seg_logits.shape[:2]
+    if tuple(domain_logits.shape[:2]) != (batch, 2 * classes):
+        raise ValueError(
+            f"domain_logits must be [{batch}, {2 * classes}, h, w] for seg_logits"
+            f" {tuple(seg_logits.shape)}, got {tuple(domain_logits.shape)}"
+        )
+    if size is None and domain_logits.shape[2:] != seg_logits.shape[2:]:
+        raise ValueError(
+            f"domain_logits {tuple(domain_logits.shape)} and seg_logits {tuple(seg_logits.shape)} differ in"
+            " resolution: give size"
+        )
+    _backends.select("domain_cross_entropy", domain_logits, backend=backend)
+    with torch.autocast(domain_logits.device.type, enabled=False):
+        return reference_losses.domain_cross_entropy(
+            domain_logits,
+            seg_logits,
+            0 if encode == "source" else classes,
+            size,
+            temperature,
+            clip,
+            hard_threshold,
+            align_corners,
+        )

@@ -1,0 +1,73 @@
+"""ASANet's affinities between neighbouring pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastuda.ops import _backends, reference_losses
+from fastuda.ops._checks import check_choice, check_float, check_rank
+
+_backends.register("local_affinity")
+_backends.register("affinity_cleaning_loss")
+
+
+def _check_neighbours(neighbours: int) -> None:
+    if neighbours not in (4, 8):
+        raise ValueError(f"neighbours must be 4 or 8, got {neighbours}")
+
+
+def local_affinity(
+    p: Tensor, *, neighbours: int = 8, distance: int = 1, kind: str = "kl", backend: str = "auto"
+) -> Tensor:
+    """How much a pixel and each of its neighbours agree on the class.
+
+    ``kl``: ``KL(Bern(q) || Bern(p_i))`` with ``q = p_i p_j`` per class and neighbour j, the four quantities
+    ``q, 1 - q, p_i, 1 - p_i`` clamped separately to [1e-4, 1] (no gradient through a clamped one).
+    ``product``: ``sum_c p_ic p_jc``. Past the border the border is repeated.
+
+    Source: Zhou et al., Affinity Space Adaptation, TIP 2020.
+
+    Args:
+        p: class probabilities [B, K, H, W].
+        neighbours: 8 or 4, in raster order.
+        distance: pixels to the neighbour, at least 1.
+        kind: ``kl`` (strategy 2, ASA) or ``product`` (strategy 1, ASC).
+        backend: ``auto``, or a name from ``fastuda.ops.backends("local_affinity")``.
+
+    Returns:
+        [B, neighbours K, H, W], channel ``direction K + class``; for ``product`` [B, neighbours, H, W].
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.
+    """
+    check_rank("p", p, "B, K, H, W")
+    check_float("p", p)
+    check_choice("kind", kind, ("kl", "product"))
+    _check_neighbours(neighbours)
+    if distance < 1:
+        raise ValueError(f"distance must be at least 1, got {distance}")
+    _backends.select("local_affinity", p, backend=backend)
+    with torch.autocast(p.device.type, enabled=False):
+        return reference_losses.local_affinity(p, neighbours, distance, kind)
+
+
+def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str = "auto") -> Tensor:
+    """``mean over pixels and neighbours of 1 - sum_c p_ic p_jc`` with ``p = softmax(logits)``.
+
+    0 where neighbours are one and the same one-hot vector. Source: Zhou et al., TIP 2020, strategy 1 (ASC).
+
+    Args:
+        logits: [B, K, H, W].
+        neighbours: 8 or 4.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("affinity_cleaning_loss")``.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.
+    """
+    check_rank("logits", logits, "B, K, H, W")
+    check_float("logits", logits)
+    _check_neighbours(neighbours)
+    _backends.select("affinity_cleaning_loss", logits, backend=backend)
+    with torch.autocast(logits.device.type, enabled=False):
+        return reference_losses.affinity_cleaning(logits, neighbours)

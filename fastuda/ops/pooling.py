@@ -1,0 +1,65 @@
+"""WeakSegDA's pooling of scores and of features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastuda.ops import _backends, reference_losses
+from fastuda.ops._checks import check_float, check_rank
+
+_backends.register("smooth_max_pool")
+_backends.register("category_pool")
+
+
+def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") -> Tensor:
+    """``log(mean over pixels of exp(k z)) / k``: between the mean (k to 0) and the maximum (k to infinity).
+
+    Stable in every dtype; the result is float32 at least. Source: Paul et al., ECCV 2020, eq. 1.
+
+    Args:
+        logits: [B, K, h, w].
+        k: positive sharpness; published 1.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("smooth_max_pool")``.
+
+    Returns:
+        [B, K].
+
+    Raises:
+        ValueError, TypeError: a shape, dtype or value does not fit, or the named backend cannot run.
+    """
+    check_rank("logits", logits, "B, K, h, w")
+    check_float("logits", logits)
+    if not k > 0:
+        raise ValueError(f"k must be positive, got {k}")
+    _backends.select("smooth_max_pool", logits, backend=backend)
+    with torch.autocast(logits.device.type, enabled=False):
+        return reference_losses.smooth_max_pool(logits, k)
+
+
+def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") -> Tensor:
+    """``F_k = sum_i softmax_i(z_ik) f_i``: features under each class's attention over the pixels.
+
+    Source: Paul et al., ECCV 2020, eq. 3 (there the attention is detached: detach ``logits``).
+
+    Args:
+        features: [B, N, C].
+        logits: [B, N, K].
+        backend: ``auto``, or a name from ``fastuda.ops.backends("category_pool")``.
+
+    Returns:
+        [B, K, C], float32 at least.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+    """
+    for name, x in (("features", features), ("logits", logits)):
+        check_rank(name, x, "B, N, C")
+        check_float(name, x)
+    if features.shape[:2] != logits.shape[:2]:
+        raise ValueError(
+            f"features {tuple(features.shape)} and logits {tuple(logits.shape)} must share batch and pixels"
+        )
+    _backends.select("category_pool", features, logits, backend=backend)
+    with torch.autocast(features.device.type, enabled=False):
+        return reference_losses.category_pool(features, logits)

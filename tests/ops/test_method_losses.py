@@ -1,0 +1,308 @@
+"""The methods' losses and statistics: the authors' values, literal oracles, gradients, hard cases."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastuda.ops as F
+from fastuda.ops import ClassStatistics, PrototypeBank
+from tests.helpers import wave
+
+# ASANet
+
+
+@pytest.mark.parametrize(("neighbours", "east", "west"), [(8, 4, 3), (4, 2, 1)])
+def test_affinity_values_of_the_notes(neighbours, east, west):
+    p = torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]], dtype=torch.float64)
+    a = F.local_affinity(p, neighbours=neighbours)
+    assert a.shape == (1, 2 * neighbours, 1, 2)
+    found = a[0, :, 0]
+    assert found[2 * east].tolist() == pytest.approx([1.435691, 0.110651], abs=1e-6)
+    assert found[2 * west].tolist() == pytest.approx([0.036610, 0.001283], abs=1e-6)
+    assert found[2 * east + 1].tolist() == pytest.approx([0.002369, 0.068791], abs=1e-6)
+    assert found[2 * west + 1].tolist() == pytest.approx([0.071331, 1.219765], abs=1e-6)
+    if neighbours == 8:
+        assert F.affinity_cleaning_loss(p.log()).item() == pytest.approx(0.43375, abs=1e-6)
+
+
+def test_affinity_of_the_uniform_distribution():
+    p = torch.full((1, 19, 4, 5), 1 / 19, dtype=torch.float64)
+    assert torch.allclose(F.local_affinity(p), torch.tensor(0.042995, dtype=torch.float64), atol=1e-6)
+    assert F.affinity_cleaning_loss(p).item() == pytest.approx(1 - 1 / 19)
+
+
+def literal_affinity(p, neighbours, distance, kind):
+    offsets = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+    offsets = [(y, x) for y, x in offsets if neighbours == 8 or y * x == 0]
+    height, width = p.shape[2:]
+    out = []
+    for y, x in offsets:
+        rows = (torch.arange(height) + y * distance).clamp(0, height - 1)
+        columns = (torch.arange(width) + x * distance).clamp(0, width - 1)
+        q = p * p[:, :, rows][:, :, :, columns]
+        if kind == "product":
+            out.append(q.sum(1))
+            continue
+        clamp = lambda v: v.clamp(1e-4, 1)  # noqa: E731
+        out.append(
+            clamp(q) * (clamp(q) / clamp(p)).log() + clamp(1 - q) * (clamp(1 - q) / clamp(1 - p)).log()
+        )
+    return torch.stack(out, 1).flatten(1, -3 if kind == "kl" else 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 7), st.integers(1, 7), st.sampled_from([4, 8]),
+    st.integers(1, 3), st.sampled_from(["kl", "product"]), st.integers(0, 99),
+)  # fmt: skip
+def test_affinity_is_the_definition(batch, classes, height, width, neighbours, distance, kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    p = (4 * torch.randn(batch, classes, height, width, generator=generator, dtype=torch.float64)).softmax(1)
+    p.requires_grad_()
+    found = F.local_affinity(p, neighbours=neighbours, distance=distance, kind=kind)
+    wanted = literal_affinity(p, neighbours, distance, kind)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    weight = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    one, two = (torch.autograd.grad((x * weight).sum(), p, retain_graph=True)[0] for x in (found, wanted))
+    assert torch.allclose(one, two, atol=1e-9)
+
+
+def test_clamped_entries_have_no_gradient():
+    p = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]], dtype=torch.float64, requires_grad=True)
+    a = F.local_affinity(p)
+    assert torch.isfinite(a).all() and a.max() < 9.2104
+    # class 0 of pixel 0 towards its right neighbour: q = 0 and 1 - p = 0 are both clamped
+    assert a[0, 2 * 4, 0, 0].item() == pytest.approx(9.2094, abs=1e-3)
+    assert torch.isfinite(torch.autograd.grad(a.sum(), p)[0]).all()
+
+
+# FADA
+
+FADA = [
+    ("source", 3.8487876064, 0.11870436, (-0.00992427, -0.00756508, -0.00469640)),
+    ("target", 3.5921309632, 0.11281731, (0.00088071, 0.00450469, 0.00218701)),
+]
+
+
+@pytest.mark.parametrize(("encode", "loss", "norm", "first"), FADA)
+def test_domain_values_of_the_authors_code(encode, loss, norm, first):
+    d = (3 * wave((2, 10, 4, 5), 0.41)).requires_grad_()
+    z = (3 * 2 * wave((2, 5, 4, 5), 0.31)).requires_grad_()
+    found = F.domain_cross_entropy(d, z, encode=encode)
+    grad = torch.autograd.grad(found, d)[0]
+    assert abs(found.item() - loss) < 1e-8
+    assert grad.norm().item() == pytest.approx(norm, abs=2e-8)
+    assert grad.flatten()[:3].tolist() == pytest.approx(first, abs=2e-8)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_domain_loss_is_the_upsampled_definition(align):
+    d, z = torch.randn(2, 6, 3, 4, dtype=torch.float64), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    big_d, big_z = (nnf.interpolate(x, (11, 13), mode="bilinear", align_corners=align) for x in (d, z))
+    a = (big_z / 1.8).softmax(1).clamp(max=0.9)
+    wanted = -(torch.cat([torch.zeros_like(a), a], 1) * big_d.log_softmax(1)).sum(1).mean()
+    found = F.domain_cross_entropy(d, z, encode="target", size=(11, 13), align_corners=align)
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-12)
+    best, index = (big_z / 1.8).softmax(1).max(1)
+    terms = -big_d.log_softmax(1).gather(1, index[:, None] + 3)[:, 0]
+    hard = F.domain_cross_entropy(
+        d, z, encode="target", size=(11, 13), align_corners=align, hard_threshold=0.5
+    )
+    assert hard.item() == pytest.approx((terms * (best >= 0.5)).mean().item(), abs=1e-12)
+
+
+def test_segmentation_logits_get_no_gradient():
+    d, z = torch.randn(1, 6, 3, 4, requires_grad=True), torch.randn(1, 3, 3, 4, requires_grad=True)
+    loss = F.domain_cross_entropy(d, z, encode="source")
+    assert torch.autograd.grad(loss, z, allow_unused=True)[0] is None
+
+
+# SePiCo
+
+
+def sepico_statistics():
+    total = None
+    for a, n in ((0.07, 9), (0.19, 12), (0.29, 7)):
+        x = nnf.normalize(wave((n, 5), a).abs(), dim=1)
+        found = F.class_statistics(x, (5 * torch.arange(n) % 7) % 3, 4)
+        total = found if total is None else total.merge(found)
+    return total
+
+
+def sepico_bank(length=3):
+    vectors, count = torch.zeros(4, length, 5, dtype=torch.float64), torch.ones(4, dtype=torch.int64)
+    for a, n in ((0.07, 9), (0.19, 12), (0.29, 7)):
+        x = nnf.normalize(wave((n, 5), a).abs(), dim=1)
+        labels = (5 * torch.arange(n) % 7) % 3
+        for c in range(3):
+            if (labels == c).any():
+                queue = [*vectors[c, : count[c]], x[labels == c].mean(0)][-length:]
+                vectors[c, : len(queue)] = torch.stack(queue)
+                count[c] = len(queue)
+    return PrototypeBank(vectors, count)
+
+
+def sepico_query():
+    q = wave((2, 5, 2, 3), 0.37).abs()
+    q = (q / q.norm(dim=1, keepdim=True)).requires_grad_()
+    labels = ((5 * torch.arange(12) % 7) % 3).reshape(2, 2, 3)
+    labels[0, 0, 1] = 255
+    return q, q.movedim(1, -1).reshape(-1, 5), labels.flatten()
+
+
+def test_statistics_of_the_authors_code():
+    total = sepico_statistics()
+    assert total.mean.sum(1).tolist() == pytest.approx(
+        [2.0550107514, 1.9465173752, 1.9668694714, 0], abs=2e-10
+    )
+    assert total.variance.sum(1).tolist() == pytest.approx(
+        [0.1410395949, 0.2132349821, 0.2126018575, 0], abs=2e-10
+    )
+    assert total.count.tolist() == [13, 7, 8, 0]
+
+
+SEPICO = [
+    ("proto", 100.0, 1.3840635515, 0.00079121, (-0.00003338, 0, -0.00003335)),
+    ("dist", 100.0, 1.3840649756, 0.00079049, (-0.00003334, 0, -0.00003325)),
+    ("bank", 100.0, 1.3840306043, 0.00078018, (-0.00004742, 0, -0.00004740)),
+    ("proto", 0.1, 0.9886927341, 0.35819906, (0.03877491, 0, 0.04885309)),
+    ("dist", 0.1, 2.8536846627, 1.21165491, (0.10350979, 0, 0.19738545)),
+    ("bank", 0.1, 0.9915346950, 0.33799581, (0.02832650, 0, 0.03570002)),
+]
+
+
+@pytest.mark.parametrize(("kind", "tau", "loss", "norm", "first"), SEPICO)
+def test_contrast_values_of_the_authors_code(kind, tau, loss, norm, first):
+    q, rows, labels = sepico_query()
+    prototypes = sepico_bank() if kind == "bank" else sepico_statistics()
+    found = F.prototype_contrast(rows, labels, prototypes, kind=kind, tau=tau)
+    grad = torch.autograd.grad(found, q)[0]
+    assert abs(found.item() - loss) < 1e-8
+    assert grad.norm().item() == pytest.approx(norm, abs=2e-8)
+    assert grad.flatten()[:3].tolist() == pytest.approx(first, abs=2e-8)
+
+
+@pytest.mark.parametrize("kind", ["proto", "dist", "bank"])
+def test_contrast_without_a_labelled_pixel_is_zero(kind):
+    q = torch.randn(6, 5, requires_grad=True)
+    prototypes = sepico_bank() if kind == "bank" else sepico_statistics()
+    loss = F.prototype_contrast(q, torch.full((6,), 255), prototypes, kind=kind)
+    assert loss.item() == 0 and torch.autograd.grad(loss, q)[0].abs().max() == 0
+
+
+def test_contrast_in_bfloat16_keeps_float32_logits():
+    _, rows, labels = sepico_query()
+    low = F.prototype_contrast(rows.detach().bfloat16(), labels, sepico_statistics(), kind="proto")
+    assert low.dtype == torch.float32
+    assert abs(low.item() - 1.3840635515) < 2e-4  # a bfloat16 step near 1.38 is 8e-3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 40), st.integers(0, 99))
+def test_statistics_are_exact_and_merge_exactly(n, width, classes, split, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, width, generator=generator, dtype=torch.float64) + 3
+    labels = torch.randint(0, classes + 1, (n,), generator=generator)
+    labels[labels == classes] = 255
+    whole = F.class_statistics(x, labels, classes)
+    for c in range(classes):
+        rows = x[labels == c]
+        assert whole.count[c] == len(rows)
+        mean = rows.mean(0) if len(rows) else torch.zeros(width, dtype=torch.float64)
+        variance = rows.var(0, unbiased=False) if len(rows) else torch.zeros(width, dtype=torch.float64)
+        assert torch.allclose(whole.mean[c], mean) and torch.allclose(whole.variance[c], variance, atol=1e-12)
+    parts = [
+        F.class_statistics(a, b, classes)
+        for a, b in ((x[:split], labels[:split]), (x[split:], labels[split:]))
+    ]
+    merged = parts[0].merge(parts[1])
+    for one, two in zip(vars(merged).values(), vars(whole).values(), strict=True):
+        assert torch.allclose(one, two, atol=1e-10)
+
+
+def test_statistics_survive_a_large_common_mean():
+    x = torch.randn(500, 8) * 0.01 + 100
+    found = F.class_statistics(x, torch.zeros(500, dtype=torch.int64), 1)
+    assert torch.allclose(found.variance[0], x.double().var(0, unbiased=False).float(), rtol=1e-3)
+
+
+# WeakSegDA
+
+
+def test_pooling_values_of_the_notes():
+    z = torch.tensor([[[[2.0, -1.0], [0.0, -3.0]]]], dtype=torch.float64)
+    t = F.smooth_max_pool(z)
+    assert t.item() == pytest.approx(0.789221, abs=1e-6) and t.sigmoid().item() == pytest.approx(
+        0.687664, abs=1e-6
+    )
+    z = torch.tensor([0.0, 1, 2, 3], dtype=torch.float64).reshape(1, 4, 1)
+    f = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64).reshape(1, 4, 1)
+    assert F.category_pool(f, z).item() == pytest.approx(3.492653, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [0.1, 1.0, 20.0])
+def test_smooth_max_lies_between_mean_and_max_and_does_not_overflow(k):
+    z = torch.randn(2, 3, 5, 7) * 300
+    t = F.smooth_max_pool(z.bfloat16().float(), k=k)
+    assert torch.isfinite(t).all()
+    assert (t <= z.bfloat16().float().flatten(2).amax(2) + 1e-3).all()
+    assert (t >= z.bfloat16().float().flatten(2).mean(2) - 1e-3).all()
+    assert F.smooth_max_pool(z.bfloat16(), k=k).dtype == torch.float32
+
+
+def test_gradients():
+    x = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    assert torch.autograd.gradcheck(F.smooth_max_pool, x(2, 3, 2, 4))
+    assert torch.autograd.gradcheck(F.category_pool, (x(2, 5, 3), x(2, 5, 4)))
+    assert torch.autograd.gradcheck(F.affinity_cleaning_loss, x(1, 3, 3, 4))
+    z = torch.randn(1, 2, 4, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda d: F.domain_cross_entropy(d, z, encode="source", size=(6, 5)), x(1, 4, 2, 3)
+    )
+
+
+BAD = [
+    (lambda: F.local_affinity(torch.rand(3, 4, 4)), r"p must be \[B, K, H, W\]"),
+    (lambda: F.local_affinity(torch.rand(1, 3, 4, 4), neighbours=6), "4 or 8, got 6"),
+    (lambda: F.local_affinity(torch.rand(1, 3, 4, 4), distance=0), "at least 1"),
+    (lambda: F.local_affinity(torch.rand(1, 3, 4, 4), kind="cosine"), "kl, product"),
+    (
+        lambda: F.domain_cross_entropy(torch.rand(1, 5, 2, 2), torch.rand(1, 3, 2, 2), encode="source"),
+        r"\[1, 6",
+    ),
+    (
+        lambda: F.domain_cross_entropy(torch.rand(1, 6, 2, 2), torch.rand(1, 3, 4, 4), encode="source"),
+        "give size",
+    ),
+    (lambda: F.class_statistics(torch.rand(3, 4), torch.zeros(4, dtype=torch.int64), 2), r"shape \(3,\)"),
+    (
+        lambda: F.prototype_contrast(
+            torch.rand(3, 4), torch.zeros(3, dtype=torch.int64), sepico_statistics()
+        ),
+        "width 5",
+    ),
+    (
+        lambda: F.prototype_contrast(
+            torch.rand(3, 5), torch.zeros(3, dtype=torch.int64), sepico_statistics(), kind="bank"
+        ),
+        "does not go with",
+    ),
+    (lambda: F.smooth_max_pool(torch.rand(1, 2, 3, 3), k=0), "positive"),
+    (lambda: F.category_pool(torch.rand(1, 5, 3), torch.rand(1, 4, 2)), "share batch and pixels"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_infinite_tau_is_the_logarithm_of_the_classes():
+    _, rows, labels = sepico_query()
+    loss = F.prototype_contrast(rows, labels, ClassStatistics(*vars(sepico_statistics()).values()), tau=1e9)
+    assert loss.item() == pytest.approx(math.log(4), abs=1e-8)
