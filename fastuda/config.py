@@ -195,7 +195,10 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     of_file, asked = dict(_section(file, "method")), dict(_section(user, "method"))
     for_file = str(of_file.pop("name", "plca"))
     name = str(asked.pop("name", for_file))
-    per_method = _section(file, "methods").get(name, {})
+    methods = _section(file, "methods")
+    per_method = methods.get(name, {})
+    if "+" in name:
+        per_method = {part: methods[part] for part in name.split("+") if part in methods}
     file.pop("methods", None)
     if name != for_file:
         of_file = {}  # a file for another method lends none of its settings

@@ -101,6 +101,20 @@ def joint_mean(mean: Tensor, count: Tensor | int) -> Tensor:
     return mean * (own * dist.get_world_size() / total.clamp(min=1)).to(mean.dtype)
 
 
+def joint_share(mean: Tensor) -> Tensor:
+    """The average over the ranks of a mean over equally many items each, without gradient."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    return joint_sum(mean) / ranks
+
+
+def joint_sum(x: Tensor) -> Tensor:
+    """The sum over the ranks, without gradient."""
+    total = x.detach().clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 

@@ -69,9 +69,10 @@ class Trainer:
         checkpoint.seed_everything(config.train.seed)
         classes = len(self.source.classes)
         model = build_model(config.model, classes)
-        if config.train.sync_bn and world.size > 1:
-            sync_batch_norm(model, world.device)
         method = get_method(config.method["name"])(config.method_config(), model, classes)
+        if config.train.sync_bn and world.size > 1:
+            sync_batch_norm(method, world.device)
+        method.horizon = config.optim.horizon or config.train.steps
         self.method = method.to(world.device)
         self.networks = self.method.networks()
         self.settings = {name: network_config(config.optim, name) for name in self.networks}

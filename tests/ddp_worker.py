@@ -44,9 +44,10 @@ def steps(
     torch.manual_seed(0)
     cls = get_method(name)
     model = build_model(ModelConfig(backbone="small"), CLASSES)
+    method = cls(cls.Config(**settings), model, CLASSES)
     if world.size > 1:
-        sync_batch_norm(model, world.device)
-    method = cls(cls.Config(**settings), model, CLASSES).double().train()
+        sync_batch_norm(method, world.device)
+    method = method.double().train()
     networks = method.networks()
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9) for net in networks.values()]
     parallel = Parallel(method, networks, world)

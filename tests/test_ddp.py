@@ -18,6 +18,20 @@ from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state
 SINGLE = World(0, 1, torch.device("cpu"))
 # Lovasz-Softmax sorts the pixels of one process, as the published multi-GPU runs do: it has no joint value
 CASES = {name: (name, {"lovasz_weight": 0.0}, 3) for name in ("source_only", "plca")}
+CASES["fada"] = ("fada", {"width": 16, "adversarial_weight": 0.1}, 3)
+CASES["asanet"] = ("asanet", {"width": 8, "adversarial_weight": 0.1}, 3)
+CASES["asanet asc"] = ("asanet", {"strategy": "asc"}, 3)
+CASES["weakseg"] = (
+    "weakseg",
+    {"dropout": 0.0, "category_width": 16, "category_weight": 0.1, "classification_weight": 0.2},
+    3,
+)
+# every class is pasted, and nothing is jittered: what is drawn at random has no joint value
+PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.25}
+CASES["self_training"] = ("self_training", PLAIN, 3)
+SMALL = {"width": 16, "contrast_start": 1, "tau": 0.1, "regularizer_weight": 0.5}
+for variant in ("dist", "bank", "proto"):
+    CASES[f"sepico {variant}"] = ("sepico", {**PLAIN, **SMALL, "variant": variant}, 3)
 CASES["uneven"] = ("tests.ddp_worker:Uneven", {}, 4)
 
 

@@ -1,6 +1,20 @@
 """Adaptation methods: the registry that ``--method`` reads."""
 
-from fastuda.methods import plca, source_only
+from fastuda.methods import asanet, fada, plca, self_training, sepico, source_only, weakseg
 from fastuda.methods.base import METHODS, Method, Phase, SegPrediction, get_method, register
 
-__all__ = ["METHODS", "Method", "Phase", "SegPrediction", "get_method", "plca", "register", "source_only"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Phase",
+    "SegPrediction",
+    "asanet",
+    "fada",
+    "get_method",
+    "plca",
+    "register",
+    "self_training",
+    "sepico",
+    "source_only",
+    "weakseg",
+]

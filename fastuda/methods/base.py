@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -53,6 +54,8 @@ class Method(nn.Module):
         self.config = config
         self.model = model
         self.num_classes = num_classes
+        self.horizon = 0
+        """Steps over which schedules run, set by the trainer; 0: not known."""
 
     def networks(self) -> dict[str, nn.Module]:
         """What gets an optimiser, and a DDP wrap of its own. A teacher is not in it."""
@@ -90,13 +93,18 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def get_method(name: str) -> type[Method]:
-    """The class of a registered method, or of ``package.module:Class``.
+    """The class of a registered method, of ``package.module:Class``, or of several joined by ``+``.
 
     Raises:
         UserError: no such method.
     """
     if name in METHODS:
         return METHODS[name]
+    if "+" in name:
+        from fastuda.methods.compose import compose
+
+        parts = tuple(name.split("+"))
+        return compose(parts, tuple(get_method(part) for part in parts))
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
@@ -107,6 +115,19 @@ def get_method(name: str) -> type[Method]:
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
     return found
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Graphs built in the block reach through ``module`` to its input, but leave its parameters alone."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def pixel_major(x: Tensor) -> Tensor:

@@ -28,9 +28,18 @@ def build(name, k=4, **settings):
     return cls(cls.Config(**settings), build_model(ModelConfig(backbone="small"), k), k)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+# settings under which three steps reach every part of a method
+SETTINGS = {"sepico": {"contrast_start": 0, "width": 16, "tau": 0.1}, "weakseg": {"category_width": 16}}
+COMPOSED = ["plca+self_training", "plca+sepico", "fada+asanet+plca"]
+
+
+@pytest.mark.parametrize("name", [*sorted(METHODS), *COMPOSED])
 def test_three_steps(name):
-    method = build(name).train()
+    settings = SETTINGS.get(name, {})
+    if "+" in name:
+        parts = name.split("+")
+        settings = {part: get_method(part).Config(**SETTINGS.get(part, {})) for part in parts}
+    method = build(name, **settings).train()
     networks = method.networks()
     optimizers = {key: torch.optim.SGD(net.parameters(), lr=0.01) for key, net in networks.items()}
     before = {key: value.clone() for key, value in method.named_parameters()}

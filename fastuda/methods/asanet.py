@@ -1,0 +1,112 @@
+"""ASANet: adaptation in the affinity space (Zhou et al., IEEE TIP 2020, arXiv 2009.12559).
+
+What adapts is how neighbouring pixels' predictions relate: by cleaning (ASC), or by a discriminator that
+tells the affinities of the domains apart (ASA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+import fastuda.ops as F
+from fastuda.data.batch import Batch
+from fastuda.distributed import joint_mean
+from fastuda.errors import UserError
+from fastuda.methods.base import Method, Phase, frozen, register
+from fastuda.models.discriminators import affinity_discriminator
+from fastuda.models.segmentor import Segmentor
+
+SOURCE, TARGET = 0.0, 1.0
+
+
+def domain_loss(logits: Tensor, domain: float) -> Tensor:
+    """Binary cross-entropy of patch logits with one domain, mean over patches; float32."""
+    return nnf.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits.float(), domain))
+
+
+@register("asanet")
+class ASANet(Method):
+    """``asa``: ``CE + w (1 - t / T) BCE(D(a(p_t)), source)`` with ``a`` the Bernoulli-KL affinities, and for
+    the discriminator ``1/2 BCE(D(a(p_s)), source) + 1/2 BCE(D(a(p_t)), target)``.
+    ``asc``: ``CE + w_c mean(1 - sum_c p_i p_j)`` on the target, without a discriminator.
+
+    Predictions are upsampled to the image before the affinities are taken, as published.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        strategy: str = "asa"
+        """asa or asc; the paper reports them apart."""
+        neighbours: int = 8
+        """8 (as trained) or 4."""
+        adversarial_weight: float = 1e-3
+        """Of ASA; damped linearly to 0 over the schedule."""
+        damping: bool = True
+        """The linear damping of the adversarial weight."""
+        cleaning_weight: float = 0.1
+        """Of ASC. Not published: the authors' code defines the loss and never calls it."""
+        width: int = 64
+        """Of the discriminator's first layer."""
+
+    config: Config
+    optim_defaults: ClassVar[dict[str, Any]] = {
+        "optim.networks.discriminator.name": "adam",
+        "optim.networks.discriminator.lr": 1e-4,
+        "optim.networks.discriminator.betas": [0.9, 0.99],
+        "optim.networks.discriminator.weight_decay": 0.0,
+    }
+
+    def __init__(self, config: Config, model: Segmentor, num_classes: int):
+        if config.strategy not in ("asa", "asc"):
+            raise UserError(f"method.strategy is {config.strategy!r}: choose asa or asc")
+        if config.neighbours not in (4, 8):
+            raise UserError(f"method.neighbours is {config.neighbours}: choose 4 or 8")
+        super().__init__(config, model, num_classes)
+        if config.strategy == "asa":
+            self.discriminator = affinity_discriminator(num_classes, config.neighbours, config.width)
+
+    def networks(self) -> dict[str, nn.Module]:
+        if self.config.strategy == "asc":
+            return {"model": self.model}
+        return {"model": self.model, "discriminator": self.discriminator}
+
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        config, align = self.config, self.model.align_corners
+        source = self.model(batch.source_image).logits
+        ce = F.upsample_cross_entropy(source, batch.source_label, align_corners=align)
+        yield Phase("model", {"ce": joint_mean(ce, (batch.source_label != 255).sum())})
+        source = source.detach()
+
+        target = self._upsample(self.model(batch.target_image).logits, batch.target_image)
+        if config.strategy == "asc":
+            cleaning = F.affinity_cleaning_loss(target, neighbours=config.neighbours)
+            yield Phase("model", {"cleaning": config.cleaning_weight * cleaning})
+            return
+        affinity = F.local_affinity(target.softmax(1), neighbours=config.neighbours)
+        with frozen(self.discriminator):
+            fooled = domain_loss(self.discriminator(affinity), SOURCE)
+        damping = 1 - step / self.horizon if config.damping and self.horizon else 1.0
+        yield Phase("model", {"adversarial": config.adversarial_weight * max(damping, 0.0) * fooled})
+        affinity = affinity.detach()
+        del target, fooled
+
+        with torch.no_grad():
+            probabilities = self._upsample(source, batch.source_image).softmax(1)
+            source_affinity = F.local_affinity(probabilities, neighbours=config.neighbours)
+        losses = {
+            "discriminator_source": 0.5 * domain_loss(self.discriminator(source_affinity), SOURCE),
+            "discriminator_target": 0.5 * domain_loss(self.discriminator(affinity), TARGET),
+        }
+        yield Phase("discriminator", losses)
+
+    def _upsample(self, logits: Tensor, images: Tensor) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return nnf.interpolate(
+            wide, images.shape[2:], mode="bilinear", align_corners=self.model.align_corners
+        )

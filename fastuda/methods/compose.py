@@ -1,0 +1,142 @@
+"""Methods together: ``--method plca+self_training`` trains one segmentor with the phases of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastuda.data.batch import Batch
+from fastuda.errors import UserError
+from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.models.segmentor import Segmentor, SegOutput
+
+
+@contextmanager
+def shared_forwards(model: Segmentor) -> Iterator[dict[int, tuple[Tensor, SegOutput]]]:
+    """In the block, the segmentor runs once for the same tensor of images; the caller clears what is kept."""
+    kept: dict[int, tuple[Tensor, SegOutput]] = {}
+    plain = type(model).forward
+
+    def forward(images: Tensor) -> SegOutput:
+        if not torch.is_grad_enabled():
+            return plain(model, images)
+        if id(images) not in kept:
+            kept[id(images)] = (images, plain(model, images))
+        return kept[id(images)][1]
+
+    model.forward = forward  # type: ignore[method-assign]
+    try:
+        yield kept
+    finally:
+        del model.forward
+
+
+class Composition(Method):
+    """The parts' phases in step with each other: of every round, those that train the same network are one
+    phase, with their losses weighted and summed; forwards of the same images are shared.
+
+    The first part predicts.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        weights: dict[str, float] = field(default_factory=dict)
+        """Part to the factor of all its losses; 1 where nothing is said."""
+
+    parts: ClassVar[dict[str, type[Method]]] = {}
+
+    def __init__(self, config: Any, model: Segmentor, num_classes: int):
+        super().__init__(config, model, num_classes)
+        unknown = set(config.weights) - set(self.parts)
+        if unknown:
+            raise UserError(f"method.weights has {sorted(unknown)}; the parts are {', '.join(self.parts)}")
+        self.members = nn.ModuleDict(
+            {name: cls(getattr(config, name), model, num_classes) for name, cls in self.parts.items()}
+        )
+
+    def _members(self) -> dict[str, Method]:
+        return {name: member for name, member in self.members.items() if isinstance(member, Method)}
+
+    def _name(self, part: str, net: str) -> str:
+        """A network's name among all: prefixed by its part where two parts have one of that name."""
+        if net == "model":
+            return net
+        owners = Counter(name for member in self._members().values() for name in member.networks())
+        return net if owners[net] == 1 else f"{part}_{net}"
+
+    def networks(self) -> dict[str, nn.Module]:
+        # a part may train more than the segmentor as its model: the largest holds the others
+        models = [member.networks()["model"] for member in self._members().values()]
+        largest = max(models, key=lambda m: sum(p.numel() for p in m.parameters()))
+        held = {id(p) for p in largest.parameters()}
+        for model in models:
+            if any(id(p) not in held for p in model.parameters()):
+                raise UserError(f"{' and '.join(self.parts)} each train a head of their own on the segmentor")
+        others = {
+            self._name(part, net): module
+            for part, member in self._members().items()
+            for net, module in member.networks().items()
+            if net != "model"
+        }
+        return {"model": largest, **others}
+
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        running = {}
+        for name, member in self._members().items():
+            member.horizon = self.horizon
+            running[name] = member.phases(batch, step)
+        with shared_forwards(self.model) as kept:
+            while running:
+                merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+                for name in list(running):
+                    phase = next(running[name], None)
+                    if phase is None:
+                        del running[name]
+                        continue
+                    losses, metrics = merged.setdefault(self._name(name, phase.net), ({}, {}))
+                    weight = self.config.weights.get(name, 1.0)
+                    losses.update({f"{name}_{key}": weight * loss for key, loss in phase.losses.items()})
+                    metrics.update({f"{name}_{key}": value for key, value in phase.metrics.items()})
+                for net, (losses, metrics) in merged.items():
+                    yield Phase(net, losses, metrics)
+                kept.clear()
+
+    def after_step(self, step: int) -> None:
+        for member in self._members().values():
+            member.after_step(step)
+
+    def predict(self, images: Tensor) -> SegPrediction:
+        return next(iter(self._members().values())).predict(images)
+
+
+@cache
+def compose(names: tuple[str, ...], classes: tuple[type[Method], ...]) -> type[Method]:
+    """The class of a composition; its settings are the parts' own, each under its name.
+
+    Raises:
+        UserError: a method twice.
+    """
+    if len(set(names)) != len(names):
+        raise UserError(f"{'+'.join(names)} has a method twice")
+    members = [(n, c.Config, field(default_factory=c.Config)) for n, c in zip(names, classes, strict=True)]
+    config = make_dataclass("Config", members, bases=(Composition.Config,), frozen=True)
+    defaults = {key: value for cls in classes for key, value in cls.optim_defaults.items()}
+    for name, cls in zip(names, classes, strict=True):
+        for key, value in cls.optim_defaults.items():
+            head, _, rest = key.removeprefix("optim.networks.").partition(".")
+            if key.startswith("optim.networks."):
+                defaults[f"optim.networks.{name}_{head}.{rest}"] = value
+    namespace = {
+        "Config": config,
+        "parts": dict(zip(names, classes, strict=True)),
+        "optim_defaults": defaults,
+        "name": "+".join(names),
+    }
+    return type("Composition", (Composition,), namespace)

@@ -1,0 +1,98 @@
+"""FADA: class-wise adversarial adaptation (Wang et al., Classes Matter, ECCV 2020, arXiv 2007.09222).
+
+A discriminator of 2 K channels models class and domain of a feature at once; its soft labels are the
+segmenter's own predictions. This is the adversarial stage; ``fastuda.stages`` runs all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+import fastuda.ops as F
+from fastuda.data.batch import Batch
+from fastuda.distributed import joint_mean
+from fastuda.methods.base import Method, Phase, frozen, register
+from fastuda.models.discriminators import ClassDomainDiscriminator
+from fastuda.models.segmentor import Segmentor
+
+
+@register("fada")
+class FADA(Method):
+    """``L_seg + adversarial_weight SCE(D(F(x_t)), [a_t; 0])`` for the segmenter, and
+    ``1/2 SCE(D(F(x_s)), [a_s; 0]) + 1/2 SCE(D(F(x_t)), [0; a_t])`` for the discriminator.
+
+    ``a = min(softmax(logits / temperature), clip)``, detached; see :func:`fastuda.ops.domain_cross_entropy`.
+    The discriminator sees the features from before the segmenter's step, as published.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        adversarial_weight: float = 1e-3
+        temperature: float = 1.8
+        """Divides the segmentation logits in the encodings and, as in the authors' code, in the segmentation
+        loss."""
+        clip: float = 0.9
+        """Largest entry of an encoding; the rest is not renormalised."""
+        hard_threshold: float | None = None
+        """The paper's hard variant (not in the authors' code): one-hot encodings where the probability
+        reaches this, none elsewhere. None: soft encodings."""
+        width: int = 256
+        """Of the discriminator's first layer."""
+
+    config: Config
+    optim_defaults: ClassVar[dict[str, Any]] = {
+        "optim.networks.discriminator.name": "adam",
+        "optim.networks.discriminator.lr": 1e-4,
+        "optim.networks.discriminator.betas": [0.9, 0.99],
+        "optim.networks.discriminator.weight_decay": 0.0,
+    }
+
+    def __init__(self, config: Config, model: Segmentor, num_classes: int):
+        super().__init__(config, model, num_classes)
+        self.discriminator = ClassDomainDiscriminator(model.feature_channels, num_classes, config.width)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "discriminator": self.discriminator}
+
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        config, align = self.config, self.model.align_corners
+        encoding: dict[str, Any] = {
+            "temperature": config.temperature,
+            "clip": config.clip,
+            "hard_threshold": config.hard_threshold,
+            "align_corners": align,
+        }
+        source = self.model(batch.source_image)
+        ce = F.upsample_cross_entropy(
+            source.logits, batch.source_label, align_corners=align, temperature=config.temperature
+        )
+        yield Phase("model", {"ce": joint_mean(ce, (batch.source_label != 255).sum())})
+        source_features, source_logits = source.features.detach(), source.logits.detach()
+        del source, ce
+
+        target = self.model(batch.target_image)
+        target_size = (batch.target_image.shape[2], batch.target_image.shape[3])
+        with frozen(self.discriminator):
+            fooled = self.discriminator(target.features)
+        adversarial = F.domain_cross_entropy(
+            fooled, target.logits, encode="source", size=target_size, **encoding
+        )
+        yield Phase("model", {"adversarial": config.adversarial_weight * adversarial})
+        target_features, target_logits = target.features.detach(), target.logits.detach()
+        del target, fooled, adversarial
+
+        source_size = (batch.source_image.shape[2], batch.source_image.shape[3])
+        on_source = F.domain_cross_entropy(
+            self.discriminator(source_features), source_logits, encode="source", size=source_size, **encoding
+        )
+        on_target = F.domain_cross_entropy(
+            self.discriminator(target_features), target_logits, encode="target", size=target_size, **encoding
+        )
+        yield Phase(
+            "discriminator",
+            {"discriminator_source": 0.5 * on_source, "discriminator_target": 0.5 * on_target},
+        )

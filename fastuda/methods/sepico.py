@@ -1,0 +1,294 @@
+"""SePiCo: semantic-guided pixel contrast (Xie et al., TPAMI 2022, arXiv 2204.08808).
+
+On top of self-training, pixels of both domains are pulled to prototypes of their classes, gathered from
+the teacher's embeddings of labelled source pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+import fastuda.ops as F
+from fastuda import augment
+from fastuda.data.batch import Batch
+from fastuda.distributed import joint_mean, joint_share
+from fastuda.errors import UserError
+from fastuda.methods.base import Phase, register
+from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
+from fastuda.models.ema import EMATeacher
+from fastuda.models.projection import ProjectionHead
+from fastuda.models.segmentor import Segmentor
+from fastuda.ops import ClassStatistics, PrototypeBank
+from fastuda.parallel import bare
+
+
+class StudentOutput(NamedTuple):
+    """Of a segmentor with a projection head."""
+
+    logits: Tensor
+    """[B, K, h, w]."""
+    embedding: Tensor | None
+    """[B, A, h, w] unit vectors, where asked for."""
+
+
+class Student(nn.Module):
+    """A segmentor with the projection head that is dropped after training."""
+
+    def __init__(self, segmentor: Segmentor, width: int):
+        super().__init__()
+        self.segmentor = segmentor
+        self.projection = ProjectionHead(segmentor.feature_channels, width=width)
+
+    def forward(self, images: Tensor, project: bool = False) -> StudentOutput:
+        out = self.segmentor(images)
+        return StudentOutput(out.logits, self.projection(out.features) if project else None)
+
+    def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+        """The segmentor's groups, and the projection head at the head's rate."""
+        groups = self.segmentor.param_groups(lr, head_lr_mult)
+        return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
+
+
+def downsample_labels(
+    labels: Tensor, size: tuple[int, int], num_classes: int, min_share: float, ignore_index: int = 255
+) -> Tensor:
+    """The class that fills a feature's cell, if its share of the cell is at least ``min_share``.
+
+    Args:
+        labels: [B, H, W].
+        size: of the feature map.
+        num_classes: K.
+        min_share: published 0.75.
+        ignore_index: given where no class fills the cell, or where it is the majority itself.
+
+    Returns:
+        [B, h, w] int64. Source: SePiCo, authors' losses/contrastive_loss.py.
+    """
+    index = torch.where(labels == ignore_index, num_classes, labels)
+    planes = nnf.one_hot(index, num_classes + 1).movedim(-1, 1).float()
+    share, winner = nnf.adaptive_avg_pool2d(planes, size).max(1)
+    sure = (share >= min_share) & (winner < num_classes)
+    return torch.where(sure, winner, ignore_index)
+
+
+@register("sepico")
+class SePiCo(SelfTraining):
+    """``CE(source) + CE(mixed) + sum over domains of contrast_weight (L_cl + regularizer_weight L_reg)``.
+
+    ``L_cl`` is one of the three of :func:`fastuda.ops.prototype_contrast`;
+    ``L_reg = 1 / (K ln K) sum_k ln softmax_k(Q mu / tau)`` of the batch's mean embedding Q. At the published
+    tau of 100 the contrast sits near ln K and moves by about 0.01: the curve that tells something is
+    ``contrast_gap`` (``L_cl - ln K``), and ``centroid_accuracy``, the share of pixels whose nearest prototype
+    is their class's.
+
+    Statistics and banks are buffers (in the checkpoint), and joint over the ranks; the authors' are neither.
+    """
+
+    @dataclass(frozen=True)
+    class Config(SelfTraining.Config):
+        variant: str = "dist"
+        """dist (DistCL), bank (BankCL) or proto (ProtoCL)."""
+        tau: float = 100.0
+        """Divides inner products. The published 100 gives a gradient of about 0.006 per pixel; 0.1 is the
+        usual scale of contrastive losses (not published)."""
+        contrast_weight: float = 1.0
+        contrast_start: int = 3000
+        """Step from which the contrast is on; statistics are gathered from the first."""
+        regularizer_weight: float = 1.0
+        """Relative to the contrast's weight. As published it is added and minimised, which pushes away from
+        the uniform distribution; a negative weight makes it the diversity term that its text describes. It
+        has no measurable effect at tau = 100."""
+        width: int = 512
+        """Of the embedding."""
+        bank_length: int = 200
+        """Local centroids kept per class (BankCL)."""
+        min_share: float = 0.75
+        """Share of a feature's cell that its label must fill."""
+        balanced_crop: tuple[int, int] | None = None
+        """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the teacher's
+        labels of the whole image that is loaded. None: the image as it is loaded."""
+        crop_candidates: int = 10
+
+    config: Config
+    seen: Tensor
+    mean: Tensor
+    variance: Tensor
+    bank: Tensor
+    bank_count: Tensor
+
+    def __init__(self, config: Config, model: Segmentor, num_classes: int):
+        if config.variant not in ("dist", "bank", "proto"):
+            raise UserError(f"method.variant is {config.variant!r}: choose dist, bank or proto")
+        super().__init__(config, model, num_classes)
+        self.student = Student(model, config.width)
+        self.teacher = EMATeacher(self.student, config.ema_decay)
+        self.register_buffer("seen", torch.zeros(num_classes))
+        self.register_buffer("mean", torch.zeros(num_classes, config.width))
+        self.register_buffer("variance", torch.zeros(num_classes, config.width))
+        length = config.bank_length if config.variant == "bank" else 0
+        self.register_buffer("bank", torch.zeros(num_classes, length, config.width))
+        # as published every bank starts with one zero vector
+        self.register_buffer("bank_count", torch.ones(num_classes, dtype=torch.int64))
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"model": self.student}
+
+    @property
+    def statistics(self) -> ClassStatistics:
+        """Of everything that the teacher has seen of the source."""
+        return ClassStatistics(self.seen, self.mean, self.variance)
+
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        config, align = self.config, self.model.align_corners
+        contrast = step >= config.contrast_start
+        self.teacher.update(bare(self.student))
+        target, pseudo = self._target(batch.target_image)
+        self._gather(batch)
+
+        source = self.student(self._strong(batch.source_image), project=contrast)
+        losses: dict[str, Tensor] = {"ce": pixel_mean_ce(source.logits, batch.source_label, align)}
+        metrics: dict[str, Tensor] = {"confident": pseudo.confident}
+        if source.embedding is not None:
+            self._contrast("source", source.embedding, batch.source_label, losses, metrics)
+        yield Phase("model", losses, metrics)
+        del source, losses
+
+        if contrast:
+            strong = self.student(self._strong(target), project=True)
+            trusted = torch.where(pseudo.weight > 0, pseudo.label, 255)
+            losses, metrics = {}, {}
+            self._contrast("target", strong.embedding, trusted, losses, metrics)
+            yield Phase("model", losses, metrics)
+            del strong, losses
+        mask = augment.class_mask(batch.source_label, config.mix_share)
+        image = self._strong(augment.paste(mask, batch.source_image, target))
+        label = augment.paste(mask, batch.source_label, pseudo.label)
+        weight = torch.where(mask, 1.0, pseudo.weight)
+        mixed = pixel_mean_ce(self.student(image).logits, label, align, weight)
+        yield Phase("model", {"mixed": config.ssl_weight * mixed})
+
+    def _target(self, images: Tensor) -> tuple[Tensor, PseudoLabel]:
+        """The target images to train on, with their labels: cropped by class balance where that is on."""
+        if self.config.balanced_crop is None:
+            return images, self._pseudo_label(self.teacher(images).logits, images)
+        whole = self._pseudo_label(self.teacher(images).logits, images).label
+        crops = balanced_crops(
+            whole, self.config.balanced_crop, self.config.crop_candidates, self.num_classes
+        )
+        height, width = self.config.balanced_crop
+        rows = crops[:, 0, None] + torch.arange(height, device=images.device)
+        columns = crops[:, 1, None] + torch.arange(width, device=images.device)
+        index = torch.arange(len(images), device=images.device)[:, None, None]
+        cut = images.movedim(1, -1)[index, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+        return cut, self._pseudo_label(self.teacher(cut).logits, cut)
+
+    def _rows(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        size = (embedding.shape[2], embedding.shape[3])
+        small = downsample_labels(labels, size, self.num_classes, self.config.min_share)
+        return embedding.movedim(1, -1).flatten(0, 2), small.flatten()
+
+    @torch.no_grad()
+    def _gather(self, batch: Batch) -> None:
+        """Merge the teacher's embeddings of the plain source into the statistics and the banks."""
+        embedding = self.teacher(batch.source_image, project=True).embedding
+        rows, labels = self._rows(embedding, batch.source_label)
+        found = F.class_statistics(rows, labels, self.num_classes).all_reduce()
+        total = self.statistics.merge(
+            ClassStatistics(*(x.to(self.seen.dtype) for x in (found.count, found.mean, found.variance)))
+        )
+        self.seen.copy_(total.count)
+        self.mean.copy_(total.mean)
+        self.variance.copy_(total.variance)
+        if self.config.variant == "bank":
+            self._append(found)
+
+    def _append(self, found: ClassStatistics) -> None:
+        """Queue the batch's class means; a full queue drops its oldest."""
+        new = found.count > 0
+        full = new & (self.bank_count == self.config.bank_length)
+        rolled = self.bank.roll(-1, 1)
+        self.bank.copy_(torch.where(full[:, None, None], rolled, self.bank))
+        place = self.bank_count.clamp(max=self.config.bank_length - 1)
+        place = torch.where(new & ~full, self.bank_count, place)
+        slot = nnf.one_hot(place, self.config.bank_length).bool() & new[:, None]
+        self.bank.copy_(torch.where(slot[..., None], found.mean[:, None].to(self.bank.dtype), self.bank))
+        self.bank_count.copy_((self.bank_count + new).clamp(max=self.config.bank_length))
+
+    def _contrast(
+        self,
+        domain: str,
+        embedding: Tensor,
+        labels: Tensor,
+        losses: dict[str, Tensor],
+        metrics: dict[str, Tensor],
+    ) -> None:
+        config = self.config
+        q, y = self._rows(embedding, labels)
+        valid = (y != 255).sum()
+        prototypes: ClassStatistics | PrototypeBank = self.statistics
+        if config.variant == "bank":
+            prototypes = PrototypeBank(self.bank, self.bank_count)
+        raw = F.prototype_contrast(q, y, prototypes, kind=config.variant, tau=config.tau)
+        loss = joint_mean(raw, valid)
+        losses[f"contrast_{domain}"] = config.contrast_weight * loss
+        if config.regularizer_weight:
+            weight = config.contrast_weight * config.regularizer_weight
+            losses[f"regularizer_{domain}"] = weight * self._regularizer(q, y)
+        with torch.no_grad():
+            metrics[f"contrast_gap_{domain}"] = raw.detach() - math.log(self.num_classes)
+            nearest = (q.to(self.mean.dtype) @ self.mean.T).argmax(1)
+            metrics[f"centroid_accuracy_{domain}"] = ((nearest == y) & (y != 255)).sum() / valid.clamp(min=1)
+
+    def _regularizer(self, q: Tensor, y: Tensor) -> Tensor:
+        keep = y != 255
+        if not keep.any():
+            return q.sum() * 0
+        centre = joint_mean(q[keep].mean(0), keep.sum())
+        # every rank holds its share of the joint mean; the value is completed without gradient
+        centre = centre + (joint_share(centre) - centre).detach()
+        with torch.autocast(q.device.type, enabled=False):
+            scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
+            return scores.log_softmax(0).sum() / (self.num_classes * math.log(self.num_classes))
+
+
+def balanced_crops(labels: Tensor, size: tuple[int, int], candidates: int, num_classes: int) -> Tensor:
+    """Top-left corners [B, 2] of the best of some random crops, by the classes in them.
+
+    A crop with one class, or with a class that fills 75% or more, scores 0; others
+    ``sum over classes of ln n_c``. The first of equals wins. Source: SePiCo, section 3.5 (CBC).
+
+    Args:
+        labels: [B, H, W].
+        size: of the crops; no larger than the labels.
+        candidates: published 10.
+        num_classes: K.
+
+    Raises:
+        ValueError: the labels are smaller than the crop.
+    """
+    batch, height, width = labels.shape
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"a crop of {size[0]} x {size[1]} does not fit into {height} x {width}")
+    device = labels.device
+    rows = torch.randint(height - size[0] + 1, (batch, candidates), device=device)
+    columns = torch.randint(width - size[1] + 1, (batch, candidates), device=device)
+    planes = nnf.one_hot(labels.clamp(max=num_classes), num_classes + 1)[..., :num_classes]
+    # counts of any window from four corners of the summed area table
+    table = nnf.pad(planes.cumsum(1).cumsum(2), (0, 0, 1, 0, 1, 0))
+    image = torch.arange(batch, device=device)[:, None]
+    bottom, right = rows + size[0], columns + size[1]
+    counts = (
+        table[image, bottom, right] - table[image, rows, right]
+        - table[image, bottom, columns] + table[image, rows, columns]
+    )  # fmt: skip
+    score = counts.clamp(min=1).float().log().sum(-1)
+    dull = ((counts > 0).sum(-1) <= 1) | (counts.amax(-1) >= 0.75 * size[0] * size[1])
+    best = torch.where(dull, 0.0, score).argmax(1, keepdim=True)
+    return torch.cat([rows.gather(1, best), columns.gather(1, best)], 1)

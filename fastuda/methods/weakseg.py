@@ -1,0 +1,208 @@
+"""WeakSegDA: adaptation with weak labels (Paul et al., ECCV 2020, arXiv 2007.15176).
+
+The target's weak labels say which classes an image shows: guessed by the network itself (UDA), given by a
+person as tags, or as single labelled points (WDA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+import fastuda.ops as F
+from fastuda.data.batch import Batch
+from fastuda.distributed import joint_mean, joint_sum
+from fastuda.errors import UserError
+from fastuda.methods.asanet import SOURCE, TARGET, domain_loss
+from fastuda.methods.base import Method, Phase, frozen, pixel_major, register
+from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
+from fastuda.models.segmentor import Segmentor
+
+EPS_PROBABILITY = 1e-7
+
+
+def present_class_loss(logits: Tensor, present: Tensor, domain: float) -> Tensor:
+    """Binary cross-entropy with one domain, mean over an image's present classes, then over the images that
+    have one; 0 where no image has.
+
+    Args:
+        logits: [B, K] of the category discriminators.
+        present: [B, K] bool.
+        domain: 0 source, 1 target.
+    """
+    wide = logits.float()
+    each = nnf.binary_cross_entropy_with_logits(wide, torch.full_like(wide, domain), reduction="none")
+    count = present.sum(1)
+    mean = (each * present).sum(1) / count.clamp(min=1)
+    images = (count > 0).sum()
+    return joint_mean(mean.sum() / images.clamp(min=1), images)
+
+
+@register("weakseg")
+class WeakSeg(Method):
+    """``CE + w_a BCE(D(p_t), source) + w_c L_c + w_p L_point + w_k L_adv^C``.
+
+    ``L_c``: binary cross-entropy of the smooth maximum of each class's logits with the weak label.
+    ``L_adv^C``: features pooled by each class's attention, against one discriminator per present class.
+    The attention carries no gradient, as published, so that ``L_adv^C`` trains the backbone alone.
+
+    Source images' tags come from their labels: a class is present where it fills more than ``tag_share`` of
+    the mean share that it has in the images that show it. The authors compare pixel counts taken at
+    different resolutions (their thresholds are off by factors of 0.46 and 4); shares have no such trap.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        weak_labels: str = "pseudo"
+        """pseudo (UDA), tags, or points (WDA: needs ``data.weak_labels``)."""
+        pseudo_threshold: float = 0.2
+        """Probability from which a class counts as shown (pseudo)."""
+        classification_weight: float = 0.01
+        """Of L_c. For tags and points the authors' text says 0.2, their scripts pass 0.01."""
+        category_weight: float = 1e-3
+        """Of L_adv^C; 0 leaves the category discriminators out."""
+        adversarial_weight: float = 1e-3
+        """Of the output-space alignment; 0 leaves it out."""
+        point_weight: float = 1.0
+        dropout: float = 0.1
+        """On the logits under L_c."""
+        tag_share: float = 0.1
+        smooth_max: float = 1.0
+        """k of the smooth maximum."""
+        category_width: int | None = None
+        """Hidden width of the category discriminators; none: that of the features, as published."""
+
+    config: Config
+    optim_defaults: ClassVar[dict[str, Any]] = {
+        "optim.networks.output.name": "adam",
+        "optim.networks.output.lr": 1e-4,
+        "optim.networks.output.betas": [0.9, 0.99],
+        "optim.networks.output.weight_decay": 0.0,
+        "optim.networks.category.name": "adam",
+        "optim.networks.category.lr": 1e-4,
+        "optim.networks.category.betas": [0.9, 0.99],
+        "optim.networks.category.weight_decay": 0.0,
+    }
+    shown: Tensor
+    mean_share: Tensor
+
+    def __init__(self, config: Config, model: Segmentor, num_classes: int):
+        if config.weak_labels not in ("pseudo", "tags", "points"):
+            raise UserError(f"method.weak_labels is {config.weak_labels!r}: choose pseudo, tags or points")
+        super().__init__(config, model, num_classes)
+        if config.adversarial_weight:
+            self.output = FCDiscriminator(num_classes)
+        if config.category_weight:
+            self.category = CategoryDiscriminators(model.feature_channels, num_classes, config.category_width)
+        self.register_buffer("shown", torch.zeros(num_classes))
+        self.register_buffer("mean_share", torch.zeros(num_classes))
+
+    def networks(self) -> dict[str, nn.Module]:
+        names = ["model"]
+        names += ["output"] if self.config.adversarial_weight else []
+        names += ["category"] if self.config.category_weight else []
+        return {name: getattr(self, name) for name in names}
+
+    def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
+        config, align = self.config, self.model.align_corners
+        source = self.model(batch.source_image)
+        ce = F.upsample_cross_entropy(source.logits, batch.source_label, align_corners=align)
+        yield Phase("model", {"ce": joint_mean(ce, (batch.source_label != 255).sum())})
+        source_features, source_logits = source.features.detach(), source.logits.detach()
+        del source, ce
+
+        target = self.model(batch.target_image)
+        weak = self._weak_labels(batch, target.logits)
+        losses = {"weak": config.classification_weight * self._classification(target.logits, weak)}
+        if config.weak_labels == "points":
+            losses["points"] = config.point_weight * self._point_loss(batch, target.logits)
+        target_pooled = self._pool(target.features, target.logits) if config.category_weight else None
+        if target_pooled is not None:
+            with frozen(self.category):
+                fooled = self.category(target_pooled)
+            losses["category"] = config.category_weight * present_class_loss(fooled, weak, SOURCE)
+        target_map = (
+            self._probabilities(target.logits, batch.target_image) if config.adversarial_weight else None
+        )
+        if target_map is not None:
+            with frozen(self.output):
+                losses["adversarial"] = config.adversarial_weight * domain_loss(
+                    self.output(target_map), SOURCE
+                )
+        yield Phase("model", losses, {"weak_classes": weak.float().sum(1).mean()})
+        losses = {}
+
+        if target_map is not None:
+            source_map = self._probabilities(source_logits, batch.source_image)
+            on_source = domain_loss(self.output(source_map), SOURCE)
+            on_target = domain_loss(self.output(target_map.detach()), TARGET)
+            yield Phase("output", {"output_source": 0.5 * on_source, "output_target": 0.5 * on_target})
+        if target_pooled is not None:
+            tags = self._source_tags(batch.source_label)
+            source_pooled = self._pool(source_features, source_logits)
+            on_source = present_class_loss(self.category(source_pooled), tags, SOURCE)
+            on_target = present_class_loss(self.category(target_pooled.detach()), weak, TARGET)
+            yield Phase("category", {"category_source": 0.5 * on_source, "category_target": 0.5 * on_target})
+
+    def _weak_labels(self, batch: Batch, logits: Tensor) -> Tensor:
+        """[B, K] bool, constants."""
+        if self.config.weak_labels == "pseudo":
+            scores = F.smooth_max_pool(logits.detach(), k=self.config.smooth_max)
+            return scores.sigmoid().clamp(EPS_PROBABILITY, 1 - EPS_PROBABILITY) > self.config.pseudo_threshold
+        if batch.target_tags is None:
+            raise UserError(
+                f"method.weak_labels is {self.config.weak_labels}, but the target has none: give"
+                " data.weak_labels, your own file or one of python -m fastuda.data index DOMAIN --weak FILE"
+            )
+        return batch.target_tags
+
+    def _classification(self, logits: Tensor, weak: Tensor) -> Tensor:
+        dropped = nnf.dropout(logits, self.config.dropout, training=self.training)
+        probability = F.smooth_max_pool(dropped, k=self.config.smooth_max).sigmoid()
+        probability = probability.clamp(EPS_PROBABILITY, 1 - EPS_PROBABILITY)
+        return -torch.where(weak, probability.log(), (1 - probability).log()).mean()
+
+    def _point_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Mean over all points of ``-log softmax(upsampled logits)`` at the point's class."""
+        if batch.target_points is None or batch.target_tags is None:
+            raise UserError("method.weak_labels is points, but data.weak_labels has no points")
+        y, x, label = batch.target_points.unbind(2)
+        tagged = batch.target_tags.gather(1, label.clamp(max=self.num_classes - 1))
+        keep = (label != 255) & tagged
+        label = torch.where(keep, label, 255)
+        sparse = torch.full(
+            batch.target_image.shape[:1] + batch.target_image.shape[2:], 255, device=label.device
+        )
+        image = torch.arange(len(label), device=label.device)[:, None].expand_as(label)
+        sparse[image[keep], y[keep], x[keep]] = label[keep]
+        loss = F.upsample_cross_entropy(logits, sparse, align_corners=self.model.align_corners)
+        return joint_mean(loss, (sparse != 255).sum())
+
+    def _pool(self, features: Tensor, logits: Tensor) -> Tensor:
+        """[B, C, K]."""
+        return F.category_pool(pixel_major(features), pixel_major(logits.detach())).transpose(1, 2)
+
+    def _probabilities(self, logits: Tensor, images: Tensor) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        size, align = images.shape[2:], self.model.align_corners
+        return nnf.interpolate(wide, size, mode="bilinear", align_corners=align).softmax(1)
+
+    @torch.no_grad()
+    def _source_tags(self, labels: Tensor) -> Tensor:
+        """Classes that fill more than ``tag_share`` of their mean share so far, over images that show
+        them."""
+        flat = torch.where(labels == 255, self.num_classes, labels).flatten(1)
+        counts = torch.zeros(len(flat), self.num_classes + 1).to(self.shown)
+        counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=counts.dtype))
+        share = counts[:, : self.num_classes] / flat.shape[1]
+        present = share > self.config.tag_share * self.mean_share
+        images, total = joint_sum(torch.stack([present.to(share.dtype).sum(0), (share * present).sum(0)]))
+        seen = self.shown + images
+        self.mean_share.copy_((self.mean_share * self.shown + total) / seen.clamp(min=1))
+        self.shown.copy_(seen)
+        return present
