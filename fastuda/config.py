@@ -244,5 +244,6 @@ def check_ranges(run: RunConfig) -> None:
         value = getattr(getattr(run, section), name)
         if not value >= least:
             raise UserError(f"{key} is {value}; it must be at least {least}")
-    if min(run.data.crop) < 8:
-        raise UserError(f"data.crop is {list(run.data.crop)}; the network's stride needs at least 8 x 8")
+    for name, crop in (("crop", run.data.crop), ("target_crop", run.data.target_crop)):
+        if crop is not None and min(crop) < 8:
+            raise UserError(f"data.{name} is {list(crop)}; the network's stride needs at least 8 x 8")

@@ -48,7 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="classes per label: statistics, sampling, weak labels")
     _domain_arguments(index, "source")
-    index.add_argument("--weak", type=Path, help="write image tags and one point per class to this JSON file")
+    index.add_argument("--weak", type=Path, help="write image tags and points to this JSON file")
+    index.add_argument(
+        "--points", type=int, choices=range(6), default=1, help="per class of an image (default: 1)"
+    )
     index.add_argument(
         "--min-share", type=float, default=0.0, help="share of the image a tag needs (default: 0)"
     )
@@ -127,7 +130,9 @@ def _index(args: argparse.Namespace) -> int:
             "images": {
                 item.image.relative_to(domain.root).as_posix(): {
                     "tags": [domain.classes.names[c] for c in tags[i].nonzero()[0]],
-                    "points": [[y, x, domain.classes.names[c]] for y, x, c in index.points[i]],
+                    "points": [
+                        [y, x, domain.classes.names[c]] for y, x, c in index.first_points(i, args.points)
+                    ],
                 }
                 for i, item in enumerate(domain.items)
             },

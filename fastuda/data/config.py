@@ -24,6 +24,8 @@ class DataConfig:
     """Names that mean the same class, as target=source: rider=Bicyclist."""
     crop: tuple[int, int] = (128, 256)
     """Height and width of the training crop."""
+    target_crop: tuple[int, int] | None = None
+    """Of the target, where it differs (FADA and ASANet: 512 x 1024 beside 720 x 1280); none: the same."""
     source_resize: tuple[int, int] | None = None
     """Range of the shorter edge, drawn per image, aspect kept (PLCA: 760 to 988); none keeps the size."""
     target_resize: tuple[int, int] | None = None
@@ -51,6 +53,9 @@ class DataConfig:
     rare_share: float = 0.0015
     """Part of an image that a drawn class must fill, and half of it of the crop (DAFormer: 3000 pixels of
     GTA5)."""
+    weak_labels: str | None = None
+    """JSON or CSV file with tags and points of the target's images (WeakSegDA; see
+    fastuda.data.weak_labels)."""
     max_bad: int = 10
     """Unreadable training files to skip (each named once) before the run stops."""
     check_labels: int = 16

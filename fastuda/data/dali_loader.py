@@ -241,7 +241,10 @@ class DaliLoader(TorchLoader):
                 prefetch_queue_depth=2 if workers > 0 else None,
                 dtype=[*_SIDE, types.UINT8, *_SIDE, types.UINT8],
             )
-            images = [self._decode(fn, types, parts[first : first + 7], gpu, level, norm) for first in (0, 8)]
+            images = [
+                self._decode(fn, types, parts[8 * side : 8 * side + 7], gpu, level, norm, side)
+                for side in (0, 1)
+            ]
             return images[0], parts[7], images[1], parts[15]
 
         _SIDE = [types.UINT8, types.INT64, types.INT64, types.FLOAT, types.FLOAT, types.FLOAT, types.INT32]
@@ -251,7 +254,9 @@ class DaliLoader(TorchLoader):
         built.build()
         return built
 
-    def _decode(self, fn: Any, types: Any, parts: Any, gpu: bool, level: float, norm: Normalization) -> Any:
+    def _decode(
+        self, fn: Any, types: Any, parts: Any, gpu: bool, level: float, norm: Normalization, side: int
+    ) -> Any:
         """DALI's part of one side: decode a window, resample, flip, pad, normalise."""
         data, start, shape, low, high, size, flip = parts
         image = fn.decoders.image_slice(
@@ -270,7 +275,7 @@ class DaliLoader(TorchLoader):
         image = fn.slice(
             image,
             start=(0, 0),
-            shape=self.config.crop,
+            shape=(side and self.config.target_crop) or self.config.crop,
             axes=(0, 1),
             out_of_bounds_policy="pad",
             fill_values=[0],

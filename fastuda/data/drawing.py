@@ -29,7 +29,7 @@ class Drawer:
         self.attempts = config.max_bad + 1
         self.augment = (
             Augment(config.crop, config.source_resize, config.source_size, config.flip),
-            Augment(config.crop, config.target_resize, config.target_size, config.flip),
+            Augment(config.target_crop or config.crop, config.target_resize, config.target_size, config.flip),
         )
         self.sampler = source_sampler(source, config)
         self.rare_pixels = config.rare_share * config.crop[0] * config.crop[1] / 2

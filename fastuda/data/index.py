@@ -23,12 +23,16 @@ from fastuda.data.labels import IGNORE
 from fastuda.data.parallel import each
 from fastuda.errors import UserError
 
-VERSION = 1
+VERSION = 2
 
 
 def cache_folder() -> Path:
     """Where indices are kept: ``FASTUDA_CACHE``, or ``~/.cache/fastuda``."""
     return Path(os.environ.get("FASTUDA_CACHE", Path.home() / ".cache" / "fastuda"))
+
+
+POINTS = 5
+"""Pixels that are drawn of every class of a label, for weak labels."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Index:
     pixels: np.ndarray
     """int64 [N]: all pixels of the label, ignored ones too."""
     points: tuple[tuple[tuple[int, int, int], ...], ...]
-    """Of every label one pixel (y, x, class) per class in it, drawn uniformly by the label's content."""
+    """Of every label up to 5 pixels (y, x, class) per class in it, drawn uniformly by the label's content."""
     bad: tuple[str, ...]
     """Labels that cannot be read, with the reason."""
 
@@ -48,6 +52,16 @@ class Index:
     def frequency(self) -> np.ndarray:
         """float64 [K]: share of every class among the labelled pixels."""
         return self.counts.sum(0) / max(int(self.counts.sum()), 1)
+
+    def first_points(self, row: int, per_class: int) -> list[tuple[int, int, int]]:
+        """The first ``per_class`` points of every class of a label."""
+        drawn: dict[int, int] = {}
+        chosen = []
+        for y, x, c in self.points[row]:
+            drawn[c] = drawn.get(c, 0) + 1
+            if drawn[c] <= per_class:
+                chosen.append((y, x, c))
+        return chosen
 
     def tags(self, min_share: float = 0.0) -> np.ndarray:
         """bool [N, K]: classes that fill more than ``min_share`` of the image."""
@@ -91,8 +105,9 @@ def _read(domain: Domain, index: int, known: Any) -> dict[str, Any]:
     rng = np.random.default_rng(int(line["digest"][:16], 16))
     points = []
     for value in np.flatnonzero(counts[:IGNORE]).tolist():
-        place = int(np.flatnonzero(label.ravel() == value)[rng.integers(counts[value])])
-        points.append((place // label.shape[1], place % label.shape[1], value))
+        among = np.flatnonzero(label.ravel() == value)
+        for place in rng.choice(among, min(POINTS, len(among)), replace=False).tolist():
+            points.append((place // label.shape[1], place % label.shape[1], value))
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts[:IGNORE])}
     return line | {"pixels": label.size, "counts": present, "points": points}
 

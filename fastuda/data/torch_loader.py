@@ -23,6 +23,7 @@ from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
 from fastuda.data.drawing import SOURCE, TARGET, Drawer
 from fastuda.data.transforms import resize_image
+from fastuda.data.weak_labels import read_weak_labels
 from fastuda.errors import UserError, nearest
 from fastuda.models.weights import Normalization
 
@@ -45,16 +46,18 @@ class _Samples(Dataset):
     ):
         self.drawer = Drawer(source, target, config, seed)
         self.normalization = normalization
+        self.weak = read_weak_labels(config.weak_labels, target) if config.weak_labels else None
 
     def __getitem__(self, k: int) -> Sample:
         bad: list[str] = []
         source, target = self._sample(SOURCE, k, bad), self._sample(TARGET, k, bad)
         if source is None or target is None:
             return None, bad
-        return (source[0], source[1], target[0], source[2], target[2]), bad
+        return (source[0], source[1], target[0], source[2], target[2], target[1]), bad
 
-    def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Tensor | None, str] | None:
-        """Image, label and file; a bad file is noted and the next in order takes its place; None: none is
+    def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Any, str] | None:
+        """Image, label (of the target: weak labels, where there are any) and file; a bad file is noted and
+        the next in order takes its place; None: none is
         left."""
         domain = self.drawer.domains[side]
         for index, wanted, rng in self.drawer.candidates(side, k):
@@ -68,8 +71,11 @@ class _Samples(Dataset):
                 continue
             window, cut = self.drawer.window(side, (image.shape[0], image.shape[1]), label, wanted, rng)
             pixels = torch.from_numpy(self.drawer.augment[side].image(image, window)).permute(2, 0, 1)
-            classes = None if cut is None else torch.from_numpy(cut.astype(np.int64))
-            return self.normalization.apply(pixels), classes, str(domain.items[index][0])
+            known: Any = None if cut is None else torch.from_numpy(cut.astype(np.int64))
+            if side == TARGET and self.weak is not None:
+                crop = self.drawer.augment[side].crop
+                known = self.weak.crop(index, (image.shape[0], image.shape[1]), window, crop)
+            return self.normalization.apply(pixels), known, str(domain.items[index][0])
         return None
 
 
@@ -78,13 +84,16 @@ def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
     found = [parts for parts, _ in samples if parts is not None]
     if len(found) < len(samples):
         return None, bad
-    images, labels, targets, source_files, target_files = zip(*found, strict=True)
+    images, labels, targets, source_files, target_files, weak = zip(*found, strict=True)
+    tags, points = (None, None) if weak[0] is None else map(torch.stack, zip(*weak, strict=True))
     batch = Batch(
         torch.stack(images),
         torch.stack(labels),
         torch.stack(targets),
         tuple(source_files),
         tuple(target_files),
+        tags,
+        points,
     )
     return batch, bad
 
@@ -227,6 +236,11 @@ def choose_loader(config: DataConfig) -> str:
     Raises:
         UserError: no such loader.
     """
+    if config.weak_labels and config.loader != "torch":
+        if config.loader == "dali":
+            raise UserError("data.weak_labels needs data.loader=torch: the DALI loader does not carry them")
+        log.info("loader: torch (it carries weak labels)")
+        return "torch"
     if config.loader in ("torch", "dali"):
         return config.loader
     if config.loader != "auto":

@@ -1,0 +1,105 @@
+"""Weak labels: written by the index, read from JSON and CSV, moved with the crop, refused where wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fastuda.data.config import DataConfig
+from fastuda.data.domains import open_domain, share_classes
+from fastuda.data.torch_loader import build_loader
+from fastuda.data.weak_labels import read_weak_labels
+from fastuda.errors import UserError
+from fastuda.models.weights import IMAGENET
+from tests.program import fastuda
+
+
+@pytest.fixture
+def pair(gta5, cityscapes):
+    """A source, and a target with the weak labels that its own label maps give, five points per class."""
+    source = open_domain(f"gta5:{gta5}", role="source", data_root=".")
+    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
+    done = fastuda("data.__main__", "index", f"cityscapes:{cityscapes}", "--workers", 0, "--quiet", "--points", 5,
+                   "--weak", cityscapes / "weak.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    held_out = open_domain(f"cityscapes:{cityscapes}", role="evaluation", data_root=".")
+    source, target, _ = share_classes(source, target, held_out)
+    return source, target, cityscapes / "weak.json"
+
+
+@pytest.mark.parametrize("resize", [None, (20, 60)])
+def test_tags_and_points_are_those_of_the_window(pair, resize):
+    source, target, path = pair
+    config = DataConfig(
+        crop=(16, 24), target_resize=resize, batch_size=2, workers=0, loader="torch", weak_labels=str(path)
+    )
+    loader = build_loader(source, target, config, IMAGENET, seed=3)
+    labelled = open_domain(f"cityscapes:{target.root}:train", role="source", data_root=".")
+    by_file = {str(item.image): i for i, item in enumerate(labelled.items)}
+    seen = 0
+    for _ in range(6):
+        batch = next(loader)
+        assert batch.target_tags.dtype == torch.bool and batch.target_points.shape[::2] == (2, 3)
+        for file, tags, points in zip(
+            batch.target_files, batch.target_tags, batch.target_points, strict=True
+        ):
+            label = labelled.read_label(by_file[file])
+            assert tags.nonzero().flatten().tolist() == [c for c in np.unique(label).tolist() if c != 255]
+            for y, x, c in points[points[:, 2] != 255].tolist():
+                assert 0 <= y < 16 and 0 <= x < 24 and tags[c]
+                seen += 1
+    assert seen > 5
+    if resize is None:
+        drawer = loader.samples.drawer
+        weak = loader.samples.weak
+        for index in range(len(target)):
+            label = labelled.read_label(by_file[str(target.items[index].image)])
+            window = drawer.augment[1].draw(*label.shape, np.random.default_rng(index))
+            cut = drawer.augment[1].label(label, window)
+            _, points = weak.crop(index, label.shape, window, (16, 24))
+            assert all(cut[y, x] == c for y, x, c in points[points[:, 2] != 255].tolist())
+
+
+def test_csv_says_the_same(pair, tmp_path):
+    _, target, path = pair
+    lines = ["image,class,y,x"]
+    for image, said in json.loads(path.read_text())["images"].items():
+        lines += [f"{image.rpartition('/')[2]},{name},," for name in said["tags"]]
+        lines += [f"{image},{name.upper()},{y},{x}" for y, x, name in said["points"]]
+    (tmp_path / "weak.csv").write_text("\n".join(lines))
+    one, two = read_weak_labels(path, target), read_weak_labels(tmp_path / "weak.csv", target)
+    assert torch.equal(one.tags, two.tags) and one.points == two.points and one.most_points > 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as weak labels"),
+        ('{"images": {"x.png": {}}}', "names no image of cityscapes"),
+        ('{"images": {"FIRST": {"tags": ["raod"]}}}', "unknown class 'raod'; did you mean road"),
+        ('{"images": {"FIRST": {"tags": []}}}', "has nothing about 3 of the 4 images"),
+        ('{"images": {"FIRST": {"points": [[1, 2]]}}}', "cannot be read as weak labels"),
+    ],
+)
+def test_what_is_wrong_is_named(pair, tmp_path, text, message):
+    _, target, path = pair
+    first = next(iter(json.loads(path.read_text())["images"]))
+    (tmp_path / "weak.json").write_text(text.replace("FIRST", first))
+    with pytest.raises(UserError, match=message):
+        read_weak_labels(tmp_path / "weak.json", target)
+    with pytest.raises(UserError, match="no file"):
+        read_weak_labels(tmp_path / "none.json", target)
+
+
+def test_dali_does_not_carry_them(pair):
+    source, target, path = pair
+    with pytest.raises(UserError, match=r"data\.loader=torch"):
+        build_loader(source, target, DataConfig(loader="dali", weak_labels=str(path)), IMAGENET, seed=0)
+
+
+def test_target_crop_may_differ(pair):
+    source, target, _ = pair
+    config = DataConfig(crop=(16, 24), target_crop=(8, 16), batch_size=1, workers=0, loader="torch")
+    batch = next(build_loader(source, target, config, IMAGENET, seed=0))
+    assert batch.source_image.shape[2:] == (16, 24) and batch.target_image.shape[2:] == (8, 16)

@@ -1,0 +1,238 @@
+"""Self-training, SePiCo and compositions: teacher, mixing, prototypes, and what belongs together."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+
+import fastuda.ops as F
+from fastuda import augment
+from fastuda.errors import UserError
+from fastuda.methods import get_method
+from fastuda.methods.sepico import balanced_crops, downsample_labels
+from fastuda.models import ModelConfig, build_model
+from fastuda.models.weights import CAFFE, IMAGENET
+from fastuda.ops import PrototypeBank
+from tests.methods.test_protocol import batch, build
+
+PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.3}
+
+
+def up(x):
+    return nnf.interpolate(x, (32, 64), mode="bilinear", align_corners=False)
+
+
+def test_self_training_is_the_published_objective():
+    method, data = build("self_training", **PLAIN, ignore_top=2, ignore_bottom=5).eval(), batch()
+    found = {k: v.item() for p in method.phases(data, 0) for k, v in p.losses.items()}
+    probability, label = up(method.model(data.target_image).logits).softmax(1).max(1)
+    share = (probability >= 0.3).float().mean()
+    assert 0 < share < 1
+    weight = share.expand(2, 32, 64).clone()
+    weight[:, :2] = weight[:, -5:] = 0
+    mask = data.source_label != 255
+    image = torch.where(mask[:, None], data.source_image, data.target_image)
+    label = torch.where(mask, data.source_label, label)
+    weight = torch.where(mask, 1.0, weight)
+    ce = nnf.cross_entropy(up(method.model(image).logits), label, reduction="none")
+    assert found["mixed"] == pytest.approx((weight * ce).mean().item(), rel=1e-5)
+    plain = nnf.cross_entropy(
+        up(method.model(data.source_image).logits), data.source_label, ignore_index=255, reduction="sum"
+    )
+    assert found["ce"] == pytest.approx((plain / mask.numel()).item(), rel=1e-5)
+
+
+def test_the_teacher_follows_without_gradients():
+    method = build("self_training", **PLAIN).train()
+    optimizer = torch.optim.SGD(method.model.parameters(), lr=0.1)
+    history = []
+    for step in range(3):
+        history.append([p.detach().clone() for p in method.model.parameters()])
+        optimizer.zero_grad()
+        for phase in method.phases(batch(seed=step), step):
+            sum(phase.losses.values()).backward()
+        assert all(p.grad is None for p in method.teacher.parameters())
+        optimizer.step()
+    teacher = [p.clone() for p in history[0]]
+    for step in (1, 2):
+        alpha = min(1 - 1 / (step + 1), 0.999)
+        teacher = [alpha * t + (1 - alpha) * s for t, s in zip(teacher, history[step], strict=True)]
+    for mine, wanted in zip(method.teacher.module.parameters(), teacher, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_class_mask_takes_half_of_each_images_classes():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 7, (40, 16, 16))
+    labels[0], labels[1] = 255, 3
+    labels[2:, :2] = 255
+    mask = augment.class_mask(labels)
+    assert not mask[labels == 255].any() and mask[1].all()
+    drawn = torch.zeros(7)
+    for label, chosen in zip(labels[2:], mask[2:], strict=True):
+        inside, outside = set(label[chosen].tolist()), set(label[~chosen].tolist()) - {255}
+        assert not inside & outside and len(inside) == math.ceil(len(inside | outside) / 2)
+        drawn[list(inside)] += 1
+    assert (drawn > 10).all() and (drawn < 36).all()
+
+
+@pytest.mark.parametrize("normalization", [IMAGENET, CAFFE])
+def test_colour_jitter_keeps_colours_and_leaves_a_share_alone(normalization):
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (64, 3, 8, 8)).float()
+    x = normalization.apply(image)
+    assert torch.equal(augment.colour_jitter(x, normalization, 0.2, 0.0), x) or torch.allclose(
+        augment.colour_jitter(x, normalization, 0.2, 0.0), x, atol=1e-4
+    )
+    assert torch.allclose(augment.colour_jitter(x, normalization, 0.0, 1.0), x, atol=1e-2)
+    y = augment.colour_jitter(x, normalization, 0.2, 0.8)
+    back = normalization.invert(y)
+    assert back.min() >= 0 and back.max() <= 255
+    changed = (y - x).flatten(1).abs().amax(1) > 1e-3
+    assert 0.6 < changed.float().mean() < 0.95
+
+
+def test_grey_stays_grey_under_hue_and_saturation():
+    grey = torch.full((8, 3, 4, 4), 0.5)
+    turned = augment._turn_hue(grey, torch.linspace(-3, 3, 8))
+    assert torch.allclose(turned, grey, atol=2e-3)
+
+
+def test_blur_is_a_gaussian_of_its_own_width_for_each_image():
+    torch.manual_seed(0)
+    x = torch.zeros(6, 3, 21, 21)
+    x[:, :, 10, 10] = 1
+    y = augment.gaussian_blur(x, (0.5, 1.0), share=1.0)
+    assert torch.allclose(y.sum((2, 3)), torch.ones(6, 3), atol=1e-5)
+    for image in y:
+        ratio = image[0, 10, 11] / image[0, 10, 10]
+        sigma = (-0.5 / ratio.log()).sqrt()
+        assert 0.5 <= sigma <= 1.0
+        assert image[0, 10, 12] / image[0, 10, 10] == pytest.approx(float((-2 / sigma**2).exp()), rel=1e-3)
+    assert torch.equal(augment.gaussian_blur(x, share=0.0), x)
+
+
+def test_labels_of_cells():
+    labels = torch.zeros(1, 4, 8, dtype=torch.int64)
+    labels[0, :, 4:] = 1
+    labels[0, 0, 4:] = 255  # 12 of 16 pixels are left: exactly 0.75
+    assert downsample_labels(labels, (1, 2), 3, 0.75).tolist() == [[[0, 1]]]
+    labels[0, 1, 4] = 255
+    assert downsample_labels(labels, (1, 2), 3, 0.75).tolist() == [[[0, 255]]]
+    assert downsample_labels(torch.full((1, 4, 4), 255), (1, 1), 3, 0.0).tolist() == [[[255]]]
+
+
+@pytest.mark.parametrize("variant", ["dist", "proto", "bank"])
+def test_sepico_gathers_and_contrasts(variant):
+    settings = {**PLAIN, "width": 12, "variant": variant, "tau": 0.1, "contrast_start": 1, "bank_length": 2}
+    method = build("sepico", **settings, regularizer_weight=-0.5).eval()
+    total, banks = None, [[torch.zeros(12)] for _ in range(4)]
+    for step in range(3):
+        data = batch(seed=step)
+        phases = []
+        losses, metrics = {}, {}
+        for phase in method.phases(data, step):
+            phases.append(phase)
+            losses.update(phase.losses)
+            metrics.update(phase.metrics)
+        with torch.no_grad():  # the student does not move, so the teacher is the student
+            embedding = method.student(data.source_image, project=True).embedding
+        rows = embedding.movedim(1, -1).reshape(-1, 12)
+        labels = downsample_labels(data.source_label, embedding.shape[2:], 4, 0.75).flatten()
+        found = F.class_statistics(rows, labels, 4)
+        total = found if total is None else total.merge(found)
+        for c in range(4):
+            if found.count[c]:
+                banks[c] = [*banks[c], found.mean[c]][-2:]
+        torch.testing.assert_close(method.mean, total.mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(method.variance, total.variance, rtol=1e-3, atol=1e-6)
+        assert method.seen.tolist() == total.count.tolist()
+        assert any("contrast_source" in p.losses for p in phases) == (step >= 1)
+    prototypes = total
+    if variant == "bank":
+        assert method.bank_count.tolist() == [len(bank) for bank in banks]
+        vectors = torch.stack([torch.stack([*bank, torch.zeros(12)][:2]) for bank in banks])
+        torch.testing.assert_close(method.bank, vectors, rtol=1e-4, atol=1e-6)
+        prototypes = PrototypeBank(method.bank, method.bank_count)
+    wanted = F.prototype_contrast(rows, labels, prototypes, kind=variant, tau=0.1)
+    assert losses["contrast_source"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert metrics["contrast_gap_source"].item() == pytest.approx(wanted.item() - math.log(4), abs=1e-4)
+    centre = rows[labels != 255].mean(0)
+    regularizer = (centre @ total.mean.T / 0.1).log_softmax(0).sum() / (4 * math.log(4))
+    assert losses["regularizer_source"].item() == pytest.approx(-0.5 * regularizer.item(), rel=1e-4)
+    assert {"contrast_target", "regularizer_target", "mixed", "ce"} <= losses.keys()
+    assert 0 <= metrics["centroid_accuracy_source"] <= 1
+
+
+def test_balanced_crops_show_many_classes():
+    torch.manual_seed(0)
+    labels = torch.zeros(3, 40, 60, dtype=torch.int64)
+    labels[:, 30:, 40:] = torch.randint(1, 6, (3, 10, 20))
+    corners = balanced_crops(labels, (10, 10), 200, 6)
+    for label, (y, x) in zip(labels, corners.tolist(), strict=True):
+        crop = label[y : y + 10, x : x + 10]
+        assert len(crop.unique()) == 6 and crop.flatten().bincount().max() < 75
+    with pytest.raises(ValueError, match="does not fit"):
+        balanced_crops(labels, (50, 10), 5, 6)
+
+
+def test_sepico_on_balanced_crops_trains():
+    method = build("sepico", **PLAIN, width=8, contrast_start=0, balanced_crop=(16, 24)).train()
+    data = batch(size=(16, 24))
+    whole = batch(size=(32, 64))
+    data = type(data)(
+        data.source_image, data.source_label, whole.target_image, data.source_files, data.target_files
+    )
+    for phase in method.phases(data, 0):
+        loss = sum(phase.losses.values())
+        assert torch.isfinite(loss)
+        loss.backward()
+
+
+def test_composition_is_the_weighted_sum_of_its_parts():
+    names = ("source_only", "plca")
+    cls = get_method("source_only+plca")
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone="small"), 4).eval()
+    method = cls(cls.Config(weights={"plca": 0.25}), model, 4)
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    data = batch()
+    losses = {k: v for p in method.phases(data, 0) for k, v in p.losses.items()}
+    assert len(runs) == 3 and "forward" not in vars(model)  # three calls, of which two share one pass
+    for name, weight in zip(names, (1.0, 0.25), strict=True):
+        part = get_method(name)
+        for phase in part(part.Config(), model, 4).phases(data, 0):
+            for key, value in phase.losses.items():
+                assert losses[f"{name}_{key}"].item() == pytest.approx(weight * value.item(), rel=1e-6)
+
+
+def test_composition_runs_a_shared_forward_once():
+    cls = get_method("source_only+plca")
+    model = build_model(ModelConfig(backbone="small"), 4).train()
+    method = cls(cls.Config(), model, 4)
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    for phase in method.phases(batch(), 0):
+        sum(phase.losses.values()).backward()
+    assert len(passes) == 2
+
+
+def test_composition_says_what_does_not_go_together():
+    model = build_model(ModelConfig(backbone="small"), 4)
+    with pytest.raises(UserError, match="a method twice"):
+        get_method("plca+plca")
+    with pytest.raises(UserError, match="unknown method 'dacs'"):
+        get_method("plca+dacs")
+    cls = get_method("plca+fada")
+    with pytest.raises(UserError, match=r"method\.weights has \['pcla'\]; the parts are plca, fada"):
+        cls(cls.Config(weights={"pcla": 2.0}), model, 4)
+    assert set(cls(cls.Config(), model, 4).networks()) == {"model", "discriminator"}
+    cls = get_method("fada+asanet")
+    assert set(cls(cls.Config(), model, 4).networks()) == {
+        "model",
+        "fada_discriminator",
+        "asanet_discriminator",
+    }
+    assert cls.optim_defaults["optim.networks.asanet_discriminator.name"] == "adam"
