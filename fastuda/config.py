@@ -119,6 +119,8 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    stages: dict[str, Any] = field(default_factory=dict)
+    """Of --stages: dotted settings that differ in the stages source, adapt and distill."""
 
     def method_config(self) -> Any:
         """The method's own Config.

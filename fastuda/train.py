@@ -64,6 +64,10 @@ def main() -> int:
         "--list-configs", action="store_true", help="print the names of the shipped configurations"
     )
     p.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    p.add_argument(
+        "--stages", action="store_true",
+        help="three runs in one: source only, the method from its weights, and self-distillation (FADA)",
+    )  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="no progress bar, warnings only")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")
     args = p.parse_intermixed_args()
@@ -73,6 +77,7 @@ def main() -> int:
     from fastuda.metrics import table
     from fastuda.runs import default_folder, train
     from fastuda.settings import parse_overrides
+    from fastuda.stages import train_stages
     from fastuda.trainer import Interrupted
 
     if args.list_configs:
@@ -91,11 +96,14 @@ def main() -> int:
         raise UserError("--resume auto needs --out, the folder of the run to go on with")
     out = args.out or default_folder(config)
     try:
-        scores = train(config, out, resume=args.resume, quiet=args.quiet)
+        go = train_stages if args.stages else train
+        scores = go(config, out, resume=args.resume, quiet=args.quiet)
     except Interrupted as stop:
-        print(f"{stop}; go on with --resume auto --out {out}")
+        stages = " --stages" if args.stages else ""
+        print(f"{stop}; go on with --resume auto --out {out}{stages}")
         return 0
-    print(f"{table(scores)}\n\nrun folder: {out} (pictures in {out / 'preds'})")
+    pictures = out / "3_distill" / "preds" if args.stages else out / "preds"
+    print(f"{table(scores)}\n\nrun folder: {out} (pictures in {pictures})")
     return 0
 
 

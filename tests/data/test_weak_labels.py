@@ -20,12 +20,13 @@ def pair(gta5, cityscapes):
     """A source, and a target with the weak labels that its own label maps give, five points per class."""
     source = open_domain(f"gta5:{gta5}", role="source", data_root=".")
     target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
-    done = fastuda("data.__main__", "index", f"cityscapes:{cityscapes}", "--workers", 0, "--quiet", "--points", 5,
-                   "--weak", cityscapes / "weak.json")  # fmt: skip
+    weak = cityscapes / "weak.json"
+    arguments = ("--workers", 0, "--quiet", "--points", 5, "--weak", weak)
+    done = fastuda("data.__main__", "index", f"cityscapes:{cityscapes}", *arguments)
     assert done.returncode == 0, done.stderr
     held_out = open_domain(f"cityscapes:{cityscapes}", role="evaluation", data_root=".")
     source, target, _ = share_classes(source, target, held_out)
-    return source, target, cityscapes / "weak.json"
+    return source, target, weak
 
 
 @pytest.mark.parametrize("resize", [None, (20, 60)])

@@ -1,0 +1,141 @@
+"""Training in stages, as FADA is published: source only, adaptation from there, self-distillation.
+
+Every stage is a run folder of its own; a stage that has ended is not run again, one that was interrupted goes
+on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastuda.checkpoint import write_atomic
+from fastuda.config import RunConfig
+from fastuda.data.domains import Domain, open_domain
+from fastuda.data.labels import ClassSet
+from fastuda.errors import UserError
+from fastuda.metrics import Scores, table
+from fastuda.prediction import predict_files
+from fastuda.runs import finished, train
+from fastuda.saved import load_run
+from fastuda.settings import build, merge, nest, to_yaml
+
+log = logging.getLogger("fastuda")
+
+STAGES = ("source", "adapt", "distill")
+
+
+def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
+    """The settings of one stage: those of the run, with what ``stages.<stage>`` says in their place.
+
+    Raises:
+        UserError: ``stages`` names an unknown stage or setting.
+    """
+    unknown = set(config.stages) - set(STAGES)
+    if unknown:
+        raise UserError(f"stages has {sorted(unknown)}; there are {', '.join(STAGES)}")
+    changes: dict[str, Any] = {"train": {"baseline": "off"}}
+    if stage == "adapt":
+        changes["model"] = {"weights": str(out / "1_source" / "model.safetensors")}
+    if stage == "distill":
+        changes["data"] = {"source": f"folder:{(out / '3_labels').resolve()}", "sampling": "uniform"}
+    over = merge(changes, nest(dict(config.stages.get(stage, {}))))
+    staged = build(RunConfig, merge(dataclasses.replace(config, stages={}).plain(), over), "")
+    if stage == "adapt":
+        return staged
+    lovasz = getattr(config.method_config(), "lovasz_weight", 0.0)
+    return dataclasses.replace(staged, method={"name": "source_only", "lovasz_weight": lovasz})
+
+
+def train_stages(
+    config: RunConfig, out: Path, *, resume: str | None = None, quiet: bool = False
+) -> dict[str, Scores]:
+    """Train all three stages into ``out``; returns the scores by stage.
+
+    1. ``1_source``: source_only.
+    2. ``2_adapt``: the run's method, from the first stage's weights.
+    3. ``3_labels``: the second stage's argmax on the target's training images, and ``3_distill``: source_only
+       on them, from the run's own weights (FADA, train_self_distill.py: hard labels, no threshold).
+
+    Args:
+        config: the run; ``config.stages`` holds what differs in a stage.
+        out: folder of the stages; must be empty or absent, unless resuming.
+        resume: ``auto`` to go on, or ``None``.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: the folder is not empty, or a stage fails; see :func:`fastuda.runs.train`.
+        Interrupted: the run was asked to stop.
+    """
+    if resume not in (None, "auto"):
+        raise UserError("--stages goes on with --resume auto, not from a single checkpoint")
+    if resume is None and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+    scores: dict[str, Scores] = {}
+    for number, stage in enumerate(STAGES, 1):
+        folder = out / f"{number}_{stage}"
+        done = finished(folder)
+        if done is None:
+            if stage == "distill":
+                write_pseudo_labels(out / "2_adapt", out / "3_labels", quiet)
+            log.info("stage %d of %d: %s", number, len(STAGES), stage)
+            done = next(
+                reversed(train(stage_config(config, stage, out), folder, resume="auto", quiet=quiet).values())
+            )
+        scores[stage] = done
+    if int(os.environ.get("RANK", 0)) == 0:
+        write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
+    return scores
+
+
+def write_pseudo_labels(run: Path, out: Path, quiet: bool = False) -> None:
+    """A ``folder:`` data set of the run's target training images with the run's predictions as labels.
+
+    Under torchrun the first process writes it; the others meet it when the next stage begins.
+
+    Raises:
+        UserError: the run has not ended, or an image cannot be read.
+    """
+    if int(os.environ.get("RANK", 0)) != 0 or (out / "classes.yaml").is_file():
+        return
+    config, method, classes = load_run(run, _own_device())
+    target = open_domain(config.data.target, role="target", data_root=config.data.data_root)
+    names = [_name(target, i) for i in range(len(target))]
+    for name, item in zip(names, target.items, strict=True):
+        _link(item.image, out / "images" / name.with_suffix(item.image.suffix))
+    files = [(item.image, name) for name, item in zip(names, target.items, strict=True)]
+    place = next(method.parameters()).device
+    predict_files(method, classes, files, out, {"labels"}, config.data.eval_size, place, quiet)
+    # written last: what has no description is not whole
+    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(_description(classes)))
+
+
+def _own_device() -> torch.device:
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _name(domain: Domain, index: int) -> Path:
+    return domain.items[index].image.relative_to(domain.root).with_suffix(".png")
+
+
+def _link(source: Path, place: Path) -> None:
+    """A symbolic link, or a copy where links are refused."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        return
+    try:
+        place.symlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, place)
+
+
+def _description(classes: ClassSet) -> str:
+    palette = [list(color) for color in classes.palette]
+    return to_yaml({"names": list(classes.names), "palette": palette, "ignore": 255})
