@@ -84,6 +84,28 @@ def _contrast_softmax_bwd(grad: Tensor, y: Tensor, inv_std: Tensor):
     return y.new_empty(y.shape)
 
 
+def _upsample_cross_entropy_fwd(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    align_corners: bool,
+    temperature: float,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+    per_pixel: bool,
+):
+    size = (logits.shape[0], *labels.shape[-2:]) if per_pixel else (0,)
+    grad = _stat(logits, *(logits.shape if gradient else (0,)))
+    return _stat(logits), _stat(logits), grad, _stat(logits, *size)
+
+
+def _upsample_confusion_fwd(scores: Tensor, labels: Tensor, align_corners: bool, ignore_index: int):
+    classes = scores.shape[1]
+    return _index(scores, classes, classes), labels.new_empty(labels.shape, dtype=torch.uint8)
+
+
 define(
     "cycle_match_fwd",
     "(Tensor source, Tensor target, str similarity) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -116,3 +138,15 @@ define(
 )
 define("contrast_softmax_fwd", "(Tensor x, float eps) -> (Tensor, Tensor)", _contrast_softmax_fwd)
 define("contrast_softmax_bwd", "(Tensor grad, Tensor y, Tensor inv_std) -> Tensor", _contrast_softmax_bwd)
+define(
+    "upsample_cross_entropy_fwd",
+    "(Tensor logits, Tensor labels, Tensor? class_weight, Tensor? pixel_weight, bool align_corners,"
+    " float temperature, int ignore_index, float label_smoothing, bool gradient,"
+    " bool per_pixel) -> (Tensor, Tensor, Tensor, Tensor)",
+    _upsample_cross_entropy_fwd,
+)
+define(
+    "upsample_confusion_fwd",
+    "(Tensor scores, Tensor labels, bool align_corners, int ignore_index) -> (Tensor, Tensor)",
+    _upsample_confusion_fwd,
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_float, check_labels, check_rank
 
-_backends.register("upsample_confusion")
+_backends.register("upsample_confusion", ("upsample_confusion_fwd",))
 
 
 @torch.no_grad()
@@ -43,7 +43,11 @@ def upsample_confusion(
     check_labels("labels", labels, (x.shape[0], *labels.shape[-2:]))
     if x.shape[1] > 255:
         raise ValueError(f"at most 255 classes fit the uint8 label map, got {x.shape[1]}")
-    _backends.select("upsample_confusion", x, backend=backend)
+    name = _backends.select("upsample_confusion", x, backend=backend)
     with torch.autocast(x.device.type, enabled=False):
-        matrix, predicted = reference.upsample_confusion(x, labels, align_corners, ignore_index)
+        if name == "reference":
+            matrix, predicted = reference.upsample_confusion(x, labels, align_corners, ignore_index)
+        else:
+            forward = _backends.overload("upsample_confusion_fwd", name)
+            matrix, predicted = forward(x, labels, align_corners, ignore_index)
     return (matrix, predicted) if return_labels else matrix

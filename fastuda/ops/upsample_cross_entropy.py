@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_choice, check_float, check_labels, check_rank
 
-_backends.register("upsample_cross_entropy")
+_backends.register("upsample_cross_entropy", ("upsample_cross_entropy_fwd",))
+
+
+class _Sum(torch.autograd.Function):
+    """The loss summed over the pixels, and the sum of the weights. The forward gathers the gradient at low
+    resolution in the same pass over the pixels."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, rest: tuple[Any, ...], name: str):
+        forward = _backends.overload("upsample_cross_entropy_fwd", name)
+        total, norm, grad, _ = forward(logits, labels, *rest, ctx.needs_input_grad[0], False)
+        ctx.save_for_backward(grad)
+        ctx.dtype = logits.dtype
+        ctx.mark_non_differentiable(norm)
+        return total, norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, grad_norm: Tensor):
+        (grad,) = ctx.saved_tensors
+        return (grad * grad_total).to(ctx.dtype), None, None, None
+
+
+class _PerPixel(torch.autograd.Function):
+    """The loss of every pixel; the backward is the sum's, weighted by the incoming gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, rest: tuple[Any, ...], name: str):
+        ctx.save_for_backward(logits, labels)
+        ctx.rest, ctx.name = rest, name
+        return _backends.overload("upsample_cross_entropy_fwd", name)(logits, labels, *rest, False, True)[3]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        logits, labels = ctx.saved_tensors
+        class_weight, pixel_weight, *rest = ctx.rest
+        weight = grad if pixel_weight is None else grad * pixel_weight
+        forward = _backends.overload("upsample_cross_entropy_fwd", ctx.name)
+        found = forward(logits, labels, class_weight, weight, *rest, True, False)[2]
+        return found.to(logits.dtype), None, None, None
 
 
 def upsample_cross_entropy(
@@ -37,8 +80,8 @@ def upsample_cross_entropy(
         align_corners: of the bilinear upsampling.
         temperature: divides the upsampled logits.
         ignore_index: the hard label to leave out.
-        class_weight: [K].
-        pixel_weight: [B, H, W].
+        class_weight: [K], constant.
+        pixel_weight: [B, H, W], constant.
         label_smoothing: in [0, 1].
         reduction: ``mean``, ``sum`` or ``none``.
         backend: ``auto``, or a name from ``fastuda.ops.backends("upsample_cross_entropy")``.
@@ -65,16 +108,18 @@ def upsample_cross_entropy(
         raise ValueError(f"class_weight must be [{logits.shape[1]}], got {tuple(class_weight.shape)}")
     if pixel_weight is not None and tuple(pixel_weight.shape) != (logits.shape[0], *size):
         raise ValueError(f"pixel_weight must be {(logits.shape[0], *size)}, got {tuple(pixel_weight.shape)}")
-    _backends.select("upsample_cross_entropy", logits, backend=backend)
+    name = _backends.select("upsample_cross_entropy", logits, backend=backend)
+    labels = labels if labels.is_floating_point() else labels.long()
+    class_weight = None if class_weight is None else class_weight.detach()
+    pixel_weight = None if pixel_weight is None else pixel_weight.detach()
     with torch.autocast(logits.device.type, enabled=False):
-        return reference.upsample_cross_entropy(
-            logits,
-            labels if labels.is_floating_point() else labels.long(),
-            align_corners,
-            temperature,
-            ignore_index,
-            class_weight,
-            pixel_weight,
-            label_smoothing,
-            reduction,
-        )
+        rest = (align_corners, temperature, ignore_index)
+        if name == "reference":
+            return reference.upsample_cross_entropy(
+                logits, labels, *rest, class_weight, pixel_weight, label_smoothing, reduction
+            )
+        rest = (class_weight, pixel_weight, *rest, label_smoothing)
+        if reduction == "none":
+            return _PerPixel.apply(logits, labels.detach(), rest, name)
+        total, norm = _Sum.apply(logits, labels.detach(), rest, name)
+        return total if reduction == "sum" else total / torch.where(norm > 0, norm, 1)
