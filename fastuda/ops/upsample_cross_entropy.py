@@ -118,8 +118,8 @@ def upsample_cross_entropy(
             return reference.upsample_cross_entropy(
                 logits, labels, *rest, class_weight, pixel_weight, label_smoothing, reduction
             )
-        rest = (class_weight, pixel_weight, *rest, label_smoothing)
+        arguments = (class_weight, pixel_weight, *rest, label_smoothing)
         if reduction == "none":
-            return _PerPixel.apply(logits, labels.detach(), rest, name)
-        total, norm = _Sum.apply(logits, labels.detach(), rest, name)
+            return _PerPixel.apply(logits, labels.detach(), arguments, name)
+        total, norm = _Sum.apply(logits, labels.detach(), arguments, name)
         return total if reduction == "sum" else total / torch.where(norm > 0, norm, 1)
