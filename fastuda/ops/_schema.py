@@ -106,6 +106,19 @@ def _upsample_confusion_fwd(scores: Tensor, labels: Tensor, align_corners: bool,
     return _index(scores, classes, classes), labels.new_empty(labels.shape, dtype=torch.uint8)
 
 
+def _local_affinity_fwd(p: Tensor, neighbours: int, distance: int, product: bool):
+    b, k, h, w = p.shape
+    return _stat(p, b, neighbours if product else neighbours * k, h, w)
+
+
+def _local_affinity_bwd(grad: Tensor, p: Tensor, neighbours: int, distance: int, product: bool):
+    return p.new_empty(p.shape)
+
+
+def _affinity_cleaning_fwd(p: Tensor, neighbours: int, gradient: bool):
+    return _stat(p), _stat(p, *(p.shape if gradient else (0,)))
+
+
 define(
     "cycle_match_fwd",
     "(Tensor source, Tensor target, str similarity) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -149,4 +162,19 @@ define(
     "upsample_confusion_fwd",
     "(Tensor scores, Tensor labels, bool align_corners, int ignore_index) -> (Tensor, Tensor)",
     _upsample_confusion_fwd,
+)
+define(
+    "local_affinity_fwd",
+    "(Tensor p, int neighbours, int distance, bool product) -> Tensor",
+    _local_affinity_fwd,
+)
+define(
+    "local_affinity_bwd",
+    "(Tensor grad, Tensor p, int neighbours, int distance, bool product) -> Tensor",
+    _local_affinity_bwd,
+)
+define(
+    "affinity_cleaning_fwd",
+    "(Tensor p, int neighbours, bool gradient) -> (Tensor, Tensor)",
+    _affinity_cleaning_fwd,
 )

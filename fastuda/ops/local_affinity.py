@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_choice, check_float, check_rank
 
-_backends.register("local_affinity")
-_backends.register("affinity_cleaning_loss")
+_backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"))
+_backends.register("affinity_cleaning_loss", ("affinity_cleaning_fwd",))
+
+
+class _Affinity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, settings: tuple[int, int, bool], name: str):
+        ctx.save_for_backward(p)
+        ctx.settings, ctx.name = settings, name
+        return _backends.overload("local_affinity_fwd", name)(p, *settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        (p,) = ctx.saved_tensors
+        return _backends.overload("local_affinity_bwd", ctx.name)(grad, p, *ctx.settings), None, None
+
+
+class _ProductSum(torch.autograd.Function):
+    """The sum of all inner products, its gradient gathered in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, neighbours: int, name: str):
+        forward = _backends.overload("affinity_cleaning_fwd", name)
+        total, grad = forward(p, neighbours, ctx.needs_input_grad[0])
+        ctx.save_for_backward(grad)
+        ctx.dtype = p.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor):
+        (grad,) = ctx.saved_tensors
+        return (grad * grad_total).to(ctx.dtype), None, None
 
 
 def _check_neighbours(neighbours: int) -> None:
@@ -47,8 +82,10 @@ def local_affinity(
     _check_neighbours(neighbours)
     if distance < 1:
         raise ValueError(f"distance must be at least 1, got {distance}")
-    _backends.select("local_affinity", p, backend=backend)
+    name = _backends.select("local_affinity", p, backend=backend)
     with torch.autocast(p.device.type, enabled=False):
+        if name != "reference":
+            return _Affinity.apply(p, (neighbours, distance, kind == "product"), name)
         return reference_losses.local_affinity(p, neighbours, distance, kind)
 
 
@@ -68,6 +105,10 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
     check_rank("logits", logits, "B, K, H, W")
     check_float("logits", logits)
     _check_neighbours(neighbours)
-    _backends.select("affinity_cleaning_loss", logits, backend=backend)
+    name = _backends.select("affinity_cleaning_loss", logits, backend=backend)
     with torch.autocast(logits.device.type, enabled=False):
+        if name != "reference":
+            p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+            pairs = neighbours * p.numel() // p.shape[1]
+            return 1 - _ProductSum.apply(p, neighbours, name) / pairs
         return reference_losses.affinity_cleaning(logits, neighbours)

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 
 import fastuda.ops as F
 from fastuda.ops import ClassStatistics, PrototypeBank
-from tests.helpers import wave
+from tests.helpers import cpu_backends, wave, within_budget
+
+AFFINITY = cpu_backends("local_affinity")
 
 # ASANet
 
 
+@pytest.mark.parametrize("backend", AFFINITY)
 @pytest.mark.parametrize(("neighbours", "east", "west"), [(8, 4, 3), (4, 2, 1)])
-def test_affinity_values_of_the_notes(neighbours, east, west):
+def test_affinity_values_of_the_notes(neighbours, east, west, backend):
     p = torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]], dtype=torch.float64)
-    a = F.local_affinity(p, neighbours=neighbours)
+    a = F.local_affinity(p, neighbours=neighbours, backend=backend)
     assert a.shape == (1, 2 * neighbours, 1, 2)
     found = a[0, :, 0]
     assert found[2 * east].tolist() == pytest.approx([1.435691, 0.110651], abs=1e-6)
@@ -26,7 +29,7 @@ def test_affinity_values_of_the_notes(neighbours, east, west):
     assert found[2 * east + 1].tolist() == pytest.approx([0.002369, 0.068791], abs=1e-6)
     assert found[2 * west + 1].tolist() == pytest.approx([0.071331, 1.219765], abs=1e-6)
     if neighbours == 8:
-        assert F.affinity_cleaning_loss(p.log()).item() == pytest.approx(0.43375, abs=1e-6)
+        assert F.affinity_cleaning_loss(p.log(), backend=backend).item() == pytest.approx(0.43375, abs=1e-6)
 
 
 def test_affinity_of_the_uniform_distribution():
@@ -60,10 +63,15 @@ def literal_affinity(p, neighbours, distance, kind):
     st.integers(1, 3), st.sampled_from(["kl", "product"]), st.integers(0, 99),
 )  # fmt: skip
 def test_affinity_is_the_definition(batch, classes, height, width, neighbours, distance, kind, seed):
+    for backend in AFFINITY:
+        affinity_case(batch, classes, height, width, neighbours, distance, kind, seed, backend.values[0])
+
+
+def affinity_case(batch, classes, height, width, neighbours, distance, kind, seed, backend):
     generator = torch.Generator().manual_seed(seed)
     p = (4 * torch.randn(batch, classes, height, width, generator=generator, dtype=torch.float64)).softmax(1)
     p.requires_grad_()
-    found = F.local_affinity(p, neighbours=neighbours, distance=distance, kind=kind)
+    found = F.local_affinity(p, neighbours=neighbours, distance=distance, kind=kind, backend=backend)
     wanted = literal_affinity(p, neighbours, distance, kind)
     assert torch.allclose(found, wanted, atol=1e-12)
     weight = torch.randn(found.shape, generator=generator, dtype=torch.float64)
@@ -71,9 +79,53 @@ def test_affinity_is_the_definition(batch, classes, height, width, neighbours, d
     assert torch.allclose(one, two, atol=1e-9)
 
 
-def test_clamped_entries_have_no_gradient():
+@pytest.mark.parametrize("backend", AFFINITY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["kl", "product"])
+def test_affinity_error_budget(backend, dtype, kind):
+    logits = 4 * torch.randn(2, 7, 20, 33, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    low = logits.softmax(1).to(dtype)
+    found, plain, truth = [], [], []
+    for out, p, name in (
+        (found, low, backend),
+        (plain, low, "reference"),
+        (truth, low.double(), "reference"),
+    ):
+        leaf = p.clone().requires_grad_()
+        a = F.local_affinity(leaf, kind=kind, backend=name)
+        weight = torch.linspace(-1, 1, a.numel(), dtype=torch.float64).reshape(a.shape).to(a.dtype)
+        out += [a, *torch.autograd.grad(a, leaf, weight)]
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    for name, one, two, three in zip(("value", "gradient"), found, plain, truth, strict=True):
+        within_budget(one, two, three, name, dtype if name == "gradient" else torch.float32)
+
+
+@pytest.mark.parametrize("backend", AFFINITY)
+def test_cleaning_gradient(backend):
+    z = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: F.affinity_cleaning_loss(z, neighbours=4, backend=backend), z)
+    one, two = (F.affinity_cleaning_loss(z, backend=name) for name in (backend, "reference"))
+    assert one.item() == pytest.approx(two.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("backend", AFFINITY)
+def test_affinity_operators(backend):
+    if backend == "reference":
+        pytest.skip("not a registered operator")
+    p = torch.rand(1, 3, 5, 6).requires_grad_()
+    for product in (False, True):
+        torch.library.opcheck(torch.ops.fastuda.local_affinity_fwd.cpu, (p.detach(), 8, 1, product))
+    torch.library.opcheck(torch.ops.fastuda.affinity_cleaning_fwd.cpu, (p.detach(), 8, True))
+    compiled = torch.compile(lambda p: F.local_affinity(p).sum(), fullgraph=True, backend="aot_eager")
+    assert compiled(p).item() == pytest.approx(F.local_affinity(p).sum().item(), rel=1e-6)
+    twice = [torch.autograd.grad(F.local_affinity(p).square().sum(), p)[0] for _ in range(2)]
+    assert torch.equal(*twice)
+
+
+@pytest.mark.parametrize("backend", AFFINITY)
+def test_clamped_entries_have_no_gradient(backend):
     p = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]], dtype=torch.float64, requires_grad=True)
-    a = F.local_affinity(p)
+    a = F.local_affinity(p, backend=backend)
     assert torch.isfinite(a).all() and a.max() < 9.2104
     # class 0 of pixel 0 towards its right neighbour: q = 0 and 1 - p = 0 are both clamped
     assert a[0, 2 * 4, 0, 0].item() == pytest.approx(9.2094, abs=1e-3)

@@ -1,0 +1,225 @@
+// local_affinity: probabilities are read once per direction from rows that are in the cache, and nothing but
+// the result is written; the backward computes the terms again. Planes are independent, so that sums have one
+// order whatever the number of threads.
+#include "local_affinity.h"
+
+#include <ATen/ops/full.h>
+#include <torch/library.h>
+
+#include "../tensors.h"
+
+namespace fastuda {
+
+namespace {
+
+struct Offset {
+  int64_t y, x;
+};
+
+std::vector<Offset> offsets(int64_t neighbours, int64_t distance) {
+  std::vector<Offset> all;
+  for (int64_t y = -1; y <= 1; ++y) {
+    for (int64_t x = -1; x <= 1; ++x) {
+      if ((y || x) && (neighbours == 8 || y * x == 0)) all.push_back({y * distance, x * distance});
+    }
+  }
+  return all;
+}
+
+// A plane with its left and right border repeated `pad` times; above and below, rows are clamped by row().
+template <class S>
+class Padded {
+ public:
+  Padded(const S* plane, int64_t height, int64_t width, int64_t pad)
+      : height_(height), stride_(width + 2 * pad), pad_(pad), values_(height * stride_) {
+    for (int64_t y = 0; y < height; ++y) {
+      S* to = values_.data() + y * stride_;
+      const S* from = plane + y * width;
+      std::fill(to, to + pad, from[0]);
+      std::copy(from, from + width, to + pad);
+      std::fill(to + pad + width, to + stride_, from[width - 1]);
+    }
+  }
+  const S* row(int64_t y, int64_t x = 0) const {
+    return values_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
+  }
+
+ private:
+  int64_t height_, stride_, pad_;
+  std::vector<S> values_;
+};
+
+// Gradients of a padded plane; fold() adds those of the repeated borders to the border itself.
+template <class S>
+class PaddedSum {
+ public:
+  PaddedSum(int64_t height, int64_t width, int64_t pad)
+      : height_(height),
+        width_(width),
+        stride_(width + 2 * pad),
+        pad_(pad),
+        values_(height * stride_, S(0)) {}
+  S* row(int64_t y, int64_t x = 0) {
+    return values_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
+  }
+  void fold(S* out) {
+    for (int64_t y = 0; y < height_; ++y) {
+      S* from = row(y);
+      for (int64_t x = 1; x <= pad_; ++x) {
+        from[0] += from[-x];
+        from[width_ - 1] += from[width_ - 1 + x];
+      }
+      std::copy(from, from + width_, out + y * width_);
+    }
+  }
+
+ private:
+  int64_t height_, width_, stride_, pad_;
+  std::vector<S> values_;
+};
+
+template <class F>
+void for_type(const Tensor& x, F&& f) {
+  if (x.scalar_type() == at::kDouble) {
+    f(double());
+  } else {
+    f(float());
+  }
+}
+
+Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64_t distance, bool product) {
+  const Tensor p = probabilities.to(statistics_type(probabilities)).contiguous();
+  const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
+  const std::vector<Offset> around = offsets(neighbours, distance);
+  const int64_t directions = int64_t(around.size()), plane = height * width;
+  Tensor out = product ? at::zeros({batch, directions, height, width}, p.options())
+                       : at::empty({batch, directions * classes, height, width}, p.options());
+  for_type(p, [&](auto element) {
+    using S = decltype(element);
+    const S* from = p.const_data_ptr<S>();
+    S* to = out.mutable_data_ptr<S>();
+    if (product) {
+      at::parallel_for(0, batch * directions, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const Offset o = around[task % directions];
+          for (int64_t k = 0; k < classes; ++k) {
+            const Padded<S> padded(from + (task / directions * classes + k) * plane, height, width, distance);
+            for (int64_t y = 0; y < height; ++y) {
+              product_row(padded.row(y), padded.row(y + o.y, o.x), width, to + task * plane + y * width);
+            }
+          }
+        }
+      });
+      return;
+    }
+    at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
+      std::vector<S> logs(2 * width);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task / classes, k = task % classes;
+        const Padded<S> padded(from + task * plane, height, width, distance);
+        for (int64_t y = 0; y < height; ++y) {
+          affinity_logs(padded.row(y), width, logs.data(), logs.data() + width);
+          for (int64_t d = 0; d < directions; ++d) {
+            const NeighbourRow<S> row{width, padded.row(y), padded.row(y + around[d].y, around[d].x),
+                                      logs.data(), logs.data() + width};
+            affinity_row(row, to + ((b * directions + d) * classes + k) * plane + y * width);
+          }
+        }
+      }
+    });
+  });
+  return out;
+}
+
+Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64_t neighbours,
+                          int64_t distance, bool product) {
+  const auto type = statistics_type(probabilities);
+  const Tensor p = probabilities.to(type).contiguous(), g = grad.to(type).contiguous();
+  const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
+  const std::vector<Offset> around = offsets(neighbours, distance);
+  const int64_t directions = int64_t(around.size()), plane = height * width;
+  Tensor out = at::empty(p.sizes(), p.options());
+  for_type(p, [&](auto element) {
+    using S = decltype(element);
+    const S *from = p.const_data_ptr<S>(), *by = g.const_data_ptr<S>();
+    S* to = out.mutable_data_ptr<S>();
+    at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
+      std::vector<S> logs(2 * width), aside(width);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task / classes, k = task % classes;
+        const Padded<S> padded(from + task * plane, height, width, distance);
+        PaddedSum<S> sum(height, width, distance);
+        for (int64_t y = 0; y < height; ++y) {
+          if (!product) affinity_logs(padded.row(y), width, logs.data(), logs.data() + width);
+          for (int64_t d = 0; d < directions; ++d) {
+            const Offset o = around[d];
+            const S* other = padded.row(y + o.y, o.x);
+            std::fill(aside.begin(), aside.end(), S(0));
+            const int64_t at = product ? b * directions + d : (b * directions + d) * classes + k;
+            const S* weight = by + at * plane + y * width;
+            if (product) {
+              product_gradient_row(padded.row(y), other, weight, width, sum.row(y), aside.data());
+            } else {
+              const NeighbourRow<S> row{width, padded.row(y), other, logs.data(), logs.data() + width};
+              affinity_gradient_row(row, weight, sum.row(y), aside.data());
+            }
+            S* place = sum.row(y + o.y, o.x);
+            for (int64_t x = 0; x < width; ++x) place[x] += aside[x];
+          }
+        }
+        sum.fold(to + task * plane);
+      }
+    });
+  });
+  return out.to(probabilities.scalar_type());
+}
+
+// The sum over pixels and neighbours of the inner products, and its gradient; no plane of products is stored.
+std::tuple<Tensor, Tensor> affinity_cleaning_fwd(const Tensor& probabilities, int64_t neighbours,
+                                                 bool gradient) {
+  const Tensor p = probabilities.to(statistics_type(probabilities)).contiguous();
+  const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
+  const std::vector<Offset> around = offsets(neighbours, 1);
+  const int64_t plane = height * width;
+  Tensor grad = at::empty(gradient ? p.sizes() : at::IntArrayRef({0}), p.options());
+  std::vector<double> sums(batch * classes, 0);
+  for_type(p, [&](auto element) {
+    using S = decltype(element);
+    const S* from = p.const_data_ptr<S>();
+    S* to = gradient ? grad.mutable_data_ptr<S>() : nullptr;
+    at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
+      std::vector<S> total(width), ones(width, S(1)), aside(width);
+      for (int64_t task = begin; task < end; ++task) {
+        const Padded<S> padded(from + task * plane, height, width, 1);
+        PaddedSum<S> sum(gradient ? height : 0, gradient ? width : 0, gradient ? 1 : 0);
+        for (int64_t y = 0; y < height; ++y) {
+          std::fill(total.begin(), total.end(), S(0));
+          for (const Offset o : around) {
+            const S *own = padded.row(y), *other = padded.row(y + o.y, o.x);
+            product_row(own, other, width, total.data());
+            if (!gradient) continue;
+            std::fill(aside.begin(), aside.end(), S(0));
+            product_gradient_row(own, other, ones.data(), width, sum.row(y), aside.data());
+            S* place = sum.row(y + o.y, o.x);
+            for (int64_t x = 0; x < width; ++x) place[x] += aside[x];
+          }
+          for (const S value : total) sums[task] += value;
+        }
+        if (gradient) sum.fold(to + task * plane);
+      }
+    });
+  });
+  double all = 0;
+  for (const double value : sums) all += value;
+  return {at::full({}, all, p.options()), grad};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
+  m.impl("local_affinity_fwd.cpu", &local_affinity_fwd);
+  m.impl("local_affinity_bwd.cpu", &local_affinity_bwd);
+  m.impl("affinity_cleaning_fwd.cpu", &affinity_cleaning_fwd);
+}
+
+}  // namespace fastuda

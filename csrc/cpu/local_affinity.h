@@ -1,0 +1,37 @@
+// Row sweeps of the affinities between neighbouring pixels; the arithmetic is in affinity_terms.
+#pragma once
+
+#include "../common.h"
+
+namespace fastuda {
+
+// One row of pixels beside the row of their neighbours in one direction; all pointers are to `width` values.
+template <class S>
+struct NeighbourRow {
+  int64_t width;
+  const S *own, *other;
+  const S *log_one, *log_zero;  // of the clamped own p and 1 - p
+};
+
+// log of clamp(p) and clamp(1 - p) of a row.
+template <class S>
+void affinity_logs(const S* p, int64_t width, S* log_one, S* log_zero);
+
+// out = KL(Bern(q) || Bern(p)).
+template <class S>
+void affinity_row(const NeighbourRow<S>& row, S* out);
+
+// Adds the gradient of sum(grad * affinity) to those of own and other.
+template <class S>
+void affinity_gradient_row(const NeighbourRow<S>& row, const S* grad, S* own_grad, S* other_grad);
+
+// sum += own * other
+template <class S>
+void product_row(const S* own, const S* other, int64_t width, S* sum);
+
+// Adds grad * other to own_grad and grad * own to other_grad.
+template <class S>
+void product_gradient_row(const S* own, const S* other, const S* grad, int64_t width, S* own_grad,
+                          S* other_grad);
+
+}  // namespace fastuda
