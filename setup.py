@@ -41,7 +41,7 @@ def extension() -> dict:
         "fastuda._C",
         sources,
         # contraction: -std=c++20 would switch fused multiply-adds off
-        extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"],
+        extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
         extra_link_args=["-fopenmp"],
         optional=BUILD == "auto",
     )
