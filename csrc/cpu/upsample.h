@@ -54,6 +54,11 @@ void cross_entropy_row(const PixelRow<S>& row, const RowLabels<S>& labels, S* sc
 template <class S>
 void argmax_row(const PixelRow<S>& row, uint8_t* out);
 
+// total += exp(v - best); total = best + log(total); out = exp(v - log_sum).
+void add_exponentials(const float* v, const float* best, int64_t n, float* total);
+void add_logarithms(const float* best, int64_t n, float* total);
+void exponentials(const float* v, const float* log_sum, int64_t n, float* out);
+
 // out[k, x] = (1 - share[x]) in[k, first[x]] + share[x] in[k, second[x]] for K rows `stride` apart.
 template <class S>
 void stretch_row(const S* in, int64_t stride, int64_t classes, const Stretch& columns, S* out) {

@@ -146,4 +146,17 @@ PIXEL_SWEEPS(float, f, FASTUDA_CLONES)
 PIXEL_SWEEPS(double, d, )
 #undef PIXEL_SWEEPS
 
+FASTUDA_CLONES void add_exponentials(const float* v, const float* best, int64_t n, float* total) {
+#pragma omp simd
+  for (int64_t x = 0; x < n; ++x) total[x] += fast_exp(v[x] - best[x]);
+}
+FASTUDA_CLONES void add_logarithms(const float* best, int64_t n, float* total) {
+#pragma omp simd
+  for (int64_t x = 0; x < n; ++x) total[x] = best[x] + fast_log(total[x]);
+}
+FASTUDA_CLONES void exponentials(const float* v, const float* log_sum, int64_t n, float* out) {
+#pragma omp simd
+  for (int64_t x = 0; x < n; ++x) out[x] = fast_exp(v[x] - log_sum[x]);
+}
+
 }  // namespace fastuda

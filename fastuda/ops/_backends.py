@@ -86,15 +86,21 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {}
 """Rows of every public op, best first."""
 
 
-def register(op: str, operators: tuple[str, ...] = (), *, triton: bool = False) -> None:
+def register(
+    op: str,
+    operators: tuple[str, ...] = (),
+    *,
+    triton: bool = False,
+    dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
+) -> None:
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
-    With ``triton`` the overloads ``.triton`` are filled by launchers of the same names in
-    ``fastuda.kernels.<op>``, imported on their first call.
+    ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
+    of the same names in ``fastuda.kernels.<op>``, imported on their first call.
     """
     rows = []
     if operators:
-        rows.append(Backend(op, "cpu", "cpu", (*FLOATS, torch.float64), operators))
+        rows.append(Backend(op, "cpu", "cpu", dtypes, operators))
         rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
     if triton:
         rows.append(Backend(op, "triton", "cuda", FLOATS, operators))

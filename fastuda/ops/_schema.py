@@ -119,6 +119,13 @@ def _affinity_cleaning_fwd(p: Tensor, neighbours: int, gradient: bool):
     return _stat(p), _stat(p, *(p.shape if gradient else (0,)))
 
 
+def _lovasz_softmax_fwd(
+    x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
+):
+    size = x.shape if gradient else (0,)
+    return x.new_empty((), dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
+
+
 define(
     "cycle_match_fwd",
     "(Tensor source, Tensor target, str similarity) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -177,4 +184,10 @@ define(
     "affinity_cleaning_fwd",
     "(Tensor p, int neighbours, bool gradient) -> (Tensor, Tensor)",
     _affinity_cleaning_fwd,
+)
+define(
+    "lovasz_softmax_fwd",
+    "(Tensor x, Tensor labels, bool from_logits, bool align_corners, int ignore_index, bool gradient)"
+    " -> (Tensor, Tensor)",
+    _lovasz_softmax_fwd,
 )

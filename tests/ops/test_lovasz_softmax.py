@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastuda.ops as F
-from tests.helpers import cpu_backends
+from tests.helpers import cpu_backends, within_budget
 
-BACKENDS = cpu_backends("lovasz_softmax")
+ALL = cpu_backends("lovasz_softmax")
+BACKENDS = [pytest.param("reference", id="reference")]
+"""Of tests in float64, which the kernels leave to the reference."""
 
 
 def jaccard_loss(mistakes: set, truth: set) -> float:
@@ -96,3 +98,62 @@ def test_bad_input_is_named():
     p, labels = case()
     with pytest.raises(ValueError, match="labels must have shape"):
         F.lovasz_softmax(p, labels[:, :-1])
+
+
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("from_logits", "align"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_error_budget(backend, dtype, from_logits, align, per_image):
+    generator = torch.Generator().manual_seed(3)
+    x = (3 * torch.randn(2, 5, 9, 7, generator=generator, dtype=torch.float64)).to(dtype)
+    if not from_logits:
+        x = x.double().softmax(1).to(dtype)
+    labels = torch.randint(
+        0, 4, (2, 9, 7) if not from_logits else (2, 37, 41), generator=generator
+    )  # class 4: absent
+    labels[0, :3] = 255
+    found, plain, truth = [], [], []
+    for out, leaf, name in ((found, x, backend), (plain, x, "reference"), (truth, x.double(), "reference")):
+        leaf = leaf.clone().requires_grad_()
+        loss = F.lovasz_softmax(
+            leaf, labels, from_logits=from_logits, align_corners=align, per_image=per_image, backend=name
+        )
+        out += [loss.detach(), torch.autograd.grad(loss, leaf)[0]]
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    within_budget(found[0], plain[0], truth[0], "loss", torch.float32)
+    if from_logits or dtype == torch.float32:  # equal errors have several right orders in half precision
+        within_budget(found[1], plain[1], truth[1], "gradient", dtype)
+
+
+@pytest.mark.parametrize("backend", ALL)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_any_labels(backend, b, k, h, w, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(b, k, 3, 4, generator=generator)
+    labels = torch.randint(0, k, (b, h, w), generator=generator)
+    labels[torch.rand(b, h, w, generator=generator) < 0.3 * (seed % 4)] = 255
+    leaf, other = x.clone().requires_grad_(), x.double().requires_grad_()
+    found = F.lovasz_softmax(leaf, labels, from_logits=True, backend=backend)
+    truth = F.lovasz_softmax(other, labels, from_logits=True, backend="reference")
+    assert abs(found.item() - truth.item()) < 1e-5
+    grads = torch.autograd.grad(found, leaf)[0], torch.autograd.grad(truth, other)[0]
+    assert torch.allclose(grads[0].double(), grads[1], atol=1e-5)
+
+
+def test_registered_operator():
+    if len(ALL) == 1:
+        pytest.skip("the extension is not built")
+    x, labels = torch.randn(1, 3, 4, 5), torch.randint(0, 3, (1, 8, 9))
+    torch.library.opcheck(torch.ops.fastuda.lovasz_softmax_fwd.cpu, (x, labels, True, False, 255, True))
+    leaf = x.clone().requires_grad_()
+    twice = [
+        torch.autograd.grad(F.lovasz_softmax(leaf, labels, from_logits=True, backend="cpu"), leaf)[0]
+        for _ in range(2)
+    ]
+    assert torch.equal(*twice)
+    compiled = torch.compile(
+        lambda x: F.lovasz_softmax(x, labels, from_logits=True), fullgraph=True, backend="aot_eager"
+    )
+    assert compiled(x).item() == F.lovasz_softmax(x, labels, from_logits=True).item()
