@@ -29,6 +29,9 @@ class Batch:
     """[B, K] bool: which classes the target image shows."""
     target_points: Tensor | None = None
     """[B, P, 3] int64 rows (y, x, class); class 255 pads."""
+    target_match: Tensor | None = None
+    """[B, 3, H, W] float32: images of the same places as the target's, such as by day for those by night,
+    resized, cropped and flipped as they are."""
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; the DataLoader's pinning thread calls it."""

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
-from fastuda.data.decode import BadFile
+from fastuda.data.decode import BadFile, open_rgb
 from fastuda.data.domains import Domain
 from fastuda.data.drawing import SOURCE, TARGET, Drawer
-from fastuda.data.transforms import resize_image
+from fastuda.data.pairs import read_pairs
+from fastuda.data.transforms import Window, resize_image
 from fastuda.data.weak_labels import read_weak_labels
 from fastuda.errors import UserError, nearest
 from fastuda.models.weights import Normalization
@@ -33,8 +34,9 @@ LARGE = 512 * 512
 """Pixels of a crop from which DALI is the faster loader without a GPU."""
 
 Sample = tuple[tuple[Any, ...] | None, list[str]]
-"""Source image and label, target image and the two files (None where no readable file is left); the bad files
-met.
+"""Source image and label, target image, the two files, weak labels and the matched image, each of the last
+two
+where there is one (None where no readable file is left); the bad files met.
 Faults travel as values: an exception in a worker would arrive with its traceback for a message."""
 
 
@@ -47,18 +49,18 @@ class _Samples(Dataset):
         self.drawer = Drawer(source, target, config, seed)
         self.normalization = normalization
         self.weak = read_weak_labels(config.weak_labels, target) if config.weak_labels else None
+        self.pairs = read_pairs(config.pairs, target) if config.pairs else None
 
     def __getitem__(self, k: int) -> Sample:
         bad: list[str] = []
         source, target = self._sample(SOURCE, k, bad), self._sample(TARGET, k, bad)
         if source is None or target is None:
             return None, bad
-        return (source[0], source[1], target[0], source[2], target[2], target[1]), bad
+        return (source[0], source[1], target[0], source[2], target[2], target[1], target[3]), bad
 
-    def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Any, str] | None:
-        """Image, label (of the target: weak labels, where there are any) and file; a bad file is noted and
-        the next in order takes its place; None: none is
-        left."""
+    def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Any, str, Tensor | None] | None:
+        """Image, label (of the target: weak labels, where there are any), file and matched image; a bad file
+        is noted and the next in order takes its place; None: none is left."""
         domain = self.drawer.domains[side]
         for index, wanted, rng in self.drawer.candidates(side, k):
             try:
@@ -66,17 +68,25 @@ class _Samples(Dataset):
                     image, label = domain.read_pair(index)
                 else:
                     image, label = domain.read_image(index), None
+                match = None
+                if side == TARGET and self.pairs is not None:
+                    match = np.asarray(open_rgb(self.pairs[index]))
             except BadFile as error:
                 bad.append(str(error))
                 continue
             window, cut = self.drawer.window(side, (image.shape[0], image.shape[1]), label, wanted, rng)
-            pixels = torch.from_numpy(self.drawer.augment[side].image(image, window)).permute(2, 0, 1)
+            pixels = self._pixels(side, image, window)
+            beside = None if match is None else self._pixels(side, match, window)
             known: Any = None if cut is None else torch.from_numpy(cut.astype(np.int64))
             if side == TARGET and self.weak is not None:
                 crop = self.drawer.augment[side].crop
                 known = self.weak.crop(index, (image.shape[0], image.shape[1]), window, crop)
-            return self.normalization.apply(pixels), known, str(domain.items[index][0])
+            return pixels, known, str(domain.items[index][0]), beside
         return None
+
+    def _pixels(self, side: int, image: np.ndarray, window: Window) -> Tensor:
+        shown = torch.from_numpy(self.drawer.augment[side].image(image, window))
+        return self.normalization.apply(shown.permute(2, 0, 1))
 
 
 def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
@@ -84,7 +94,7 @@ def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
     found = [parts for parts, _ in samples if parts is not None]
     if len(found) < len(samples):
         return None, bad
-    images, labels, targets, source_files, target_files, weak = zip(*found, strict=True)
+    images, labels, targets, source_files, target_files, weak, matches = zip(*found, strict=True)
     tags, points = (None, None) if weak[0] is None else map(torch.stack, zip(*weak, strict=True))
     batch = Batch(
         torch.stack(images),
@@ -94,6 +104,7 @@ def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
         tuple(target_files),
         tags,
         points,
+        None if matches[0] is None else torch.stack(matches),
     )
     return batch, bad
 
@@ -236,10 +247,11 @@ def choose_loader(config: DataConfig) -> str:
     Raises:
         UserError: no such loader.
     """
-    if config.weak_labels and config.loader != "torch":
+    beside = [name for name in ("weak_labels", "pairs") if getattr(config, name)]
+    if beside and config.loader != "torch":
         if config.loader == "dali":
-            raise UserError("data.weak_labels needs data.loader=torch: the DALI loader does not carry them")
-        log.info("loader: torch (it carries weak labels)")
+            raise UserError(f"data.{beside[0]} needs data.loader=torch: the DALI loader does not carry them")
+        log.info("loader: torch (it carries data.%s)", beside[0])
         return "torch"
     if config.loader in ("torch", "dali"):
         return config.loader

@@ -5,7 +5,7 @@ The constants are those of its successors (DAFormer, SePiCo), whose base it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ import fastuda.ops as F
 from fastuda import augment
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_share
-from fastuda.methods.base import Method, Phase, register
+from fastuda.errors import UserError
+from fastuda.methods.base import Method, Phase, SegPrediction, register
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.parallel import bare
@@ -34,12 +35,57 @@ class PseudoLabel(NamedTuple):
     """Share of the batch's pixels whose probability reaches the threshold."""
 
 
-def pixel_mean_ce(logits: Tensor, labels: Tensor, align: bool, weight: Tensor | None = None) -> Tensor:
+def pixel_mean_ce(
+    logits: Tensor,
+    labels: Tensor,
+    align: bool,
+    weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy summed over the labelled pixels and divided by all pixels (mmsegmentation's mean)."""
     total = F.upsample_cross_entropy(
-        logits, labels, align_corners=align, pixel_weight=weight, reduction="sum"
+        logits,
+        labels,
+        align_corners=align,
+        class_weight=class_weight,
+        pixel_weight=weight,
+        reduction="sum",
     )
     return total / labels.numel()
+
+
+def rarity_weights(frequencies: Sequence[float], spread: float) -> Tensor:
+    """``v_k = 1 + spread (mean(ln f) - ln f_k) / std(ln f)``: rare classes above 1, frequent ones below.
+
+    Source: SePiCo, authors' experiments.py for Dark Zurich, after DANNet (Wu et al., CVPR 2021).
+    """
+    log = torch.tensor(frequencies, dtype=torch.float64).log()
+    return (1 + spread * (log.mean() - log) / log.std()).float()
+
+
+def fuse_matched(
+    own: Tensor, match: Tensor, static: Sequence[int], share: float = 0.8, threshold: float = 0.4
+) -> Tensor:
+    """Probabilities of a night image with those of its day image mixed in, for classes that stay in place.
+
+    ``a P_day + (1 - a) P_night`` of static classes, with a = ``share`` where P_day exceeds the threshold and
+    ``1 - share`` elsewhere; other classes keep P_night. Not normalised again, as published.
+
+    Args:
+        own: [B, K, H, W] of the target image.
+        match: the same of the matched image.
+        static: numbers of the static classes.
+        share: published 0.8.
+        threshold: published 0.4.
+
+    Source: SePiCo, authors' sepico_dark.py, after DANNet.
+    """
+    index = list(static)
+    day, night = match[:, index], own[:, index]
+    weight = torch.full_like(day, 1 - share).masked_fill(day > threshold, share)
+    mixed = own.clone()
+    mixed[:, index] = weight * day + (1 - weight) * night
+    return mixed
 
 
 @register("self_training")
@@ -67,29 +113,79 @@ class SelfTraining(Method):
         jitter_strength: float = 0.2
         blur_share: float = 0.5
         """Share of images that are blurred."""
+        static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
+        """Numbers of the classes whose pseudo-labels learn from a matched image (``data.pairs``): Cityscapes'
+        road, sidewalk, building, wall, fence, vegetation, terrain and sky."""
+        match_share: float = 0.8
+        """Weight of the matched image's probability where that is above ``match_threshold``; below it, the
+        target image's own."""
+        match_threshold: float = 0.4
+        class_frequencies: tuple[float, ...] | None = None
+        """Share of the source's pixels of each class, for the weights of rare classes; none: all weigh 1."""
+        class_spread: float = 0.05
+        """Spread of those weights in the losses and the pseudo-labels (published for Dark Zurich)."""
+        test_spread: float = 0.0
+        """Spread of those weights in predictions (published for Dark Zurich: 0.16)."""
 
     config: Config
+    class_weight: Tensor | None
 
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
         super().__init__(config, model, num_classes)
         self.teacher = EMATeacher(model, config.ema_decay)
+        self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
+
+    def _rarity(self, spread: float) -> Tensor | None:
+        frequencies = self.config.class_frequencies
+        if frequencies is None or spread == 0:
+            return None
+        if len(frequencies) != self.num_classes:
+            raise UserError(
+                f"method.class_frequencies has {len(frequencies)} entries for {self.num_classes} classes"
+            )
+        return rarity_weights(frequencies, spread)
+
+    def predict(self, images: Tensor) -> SegPrediction:
+        prediction = super().predict(images)
+        weight = self._rarity(self.config.test_spread)
+        if weight is None:
+            return prediction
+        # the weights multiply probabilities: in logits, which are upsampled after this, they are added
+        return SegPrediction(prediction.scores + weight.log().to(images.device)[:, None, None], False)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         self.teacher.update(bare(self.model))
         align = self.model.align_corners
-        pseudo = self._pseudo_label(self.teacher(batch.target_image).logits, batch.target_image)
-        source = pixel_mean_ce(self.model(batch.source_image).logits, batch.source_label, align)
+        pseudo = self._pseudo_label(batch.target_image, batch.target_match)
+        source = pixel_mean_ce(
+            self.model(batch.source_image).logits, batch.source_label, align, class_weight=self.class_weight
+        )
         yield Phase("model", {"ce": source}, {"confident": pseudo.confident})
         del source
         yield self._mixed(batch, pseudo)
 
-    def _pseudo_label(self, logits: Tensor, images: Tensor) -> PseudoLabel:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        scores = nnf.interpolate(
-            wide, images.shape[2:], mode="bilinear", align_corners=self.model.align_corners
-        )
-        probability, label = scores.softmax(1).max(1)
+    def _pseudo_label(self, images: Tensor, match: Tensor | None) -> PseudoLabel:
+        scores = self._probabilities(images)
+        if match is not None:
+            config = self.config
+            if max(config.static_classes, default=0) >= self.num_classes:
+                raise UserError(
+                    f"method.static_classes names class {max(config.static_classes)} of {self.num_classes}"
+                )
+            day = self._probabilities(match)
+            scores = fuse_matched(
+                scores, day, config.static_classes, config.match_share, config.match_threshold
+            )
+        if self.class_weight is not None:
+            scores = scores * self.class_weight[:, None, None]
+        probability, label = scores.max(1)
         return self._weighted(probability, label)
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        logits = self.teacher(images).logits
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        align = self.model.align_corners
+        return nnf.interpolate(wide, images.shape[2:], mode="bilinear", align_corners=align).softmax(1)
 
     def _weighted(self, probability: Tensor, label: Tensor) -> PseudoLabel:
         confident = joint_share((probability >= self.config.threshold).to(probability.dtype).mean())
@@ -105,7 +201,7 @@ class SelfTraining(Method):
         label = augment.paste(mask, batch.source_label, pseudo.label)
         weight = torch.where(mask, 1.0, pseudo.weight)
         logits = self.model(self._strong(image)).logits
-        loss = pixel_mean_ce(logits, label, self.model.align_corners, weight)
+        loss = pixel_mean_ce(logits, label, self.model.align_corners, weight, self.class_weight)
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:

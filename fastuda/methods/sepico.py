@@ -146,14 +146,14 @@ class SePiCo(SelfTraining):
         return ClassStatistics(self.seen, self.mean, self.variance)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        config, align = self.config, self.model.align_corners
+        config = self.config
         contrast = step >= config.contrast_start
         self.teacher.update(bare(self.student))
-        target, pseudo = self._target(batch.target_image)
+        target, pseudo = self._target(batch)
         self._gather(batch)
 
         source = self.student(self._strong(batch.source_image), project=contrast)
-        losses: dict[str, Tensor] = {"ce": pixel_mean_ce(source.logits, batch.source_label, align)}
+        losses: dict[str, Tensor] = {"ce": self._ce(source.logits, batch.source_label)}
         metrics: dict[str, Tensor] = {"confident": pseudo.confident}
         if source.embedding is not None:
             self._contrast("source", source.embedding, batch.source_label, losses, metrics)
@@ -171,23 +171,21 @@ class SePiCo(SelfTraining):
         image = self._strong(augment.paste(mask, batch.source_image, target))
         label = augment.paste(mask, batch.source_label, pseudo.label)
         weight = torch.where(mask, 1.0, pseudo.weight)
-        mixed = pixel_mean_ce(self.student(image).logits, label, align, weight)
+        mixed = self._ce(self.student(image).logits, label, weight)
         yield Phase("model", {"mixed": config.ssl_weight * mixed})
 
-    def _target(self, images: Tensor) -> tuple[Tensor, PseudoLabel]:
+    def _ce(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        return pixel_mean_ce(logits, labels, self.model.align_corners, weight, self.class_weight)
+
+    def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
         """The target images to train on, with their labels: cropped by class balance where that is on."""
-        if self.config.balanced_crop is None:
-            return images, self._pseudo_label(self.teacher(images).logits, images)
-        whole = self._pseudo_label(self.teacher(images).logits, images).label
-        crops = balanced_crops(
-            whole, self.config.balanced_crop, self.config.crop_candidates, self.num_classes
-        )
-        height, width = self.config.balanced_crop
-        rows = crops[:, 0, None] + torch.arange(height, device=images.device)
-        columns = crops[:, 1, None] + torch.arange(width, device=images.device)
-        index = torch.arange(len(images), device=images.device)[:, None, None]
-        cut = images.movedim(1, -1)[index, rows[:, :, None], columns[:, None]].movedim(-1, 1)
-        return cut, self._pseudo_label(self.teacher(cut).logits, cut)
+        images, match, size = batch.target_image, batch.target_match, self.config.balanced_crop
+        pseudo = self._pseudo_label(images, match)
+        if size is None:
+            return images, pseudo
+        corners = balanced_crops(pseudo.label, size, self.config.crop_candidates, self.num_classes)
+        images = cut(images, corners, size)
+        return images, self._pseudo_label(images, None if match is None else cut(match, corners, size))
 
     def _rows(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         size = (embedding.shape[2], embedding.shape[3])
@@ -256,6 +254,14 @@ class SePiCo(SelfTraining):
         with torch.autocast(q.device.type, enabled=False):
             scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
             return scores.log_softmax(0).sum() / (self.num_classes * math.log(self.num_classes))
+
+
+def cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """The windows [B, C, *size] of images [B, C, H, W] at their own top-left ``corners`` [B, 2]."""
+    rows = corners[:, 0, None] + torch.arange(size[0], device=images.device)
+    columns = corners[:, 1, None] + torch.arange(size[1], device=images.device)
+    index = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.movedim(1, -1)[index, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
 def balanced_crops(labels: Tensor, size: tuple[int, int], candidates: int, num_classes: int) -> Tensor:

@@ -83,7 +83,7 @@ def test_settings_are_frozen_and_documented(name):
 def test_the_batch_has_no_target_labels():
     names = {f.name for f in dataclasses.fields(Batch)}
     assert {name for name in names if name.startswith("target")} == {
-        "target_image", "target_files", "target_tags", "target_points",
+        "target_image", "target_files", "target_tags", "target_points", "target_match",
     }  # fmt: skip
 
 
