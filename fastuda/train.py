@@ -5,6 +5,7 @@ both."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from fastuda.cli import parser, run
@@ -31,6 +32,14 @@ FLAGS = {
     "lr": "optim.lr",
 }
 """Flag to dotted setting."""
+
+
+def _bare_amp(words: list[str]) -> list[str]:
+    """``--amp key=value`` with the precision that argparse would take ``key=value`` for."""
+    out = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        out.append("--amp=bf16" if word == "--amp" and "=" in after else word)
+    return out
 
 
 def main() -> int:
@@ -70,7 +79,7 @@ def main() -> int:
     )  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="no progress bar, warnings only")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")
-    args = p.parse_intermixed_args()
+    args = p.parse_intermixed_args(_bare_amp(sys.argv[1:]))
 
     from fastuda.config import resolve, shipped
     from fastuda.loggers import setup_logging

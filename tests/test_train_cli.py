@@ -226,3 +226,8 @@ def test_runs_from_anywhere(tmp_path, scenes_root):
     done = fastuda("env", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert tmp_path != ROOT
+
+
+def test_amp_before_a_dotted_setting():
+    done = fastuda("train", "--method", "sepico", "--amp", "train.steps=20", "--print-config")
+    assert done.returncode == 0 and "amp: bf16" in done.stdout and "steps: 20" in done.stdout, done.stderr

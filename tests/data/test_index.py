@@ -13,7 +13,7 @@ from fastuda.data import index as index_module
 from fastuda.data.check import check_domain, contact_sheet
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
-from fastuda.data.index import build_index
+from fastuda.data.index import Index, build_index
 from fastuda.data.sampling import ClassSampler, class_probabilities
 from fastuda.data.torch_loader import build_loader
 from fastuda.errors import UserError
@@ -226,3 +226,23 @@ def test_command_synth_and_list(tmp_path):
     assert (tmp_path / "s" / "target.png").is_file()
     listed = run("list", cwd=tmp_path)
     assert "cityscapes" in listed.stdout and "folder" in listed.stdout
+
+
+def test_relative_tags_are_weaksegs_rule_at_any_resolution():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 2000, (40, 5)) * (rng.random((40, 5)) < 0.6)
+    counts[0, 2], counts[:, 4] = 3, 0
+    pixels = np.full(40, 10000)
+    m = np.zeros(5)
+    for _ in range(10):  # the published loop, in pixels
+        m = np.array(
+            [c[c > t].mean() if (c > t).any() else 0 for c, t in zip(counts.T, 0.1 * m, strict=True)]
+        )
+    index = Index(counts, pixels, ((),) * 40, ())
+    assert np.allclose(index.mean_share() * 10000, m)
+    tags = index.relative_tags()
+    assert (tags == (counts > 0.1 * m)).all() and not tags[0, 2] and not tags[:, 4].any()
+    assert (Index(4 * counts, 4 * pixels, ((),) * 40, ()).relative_tags() == tags).all()
+    # the published trap: Cityscapes' pixels at four times the resolution of the means
+    trap = 4 * counts > 0.1 * m
+    assert (index.relative_tags(0.025) == trap).mean() > 0.95 and tags.sum() < trap.sum()

@@ -184,6 +184,24 @@ def test_weakseg_with_given_labels():
         collect(build("weakseg", weak_labels="tags", category_width=8), base)
 
 
+def test_absent_classes_are_not_judged():
+    method = build("weakseg", category_width=8)
+    pooled = torch.randn(2, method.model.feature_channels, 4)
+    present = torch.tensor([[True, False, False, False], [True, False, True, False]])
+    widths = []
+    method.category.layers[0].register_forward_hook(lambda _, args, __: widths.append(len(args[0])))
+    found = method._judge(pooled, present, 1.0)
+    assert widths == [2]
+    wanted = present_class_loss(method.category(pooled), present, 1.0)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    weight = method.category.layers[0].weight
+    grad, truth = (torch.autograd.grad(x, weight)[0] for x in (found, wanted))
+    torch.testing.assert_close(grad, truth)
+    assert grad[1].abs().max() == 0 and grad[3].abs().max() == 0
+    nothing = method._judge(pooled, torch.zeros_like(present), 1.0)
+    assert nothing.item() == 0 and torch.autograd.grad(nothing, weight)[0].abs().max() == 0
+
+
 def test_no_class_present_anywhere_is_zero_not_a_crash():
     logits = torch.randn(2, 4, requires_grad=True)
     loss = present_class_loss(logits, torch.zeros(2, 4, dtype=torch.bool), 0.0)
