@@ -72,7 +72,7 @@ def downsample_labels(
         [B, h, w] int64. Source: SePiCo, authors' losses/contrastive_loss.py.
     """
     index = torch.where(labels == ignore_index, num_classes, labels)
-    planes = nnf.one_hot(index, num_classes + 1).movedim(-1, 1).float()
+    planes = (index[:, None] == torch.arange(num_classes + 1, device=labels.device)[:, None, None]).float()
     share, winner = nnf.adaptive_avg_pool2d(planes, size).max(1)
     sure = (share >= min_share) & (winner < num_classes)
     return torch.where(sure, winner, ignore_index)
@@ -285,14 +285,14 @@ def balanced_crops(labels: Tensor, size: tuple[int, int], candidates: int, num_c
     device = labels.device
     rows = torch.randint(height - size[0] + 1, (batch, candidates), device=device)
     columns = torch.randint(width - size[1] + 1, (batch, candidates), device=device)
-    planes = nnf.one_hot(labels.clamp(max=num_classes), num_classes + 1)[..., :num_classes]
+    planes = labels[:, None] == torch.arange(num_classes, device=device)[:, None, None]
     # counts of any window from four corners of the summed area table
-    table = nnf.pad(planes.cumsum(1).cumsum(2), (0, 0, 1, 0, 1, 0))
+    table = nnf.pad(planes.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0))
     image = torch.arange(batch, device=device)[:, None]
     bottom, right = rows + size[0], columns + size[1]
     counts = (
-        table[image, bottom, right] - table[image, rows, right]
-        - table[image, bottom, columns] + table[image, rows, columns]
+        table[image, :, bottom, right] - table[image, :, rows, right]
+        - table[image, :, bottom, columns] + table[image, :, rows, columns]
     )  # fmt: skip
     score = counts.clamp(min=1).float().log().sum(-1)
     dull = ((counts > 0).sum(-1) <= 1) | (counts.amax(-1) >= 0.75 * size[0] * size[1])

@@ -177,6 +177,28 @@ def test_balanced_crops_show_many_classes():
         balanced_crops(labels, (50, 10), 5, 6)
 
 
+def test_the_best_of_the_published_candidates_is_taken():
+    """Each candidate's score counted by hand, from the same draws."""
+    generator = torch.Generator().manual_seed(1)
+    labels = (
+        torch.randint(0, 5, (2, 5, 7), generator=generator).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    )
+    labels[:, :12, :20], labels[0, 20:, 20:] = 3, 255
+    torch.manual_seed(4)
+    found = balanced_crops(labels, (12, 16), 10, 5)
+    torch.manual_seed(4)
+    rows, columns = torch.randint(30 - 12 + 1, (2, 10)), torch.randint(42 - 16 + 1, (2, 10))
+    for b in range(2):
+        scores = []
+        for y, x in zip(rows[b].tolist(), columns[b].tolist(), strict=True):
+            crop = labels[b, y : y + 12, x : x + 16]
+            counts = [int((crop == c).sum()) for c in range(5)]
+            dull = sum(n > 0 for n in counts) <= 1 or max(counts) >= 0.75 * 12 * 16
+            scores.append(0.0 if dull else sum(math.log(n) for n in counts if n > 1))
+        best = max(range(10), key=lambda i: (round(scores[i], 4), -i))
+        assert found[b].tolist() == [rows[b, best], columns[b, best]]
+
+
 def test_sepico_on_balanced_crops_trains():
     method = build("sepico", **PLAIN, width=8, contrast_start=0, balanced_crop=(16, 24)).train()
     data = batch(size=(16, 24))

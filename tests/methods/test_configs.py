@@ -1,0 +1,28 @@
+"""Every published configuration builds its network and its method, without memory for either."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+
+from fastuda.config import resolve, shipped
+from fastuda.methods import get_method
+from fastuda.models import build_model
+
+network = functools.cache(build_model)
+DATASETS = ("gta5_", "synthia_", "cityscapes_")
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(shipped()) if name.startswith(DATASETS)])
+def test_builds(name):
+    config = resolve(name, {}, {})
+    classes = 19 if config.data.classes is None else len(config.data.classes)
+    with torch.device("meta"):
+        model = network(dataclasses.replace(config.model, weights=None), classes)
+        method = get_method(config.method["name"])(config.method_config(), model, classes)
+    networks = method.networks()
+    assert "model" in networks
+    assert all(sum(p.numel() for p in net.parameters()) for net in networks.values())
+    if config.data.pairs:
+        assert method.class_weight is not None and len(method.class_weight) == classes
