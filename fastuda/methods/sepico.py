@@ -41,10 +41,10 @@ class StudentOutput(NamedTuple):
 class Student(nn.Module):
     """A segmentor with the projection head that is dropped after training."""
 
-    def __init__(self, segmentor: Segmentor, width: int):
+    def __init__(self, segmentor: Segmentor, width: int, hidden: int | None = None):
         super().__init__()
         self.segmentor = segmentor
-        self.projection = ProjectionHead(segmentor.feature_channels, width=width)
+        self.projection = ProjectionHead(segmentor.feature_channels, hidden, width)
 
     def forward(self, images: Tensor, project: bool = False) -> StudentOutput:
         out = self.segmentor(images)
@@ -107,6 +107,8 @@ class SePiCo(SelfTraining):
         has no measurable effect at tau = 100."""
         width: int = 512
         """Of the embedding."""
+        hidden: int | None = None
+        """Of the projection head; none: the features' width (published on ResNet; on MiT 256)."""
         bank_length: int = 200
         """Local centroids kept per class (BankCL)."""
         min_share: float = 0.75
@@ -127,7 +129,7 @@ class SePiCo(SelfTraining):
         if config.variant not in ("dist", "bank", "proto"):
             raise UserError(f"method.variant is {config.variant!r}: choose dist, bank or proto")
         super().__init__(config, model, num_classes)
-        self.student = Student(model, config.width)
+        self.student = Student(model, config.width, config.hidden)
         self.teacher = EMATeacher(self.student, config.ema_decay)
         self.register_buffer("seen", torch.zeros(num_classes))
         self.register_buffer("mean", torch.zeros(num_classes, config.width))
@@ -240,7 +242,8 @@ class SePiCo(SelfTraining):
             weight = config.contrast_weight * config.regularizer_weight
             losses[f"regularizer_{domain}"] = weight * self._regularizer(q, y)
         with torch.no_grad():
-            metrics[f"contrast_gap_{domain}"] = raw.detach() - math.log(self.num_classes)
+            gap = raw.detach() - math.log(self.num_classes)
+            metrics[f"contrast_gap_{domain}"] = gap * (valid > 0)  # no labelled pixel, no gap
             nearest = (q.to(self.mean.dtype) @ self.mean.T).argmax(1)
             metrics[f"centroid_accuracy_{domain}"] = ((nearest == y) & (y != 255)).sum() / valid.clamp(min=1)
 

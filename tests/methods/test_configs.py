@@ -26,3 +26,7 @@ def test_builds(name):
     assert all(sum(p.numel() for p in net.parameters()) for net in networks.values())
     if config.data.pairs:
         assert method.class_weight is not None and len(method.class_weight) == classes
+    if name.startswith("gta5_cityscapes_sepico"):  # 2048 - 2048 - 512 and 1024 - 256 - 512, as published
+        widths = [p.shape[:2] for p in method.student.projection.parameters() if p.dim() == 4]
+        published = [(256, 1024), (512, 256)] if "daformer" in name else [(2048, 2048), (512, 2048)]
+        assert widths == published

@@ -165,6 +165,13 @@ def test_sepico_gathers_and_contrasts(variant):
     assert 0 <= metrics["centroid_accuracy_source"] <= 1
 
 
+def test_nothing_trusted_is_no_gap():
+    method = build("sepico", **{**PLAIN, "threshold": 1.1}, width=8, contrast_start=0).train()
+    metrics = {k: v for p in method.phases(batch(), 0) for k, v in p.metrics.items()}
+    assert metrics["contrast_gap_target"] == 0 and metrics["contrast_gap_source"] != 0
+    assert metrics["centroid_accuracy_target"] == 0
+
+
 def test_balanced_crops_show_many_classes():
     torch.manual_seed(0)
     labels = torch.zeros(3, 40, 60, dtype=torch.int64)
