@@ -5,8 +5,10 @@ both."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastuda.cli import parser, run
 from fastuda.errors import UserError
@@ -19,19 +21,26 @@ EXAMPLES = """\
   python -m fastuda.train --method plca optim.lr=1e-3 method.lovasz_weight=0 eval.every=500
   torchrun --nproc-per-node 2 -m fastuda.train --method plca --amp"""
 
-FLAGS = {
-    **{
-        "method": "method.name",
-        "source": "data.source",
-        "target": "data.target",
-        "data_root": "data.data_root",
-    },
-    **{"backbone": "model.backbone", "weights": "model.weights", "crop": "data.crop"},
-    **{"batch_size": "data.batch_size", "loader": "data.loader", "workers": "data.workers"},
-    **{"steps": "train.steps", "amp": "train.amp", "device": "train.device", "seed": "train.seed"},
-    "lr": "optim.lr",
-}
-"""Flag to dotted setting."""
+FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "method": ("method.name", "name of a method, several joined by +, or package.module:Class", {}),
+    "source": ("data.source", "labelled domain: name or name:path[:split]; scenes is built in", {}),
+    "target": ("data.target", "unlabelled domain, likewise", {}),
+    "data_root": ("data.data_root", "where domains without a path lie (default: data)", {}),
+    "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
+    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small, ...", {}),
+    "weights": ("model.weights", ".pth or .safetensors file to start from", {}),
+    "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
+    "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
+    "steps": ("train.steps", "optimiser steps", {"type": int}),
+    "lr": ("optim.lr", "learning rate", {"type": float}),
+    "amp": ("train.amp", "mixed precision; bf16 without a value",
+            {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "off"]}),
+    "device": ("train.device", "auto, cpu, cuda, cuda:N", {}),
+    "seed": ("train.seed", "of weights, samples and augmentation", {"type": int}),
+    "loader": ("data.loader", "auto, torch or dali", {}),
+    "workers": ("data.workers", "loader processes", {"type": int}),
+}  # fmt: skip
+"""Flag to the dotted setting that it stands for, its help, and how it is read."""
 
 
 def _bare_amp(words: list[str]) -> list[str]:
@@ -45,23 +54,8 @@ def _bare_amp(words: list[str]) -> list[str]:
 def main() -> int:
     """Parse, resolve, train, print the table."""
     p = parser("fastuda.train", __doc__ or "", EXAMPLES)
-    p.add_argument("--method", help="source_only, plca, or package.module:Class")
-    p.add_argument("--source", help="labelled domain: name or name:path[:split]; scenes is built in")
-    p.add_argument("--target", help="unlabelled domain, likewise")
-    p.add_argument("--data-root", help="where domains without a path lie (default: data)")
-    p.add_argument("--backbone", help="resnet18/34/50/101, mobilenet_v2, vgg16, small")
-    p.add_argument("--weights", help=".pth or .safetensors file to start from")
-    p.add_argument("--crop", nargs=2, type=int, metavar=("H", "W"), help="training crop")
-    p.add_argument("--batch-size", type=int, help="images of each domain, per process and backward pass")
-    p.add_argument("--steps", type=int, help="optimiser steps")
-    p.add_argument("--lr", type=float, help="learning rate")
-    p.add_argument(
-        "--amp", nargs="?", const="bf16", choices=["bf16", "fp16", "off"], help="mixed precision (bf16)"
-    )
-    p.add_argument("--device", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--seed", type=int, help="of weights, samples and augmentation")
-    p.add_argument("--loader", help="auto or torch")
-    p.add_argument("--workers", type=int, help="loader processes")
+    for name, (_, text, more) in FLAGS.items():
+        p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
     p.add_argument("--out", type=Path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
         "--resume", metavar="auto|PATH", help="go on from --out's checkpoint, or from a checkpoint file"
@@ -92,8 +86,10 @@ def main() -> int:
     if args.list_configs:
         print("\n".join(shipped()))
         return 0
-    setup_logging(args.quiet)
-    flags = {key: getattr(args, name) for name, key in FLAGS.items() if getattr(args, name) is not None}
+    first = int(os.environ.get("RANK", 0)) == 0  # under torchrun, one process speaks
+    setup_logging(args.quiet or not first)
+    given = {name: getattr(args, name) for name in FLAGS}
+    flags = {FLAGS[name][0]: value for name, value in given.items() if value is not None}
     saved = args.out / "config.yaml" if args.out and args.resume == "auto" else None
     if args.config is None and saved is not None and saved.is_file():
         args.config = str(saved)  # the run goes on as it began
@@ -108,11 +104,13 @@ def main() -> int:
         go = train_stages if args.stages else train
         scores = go(config, out, resume=args.resume, quiet=args.quiet)
     except Interrupted as stop:
-        stages = " --stages" if args.stages else ""
-        print(f"{stop}; go on with --resume auto --out {out}{stages}")
+        if first:
+            stages = " --stages" if args.stages else ""
+            print(f"{stop}; go on with --resume auto --out {out}{stages}")
         return 0
-    pictures = out / "3_distill" / "preds" if args.stages else out / "preds"
-    print(f"{table(scores)}\n\nrun folder: {out} (pictures in {pictures})")
+    if first:
+        pictures = out / "3_distill" / "preds" if args.stages else out / "preds"
+        print(f"{table(scores)}\n\nrun folder: {out} (pictures in {pictures})")
     return 0
 
 

@@ -109,6 +109,14 @@ def test_help_teaches(module):
     )
 
 
+def test_flags_are_settings():
+    done = fastuda("train", "--model", "daformer", "--backbone", "mit_b0", "--crop", 64, 96, "--print-config")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert (config["model"]["head"], config["model"]["backbone"]) == ("daformer", "mit_b0")
+    assert config["data"]["crop"] == [64, 96]
+
+
 def test_shipped_configurations_resolve():
     names = fastuda("train", "--list-configs").stdout.split()
     assert {"scenes", "gta5_cityscapes_plca", "synthia_cityscapes_plca", "camvid_dusk_day"} <= set(names)
