@@ -27,7 +27,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "target": ("data.target", "unlabelled domain, likewise", {}),
     "data_root": ("data.data_root", "where domains without a path lie (default: data)", {}),
     "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
-    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small, ...", {}),
+    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small", {}),
     "weights": ("model.weights", ".pth or .safetensors file to start from", {}),
     "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
     "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
