@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -61,7 +62,10 @@ def _apex(name: str) -> Any:
     try:
         from apex import optimizers
 
-        return {"sgd": optimizers.FusedSGD, "adam": optimizers.FusedAdam, "adamw": optimizers.FusedAdam}[name]
+        if name == "sgd":
+            return optimizers.FusedSGD
+        # apex's Adam decays weights as AdamW does unless told not to
+        return functools.partial(optimizers.FusedAdam, adam_w_mode=name == "adamw")
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"optim.impl=apex needs NVIDIA apex built with its CUDA extensions ({error}); leave it at auto"
