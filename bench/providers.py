@@ -19,6 +19,40 @@ class CannotExpress(Exception):
     """The provider has no way to say this op, mode or dtype."""
 
 
+def _prototypes(t: Inputs) -> F.ClassStatistics:
+    return F.class_statistics(t["x"], t["labels"], 19, backend="reference")
+
+
+OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
+    "upsample_cross_entropy": lambda t, b: F.upsample_cross_entropy(t["x"], t["labels"], backend=b),
+    "lovasz_softmax": lambda t, b: F.lovasz_softmax(t["x"], t["labels"], from_logits=True, backend=b),
+    "upsample_confusion": lambda t, b: F.upsample_confusion(t["x"], t["labels"], backend=b).to(t["x"].dtype),
+    "local_affinity": lambda t, b: F.local_affinity(t["x"], backend=b),
+    "class_statistics": lambda t, b: F.class_statistics(t["x"], t["labels"], 19, backend=b).variance,
+    "prototype_contrast": lambda t, b: F.prototype_contrast(
+        t["x"], t["labels"], _prototypes(t), tau=0.1, backend=b
+    ),
+}
+"""Each memory-bound op of fastuda on one backend."""
+
+
+def _published_statistics(t: Inputs) -> tuple[Tensor, Tensor]:
+    """Mean and variance by N x K x A products, as SePiCo's estimator has them."""
+    member = nnf.one_hot(t["labels"], 19).to(t["x"].dtype)
+    count = member.sum(0).clamp(min=1)[:, None]
+    x = t["x"].detach()
+    mean = (x[:, None] * member[..., None]).sum(0) / count
+    return mean, (((x[:, None] - mean) * member[..., None]) ** 2).sum(0) / count
+
+
+def _published_contrast(t: Inputs) -> Tensor:
+    mean, variance = _published_statistics(t)
+    spread = (t["x"][:, None] ** 2 * variance).sum(-1) / (2 * 0.1**2)
+    logits = (t["x"][:, None] * mean).sum(-1) / 0.1 + spread
+    own = spread.gather(1, t["labels"][:, None])[:, 0]
+    return (nnf.cross_entropy(logits, t["labels"], reduction="none") + own).mean()
+
+
 def public(case: Case, backend: str) -> Run:
     """The op of fastuda on one backend."""
     if case.op == "cycle_match":
@@ -29,6 +63,8 @@ def public(case: Case, backend: str) -> Run:
         return lambda t: F.cycle_association_loss(
             t["source"], t["target"], t["labels"], similarity=case.similarity, backend=backend
         )[0]
+    if case.op in OPS:
+        return lambda t: OPS[case.op](t, backend)
     if case.op == "spatial_aggregate":
         contrast = case.similarity == "cosine"
         return lambda t: F.spatial_aggregate(
@@ -71,9 +107,13 @@ def authors(case: Case) -> Run:
         matched = t["labels"].gather(1, end.gather(1, index)) == t["labels"]
         return -(probability[matched].float().log()).mean()
 
-    return {"spatial_aggregate": aggregate, "cycle_association_loss": associate}.get(
-        case.op, lambda t: _raise()
-    )
+    published: dict[str, Run] = {
+        "spatial_aggregate": aggregate,
+        "cycle_association_loss": associate,
+        "class_statistics": lambda t: _published_statistics(t)[1],
+        "prototype_contrast": _published_contrast,
+    }
+    return published.get(case.op, lambda t: _raise())
 
 
 def _raise() -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class Case:
     @property
     def products(self) -> float:
         """Tile products that no exact method without N x N storage avoids."""
-        if self.op == "contrast_softmax":
+        if self.op == "contrast_softmax" or self.op in MEMORY_BOUND:
             return 0.0
         if self.op == "cycle_match":
             return 1.0 if self.similarity == "cosine" else 2.0
@@ -42,6 +43,8 @@ class Case:
     @property
     def moved(self) -> int:
         """Bytes that must be read or written once, 0 where products bound the op."""
+        if self.op in MEMORY_BOUND:
+            return MEMORY_BOUND[self.op].moved(self)
         if self.op != "contrast_softmax":
             return 0
         element = torch.finfo(DTYPES[self.dtype]).bits // 8
@@ -51,10 +54,81 @@ class Case:
     @property
     def shape(self) -> str:
         """As printed in the table."""
+        if self.op in MEMORY_BOUND:
+            return MEMORY_BOUND[self.op].shape(self)
         kind = "" if self.similarity == "cosine" else f" {self.similarity}"
         return f"{self.batch}x{self.pixels}x{self.channels}{kind}"
 
 
+@dataclass(frozen=True)
+class MemoryBound:
+    """An op that is bound by what it reads and writes. ``pixels`` of its case is the width of the output (2:1
+    or square), or the number of features."""
+
+    inputs: Callable[[Case, int, torch.Generator], dict[str, torch.Tensor]]
+    moved: Callable[[Case], int]
+    """Bytes of inputs, outputs and their gradients."""
+    shape: Callable[[Case], str]
+
+
+def _labels(generator: torch.Generator, *size: int, classes: int) -> torch.Tensor:
+    """Blocks of classes, 32 pixels wide."""
+    coarse = torch.randint(0, classes, (size[0], size[1] // 32 + 1, size[2] // 32 + 1), generator=generator)
+    return coarse.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, : size[1], : size[2]].contiguous()
+
+
+def _low(n: int) -> int:
+    return (n + 7) // 8
+
+
+def _square(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    logits = 2 * torch.randn(case.batch, case.channels, _low(n), _low(n), generator=generator)
+    return {"x": logits, "labels": _labels(generator, case.batch, n, n, classes=case.channels)}
+
+
+def _frame(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    logits = 2 * torch.randn(case.batch, case.channels, _low(n // 2), _low(n), generator=generator)
+    return {"x": logits, "labels": _labels(generator, case.batch, n // 2, n, classes=case.channels)}
+
+
+def _planes(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(case.batch, case.channels, n // 2, n, generator=generator).softmax(1)}
+
+
+def _features(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    x = torch.nn.functional.normalize(torch.randn(n, case.channels, generator=generator).abs(), dim=1)
+    return {"x": x, "labels": torch.randint(0, 19, (n,), generator=generator)}
+
+
+def _square_shape(c: Case) -> str:
+    return f"{c.batch}x{c.channels}x{_low(c.pixels)}² to {c.pixels}²"
+
+
+def _square_bytes(c: Case) -> int:
+    low = 4 * c.batch * c.channels * _low(c.pixels) ** 2
+    return 8 * c.batch * c.pixels**2 + (low if c.mode == "fwd" else 2 * low)
+
+
+MEMORY_BOUND = {
+    "upsample_cross_entropy": MemoryBound(_square, _square_bytes, _square_shape),
+    "lovasz_softmax": MemoryBound(_square, _square_bytes, _square_shape),
+    "upsample_confusion": MemoryBound(
+        _frame,
+        lambda c: 8 * c.batch * c.pixels**2 // 2,
+        lambda c: f"{c.batch}x{c.channels} to {c.pixels // 2}x{c.pixels}",
+    ),
+    "local_affinity": MemoryBound(
+        _planes,
+        lambda c: (9 if c.mode == "fwd" else 19) * 4 * c.batch * c.channels * c.pixels**2 // 2,
+        lambda c: f"{c.batch}x{c.channels}x{c.pixels // 2}x{c.pixels}",
+    ),
+    "class_statistics": MemoryBound(
+        _features, lambda c: 4 * c.pixels * c.channels, lambda c: f"{c.pixels}x{c.channels}, 19 classes"
+    ),
+    "prototype_contrast": MemoryBound(
+        _features, lambda c: 3 * 4 * c.pixels * c.channels, lambda c: f"{c.pixels}x{c.channels}, 19 classes"
+    ),
+}
 BOTH = ("fwd", "fwd+bwd")
 CASES = [
     *(
@@ -71,6 +145,12 @@ CASES = [
     ),
     *(Case("contrast_softmax", mode, "float32", 8464, 8464) for mode in BOTH),
     Case("cycle_association_loss", "fwd+bwd", "bfloat16", 32768, 256),
+    *(Case("upsample_cross_entropy", mode, "float32", 730, 19, batch=2) for mode in BOTH),
+    Case("lovasz_softmax", "fwd+bwd", "float32", 730, 19, batch=2),
+    Case("upsample_confusion", "fwd", "float32", 2048, 19),
+    *(Case("local_affinity", mode, "float32", 1024, 19) for mode in BOTH),
+    Case("class_statistics", "fwd", "float32", 12800, 512),
+    Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512),
 ]
 SWEEP = [
     Case(op, "fwd+bwd", "float32", pixels, 256)
@@ -84,6 +164,10 @@ def make_inputs(case: Case, device: str, pixels: int | None = None) -> dict[str,
     """Features with a common mean, as a ReLU network gives them, or probabilities; every cycle matches."""
     n = pixels or case.pixels
     generator = torch.Generator().manual_seed(0)
+    if case.op in MEMORY_BOUND:
+        made = {k: v.to(device) for k, v in MEMORY_BOUND[case.op].inputs(case, n, generator).items()}
+        made["x"] = made["x"].to(DTYPES[case.dtype]).requires_grad_(case.mode != "fwd")
+        return made
 
     def rows(shift: float) -> torch.Tensor:
         shape = (case.batch, n, case.channels)
