@@ -59,6 +59,8 @@ def error_of(case: Case, provider: str, device: str) -> float:
     ]
     error = max(((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in pairs)
     limit = {"float32": 2e-4, "bfloat16": 6e-2}[case.dtype]
+    if case.op == "upsample_confusion":
+        limit = 1e-2  # single pixels whose two best scores are equal up to rounding
     if provider in ("authors", "sdpa", "compile") and case.dtype == "bfloat16":
         limit = 0.6  # similarities kept in bf16 choose other matches
     if not error <= limit:
