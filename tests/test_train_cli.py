@@ -101,7 +101,7 @@ def test_env_names_every_op():
         assert word in done.stdout, word
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "env"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "compare", "env"])
 def test_help_teaches(module):
     done = fastuda(module, "--help")
     assert (

@@ -1,0 +1,71 @@
+"""fastuda.compare: groups, spread, files, messages."""
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from fastuda.config import resolve
+from tests.program import fastuda
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three seeds of one method, one of another with a class that is absent."""
+    made = tmp_path / "runs"
+    plca = [("plca", 0, 20.0, 1.0), ("plca", 2, 23.0, 3.0), ("plca", 1, 22.0, 2.0)]
+    for method, seed, miou, bus in [*plca, ("source_only", 0, 15.0, None)]:
+        folder = made / f"{method}_{seed}"
+        folder.mkdir(parents=True)
+        config = resolve(None, {"method.name": method, "train.seed": seed}, {})
+        (folder / "config.yaml").write_text(config.to_yaml())
+        result = {
+            "step": 4,
+            "target": "scenes",
+            "split": "val",
+            "mIoU19": miou,
+            "iou": {"road": 80.0, "bus": bus},
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    return made
+
+
+def test_groups_by_method_with_mean_and_spread(runs):
+    done = fastuda("compare", runs, "--json")
+    assert done.returncode == 0, done.stderr
+    source_only, plca = json.loads(done.stdout)
+    assert (source_only["method"], plca["method"], plca["seeds"]) == ("source_only", "plca", [0, 1, 2])
+    score = plca["scores"]["mIoU19"]
+    assert score["values"] == [20.0, 22.0, 23.0]
+    assert score["mean"] == pytest.approx(21.667) and score["spread"] == pytest.approx(
+        statistics.stdev([20, 22, 23]), abs=1e-3
+    )
+    assert source_only["scores"]["bus"] == {"mean": None, "spread": None, "values": [None]}
+
+
+def test_table_and_files(runs, tmp_path):
+    done = fastuda("compare", *sorted(runs.iterdir()), "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "| plca | 0, 1, 2 | 21.7 ± 1.5 | 80.0 ± 0.0 | 2.0 ± 1.0 |" in done.stdout
+    assert "| source_only | 0 | 15.0 | 80.0 |  |" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    assert len(rows) == 12 and {"domains", "method", "seed", "score", "value"} == set(rows[0])
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<table>") == page.count("</table>") == 1 and "21.7 ± 1.5" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "comparison.md").read_text() == done.stdout
+
+
+def test_nothing_to_compare_is_said(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = fastuda("compare", tmp_path / "empty")
+    assert done.returncode == 2 and "no finished run" in done.stderr
+    done = fastuda("compare", tmp_path / "none")
+    assert done.returncode == 2 and "no folder" in done.stderr
+    (tmp_path / "empty" / "result.json").write_text("{}")
+    done = fastuda("compare", tmp_path / "empty")
+    assert done.returncode == 2 and "is not a result of a run" in done.stderr
