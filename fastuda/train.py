@@ -5,6 +5,7 @@ both."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ EXAMPLES = """\
       --config gta5_cityscapes_plca --weights resnet101.pth --out runs/plca
   python -m fastuda.train --resume auto --out runs/plca
   python -m fastuda.train --method plca optim.lr=1e-3 method.lovasz_weight=0 eval.every=500
+  python -m fastuda.train --method source_only,plca --seeds 0 1 2 --amp --out runs/grid
   torchrun --nproc-per-node 2 -m fastuda.train --method plca --amp"""
 
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -56,6 +58,10 @@ def main() -> int:
     p = parser("fastuda.train", __doc__ or "", EXAMPLES)
     for name, (_, text, more) in FLAGS.items():
         p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
+    p.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N",
+        help="a run per seed (and per method of --method a,b) into folders under --out, then a comparison",
+    )  # fmt: skip
     p.add_argument("--out", type=Path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
         "--resume", metavar="auto|PATH", help="go on from --out's checkpoint, or from a checkpoint file"
@@ -88,6 +94,8 @@ def main() -> int:
         return 0
     first = int(os.environ.get("RANK", 0)) == 0  # under torchrun, one process speaks
     setup_logging(args.quiet or not first)
+    if args.seeds or "," in (args.method or ""):
+        return _grid(args)
     given = {name: getattr(args, name) for name in FLAGS}
     flags = {FLAGS[name][0]: value for name, value in given.items() if value is not None}
     saved = args.out / "config.yaml" if args.out and args.resume == "auto" else None
@@ -111,6 +119,44 @@ def main() -> int:
     if first:
         pictures = out / "3_distill" / "preds" if args.stages else out / "preds"
         print(f"{table(scores)}\n\nrun folder: {out} (pictures in {pictures})")
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> int:
+    """Every method with every seed, one after another; runs that have ended are left alone."""
+    from fastuda.compare import markdown, read_groups, write
+    from fastuda.config import resolve
+    from fastuda.runs import train
+    from fastuda.settings import merge, parse_overrides
+    from fastuda.trainer import Interrupted
+
+    if args.out is None:
+        raise UserError("--seeds and --method a,b need --out, the folder of all their runs")
+    if args.stages or args.resume not in (None, "auto"):
+        raise UserError("--seeds and --method a,b go with neither --stages nor a checkpoint file")
+    runs = []
+    for method in (args.method or "").split(","):
+        for seed in args.seeds or [args.seed]:
+            chosen = {"method": method or None, "seed": seed}
+            values = {name: chosen.get(name, getattr(args, name)) for name in FLAGS}
+            flags = {FLAGS[name][0]: value for name, value in values.items() if value is not None}
+            config = resolve(
+                args.config, flags, {"train": {"baseline": "off"}} | parse_overrides(args.overrides)
+            )
+            name = str(config.method["name"])
+            runs.append((config, args.out / f"{name.replace(':', '.')}_{config.train.seed}"))
+    if args.print_config:
+        print("\n---\n".join(config.to_yaml() for config, _ in runs), end="")
+        return 0
+    for config, out in runs:
+        try:
+            train(config, out, resume="auto", quiet=args.quiet)
+        except Interrupted as stop:
+            print(f"{stop} of {out}; go on with the same command")
+            return 0
+    groups = read_groups([args.out])
+    write(groups, args.out)
+    print(f"{markdown(groups)}written to {args.out / 'comparison.html'}")
     return 0
 
 

@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from fastuda.config import resolve
-from tests.program import fastuda
+from tests.program import TINY, fastuda
 
 
 @pytest.fixture
@@ -69,3 +69,35 @@ def test_nothing_to_compare_is_said(tmp_path):
     (tmp_path / "empty" / "result.json").write_text("{}")
     done = fastuda("compare", tmp_path / "empty")
     assert done.returncode == 2 and "is not a result of a run" in done.stderr
+
+
+def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):
+    out = tmp_path / "grid"
+    args = [
+        "--method",
+        "source_only,plca",
+        "--seeds",
+        3,
+        4,
+        "--data-root",
+        scenes_root,
+        "--out",
+        out,
+        "--steps",
+        1,
+    ]
+    done = fastuda("train", *args, "--quiet", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {
+        "source_only_3",
+        "source_only_4",
+        "plca_3",
+        "plca_4",
+    }
+    assert "| source_only | 3, 4 |" in done.stdout and "| plca | 3, 4 |" in done.stdout
+    assert (out / "comparison.html").is_file()
+    before = (out / "plca_3" / "metrics.csv").stat().st_mtime_ns
+    again = fastuda("train", *args, "--quiet", *TINY)
+    assert again.stdout == done.stdout and (out / "plca_3" / "metrics.csv").stat().st_mtime_ns == before
+    refused = fastuda("train", "--seeds", 1, 2)
+    assert refused.returncode == 2 and "need --out" in refused.stderr

@@ -1,0 +1,46 @@
+"""The command ``fastuda``: every command line of the package under one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from fastuda.cli import run
+from fastuda.errors import UserError, nearest
+
+COMMANDS = {
+    "train": "train a method; --stages, --seeds and --method a,b train several runs",
+    "evaluate": "score a finished run",
+    "predict": "label images with a finished run",
+    "compare": "mean and spread of runs over seeds, as tables and a plot",
+    "data": "look at, index, shrink and draw data sets",
+    "env": "what is installed, what can run here, and why the rest cannot",
+}
+
+HELP = """usage: fastuda COMMAND [...]
+
+{commands}
+
+fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same."""
+
+
+def main() -> int:
+    """Run the module of the command with the arguments that follow it."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())))
+        return 0 if len(sys.argv) > 1 else 2
+    command = sys.argv[1]
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
+    module = importlib.import_module(f"fastuda.{command}" + (".__main__" if command == "data" else ""))
+    del sys.argv[1]
+    return int(module.main())
+
+
+def console() -> None:
+    """The console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    console()
