@@ -131,8 +131,10 @@ def page(groups: list[Group], plot: str) -> str:
 
 def draw(groups: list[Group], path: Path) -> None:
     """Bars of the mean mIoU with the single seeds as dots; the format is that of the file's name."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("the plot needs matplotlib: pip install matplotlib, or leave --out away") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

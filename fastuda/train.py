@@ -127,7 +127,7 @@ def _grid(args: argparse.Namespace) -> int:
     from fastuda.compare import markdown, read_groups, write
     from fastuda.config import resolve
     from fastuda.runs import train
-    from fastuda.settings import merge, parse_overrides
+    from fastuda.settings import parse_overrides
     from fastuda.trainer import Interrupted
 
     if args.out is None:

@@ -101,6 +101,16 @@ def test_env_names_every_op():
         assert word in done.stdout, word
 
 
+def test_one_command_for_all():
+    done = fastuda("__main__", "--help")
+    assert done.returncode == 0 and all(name in done.stdout for name in ("train", "compare", "data"))
+    assert fastuda("__main__").returncode == 2
+    done = fastuda("__main__", "trian")
+    assert done.returncode == 2 and "unknown command 'trian'; did you mean train" in done.stderr
+    assert "scenes" in fastuda("__main__", "train", "--list-configs").stdout
+    assert "gta5" in fastuda("__main__", "data", "list").stdout
+
+
 @pytest.mark.parametrize("module", ["train", "evaluate", "predict", "compare", "env"])
 def test_help_teaches(module):
     done = fastuda(module, "--help")
