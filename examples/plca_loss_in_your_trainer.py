@@ -36,9 +36,8 @@ def main(steps: int = 5) -> list[float]:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        print(
-            f"loss {loss.item():.3f}, {int(cycles.matched)} of {int(cycles.valid)} cycles close in their class"
-        )
+        matched, valid = int(cycles.matched), int(cycles.valid)
+        print(f"loss {loss.item():.3f}, {matched} of {valid} cycles close in their class")
     return losses
 
 

@@ -121,8 +121,7 @@ def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Ten
 
 def _epilogue(hop: Hop, mine: Order, other: Order) -> tuple[Tensor, ...]:
     """Per query in permuted order: weight / temperature, log2(e) / temperature, log-sum-exp in base 2, and
-    the
-    place of its match."""
+    the place of its match."""
     weight, index, temperature, lse = (x[mine.permutation] for x in hop)
     return weight / temperature, LOG2E / temperature, lse * LOG2E, other.place[index].to(torch.int32)
 

@@ -32,8 +32,7 @@ def ones(side: Side) -> Tensor:
 
 def covariance_pays(channels: int, keys: int, dtype: torch.dtype) -> bool:
     """Four float32 products of N x C x C against one tile pass of N x N x C, in float32 or (about twelve
-    times
-    faster) on half-precision tensor cores."""
+    times faster) on half-precision tensor cores."""
     return keys >= (4 if dtype == torch.float32 else 48) * channels
 
 

@@ -241,8 +241,7 @@ def share_classes(
     source: Domain, *targets: Domain, classes: Sequence[str] | None = None, aliases: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
     """Source and targets in the classes that they share by name, in the target's order and names; what is
-    left out is
-    logged.
+    left out is logged.
 
     Args:
         targets: the target's splits, which have one set of classes.

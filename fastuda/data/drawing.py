@@ -1,6 +1,5 @@
 """What a loader draws: which file is sample ``k`` of a domain, and which window of it. Every loader asks
-here, so that all
-give the same batches."""
+here, so that all give the same batches."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ class Drawer:
 
     def candidates(self, side: int, k: int) -> Iterator[tuple[int, int | None, np.random.Generator]]:
         """(image, class that its window is to show, random numbers): first the one drawn, then those that
-        take its place
-        if it cannot be read."""
+        take its place if it cannot be read."""
         count = len(self.domains[side])
         in_turn = order(self.seed, side, k // count, count)
         rng = np.random.default_rng([self.seed, side, k])
@@ -56,9 +54,8 @@ class Drawer:
         wanted: int | None,
         rng: np.random.Generator,
     ) -> tuple[Window, np.ndarray | None]:
-        """A window of an image of ``size`` (height, width), and the label in it; where a class is wanted, the
-        first that
-        shows enough of it, or the last of ten."""
+        """A window of an image of ``size`` (height, width), and the label in it; where a class is wanted,
+        the first that shows enough of it, or the last of ten."""
         augment = self.augment[side]
         window = augment.draw(size[0], size[1], rng)
         if label is None:

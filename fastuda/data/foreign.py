@@ -45,8 +45,7 @@ VISTAS_1_LABELS = _map(
     66,
 )
 """Mapillary Vistas 1.2: the 66 ids as the domain generalisation literature merges them (road with general
-lane markings and
-manholes, sidewalk with curbs, poles with utility poles, signs from the front)."""
+lane markings and manholes, sidewalk with curbs, poles with utility poles, signs from the front)."""
 
 VISTAS_2_LABELS = _map(
     {

@@ -220,8 +220,7 @@ SYNTHIA_LABELS = LabelMap(
     channel_zero=True,
 )
 """SYNTHIA-RAND-CITYSCAPES: the class is the first channel of a 16-bit file. Terrain (16), truck (18) and
-train (20) are
-no classes of its benchmark; 13, 14 and 22 are parking, road work and lane marking."""
+train (20) are no classes of its benchmark; 13, 14 and 22 are parking, road work and lane marking."""
 
 CAMVID = ClassSet(
     names=(

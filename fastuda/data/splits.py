@@ -36,9 +36,8 @@ def check_names(names: list[str], where: Path) -> list[str]:
 
 
 def own_lists(root: Path) -> dict[str, tuple[Path, list[str] | None]]:
-    """Splits that the data set brings: lists in splits.json (nested keys joined by dots), and NAME.txt files
-    (read when
-    they are asked for)."""
+    """Splits that the data set brings: lists in splits.json (nested keys joined by dots), and NAME.txt
+    files (read when they are asked for)."""
     found: dict[str, tuple[Path, list[str] | None]] = {}
     for folder in (root, root / "splits", root / "lists"):
         if folder.is_dir():

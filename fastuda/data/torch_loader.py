@@ -35,9 +35,8 @@ LARGE = 512 * 512
 
 Sample = tuple[tuple[Any, ...] | None, list[str]]
 """Source image and label, target image, the two files, weak labels and the matched image, each of the last
-two
-where there is one (None where no readable file is left); the bad files met.
-Faults travel as values: an exception in a worker would arrive with its traceback for a message."""
+two where there is one (None where no readable file is left); the bad files met. Faults travel as values:
+an exception in a worker would arrive with its traceback for a message."""
 
 
 class _Samples(Dataset):

@@ -50,9 +50,8 @@ class PLCA(Method):
     class Config(Method.Config):
         lovasz_weight: float = 0.75
         """beta 1. The paper and the authors' config say 0.75; their code multiplies by world size and
-        accumulation steps,
-        which makes 3.0 in the published two-GPU run and 1.5 on one GPU. The published runs' configs here say
-        3.0."""
+        accumulation steps, which makes 3.0 in the published two-GPU run and 1.5 on one GPU. The published
+        runs' configs here say 3.0."""
         association_weight: float = 0.1
         """beta 2, of each of the two associations."""
         lsr_weight: float = 0.01
@@ -65,9 +64,8 @@ class PLCA(Method):
         """KL association of the predictions."""
         contrast: bool = True
         """Contrast normalisation of the similarities in the associations and in the feature aggregation.
-        False is this
-        project's reading of Sim-PLCA: raw similarities under the softmax. The paper does not define it
-        further."""
+        False is this project's reading of Sim-PLCA: raw similarities under the softmax. The paper does not
+        define it further."""
         aggregation: bool = True
         """Aggregate the target spatially before it is associated (training)."""
         aggregation_alpha: float = 0.5
@@ -79,8 +77,7 @@ class PLCA(Method):
         """Aggregate features and probabilities at test time, as the published numbers were measured."""
         pixel_share: float = 1.0
         """Share of the pixels of each side that are associated, drawn at random per step: the authors' way
-        out of
-        memory (USE_CROP), not needed here. 1 is all of them."""
+        out of memory (USE_CROP), not needed here. 1 is all of them."""
 
     config: Config
 

@@ -12,8 +12,7 @@ class ASPP(nn.Module):
         channels: width of the features.
         num_classes: K.
         branches: 4, or 2 for the head that AdaptSegNet's family trained (its loop returned early, so that
-            rates 18 and
-            24 never contributed).
+            rates 18 and 24 never contributed).
         bias: PLCA has none, FADA has.
         init_std: standard deviation of a zero-mean normal initialisation, or ``None`` for torch's default.
 
