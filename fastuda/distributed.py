@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,40 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
+def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+    """The store under a prefix that all ranks of this attempt share and no earlier attempt has used.
+
+    torchrun hands a restarted group the store that it had before, with the dead ranks' addresses in it: a
+    rank that reads one of them waits for ever. The first rank draws the prefix and answers every greeting
+    until each living rank has confirmed it.
+
+    Raises:
+        UserError: a rank did not come within ``timeout`` seconds.
+    """
+    if rank:
+        own = uuid.uuid4().hex
+        store.set(f"fastuda/hello/{rank}", own)
+        answer = f"fastuda/attempt/{rank}/{own}"
+        store.wait([answer], timedelta(seconds=timeout))
+        prefix = store.get(answer).decode()
+        store.set(f"{prefix}/{rank}", "here")
+        return dist.PrefixStore(prefix, store)
+    prefix = f"fastuda/{uuid.uuid4().hex}"
+    deadline = time.monotonic() + timeout
+    missing = set(range(1, size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{prefix}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"fastuda/hello/{other}"]):
+                greeting = store.get(f"fastuda/hello/{other}").decode()
+                store.set(f"fastuda/attempt/{other}/{greeting}", prefix)
+        if missing and time.monotonic() > deadline:
+            raise UserError(f"rank {', '.join(map(str, sorted(missing)))} did not join within {timeout:g} s")
+        time.sleep(0.01)
+    return dist.PrefixStore(prefix, store)
+
+
 def start(device: str, timeout: float = 1800) -> World:
     """Join the process group that torchrun announces, or be the only process.
 
@@ -144,7 +179,10 @@ def start(device: str, timeout: float = 1800) -> World:
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        limit = timedelta(seconds=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        fresh = fresh_store(store, rank, size, timeout)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
     return World(rank, size, chosen)
 
 

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import nn
 
-from fastuda import distributed
+from fastuda import cli, distributed
 from fastuda.data.batch import Batch
 from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
@@ -99,7 +99,7 @@ class Uneven(Method):
             yield Phase("judge", {"d": self.judge(logits.detach().exp()).sin().mean()})
 
 
-if __name__ == "__main__":
+def main() -> int:
     world = distributed.start("cpu")
     torch.set_num_threads(1)
     cases = torch.load(sys.argv[1], weights_only=True)
@@ -117,3 +117,8 @@ if __name__ == "__main__":
     if world.first:
         torch.save(results, sys.argv[2])
     distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from fastuda.distributed import World
+from fastuda.distributed import World, fresh_store
+from fastuda.errors import UserError
 from fastuda.methods import METHODS
 from tests.ddp_worker import steps
 from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state, without_clocks
@@ -151,6 +153,24 @@ def test_two_machines_meet_at_the_rendezvous(whole, scenes_root, tmp_path):
     assert equal(without_clocks(state(whole)), without_clocks(state(out)))
 
 
+def test_a_restarted_group_shares_a_prefix_whatever_the_store_still_holds():
+    store = torch.distributed.HashStore()
+    for rank in (1, 2):
+        store.set(f"fastuda/hello/{rank}", "of a dead rank")
+    with ThreadPoolExecutor(3) as pool:
+        stores = list(pool.map(lambda rank: fresh_store(store, rank, 3, 20), range(3)))
+    stores[0].set("said", "now")
+    assert [s.get("said") for s in stores] == [b"now"] * 3
+    with ThreadPoolExecutor(3) as pool:
+        again = list(pool.map(lambda rank: fresh_store(store, rank, 3, 20), range(3)))
+    assert not any(s.check(["said"]) for s in again)
+
+
+def test_a_rank_that_never_joins_is_named():
+    with pytest.raises(UserError, match=r"rank 1 did not join within 0\.1 s"):
+        fresh_store(torch.distributed.HashStore(), 0, 2, 0.1)
+
+
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named(scenes_root, tmp_path):
     (tmp_path / "sleepy.py").write_text(HANG)
@@ -161,3 +181,20 @@ def test_a_rank_that_hangs_is_named(scenes_root, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "rank 0 waited train.timeout=4 s; nothing came from rank 1 (after step 1)" in done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_process_of_many_leaves_without_finalising_the_interpreter(code):
+    program = (
+        "import atexit, sys\n"
+        "from fastuda import cli\n"
+        "class Late:\n"
+        "    def __del__(self): print('finalised', flush=True)\n"
+        "sys.kept = Late()\n"
+        "atexit.register(print, 'handler')\n"
+        f"cli.run(lambda: print('main') or {code})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment({"WORLD_SIZE": "2"}), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.split()) == (code, ["main", "handler"]), done.stderr

@@ -18,7 +18,7 @@ import fastuda.ops as F
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_mean
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, frozen, register
+from fastuda.methods.base import Method, Phase, at_least_float32, frozen, register
 from fastuda.models.discriminators import affinity_discriminator
 from fastuda.models.segmentor import Segmentor
 
@@ -106,7 +106,7 @@ class ASANet(Method):
         yield Phase("discriminator", losses)
 
     def _upsample(self, logits: Tensor, images: Tensor) -> Tensor:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = at_least_float32(logits)
         return nnf.interpolate(
             wide, images.shape[2:], mode="bilinear", align_corners=self.model.align_corners
         )

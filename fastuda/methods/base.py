@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fastuda.data.batch import Batch
@@ -138,3 +139,8 @@ def pixel_major(x: Tensor) -> Tensor:
 def channel_major(x: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, h w, C] to [B, C, h, w]."""
     return x.transpose(1, 2).unflatten(2, size)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -19,7 +19,15 @@ import fastuda.ops as F
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_mean
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, SegPrediction, channel_major, pixel_major, register
+from fastuda.methods.base import (
+    Method,
+    Phase,
+    SegPrediction,
+    at_least_float32,
+    channel_major,
+    pixel_major,
+    register,
+)
 from fastuda.models.segmentor import Segmentor
 
 
@@ -33,7 +41,7 @@ def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:
         logits: [B, K, h, w] at any resolution; no pixel is left out.
         gamma: the published 10.
     """
-    uniform = -logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1).mean(1)
+    uniform = -at_least_float32(logits).log_softmax(1).mean(1)
     return (uniform * (uniform.detach() / gamma - 1)).mean()
 
 
@@ -101,7 +109,10 @@ class PLCA(Method):
         if config.feature_association:
             levels["feature"] = ("cosine", source.features, target.features, config.contrast)
         if config.prediction_association:
-            probabilities = (source.logits.float().softmax(1), target.logits.float().softmax(1))
+            probabilities = (
+                at_least_float32(source.logits).softmax(1),
+                at_least_float32(target.logits).softmax(1),
+            )
             levels["prediction"] = ("kl", *probabilities, config.prediction_aggregation_contrast)
         for level, (similarity, source_map, target_map, aggregation_contrast) in levels.items():
             source_rows = pixel_major(source_map)[:, pick_source]
@@ -155,7 +166,7 @@ class PLCA(Method):
         rows = F.spatial_aggregate(pixel_major(features), alpha=alpha, contrast=self.config.contrast)
         logits = self.model.classify(channel_major(rows, size))
         probabilities = F.spatial_aggregate(
-            pixel_major(logits.float().softmax(1)),
+            pixel_major(at_least_float32(logits).softmax(1)),
             alpha=alpha,
             similarity="kl",
             contrast=self.config.prediction_aggregation_contrast,

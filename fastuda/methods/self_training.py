@@ -18,7 +18,7 @@ from fastuda import augment
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_share
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, SegPrediction, register
+from fastuda.methods.base import Method, Phase, SegPrediction, at_least_float32, register
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.parallel import bare
@@ -183,7 +183,7 @@ class SelfTraining(Method):
 
     def _probabilities(self, images: Tensor) -> Tensor:
         logits = self.teacher(images).logits
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = at_least_float32(logits)
         align = self.model.align_corners
         return nnf.interpolate(wide, images.shape[2:], mode="bilinear", align_corners=align).softmax(1)
 

@@ -19,7 +19,7 @@ from fastuda.data.batch import Batch
 from fastuda.distributed import joint_mean, joint_sum
 from fastuda.errors import UserError
 from fastuda.methods.asanet import SOURCE, TARGET, domain_loss
-from fastuda.methods.base import Method, Phase, frozen, pixel_major, register
+from fastuda.methods.base import Method, Phase, at_least_float32, frozen, pixel_major, register
 from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
 from fastuda.models.segmentor import Segmentor
 
@@ -35,7 +35,7 @@ def present_class_loss(logits: Tensor, present: Tensor, domain: float) -> Tensor
         present: [B, K] bool.
         domain: 0 source, 1 target.
     """
-    wide = logits.float()
+    wide = at_least_float32(logits)
     each = nnf.binary_cross_entropy_with_logits(wide, torch.full_like(wide, domain), reduction="none")
     count = present.sum(1)
     mean = (each * present).sum(1) / count.clamp(min=1)
@@ -194,7 +194,7 @@ class WeakSeg(Method):
         return present_class_loss(self.category(pooled, classes), present[:, classes], domain)
 
     def _probabilities(self, logits: Tensor, images: Tensor) -> Tensor:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = at_least_float32(logits)
         size, align = images.shape[2:], self.model.align_corners
         return nnf.interpolate(wide, size, mode="bilinear", align_corners=align).softmax(1)
 
