@@ -14,7 +14,8 @@ from fastuda.errors import UserError
 EXAMPLES = """\
   python -m fastuda.evaluate runs/plca
   python -m fastuda.evaluate runs/plca --target cityscapes:/data/cityscapes --split val --csv iou.csv
-  python -m fastuda.evaluate runs/plca method.test_aggregation=false --json"""
+  python -m fastuda.evaluate runs/plca method.test_aggregation=false --json
+  python -m fastuda.evaluate runs/fada/2_adapt --ccd"""
 
 
 def main() -> int:
@@ -26,7 +27,8 @@ def main() -> int:
     p.add_argument("--data-root", help="where domains without a path lie")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument("--pictures", type=int, default=0, help="pictures to leave in RUN/preds_<split>")
-    p.add_argument("--csv", type=Path, help="write class,iou rows to this file")
+    p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
+    p.add_argument("--csv", type=Path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
     args = p.parse_intermixed_args()
@@ -36,7 +38,7 @@ def main() -> int:
     from fastuda.data.domains import open_domain
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
-    from fastuda.metrics import table
+    from fastuda.metrics import ccd_table, table
     from fastuda.saved import load_run
     from fastuda.settings import build, merge, parse_overrides
 
@@ -53,16 +55,21 @@ def main() -> int:
         raise UserError(f"{data.target} has no class named {', '.join(missing)}, which the run predicts")
     domain = domain.restrict(classes.names)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
-    scores = evaluate(method, domain, data, world, pictures=folder, count=args.pictures)
+    scores = evaluate(method, domain, data, world, pictures=folder, count=args.pictures, ccd=args.ccd)
     distributed.stop()
+    if not world.first:
+        return 0
     if args.csv:
+        columns = {"class": scores.classes, "iou": scores.iou} | ({"ccd": scores.ccd} if scores.ccd else {})
         with open(args.csv, "w", newline="") as file:
-            csv.writer(file).writerows([("class", "iou"), *zip(scores.classes, scores.iou, strict=True)])
+            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     if args.json:
         json.dump(scores.as_dict(), sys.stdout, indent=1)
         print()
     else:
         print(table({str(config.method["name"]): scores}))
+        if args.ccd:
+            print(f"\n{ccd_table(scores)}")
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as nnf
 from PIL import Image
 
 import fastuda.ops as F
@@ -15,7 +17,7 @@ from fastuda.data.torch_loader import eval_loader
 from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.methods.base import Method
-from fastuda.metrics import Scores
+from fastuda.metrics import Scores, class_centre_distance
 from fastuda.visualize import panels
 
 
@@ -29,10 +31,13 @@ def evaluate(
     amp: torch.dtype | None = None,
     pictures: Path | None = None,
     count: int = 0,
+    ccd: bool = False,
 ) -> Scores:
     """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
 
-    Pixels whose label is 255 do not count. The prediction is upsampled to the label's size inside the op.
+    Pixels whose label is 255 do not count. The prediction is upsampled to the label's size inside the op. With
+    ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the label of
+    the pixel at its place (nearest).
 
     Raises:
         UserError: a label is not a class of the method.
@@ -42,6 +47,7 @@ def evaluate(
     shown = (
         set(np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist()) if count else set()
     )
+    statistics: F.ClassStatistics | None = None
     was_training = method.training
     method.eval()
     try:
@@ -50,19 +56,43 @@ def evaluate(
             image = image.to(world.device, memory_format=torch.channels_last)
             label = label.to(world.device)
             with torch.autocast(world.device.type, dtype=amp, enabled=amp is not None):
-                scores = method.predict(image).scores
+                predicted_scores = method.predict(image).scores
             if int((label[label != 255]).max() if (label != 255).any() else 0) >= classes:
                 raise UserError(f"the label of {name} has a class beyond the {classes} of this run")
             matrix, predicted = F.upsample_confusion(
-                scores, label, align_corners=method.model.align_corners, return_labels=True
+                predicted_scores, label, align_corners=method.model.align_corners, return_labels=True
             )
             confusion += matrix
+            if ccd:
+                found = _feature_statistics(method, image, label, amp)
+                statistics = found if statistics is None else statistics.merge(found)
             index = position * world.size + world.rank
             if pictures is not None and index in shown:
                 _picture(pictures, method, image[0], predicted[0], label[0], domain, name)
     finally:
         method.train(was_training)
-    return Scores.of(world.sum(confusion).cpu(), domain.classes.names)
+    scores = Scores.of(world.sum(confusion).cpu(), domain.classes.names)
+    if not ccd:
+        return scores
+    if statistics is None:  # more ranks than images
+        width = method.model.feature_channels
+        zeros = torch.zeros(classes, width, dtype=torch.float64, device=world.device)
+        statistics = F.ClassStatistics(zeros[:, 0], zeros, zeros)
+    distances = class_centre_distance(statistics.all_reduce()).tolist()
+    return dataclasses.replace(scores, ccd=tuple(distances))
+
+
+def _feature_statistics(
+    method: Method, image: torch.Tensor, label: torch.Tensor, amp: torch.dtype | None
+) -> F.ClassStatistics:
+    """Of one image's features by class; float64, so that thousands of images merge without loss."""
+    with torch.autocast(image.device.type, dtype=amp, enabled=amp is not None):
+        features = method.model(image).features
+    small = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()
+    found = F.class_statistics(
+        features.permute(0, 2, 3, 1).flatten(0, 2), small.flatten(), method.num_classes
+    )
+    return F.ClassStatistics(found.count.double(), found.mean.double(), found.variance.double())
 
 
 def _picture(

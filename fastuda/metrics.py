@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
+from fastuda.ops import ClassStatistics
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
@@ -18,6 +19,26 @@ def iou_per_class(confusion: Tensor) -> Tensor:
     return hit / (matrix.sum(0) + matrix.sum(1) - hit)
 
 
+def class_centre_distance(statistics: ClassStatistics) -> Tensor:
+    """Class-centre distance of every class, float64 [K]; the lower, the tighter its features lie.
+
+    ``CCD_i = mean over j != i of (1 / |S_i|) sum_{x in S_i} |x - mu_i|^2 / |mu_i - mu_j|^2``: the variance
+    within the class over the squared distance between centres, j over the classes that occur. NaN for a class
+    without features, and where there is no other. Source: Wang et al. (FADA), ECCV 2020; there the centres are
+    those of source and target together, here of the given features.
+
+    Args:
+        statistics: of the features of K classes.
+    """
+    present = statistics.count > 0
+    mean = statistics.mean.double()
+    within = statistics.variance.double().sum(1)
+    between = (mean[:, None] - mean).square().sum(2)
+    others = (present & present[:, None]).fill_diagonal_(False)
+    ratio = torch.where(others, within[:, None] / between, 0.0)
+    return torch.where(present, ratio.sum(1) / others.sum(1), torch.nan)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Per-class IoU in percent, and its means."""
@@ -25,6 +46,8 @@ class Scores:
     classes: tuple[str, ...]
     iou: tuple[float, ...]
     """NaN where a class neither occurs nor is predicted."""
+    ccd: tuple[float, ...] | None = None
+    """Class-centre distances, where they were asked for; NaN where a class has no feature."""
 
     @staticmethod
     def of(confusion: Tensor, classes: Sequence[str]) -> Scores:
@@ -51,7 +74,30 @@ class Scores:
     def as_dict(self) -> dict[str, object]:
         """For JSON: protocols and per-class IoU, absent classes as null."""
         per_class = {n: None if v != v else round(v, 3) for n, v in zip(self.classes, self.iou, strict=True)}
-        return {**{key: round(value, 3) for key, value in self.protocols().items()}, "iou": per_class}
+        out = {**{key: round(value, 3) for key, value in self.protocols().items()}, "iou": per_class}
+        if self.ccd is None:
+            return out
+        distances = [None if v != v else float(f"{v:.6g}") for v in (self.mean_ccd, *self.ccd)]
+        return out | {"mean_ccd": distances[0], "ccd": dict(zip(self.classes, distances[1:], strict=True))}
+
+    @property
+    def mean_ccd(self) -> float:
+        """Mean class-centre distance over the classes that occur."""
+        return torch.tensor(self.ccd or (torch.nan,), dtype=torch.float64).nanmean().item()
+
+
+def ccd_table(scores: Scores) -> str:
+    """Class-centre distance per class, and its mean."""
+    rows = [("class", "CCD"), *zip(scores.classes, _distances(scores.ccd or ()), strict=True)]
+    rows.append(("mean CCD", *_distances((scores.mean_ccd,))))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    lines = [_line(list(row), widths) for row in rows]
+    rule = _line(["-" * width for width in widths], widths)
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _distances(values: Sequence[float]) -> list[str]:
+    return ["-" if value != value else f"{value:.3g}" for value in values]
 
 
 def table(columns: dict[str, Scores]) -> str:

@@ -99,6 +99,16 @@ def test_a_run_of_two_processes_scores_as_one_process_does(whole):
     assert len(state(whole)["ranks"]) == 2
 
 
+def test_two_processes_evaluate_as_one_and_one_of_them_speaks(whole):
+    alone = json.loads(fastuda("evaluate", whole, "--json", "--ccd").stdout)
+    both = json.loads(run("fastuda.evaluate", whole, "--json", "--ccd").stdout)
+    assert both["iou"] == alone["iou"] and both["mean_ccd"] == pytest.approx(alone["mean_ccd"], rel=1e-4)
+    assert both["ccd"] == {
+        name: value if value is None else pytest.approx(value, rel=1e-4)
+        for name, value in alone["ccd"].items()
+    }
+
+
 def test_another_number_of_processes_is_refused_with_the_reason(whole, scenes_root, tmp_path):
     last = whole / "checkpoints" / "last.pt"
     done = fastuda("train", *arguments(scenes_root, tmp_path / "run"), "--resume", last)

@@ -10,7 +10,7 @@ import numpy as np
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain
 from fastuda.data.index import build_index
-from fastuda.data.sampling import SAMPLINGS, ClassSampler, order
+from fastuda.data.sampling import SAMPLINGS, BalancedSampler, RareSampler, build_sampler, order
 from fastuda.data.transforms import Augment, Window
 from fastuda.errors import UserError, nearest
 
@@ -30,7 +30,7 @@ class Drawer:
             Augment(config.crop, config.source_resize, config.source_size, config.flip),
             Augment(config.target_crop or config.crop, config.target_resize, config.target_size, config.flip),
         )
-        self.sampler = source_sampler(source, config)
+        self.sampler = source_sampler(source, config, seed)
         self.rare_pixels = config.rare_share * config.crop[0] * config.crop[1] / 2
 
     def candidates(self, side: int, k: int) -> Iterator[tuple[int, int | None, np.random.Generator]]:
@@ -41,7 +41,7 @@ class Drawer:
         rng = np.random.default_rng([self.seed, side, k])
         for step in range(min(count, self.attempts)):
             if side == SOURCE and self.sampler is not None:
-                wanted, index = self.sampler.draw(rng)
+                wanted, index = self.sampler.draw(k, step, rng)
                 yield index, wanted, rng
             else:
                 yield int(in_turn[(k + step) % count]), None, rng
@@ -69,7 +69,7 @@ class Drawer:
         return window, cut
 
 
-def source_sampler(source: Domain, config: DataConfig) -> ClassSampler | None:
+def source_sampler(source: Domain, config: DataConfig, seed: int) -> RareSampler | BalancedSampler | None:
     """The sampler that ``config.sampling`` names; None for uniform.
 
     Raises:
@@ -85,4 +85,10 @@ def source_sampler(source: Domain, config: DataConfig) -> ClassSampler | None:
             f"{len(index.bad)} labels could not be read (data.max_bad is {config.max_bad}):\n  "
             + "\n  ".join(index.bad)
         )
-    return ClassSampler.build(index, config.sampling, config.rare_temperature, config.rare_share)
+    return build_sampler(
+        index,
+        config.sampling,
+        seed=seed,
+        temperature=config.rare_temperature,
+        min_share=config.rare_share,
+    )

@@ -5,7 +5,6 @@ Every draw is a pure function of (seed, number), so that a counter is the whole 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -35,43 +34,95 @@ def class_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray
     return weight / weight.sum()
 
 
-@dataclass(frozen=True)
-class ClassSampler:
-    """Draw a class, then an image that shows it, then a crop that shows it too."""
+class RareSampler:
+    """Draw a class by :func:`class_probabilities`, then an image that shows it."""
 
-    chances: np.ndarray
-    """float64 [K]."""
-    images: tuple[np.ndarray, ...]
-    """Of every class, the images that show enough of it."""
-
-    @staticmethod
-    def build(index: Index, sampling: str, temperature: float, min_share: float) -> ClassSampler:
-        """``rare``: :func:`class_probabilities`; ``balanced``: every class that occurs alike.
-
-        An image shows a class when it fills ``min_share`` of it, or, where no image has as much, at all; a
-        class that occurs nowhere is left out.
-
-        Raises:
-            UserError: an unknown sampling, or no labelled pixel.
-        """
-        if sampling not in SAMPLINGS[1:]:
-            raise UserError(f"data.sampling={sampling}{nearest(sampling, SAMPLINGS)}")
-        if not index.counts.any():
-            raise UserError("no labelled pixel in the source: nothing to sample classes from")
+    def __init__(self, index: Index, temperature: float, min_share: float):
+        """An image shows a class when it fills ``min_share`` of it, or, where no image has as much, at all; a
+        class that occurs nowhere is left out."""
         enough, any_pixel = index.tags(min_share), index.tags()
-        images = tuple(
-            np.flatnonzero(enough[:, c] if enough[:, c].any() else any_pixel[:, c])
-            for c in range(index.counts.shape[1])
-        )
-        if sampling == "rare":
-            chances = class_probabilities(index.frequency, temperature)
-        else:
-            chances = np.array([float(len(found) > 0) for found in images])
-            chances /= chances.sum()
-        return ClassSampler(chances, images)
+        self.images = _images(np.where(enough.any(0), enough, any_pixel))
+        self.chances = class_probabilities(index.frequency, temperature)
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Class and image."""
+    def draw(self, k: int, step: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Class and image of sample ``k``; ``step`` counts its images that could not be read."""
         wanted = int(rng.choice(len(self.chances), p=self.chances))
         found = self.images[wanted]
         return wanted, int(found[rng.integers(len(found))])
+
+
+SUB_EPOCH = 3000
+"""Draws after which the occurrences are counted anew (FADA)."""
+
+
+def balanced_probabilities(occurrences: np.ndarray) -> np.ndarray:
+    """``P(c)`` proportional to ``1 / log(1.01 + r_c)``, r_c the share of class c among the occurrences of
+    classes in the images drawn so far; 0 before the first. Float64 [K]. Source: FADA, authors' gta5.py.
+    """
+    weight = 1 / np.log(1.01 + occurrences / max(occurrences.sum(), 1))
+    return weight / weight.sum()
+
+
+class BalancedSampler:
+    """FADA's class-balanced draws: a class by :func:`balanced_probabilities`, then the next image with a pixel
+    of it; every class in that image has then occurred once more.
+
+    The count begins anew every :data:`SUB_EPOCH` draws, as published. There the images of a class then go on
+    in the order of the files; here they are shuffled per sub-epoch, so that sample ``k`` stays a function of
+    (seed, k).
+    """
+
+    def __init__(self, index: Index, seed: int):
+        self.shown = index.tags()
+        self.images = _images(self.shown)
+        self.seed = seed
+        self._kept: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def draw(self, k: int, step: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Class and image of sample ``k``; ``step`` counts its images that could not be read."""
+        epoch, place = divmod(k, SUB_EPOCH)
+        if self._kept[0] != epoch:
+            self._kept = (epoch, self._sub_epoch(epoch))
+        wanted, image = self._kept[1][place].tolist()
+        if step:
+            image = int(rng.choice(self.images[wanted]))
+        return wanted, image
+
+    def _sub_epoch(self, epoch: int) -> np.ndarray:
+        """int64 [SUB_EPOCH, 2]: classes and images."""
+        rng = np.random.default_rng([self.seed, epoch])
+        present = np.flatnonzero(self.shown.any(0))
+        shown = self.shown[:, present]
+        orders = [rng.permutation(self.images[c]) for c in present]
+        place, occurrences = np.zeros(len(present), int), np.zeros(len(present))
+        drawn = np.empty((SUB_EPOCH, 2), int)
+        for row in drawn:
+            c = int(rng.choice(len(present), p=balanced_probabilities(occurrences)))
+            if place[c] == len(orders[c]):
+                orders[c], place[c] = rng.permutation(orders[c]), 0
+            row[:] = present[c], orders[c][place[c]]
+            place[c] += 1
+            occurrences += shown[row[1]]
+        return drawn
+
+
+def build_sampler(
+    index: Index, sampling: str, *, seed: int, temperature: float, min_share: float
+) -> RareSampler | BalancedSampler:
+    """The sampler of a name other than uniform.
+
+    Raises:
+        UserError: an unknown sampling, or no labelled pixel.
+    """
+    if sampling not in SAMPLINGS[1:]:
+        raise UserError(f"data.sampling={sampling}{nearest(sampling, SAMPLINGS)}")
+    if not index.counts.any():
+        raise UserError("no labelled pixel in the source: nothing to sample classes from")
+    if sampling == "rare":
+        return RareSampler(index, temperature, min_share)
+    return BalancedSampler(index, seed)
+
+
+def _images(shown: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of every class, the images that show it, from bool [N, K]."""
+    return tuple(np.flatnonzero(column) for column in shown.T)

@@ -14,7 +14,13 @@ from fastuda.data.check import check_domain, contact_sheet
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
 from fastuda.data.index import Index, build_index
-from fastuda.data.sampling import ClassSampler, class_probabilities
+from fastuda.data.sampling import (
+    SUB_EPOCH,
+    BalancedSampler,
+    RareSampler,
+    balanced_probabilities,
+    class_probabilities,
+)
 from fastuda.data.torch_loader import build_loader
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
@@ -157,8 +163,62 @@ def test_rare_sampling_draws_the_rare_image(tmp_path, cityscapes, monkeypatch):
 
 def test_sampler_leaves_out_absent_classes(source, tmp_path):
     index = index_of(source.restrict(("road", "car")), tmp_path)
-    sampler = ClassSampler.build(index, "balanced", 0.01, 2.0)  # nothing fills twice the image
-    assert sampler.chances.tolist() == [0.5, 0.5] and all(len(found) for found in sampler.images)
+    sampler = RareSampler(index, 0.01, 2.0)  # nothing fills twice the image
+    assert sampler.chances.sum() == pytest.approx(1) and all(len(found) for found in sampler.images)
+    absent = Index(index.counts * [1, 0], index.pixels, index.points, ())
+    rng = np.random.default_rng(0)
+    for sampler in (RareSampler(absent, 0.01, 0.0), BalancedSampler(absent, 0)):
+        assert {sampler.draw(k, 0, rng)[0] for k in range(20)} == {0}
+
+
+def fada_draws(label_to_file, file_to_label, classes, rng):
+    """One sub-epoch of the published loop, files shuffled first: the drawn (class, file)."""
+    files = {c: list(rng.permutation(names)) for c, names in label_to_file.items()}
+    at = dict.fromkeys(files, 0)
+    dist, drawn = np.zeros(classes), []
+    for _ in range(3000):
+        dist1 = dist if dist.sum() == 0 else dist / dist.sum()
+        w = 1 / np.log(1 + 1e-2 + dist1)
+        c = rng.choice(classes, p=w / w.sum())
+        if at[c] > len(files[c]) - 1:
+            rng.shuffle(files[c])
+            at[c] = 0
+        file = files[c][at[c]]
+        at[c] += 1
+        drawn.append((c, file))
+        dist[file_to_label[file]] += 1
+    return drawn
+
+
+def test_balanced_draws_are_those_of_the_published_loop():
+    assert balanced_probabilities(np.zeros(4)) == pytest.approx([0.25] * 4)
+    weight = 1 / np.log([1.61, 1.31, 1.11, 1.01])
+    assert balanced_probabilities(np.array([60, 30, 10, 0])) == pytest.approx(weight / weight.sum())
+
+    rng = np.random.default_rng(0)
+    shown = rng.random((200, 6)) < [1.0, 0.9, 0.5, 0.2, 0.05, 0.02]
+    shown[0] = True
+    counts = shown * rng.integers(1, 100, shown.shape)
+    sampler = BalancedSampler(Index(counts, np.full(200, 600), ((),) * 200, ()), seed=3)
+    ours = [sampler.draw(k, 0, rng) for k in range(SUB_EPOCH)]
+    assert all(shown[image, c] for c, image in ours)
+    theirs = fada_draws(
+        {c: np.flatnonzero(shown[:, c]) for c in range(6)}, [np.flatnonzero(row) for row in shown], 6, rng
+    )
+    shares = [np.bincount([c for c, _ in draws], minlength=6) / SUB_EPOCH for draws in (ours, theirs)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.03)  # 3 deviations of 3000 draws
+    assert np.ptp(shares[0]) > 0.1  # not uniform over the classes
+    for c in range(6):  # every image of a class once before any comes again
+        images = [image for d, image in ours if d == c]
+        n = int(shown[:, c].sum())
+        assert len(set(images[:n])) == min(n, len(images))
+
+    assert [sampler.draw(k, 0, rng) for k in (SUB_EPOCH + 7, 12)] == [
+        BalancedSampler(Index(counts, np.full(200, 600), ((),) * 200, ()), 3).draw(k, 0, rng)
+        for k in (SUB_EPOCH + 7, 12)
+    ]
+    wanted, image = sampler.draw(5, 1, rng)  # its image cannot be read: another of the class
+    assert wanted == ours[5][0] and shown[image, wanted]
 
 
 def test_unknown_sampling(source, cityscapes):
