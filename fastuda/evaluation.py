@@ -35,9 +35,9 @@ def evaluate(
 ) -> Scores:
     """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
 
-    Pixels whose label is 255 do not count. The prediction is upsampled to the label's size inside the op. With
-    ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the label of
-    the pixel at its place (nearest).
+    Pixels whose label is 255 do not count. The prediction is upsampled to the label's size inside the op.
+    With ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the
+    label of the pixel at its place (nearest).
 
     Raises:
         UserError: a label is not a class of the method.

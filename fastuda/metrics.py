@@ -23,9 +23,9 @@ def class_centre_distance(statistics: ClassStatistics) -> Tensor:
     """Class-centre distance of every class, float64 [K]; the lower, the tighter its features lie.
 
     ``CCD_i = mean over j != i of (1 / |S_i|) sum_{x in S_i} |x - mu_i|^2 / |mu_i - mu_j|^2``: the variance
-    within the class over the squared distance between centres, j over the classes that occur. NaN for a class
-    without features, and where there is no other. Source: Wang et al. (FADA), ECCV 2020; there the centres are
-    those of source and target together, here of the given features.
+    within the class over the squared distance between centres, j over the classes that occur. NaN for a
+    class without features, and where there is no other. Source: Wang et al. (FADA), ECCV 2020; there the
+    centres are those of source and target together, here of the given features.
 
     Args:
         statistics: of the features of K classes.

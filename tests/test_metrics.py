@@ -58,7 +58,7 @@ def test_command(scenes_root, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
 
-    config, method, classes = load_run(out, torch.device("cpu"))
+    _, method, classes = load_run(out, torch.device("cpu"))
     domain = open_domain("scenes", role="evaluation", data_root=str(scenes_root), split="auto")
     features, labels = [], []
     with torch.no_grad():

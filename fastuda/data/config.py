@@ -45,8 +45,8 @@ class DataConfig:
     loader: str = "auto"
     """auto, torch or dali (needs NVIDIA DALI; decodes on the GPU where there is one)."""
     sampling: str = "uniform"
-    """Source images: uniform, rare (DAFormer's rare-class sampling) or balanced (FADA's class-balanced draws);
-    the index that the last two need is built on first use and kept."""
+    """Source images: uniform, rare (DAFormer's rare-class sampling) or balanced (FADA's class-balanced
+    draws); the index that the last two need is built on first use and kept."""
     rare_temperature: float = 0.01
     """Of rare-class sampling: lower draws rare classes more often."""
     rare_share: float = 0.0015

@@ -64,8 +64,8 @@ def balanced_probabilities(occurrences: np.ndarray) -> np.ndarray:
 
 
 class BalancedSampler:
-    """FADA's class-balanced draws: a class by :func:`balanced_probabilities`, then the next image with a pixel
-    of it; every class in that image has then occurred once more.
+    """FADA's class-balanced draws: a class by :func:`balanced_probabilities`, then the next image with a
+    pixel of it; every class in that image has then occurred once more.
 
     The count begins anew every :data:`SUB_EPOCH` draws, as published. There the images of a class then go on
     in the order of the files; here they are shuffled per sub-epoch, so that sample ``k`` stays a function of
