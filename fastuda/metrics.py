@@ -88,8 +88,8 @@ class Scores:
 
 def ccd_table(scores: Scores) -> str:
     """Class-centre distance per class, and its mean."""
-    rows = [("class", "CCD"), *zip(scores.classes, _distances(scores.ccd or ()), strict=True)]
-    rows.append(("mean CCD", *_distances((scores.mean_ccd,))))
+    names = ["class", *scores.classes, "mean CCD"]
+    rows = list(zip(names, ["CCD", *_distances([*(scores.ccd or ()), scores.mean_ccd])], strict=True))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines = [_line(list(row), widths) for row in rows]
     rule = _line(["-" * width for width in widths], widths)
