@@ -9,9 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fastuda.errors import UserError
+
+if TYPE_CHECKING:
+    from fastuda.inference import Inference
 
 
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -22,6 +25,28 @@ def parser(module: str, description: str, examples: str) -> argparse.ArgumentPar
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def inference_flags(p: argparse.ArgumentParser) -> None:
+    """Flags of how an image goes through the network; :func:`inference` reads them."""
+    p.add_argument("--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size")
+    p.add_argument("--overlap", type=float, default=1 / 3, help="share of it that the next one covers (1/3)")
+    p.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], metavar="S",
+        help="mean of the probabilities over these scales, e.g. 0.75 1 1.25",
+    )  # fmt: skip
+    p.add_argument("--flip", action="store_true", help="and over the mirrored image")
+    p.add_argument("--amp", action="store_true", help="bf16 autocast")
+
+
+def inference(args: argparse.Namespace) -> Inference:
+    """The :class:`~fastuda.inference.Inference` that the flags ask for."""
+    import torch
+
+    from fastuda.inference import Inference
+
+    amp = torch.bfloat16 if args.amp else None
+    return Inference(args.window and tuple(args.window), args.overlap, tuple(args.scales), args.flip, amp)
 
 
 def run(main: Callable[[], int]) -> None:

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import json
 import sys
 from pathlib import Path
 
-from fastuda.cli import parser, run
+from fastuda.cli import inference, inference_flags, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
   python -m fastuda.evaluate runs/plca
   python -m fastuda.evaluate runs/plca --target cityscapes:/data/cityscapes --split val --csv iou.csv
+  python -m fastuda.evaluate runs/plca --scales 0.75 1 1.25 --flip
   python -m fastuda.evaluate runs/plca method.test_aggregation=false --json
   python -m fastuda.evaluate runs/fada/2_adapt --ccd"""
 
 
-def main() -> int:
-    """Parse, load, evaluate, print."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
     p.add_argument("--target", help="domain to score on (default: the run's target)")
     p.add_argument("--split", help="its split (default: the run's data.eval_split)")
     p.add_argument("--data-root", help="where domains without a path lie")
+    inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument("--pictures", type=int, default=0, help="pictures to leave in RUN/preds_<split>")
     p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
     p.add_argument("--csv", type=Path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
-    args = p.parse_intermixed_args()
+    return p
+
+
+def main() -> int:
+    """Parse, load, evaluate, print."""
+    args = build_parser().parse_intermixed_args()
 
     from fastuda import distributed
-    from fastuda.config import RunConfig
     from fastuda.data.domains import open_domain
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
     from fastuda.metrics import ccd_table, table
-    from fastuda.saved import load_run
-    from fastuda.settings import build, merge, parse_overrides
+    from fastuda.saved import load_run, override
 
     setup_logging(quiet=True)
     world = distributed.start(args.device)
     config, method, classes = load_run(args.run, world.device)
-    config = build(RunConfig, merge(config.plain(), parse_overrides(args.overrides)), "")
-    method.config = config.method_config()
+    config = override(config, method, args.overrides)
     named = {"target": args.target, "eval_split": args.split, "data_root": args.data_root}
     data = dataclasses.replace(config.data, **{key: value for key, value in named.items() if value})
     domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
@@ -55,7 +60,9 @@ def main() -> int:
         raise UserError(f"{data.target} has no class named {', '.join(missing)}, which the run predicts")
     domain = domain.restrict(classes.names)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
-    scores = evaluate(method, domain, data, world, pictures=folder, count=args.pictures, ccd=args.ccd)
+    scores = evaluate(
+        method, domain, data, world, how=inference(args), pictures=folder, count=args.pictures, ccd=args.ccd
+    )
     distributed.stop()
     if not world.first:
         return 0

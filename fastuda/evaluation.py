@@ -16,6 +16,7 @@ from fastuda.data.domains import Domain
 from fastuda.data.torch_loader import eval_loader
 from fastuda.distributed import World
 from fastuda.errors import UserError
+from fastuda.inference import Inference
 from fastuda.methods.base import Method
 from fastuda.metrics import Scores, class_centre_distance
 from fastuda.visualize import panels
@@ -28,7 +29,7 @@ def evaluate(
     config: DataConfig,
     world: World,
     *,
-    amp: torch.dtype | None = None,
+    how: Inference | None = None,
     pictures: Path | None = None,
     count: int = 0,
     ccd: bool = False,
@@ -39,9 +40,13 @@ def evaluate(
     With ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the
     label of the pixel at its place (nearest).
 
+    Args:
+        how: windows, scales, mirror image and precision; none: one pass over the whole image in float32.
+
     Raises:
         UserError: a label is not a class of the method.
     """
+    how = how or Inference()
     classes = method.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     shown = (
@@ -55,8 +60,7 @@ def evaluate(
         for position, (image, label, name) in enumerate(images):
             image = image.to(world.device, memory_format=torch.channels_last)
             label = label.to(world.device)
-            with torch.autocast(world.device.type, dtype=amp, enabled=amp is not None):
-                predicted_scores = method.predict(image).scores
+            predicted_scores = how(method, image).scores
             if int((label[label != 255]).max() if (label != 255).any() else 0) >= classes:
                 raise UserError(f"the label of {name} has a class beyond the {classes} of this run")
             matrix, predicted = F.upsample_confusion(
@@ -64,7 +68,7 @@ def evaluate(
             )
             confusion += matrix
             if ccd:
-                found = _feature_statistics(method, image, label, amp)
+                found = _feature_statistics(method, image, label, how.amp)
                 statistics = found if statistics is None else statistics.merge(found)
             index = position * world.size + world.rank
             if pictures is not None and index in shown:

@@ -1,55 +1,74 @@
-"""Segment your own images with a finished run: label ids, palette pictures and overlays."""
+"""Segment your own images and videos with a finished run: label ids, palette pictures, overlays and
+probabilities."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 
-from fastuda.cli import parser, run
-from fastuda.errors import UserError
+from fastuda.cli import inference, inference_flags, parser, run
 
 EXAMPLES = """\
   python -m fastuda.predict runs/plca photo.jpg --out predictions
-  python -m fastuda.predict runs/plca folder/of/images --out predictions --save labels overlay
-  python -m fastuda.predict runs/plca images --out predictions --size 512 1024"""
+  python -m fastuda.predict runs/plca folder/of/images drive.mp4 --out predictions --save labels overlay
+  python -m fastuda.predict runs/plca images --out predictions --size 512 1024
+  python -m fastuda.predict runs/plca images --out predictions --scales 0.75 1 1.25 --flip
+  python -m fastuda.predict runs/plca aerial.tif --out predictions --window 512 512 --save probabilities
+  python -m fastuda.predict runs/plca images --out predictions method.test_aggregation=false
+
+A run is a folder with config.yaml and model.safetensors; it needs nothing else.
+Exit code 0: all were labelled, 1: some could not be read and are named, 2: nothing could be done."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = parser("fastuda.predict", __doc__ or "", EXAMPLES)
+    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
+    p.add_argument("images", nargs="+", help="images, videos, folders of them; and key=value of method.*")
+    p.add_argument("--out", type=Path, required=True, help="folder for labels/, color/ and overlay/")
+    p.add_argument(
+        "--save", nargs="+", choices=["labels", "color", "overlay", "probabilities"],
+        default=["labels", "color", "overlay"],
+        help="labels: one-channel PNG of class numbers, named in classes.yaml; color: palette PNG; overlay:"
+        " colours over the image; probabilities: float16 [K, H, W] as .npy. Of a video, color and overlay are"
+        " videos, the others a file per frame",
+    )  # fmt: skip
+    p.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="size that the network sees")
+    inference_flags(p)
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    p.add_argument("--json", action="store_true", help="print what was done as JSON")
+    p.add_argument("--quiet", action="store_true", help="no progress bar, nothing printed but errors")
+    return p
 
 
 def main() -> int:
     """Parse, load, predict."""
-    p = parser("fastuda.predict", __doc__ or "", EXAMPLES)
-    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
-    p.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
-    p.add_argument("--out", type=Path, required=True, help="folder for labels/, color/ and overlay/")
-    p.add_argument(
-        "--save", nargs="+", choices=["labels", "color", "overlay"], default=["labels", "color", "overlay"],
-        help="labels: one-channel PNG of train ids; color: palette PNG; overlay: colours over the image",
-    )  # fmt: skip
-    p.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="size that the network sees")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = p.parse_args()
+    args = build_parser().parse_intermixed_args()
 
     from fastuda import distributed
-    from fastuda.data.layouts import IMAGE_SUFFIXES
-    from fastuda.prediction import predict_files
-    from fastuda.saved import load_run
+    from fastuda.loggers import setup_logging
+    from fastuda.prediction import Predictor, describe, find_files, predict_files
+    from fastuda.saved import load_run, override
 
-    files: list[tuple[Path, Path]] = []
-    for path in args.images:
-        if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-            files += [(f, f.relative_to(path)) for f in found]
-        elif path.is_file():
-            files.append((path, Path(path.name)))
-        else:
-            raise UserError(f"no image or folder at {path}")
-    if not files:
-        raise UserError(f"no images in {', '.join(map(str, args.images))} ({', '.join(IMAGE_SUFFIXES)})")
+    setup_logging(args.quiet)
+    settings = [word for word in args.images if "=" in word and not Path(word).exists()]
+    files = find_files([Path(word) for word in args.images if word not in settings], args.out)
+    how = inference(args)
     device = distributed.start(args.device).device
     config, method, classes = load_run(args.run, device)
+    config = override(config, method, settings)
     size = tuple(args.size) if args.size else config.data.eval_size
-    rate = predict_files(method, classes, files, args.out, set(args.save), size, device, args.quiet)
-    print(f"{len(files)} images, {rate:.2f} images/s, written to {args.out}")
-    return 0
+    predictor = Predictor(method, classes, device, size, how)
+    done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
+    describe(args.out, classes)
+    if args.json:
+        said = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}
+        print(json.dumps(said, indent=1))
+    elif not args.quiet:
+        left_out = f", {len(done.bad)} left out" if done.bad else ""
+        print(f"{done.images} images, {done.rate:.2f} images/s{left_out}, written to {args.out}")
+    return 1 if done.bad else 0
 
 
 if __name__ == "__main__":

@@ -1,75 +1,333 @@
-"""Label maps and pictures of image files."""
+"""Label maps, pictures and probabilities of image and video files."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import fastuda.ops as F
 from fastuda.checkpoint import write_atomic
+from fastuda.data.decode import BadFile, open_rgb
 from fastuda.data.labels import ClassSet
+from fastuda.data.layouts import IMAGE_SUFFIXES
 from fastuda.data.transforms import resize_image
 from fastuda.errors import UserError
+from fastuda.inference import Inference, probabilities
 from fastuda.methods import Method
+from fastuda.settings import to_yaml
+from fastuda.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
 from fastuda.visualize import overlay, save_palette_png
 
+log = logging.getLogger("fastuda")
 
-@torch.no_grad()
-def predict_labels(
-    method: Method, image: np.ndarray, size: tuple[int, int] | None, device: torch.device
-) -> np.ndarray:
-    """Train ids ``uint8 [H, W]`` of an RGB image ``uint8 [H, W, 3]`` that the network sees at ``size``."""
-    pixels = method.model.input.apply(torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1))
-    scores = method.predict(pixels[None].to(device, memory_format=torch.channels_last)).scores
-    nothing = torch.full((1, *image.shape[:2]), 255, dtype=torch.int64, device=device)
-    align = method.model.align_corners
-    return F.upsample_confusion(scores, nothing, align_corners=align, return_labels=True)[1][0].cpu().numpy()
+KINDS = ("labels", "color", "overlay", "probabilities")
+WRITERS = 4
+"""Threads that encode and write while the network goes on."""
+
+File = tuple[Path, Path]
+"""A file, and its name below the output folder."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A method with what it needs to label an RGB image."""
+
+    method: Method
+    classes: ClassSet
+    device: torch.device
+    size: tuple[int, int] | None = None
+    """Height and width that the network sees; none: the image's own."""
+    inference: Inference = field(default_factory=Inference)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
+        """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
+        where they are asked for."""
+        model = self.method.model
+        seen = torch.from_numpy(resize_image(image, self.size).copy()).permute(2, 0, 1)
+        prediction = self.inference(self.method, model.input.apply(seen)[None].to(self.device))
+        size = (image.shape[0], image.shape[1])
+        if with_probabilities:
+            p = probabilities(prediction, size, model.align_corners)[0]
+            return p.argmax(0).to(torch.uint8).cpu().numpy(), p.half().cpu().numpy()
+        nothing = torch.full((1, *size), 255, dtype=torch.int64, device=self.device)
+        found = F.upsample_confusion(
+            prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
+        )
+        return found[1][0].cpu().numpy(), None
+
+
+@dataclass
+class Outcome:
+    """What :func:`predict_files` did."""
+
+    images: int = 0
+    """Images and frames that were labelled."""
+    seconds: float = 0.0
+    bad: list[str] = field(default_factory=list)
+    """What is wrong with every file that was left out."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second, reading and writing included."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.rate, 3),
+            "bad": self.bad,
+        }
+
+
+def find_files(paths: Sequence[Path], out: Path) -> list[File]:
+    """Image and video files among ``paths`` and in the folders among them, but none below ``out``.
+
+    Raises:
+        UserError: a path is not there, nothing is found, or two files would be written under one name.
+    """
+    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    files: list[File] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in known and f.is_file())
+            files += [(f, f.relative_to(path)) for f in found if out.resolve() not in f.resolve().parents]
+        elif path.is_file():
+            files.append((path, Path(path.name)))
+        else:
+            raise UserError(f"no image, video or folder at {path}")
+    if not files:
+        raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(known)})")
+    taken: dict[Path, Path] = {}
+    for path, name in files:
+        twin = taken.setdefault(name.with_suffix(""), path)
+        if twin.resolve() != path.resolve():
+            raise UserError(
+                f"{twin} and {path} would be written under one name; give each an --out of its own"
+            )
+    return list({path.resolve(): (path, name) for path, name in files}.values())
 
 
 def predict_files(
-    method: Method,
-    classes: ClassSet,
-    files: list[tuple[Path, Path]],
+    predictor: Predictor,
+    files: Sequence[File],
     out: Path,
     save: set[str],
-    size: tuple[int, int] | None,
-    device: torch.device,
+    *,
     quiet: bool = False,
-) -> float:
-    """Write what ``save`` names for every (file, name under ``out``); returns images per second.
+    strict: bool = False,
+) -> Outcome:
+    """Write what ``save`` names (of :data:`KINDS`) for every file as ``out/<kind>/<name>``.
+
+    Of a video, ``color`` and ``overlay`` are MP4 files, ``labels`` and ``probabilities`` folders with a file
+    per frame. A file that cannot be read is named and left out.
+
+    Args:
+        strict: stop at the first file that cannot be read instead.
 
     Raises:
-        UserError: an image cannot be read, or the folder cannot be written.
+        UserError: no file could be read, OpenCV is missing for a video, or the folder cannot be written.
     """
+    outcome = Outcome()
+    for path, _ in files:
+        if _is_video(path):
+            opencv(path)
     began = time.perf_counter()
-    for path, name in tqdm(files, desc="predicting", unit="image", disable=quiet):
-        try:
-            with Image.open(path) as file:
-                image = np.asarray(file.convert("RGB"))
-        except Exception as error:
-            raise UserError(f"{path} cannot be read as an image: {error}") from error
-        labels = predict_labels(method, image, size, device)
-        pictures: dict[str, Callable[[Path], None]] = {
-            "labels": partial(_save, Image.fromarray(labels)),
-            "color": partial(save_palette_png, labels=labels, classes=classes),
-            "overlay": partial(_save, Image.fromarray(overlay(image, labels, classes))),
-        }
-        for kind in sorted(save):
-            place = (out / kind / name).with_suffix(".png")
+    shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    total = sum(_count(path) for path, _ in files)
+    with (
+        tqdm(total=total, desc="predicting", unit=" images", disable=quiet, bar_format=shape) as bar,
+        _Writers() as writers,
+    ):
+        for (path, name), image in _ahead(files):
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot write to {out}: {error}") from error
-            write_atomic(place, pictures[kind])
-    return len(files) / (time.perf_counter() - began)
+                if isinstance(image, BadFile):
+                    raise image
+                if image is None:
+                    _video(predictor, path, out, name, save, writers, outcome, bar)
+                else:
+                    _image(predictor, image, out, name.with_suffix(""), save, writers)
+                    outcome.images += 1
+                    bar.update()
+            except BadFile as error:
+                if strict:
+                    raise
+                log.warning("skipped: %s", error)
+                outcome.bad.append(str(error))
+                bar.update()
+    if not outcome.images:
+        raise UserError("no file could be read:\n  " + "\n  ".join(outcome.bad))
+    outcome.seconds = time.perf_counter() - began
+    return outcome
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def describe(out: Path, classes: ClassSet) -> None:
+    """``out/classes.yaml``, what the ids in ``labels`` mean, as a ``folder:`` domain has it."""
+    palette = [list(color) for color in classes.palette]
+    text = to_yaml({"names": list(classes.names), "palette": palette, "ignore": 255})
+    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text))
+
+
+class _Writers:
+    """Files encoded and written by threads, not more at a time than memory should hold."""
+
+    def __enter__(self) -> _Writers:
+        self.pool = ThreadPoolExecutor(WRITERS)
+        self.waiting: deque[Future[None]] = deque()
+        return self
+
+    def put(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Let ``write`` fill ``path``.
+
+        Raises:
+            UserError: this or an earlier file cannot be written.
+        """
+        self.waiting.append(self.pool.submit(_write, path, write))
+        while len(self.waiting) > 2 * WRITERS:
+            self.waiting.popleft().result()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for future in self.waiting:
+                future.result()
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
+    write_atomic(path, write)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _count(path: Path) -> int:
+    """Images of a file, as far as it says."""
+    if not _is_video(path):
+        return 1
+    try:
+        video = Video(path)
+    except UserError:
+        return 1
+    video.close()
+    return video.count
+
+
+def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | BadFile | None]]:
+    """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
+    meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_read, files[0][0])
+        for file, after in zip(files, [*files[1:], None], strict=True):
+            image = coming.result()
+            if after is not None:
+                coming = pool.submit(_read, after[0])
+            yield file, image
+
+
+def _read(path: Path) -> np.ndarray | BadFile | None:
+    if _is_video(path):
+        return None
+    try:
+        return np.asarray(ImageOps.exif_transpose(open_rgb(path)))
+    except BadFile as error:
+        return error
+
+
+def _image(
+    predictor: Predictor, image: np.ndarray, out: Path, name: Path, save: set[str], writers: _Writers
+) -> np.ndarray:
+    """Label one image and hand over what is to be written of it; returns its labels."""
+    classes = predictor.classes
+    labels, scores = predictor(image, "probabilities" in save)
+    if "labels" in save:
+        writers.put(_place(out, "labels", name, "png"), partial(_save_png, Image.fromarray(labels)))
+    if "color" in save:
+        put = partial(save_palette_png, labels=labels, classes=classes)
+        writers.put(_place(out, "color", name, "png"), put)
+    if "overlay" in save:
+        picture = partial(_save_overlay, image=image, labels=labels, classes=classes)
+        writers.put(_place(out, "overlay", name, "png"), picture)
+    if scores is not None:
+        writers.put(_place(out, "probabilities", name, "npy"), partial(_save_array, scores))
+    return labels
+
+
+def _video(
+    predictor: Predictor,
+    path: Path,
+    out: Path,
+    name: Path,
+    save: set[str],
+    writers: _Writers,
+    outcome: Outcome,
+    bar: Any,
+) -> None:
+    """Label a video frame by frame.
+
+    Raises:
+        BadFile: it cannot be read, or holds no frame.
+    """
+    try:
+        video = Video(path)
+    except UserError as error:
+        raise BadFile(path, str(error).removeprefix(f"{path} ")) from error
+    name = name.with_suffix("")
+    films = {k: VideoWriter(_place(out, k, name, "mp4"), video.fps) for k in save & {"color", "overlay"}}
+    single = save & {"labels", "probabilities"}
+    done = False
+    try:
+        number = -1
+        for number, frame in enumerate(video):
+            labels = _image(predictor, frame, out, name / f"{number:06d}", single, writers)
+            if "color" in films:
+                films["color"].write(predictor.classes.colorize(labels))
+            if "overlay" in films:
+                films["overlay"].write(overlay(frame, labels, predictor.classes))
+            outcome.images += 1
+            bar.update()
+        if number < 0:
+            raise BadFile(path, "holds no frame that can be read")
+        if number + 1 < video.count:
+            log.warning("%s: %d of its %d frames could be read", path, number + 1, video.count)
+        done = True
+    finally:
+        video.close()
+        for film in films.values():
+            film.close(whole=done)
+
+
+def _place(out: Path, kind: str, name: Path, suffix: str) -> Path:
+    # not with_suffix: a name may have dots of its own
+    return out / kind / name.with_name(f"{name.name}.{suffix}")
+
+
+def _save_png(picture: Image.Image, path: Path) -> None:
     picture.save(path, "PNG")
+
+
+def _save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: ClassSet) -> None:
+    Image.fromarray(overlay(image, labels, classes)).save(path, "PNG", compress_level=1)
+
+
+def _save_array(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)

@@ -17,7 +17,7 @@ from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.weights import Normalization
-from fastuda.settings import build
+from fastuda.settings import build, merge, parse_overrides
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet) -> None:
@@ -66,3 +66,14 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
     )
     method = get_method(config.method["name"])(config.method_config(), model, len(classes))
     return config, method.to(device).eval(), classes
+
+
+def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
+    """The configuration with ``key=value`` put in, and the method told of its own.
+
+    Raises:
+        UserError: a setting is unknown, or no ``key=value``.
+    """
+    config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
+    method.config = config.method_config()
+    return config

@@ -18,13 +18,12 @@ import torch
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.data.domains import Domain, open_domain
-from fastuda.data.labels import ClassSet
 from fastuda.errors import UserError
 from fastuda.metrics import Scores, table
-from fastuda.prediction import predict_files
+from fastuda.prediction import Predictor, describe, predict_files
 from fastuda.runs import finished, train
 from fastuda.saved import load_run
-from fastuda.settings import build, merge, nest, to_yaml
+from fastuda.settings import build, merge, nest
 
 log = logging.getLogger("fastuda")
 
@@ -111,9 +110,10 @@ def write_pseudo_labels(run: Path, out: Path, quiet: bool = False) -> None:
         _link(item.image, out / "images" / name.with_suffix(item.image.suffix))
     files = [(item.image, name) for name, item in zip(names, target.items, strict=True)]
     place = next(method.parameters()).device
-    predict_files(method, classes, files, out, {"labels"}, config.data.eval_size, place, quiet)
+    predictor = Predictor(method, classes, place, config.data.eval_size)
+    predict_files(predictor, files, out, {"labels"}, quiet=quiet, strict=True)
     # written last: what has no description is not whole
-    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(_description(classes)))
+    describe(out, classes)
 
 
 def _own_device() -> torch.device:
@@ -134,8 +134,3 @@ def _link(source: Path, place: Path) -> None:
         place.symlink_to(source.resolve())
     except OSError:
         shutil.copyfile(source, place)
-
-
-def _description(classes: ClassSet) -> str:
-    palette = [list(color) for color in classes.palette]
-    return to_yaml({"names": list(classes.names), "palette": palette, "ignore": 255})

@@ -22,6 +22,7 @@ from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.evaluation import evaluate
 from fastuda.guard import LossGuard
+from fastuda.inference import Inference
 from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, progress
 from fastuda.methods import get_method
 from fastuda.metrics import Scores
@@ -218,7 +219,7 @@ class Trainer:
             self.held_out,
             self.config.data,
             self.world,
-            amp=self.amp,
+            how=Inference(amp=self.amp),
             pictures=folder,
             count=self.config.eval.pictures,
         )

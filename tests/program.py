@@ -76,6 +76,21 @@ def environment(extra: dict | None = None) -> dict:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(extra or {})}
 
 
+def untrained_run(folder: Path, method: str = "source_only", **settings: object) -> Path:
+    """A folder with what predicting needs and nothing else; the network has its initial weights."""
+    from fastuda.config import resolve
+    from fastuda.data.labels import CITYSCAPES
+    from fastuda.models import build_model
+    from fastuda.saved import save_model
+
+    config = resolve(None, {"method.name": method}, settings)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    torch.manual_seed(0)
+    save_model(folder / "model.safetensors", build_model(config.model, len(CITYSCAPES)), CITYSCAPES)
+    return folder
+
+
 def curves(run: Path) -> list[tuple[int, str, str]]:
     """Rows of metrics.csv that do not measure time."""
     with open(run / "metrics.csv", newline="") as file:

@@ -13,14 +13,14 @@ LEAN = """
 import sys
 import fastuda, fastuda.ops
 import torch
-optional = {"triton", "nvidia.dali", "apex", "tensorboard", "matplotlib"}
+optional = {"triton", "nvidia.dali", "apex", "tensorboard", "matplotlib", "cv2"}
 assert not optional & set(sys.modules), optional & set(sys.modules)
 assert not torch.cuda.is_initialized()
 """
 
 ABSENT = """
 import sys
-for name in ("triton", "nvidia", "nvidia.dali", "apex", "fastuda._C"):
+for name in ("triton", "nvidia", "nvidia.dali", "apex", "cv2", "fastuda._C"):
     sys.modules[name] = None
 import torch
 import fastuda.ops as F

@@ -1,0 +1,105 @@
+"""Frames of video files in, video files out, through OpenCV (the extra ``video``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastuda.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+
+
+def opencv(path: Path) -> Any:
+    """The module cv2, which ``path`` needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    # what goes wrong is said here, in one line
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a video, and videos need OpenCV: pip install 'fastuda[video]'"
+            " (or opencv-python-headless)"
+        ) from error
+    return cv2
+
+
+class Video:
+    """The frames of a video file.
+
+    Raises:
+        UserError: OpenCV is missing, or cannot read the file.
+    """
+
+    def __init__(self, path: Path):
+        cv2 = opencv(path)
+        self.path = path
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            raise UserError(
+                f"{path} cannot be read as a video; is it whole, and of a codec that OpenCV knows?"
+            )
+        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
+        self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        """What the file says; the frames that come may be fewer. 0: it does not say."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """RGB frames ``uint8 [H, W, 3]``, upright."""
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                return
+            yield frame[..., ::-1]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._capture.release()
+
+
+class VideoWriter:
+    """An MP4 file that is there when it is whole.
+
+    Args:
+        path: ends in .mp4.
+        fps: frames per second.
+    """
+
+    def __init__(self, path: Path, fps: float):
+        self.path, self.fps = path, fps
+        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+        self._writer: Any = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append an RGB frame ``uint8 [H, W, 3]``.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self._writer is None:
+            cv2 = opencv(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._draft), code, self.fps, (frame.shape[1], frame.shape[0]))
+            if not self._writer.isOpened():
+                raise UserError(f"cannot write the video {self.path}")
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+
+    def close(self, whole: bool = True) -> None:
+        """Put the file into place, or remove what there is of it."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if whole:
+            os.replace(self._draft, self.path)
+        else:
+            self._draft.unlink(missing_ok=True)
