@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a method; --stages, --seeds and --method a,b train several runs",
     "evaluate": "score a finished run",
     "predict": "label images with a finished run",
+    "export": "write a finished run as ONNX, torch.export or safetensors",
     "compare": "mean and spread of runs over seeds, as tables and a plot",
     "data": "look at, index, shrink and draw data sets",
     "env": "what is installed, what can run here, and why the rest cannot",

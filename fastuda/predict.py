@@ -17,14 +17,15 @@ EXAMPLES = """\
   python -m fastuda.predict runs/plca aerial.tif --out predictions --window 512 512 --save probabilities
   python -m fastuda.predict runs/plca images --out predictions method.test_aggregation=false
 
-A run is a folder with config.yaml and model.safetensors; it needs nothing else.
+A run is a folder with config.yaml and model.safetensors; it needs nothing else. A file written by
+fastuda export --format safetensors is one as well.
 Exit code 0: all were labelled, 1: some could not be read and are named, 2: nothing could be done."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.predict", __doc__ or "", EXAMPLES)
-    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
+    p.add_argument("run", type=Path, help="run folder, or exported .safetensors file")
     p.add_argument("images", nargs="+", help="images, videos, folders of them; and key=value of method.*")
     p.add_argument("--out", type=Path, required=True, help="folder for labels/, color/ and overlay/")
     p.add_argument(

@@ -17,12 +17,15 @@ from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.weights import Normalization
-from fastuda.settings import build, merge, parse_overrides
+from fastuda.settings import build, merge, parse_overrides, read_yaml
 
 
-def save_model(path: Path, model: Segmentor, classes: ClassSet) -> None:
-    """The segmentor's weights, with the classes and the input normalisation in the file's metadata."""
+def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfig | None = None) -> None:
+    """The segmentor's weights, with the classes, the input normalisation and, where it is given, the
+    configuration in the file's metadata."""
     about = {"classes": classes.names, "palette": classes.palette, "input": dataclasses.asdict(model.input)}
+    if config is not None:
+        about["config"] = config.to_yaml()
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     write_atomic(path, lambda draft: save_file(weights, draft, {"fastuda": json.dumps(about)}))
 
@@ -40,13 +43,15 @@ def load_config(run: Path) -> RunConfig:
 
 
 def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassSet]:
-    """Configuration, method in evaluation mode, and classes of a run folder.
+    """Configuration, method in evaluation mode, and classes of a run folder, or of a file that ``fastuda
+    export --format safetensors`` wrote.
 
     Raises:
         UserError: a file is missing, unreadable or does not fit the configuration.
     """
-    config = load_config(run)
-    path = run / "model.safetensors"
+    alone = run.is_file()
+    path = run if alone else run / "model.safetensors"
+    config = None if alone else load_config(run)
     if not path.is_file():
         raise UserError(f"{run} has no model.safetensors; the run has not ended: go on with --resume auto")
     try:
@@ -55,12 +60,15 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         palette = tuple((int(r), int(g), int(b)) for r, g, b in about["palette"])
         classes = ClassSet(tuple(about["classes"]), palette)
+        if config is None:
+            config = build(RunConfig, read_yaml(about["config"], str(path)), "")
         expected = about["input"]
         model = build_model(dataclasses.replace(config.model, weights=None), len(classes))
         model.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be used with {run / 'config.yaml'}: {first}") from error
+        beside = "without its run folder" if alone else f"with {run / 'config.yaml'}"
+        raise UserError(f"{path} cannot be used {beside}: {first}") from error
     model.input = Normalization(
         tuple(expected["mean"]), tuple(expected["std"]), expected["channel_order"], expected["scale"]
     )

@@ -83,7 +83,7 @@ def untrained_run(folder: Path, method: str = "source_only", **settings: object)
     from fastuda.models import build_model
     from fastuda.saved import save_model
 
-    config = resolve(None, {"method.name": method}, settings)
+    config = resolve(None, {"method.name": method, **settings}, {})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     torch.manual_seed(0)

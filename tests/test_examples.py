@@ -1,9 +1,16 @@
 """The examples run, and do what they say."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
+
+from tests.program import fastuda, untrained_run
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -29,6 +36,29 @@ def test_supervised_without_full_resolution_logits():
 def test_aggregate_at_inference():
     labels = load("aggregate_at_inference").main()
     assert labels.shape == (1, 256, 512) and labels.dtype == torch.uint8 and labels.max() < 19
+
+
+def test_segment_with_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    run = untrained_run(tmp_path / "run")
+    done = fastuda("export", run, "--out", tmp_path / "run.onnx")
+    assert done.returncode == 0, done.stderr
+    image = np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    example = EXAMPLES / "segment_with_onnx.py"
+    shown = subprocess.run(
+        [sys.executable, "-I", example, tmp_path / "run.onnx", tmp_path / "a.png", tmp_path / "out.png"],
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    code = example.read_text()
+    assert "import fastuda" not in code and "import torch" not in code
+    done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "p", "--quiet")
+    assert done.returncode == 0, done.stderr
+    ours = np.asarray(Image.open(tmp_path / "p" / "color" / "a.png").convert("RGB"))
+    assert (np.asarray(Image.open(tmp_path / "out.png")) == ours).all(-1).mean() > 0.99
 
 
 def test_every_example_has_a_test():

@@ -7,10 +7,12 @@ environment variable ``FASTUDA_BACKEND``, read once at import, replaces ``auto``
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -157,6 +159,17 @@ def select(op: str, *tensors: Tensor, backend: str = "auto") -> str:
                 raise ValueError(f"{op}: backend {wanted!r} cannot run: {reason}")
             return wanted
     raise ValueError(f"{op} has no backend {wanted!r}; it has auto, {', '.join(row.name for row in rows)}")
+
+
+@contextlib.contextmanager
+def default_backend(name: str) -> Iterator[None]:
+    """In the block, ``backend="auto"`` means ``name``, as ``FASTUDA_BACKEND`` does from outside."""
+    global DEFAULT_BACKEND
+    before, DEFAULT_BACKEND = DEFAULT_BACKEND, name
+    try:
+        yield
+    finally:
+        DEFAULT_BACKEND = before
 
 
 _said: set[tuple[str, str]] = set()

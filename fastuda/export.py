@@ -1,0 +1,77 @@
+"""Write a finished run as one file that runs without fastuda: ONNX, torch.export or safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from fastuda.cli import parser, run
+from fastuda.errors import UserError
+
+EXAMPLES = """\
+  python -m fastuda.export runs/plca --out plca.onnx
+  python -m fastuda.export runs/plca --format torch --out plca.pt2
+  python -m fastuda.export runs/plca --out plca.safetensors       # fastuda.predict reads it in place of a run
+  python -m fastuda.export runs/plca --out plca.onnx method.test_aggregation=false
+
+onnx and torch: image [B, 3, H, W] float32 RGB in 0..255, any size, to labels [B, H, W] and probabilities
+[B, K, H, W]; normalisation, aggregation and upsampling are inside. Each is compared with the run before it is
+written. In these files plca's aggregation holds a matrix of (H W / 64)^2 numbers: leave it out where that is
+too much. examples/segment_with_onnx.py uses such a file."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = parser("fastuda.export", __doc__ or "", EXAMPLES)
+    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
+    p.add_argument("--format", choices=["onnx", "torch", "safetensors"], help="default: by the name of --out")
+    p.add_argument("--out", type=Path, required=True, help="file to write")
+    p.add_argument("--json", action="store_true", help="print what was written as JSON")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="method settings, dotted")
+    return p
+
+
+def main() -> int:
+    """Parse, load, export, compare."""
+    args = build_parser().parse_intermixed_args()
+
+    import torch
+
+    from fastuda.exporting import SUFFIXES, about, export_onnx, export_safetensors, export_torch
+    from fastuda.loggers import setup_logging
+    from fastuda.saved import load_run, override
+
+    setup_logging(quiet=True)
+    kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
+    kind = args.format or kinds.get(args.out.suffix)
+    if kind is None:
+        raise UserError(f"{args.out} ends in none of {', '.join(kinds)}; say which by --format")
+    if not args.out.parent.is_dir():
+        raise UserError(f"no folder {args.out.parent} for {args.out.name}")
+    config, method, classes = load_run(args.run, torch.device("cpu"))
+    config = override(config, method, args.overrides)
+    worst = None
+    if kind == "safetensors":
+        export_safetensors(args.out, config, method, classes)
+    else:
+        write = export_onnx if kind == "onnx" else export_torch
+        worst = write(args.out, method, about(config, classes))
+    size = args.out.stat().st_size
+    if args.json:
+        print(
+            json.dumps({"out": str(args.out), "format": kind, "bytes": size, "difference": worst}, indent=1)
+        )
+    elif not args.quiet:
+        compared = "" if worst is None else f"; probabilities within {worst:.1g} of the run's"
+        print(f"{args.out}: {kind}, {size / 2**20:.1f} MiB{compared}")
+        if config.data.eval_size:
+            print(
+                "the run was evaluated on images of {} x {} (data.eval_size)".format(*config.data.eval_size)
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

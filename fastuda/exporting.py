@@ -1,0 +1,210 @@
+"""A finished run as one file that other programs run: ONNX, torch.export's .pt2, or safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from fastuda.checkpoint import write_atomic
+from fastuda.config import RunConfig
+from fastuda.data.labels import ClassSet
+from fastuda.errors import UserError
+from fastuda.inference import probabilities
+from fastuda.methods import Method
+from fastuda.ops._backends import default_backend
+from fastuda.saved import save_model
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+"""Format to the suffix of its files."""
+TOLERANCE = 1e-3
+"""Largest difference of a probability that still counts as the same network."""
+
+
+class Deployed(nn.Module):
+    """``image [B, 3, H, W] -> (labels int64 [B, H, W], probabilities float32 [B, K, H, W])``.
+
+    The image is float32 RGB in 0..255; the normalisation, the method's test-time steps, the upsampling and
+    the softmax are inside.
+    """
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method = method
+        expected = method.model.input
+        self.reverse = expected.channel_order == "bgr"
+        self.scale = expected.scale / 255.0
+        self.register_buffer("mean", torch.tensor(expected.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(expected.std)[:, None, None])
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = image * self.scale
+        x = ((x.flip(1) if self.reverse else x) - self.mean) / self.std
+        align = self.method.model.align_corners
+        p = probabilities(self.method.predict(x), (image.shape[2], image.shape[3]), align)
+        return p.argmax(1), p
+
+
+def about(config: RunConfig, classes: ClassSet) -> str:
+    """What a reader of the file needs to know, as JSON: classes, palette, and the size of images, if any."""
+    size = config.data.eval_size
+    return json.dumps({"classes": classes.names, "palette": classes.palette, "size": size})
+
+
+def trace(method: Method) -> torch.export.ExportedProgram:
+    """The method's prediction as a graph with free batch, height and width.
+
+    Raises:
+        UserError: the method computes something that torch.export cannot follow.
+    """
+    free = torch.export.Dim.DYNAMIC
+    try:
+        with default_backend("reference"), _hushed(), torch.no_grad():
+            return torch.export.export(
+                Deployed(method).eval(), (pictures(2, 64, 96),), dynamic_shapes=({0: free, 2: free, 3: free},)
+            )
+    except Exception as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{type(method).__name__} cannot be exported, torch.export says: {first}") from error
+
+
+def export_torch(path: Path, method: Method, described: str) -> float:
+    """Write torch.export's .pt2 file; returns the largest difference of a probability from the method's.
+
+    ``torch.export.load(path).module()`` gives it back; ``fastuda.json`` in it is :func:`about`.
+
+    Raises:
+        UserError: as :func:`trace`; or what the file computes differs; or it cannot be written.
+    """
+    program = trace(method)
+    graph = program.module()
+    worst = check(method, lambda image: graph(image))
+    extra = {"fastuda.json": described}
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file, _hushed():
+            torch.export.save(program, file, extra_files=extra)
+
+    write_atomic(path, write)
+    return worst
+
+
+def export_onnx(path: Path, method: Method, described: str) -> float:
+    """Write an ONNX file with free batch, height and width; returns the largest difference of a probability
+    between onnxruntime and torch.
+
+    The metadata entry ``fastuda`` is :func:`about`.
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is missing; as :func:`trace`; what the file computes
+            differs; or it cannot be written.
+    """
+    onnx, runtime = (_needed(name) for name in ("onnx", "onnxruntime"))
+    _needed("onnxscript")
+    program = trace(method)
+    try:
+        with _hushed(), torch.no_grad():
+            # not optimised: onnxscript 0.7 takes the 1e-10 inside logarithms for a zero and drops it;
+            # onnxruntime optimises when it loads the file
+            made = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, optimize=False,
+                input_names=["image"], output_names=["labels", "probabilities"],
+            )  # fmt: skip
+        assert made is not None
+        model = made.model_proto
+    except Exception as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{type(method).__name__} cannot be written as ONNX: {first}") from error
+    _name_dimensions(model)
+    onnx.helper.set_model_props(model, {"fastuda": described})
+    data = model.SerializeToString()
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> tuple[Tensor, Tensor]:
+        labels, p = session.run(None, {"image": image.numpy()})
+        return torch.from_numpy(labels), torch.from_numpy(p)
+
+    worst = check(method, run)
+    write_atomic(path, lambda draft: draft.write_bytes(data))
+    return worst
+
+
+def export_safetensors(path: Path, config: RunConfig, method: Method, classes: ClassSet) -> None:
+    """Write the segmentor's weights with classes, normalisation and configuration; ``load_run`` reads it."""
+    save_model(path, method.model, classes, config)
+
+
+def check(method: Method, run: Any) -> float:
+    """The largest difference of a probability between ``run`` and the method on images of three sizes.
+
+    Raises:
+        UserError: it is over :data:`TOLERANCE`.
+    """
+    worst = 0.0
+    for size in ((1, 64, 96), (1, 97, 131), (2, 128, 72)):
+        image = pictures(*size)
+        with torch.no_grad(), default_backend("reference"):
+            truth = Deployed(method).eval()(image)[1]
+            labels, found = run(image)
+        if not torch.equal(found.argmax(1), labels):
+            raise UserError("what was exported gives labels that are not those of the largest probabilities")
+        worst = max(worst, (found - truth).abs().max().item())
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"what was exported differs from the run: a probability by {worst:.3g}; nothing written"
+        )
+    return worst
+
+
+def pictures(count: int, height: int, width: int) -> Tensor:
+    """Smooth random images in 0..255, the same for the same size."""
+    coarse = np.random.default_rng(count * height * width).uniform(0, 255, (count, 3, 5, 7))
+    x = torch.from_numpy(coarse.astype(np.float32))
+    return nnf.interpolate(x, (height, width), mode="bilinear")
+
+
+def _needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"exporting to ONNX needs {package} ({error}): pip install 'fastuda[export]',"
+            " or export with --format torch"
+        ) from error
+
+
+def _name_dimensions(model: Any) -> None:
+    """Call the free dimensions batch, height and width instead of what tracing called them."""
+    shape = model.graph.input[0].type.tensor_type.shape
+    traced = [dim.dim_param for dim in shape.dim]
+    names = {old: new for old, new in zip(traced, ("batch", "", "height", "width"), strict=True) if old}
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = pattern.sub(lambda match: names[match[1]], dim.dim_param)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the exporter's notes on packages that are not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
