@@ -39,6 +39,9 @@ class Deployed(nn.Module):
     the softmax are inside.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, method: Method):
         super().__init__()
         self.method = method
