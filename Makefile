@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-gpu bench bench-gpu lint format clean
+.PHONY: demo test test-gpu bench bench-gpu docs lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ bench: $(VENV)/.installed
 bench-gpu:
 	$(PYTHON) setup.py build_ext --inplace
 	$(PYTHON) -m bench.run --device cuda
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastuda/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

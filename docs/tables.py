@@ -1,0 +1,111 @@
+"""Tables of the documentation, made while it is built: a MkDocs hook.
+
+In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op, and
+``<!-- settings METHOD -->`` the settings of a method with their defaults, so that neither is ever typed.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+NONE = "not measured"
+MARK = re.compile(r"<!-- (measured|settings) (\w+) -->")
+
+
+def measured(op: str) -> str:
+    """Times of every provider at every size of the bench, per machine; what has no number says so."""
+    from bench.registry import CASES, SWEEP
+    from bench.table import load
+
+    cases = [case for case in (*CASES, *SWEEP) if case.op == op]
+    if not cases:
+        return f"{NONE.capitalize()}: the bench has no case of `{op}`."
+    rows = [row for row in load() if row["op"] == op]
+    parts = []
+    for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        machines = sorted({row["machine"] for row in rows if row["device"] == device})
+        if not machines:
+            parts.append(f"{title}: {NONE}.")
+        for machine in machines:
+            chosen = [row for row in rows if (row["device"], row["machine"]) == (device, machine)]
+            last = max(chosen, key=lambda row: row["date"])
+            parts.append(f"{title}: {machine}, torch {last['torch']}, {last['date']}.")
+            parts.append(_measured_table(cases, chosen))
+    return "\n\n".join(parts)
+
+
+def _measured_table(cases: list[Any], rows: list[dict[str, str]]) -> str:
+    others = sorted({row["provider"] for row in rows} - {"fastuda", "reference"})
+    providers = ["fastuda", "reference", *others]
+    head = ["pass", "dtype", "size", *(f"{name}, ms" for name in providers), "of floor", "extra MiB", "error"]
+    lines = [head, ["---"] * len(head)]
+    for case in dict.fromkeys((c.mode, c.dtype, c.shape) for c in cases):
+        found = {row["provider"]: row for row in rows if (row["mode"], row["dtype"], row["shape"]) == case}
+        own = found.get("fastuda", {})
+        times = [_time(found.get(name, {})) for name in providers]
+        rest = [own.get(key) or NONE for key in ("to_floor", "extra_mib", "error")]
+        lines.append([*case, *times, *rest])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _time(row: dict[str, str]) -> str:
+    if row.get("p50"):
+        return f"{float(row['p50']):.3g}" if float(row["p50"]) < 100 else f"{float(row['p50']):.0f}"
+    return f"{NONE}: {row['note']}" if row.get("note") else NONE
+
+
+def settings(method: str) -> str:
+    """Key, default and meaning of every setting of a method, from its dataclass."""
+    from fastuda.methods import METHODS
+
+    config = METHODS[method].Config
+    own = inspect.get_annotations(config)
+    texts = _field_docs(config)
+    lines = [["key", "default", ""], ["---"] * 3]
+    for field in dataclasses.fields(config):
+        if field.name in own:
+            text = texts.get(field.name, "")
+            lines.append([f"`method.{field.name}`", f"`{_shown(field)}`", text.replace("|", "\\|")])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    parents = [name for name, cls in METHODS.items() if cls.Config in config.__mro__[1:]]
+    return table + "".join(f"\n\nAnd all of [`{name}`]({name}.md)." for name in parents)
+
+
+def _shown(field: Any) -> str:
+    """The default as it is written in a configuration."""
+    from fastuda.settings import plain
+
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    text = yaml.safe_dump(plain(default), default_flow_style=True, width=1000)
+    return text.strip().removesuffix("...").strip()
+
+
+def _field_docs(config: type) -> dict[str, str]:
+    """Field to the string that follows it in the class's body, on one line, literals as Markdown has them."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        match field, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split()).replace("``", "`")
+    return found
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """MkDocs calls this with the text of every page."""
+    makers = {"measured": measured, "settings": settings}
+    return MARK.sub(lambda mark: makers[mark[1]](mark[2]), markdown)
