@@ -57,7 +57,6 @@ def test_it_builds_without_a_warning_and_needs_no_network(tmp_path):
         "mkdocs",
         "build",
         "--strict",
-        "--quiet",
         "--site-dir",
         tmp_path / "site",
     ]
