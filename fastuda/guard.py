@@ -16,6 +16,8 @@ from fastuda.data.batch import Batch
 from fastuda.errors import UserError
 
 DUMP = "not_finite.json"
+SMALLEST_SCALE = 1.0
+"""Of fp16's losses: it starts at 65536, and every overflow halves it."""
 
 
 class LossGuard:
@@ -27,10 +29,11 @@ class LossGuard:
     Args:
         out: folder for a small dump of what was found.
         eager: look at once.
+        scaler: of the losses, where there is one.
     """
 
-    def __init__(self, out: Path, eager: bool):
-        self.out, self.eager = out, eager
+    def __init__(self, out: Path, eager: bool, scaler: torch.amp.GradScaler | None = None):
+        self.out, self.eager, self.scaler = out, eager, scaler
         self.waiting: list[tuple[int, tuple[str, ...], Tensor, tuple[Sequence[str], Sequence[str]]]] = []
 
     def watch(self, step: int, losses: dict[str, Tensor], batch: Batch) -> None:
@@ -45,8 +48,14 @@ class LossGuard:
 
         Raises:
             UserError: a loss is not finite; step, term and files are named and left in ``not_finite.json``.
+                Or the gradients overflow float16 however small the losses are scaled.
         """
         waiting, self.waiting = self.waiting, []
+        if waiting and self.scaler is not None and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise UserError(
+                f"step {waiting[-1][0]}: the gradients overflow float16 with the losses scaled by less than"
+                f" {SMALLEST_SCALE:g}, and every step is skipped; use --amp bf16, or lower optim.lr"
+            )
         if not waiting or bool(torch.isfinite(torch.cat([entry[2] for entry in waiting])).all()):
             return
         for step, names, values, files in waiting:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import logging
 import os
 import sys
@@ -16,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastuda.distributed import World
+from fastuda.errors import UserError
 
 log = logging.getLogger("fastuda")
 
@@ -139,8 +142,23 @@ def setup_logging(quiet: bool) -> None:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """The same lines, with their times, to a file as well."""
+    """The same lines, with their times, to a file as well, which no other process may do meanwhile.
+
+    Raises:
+        UserError: another process holds the file: it is training into the same folder.
+    """
     handler = logging.FileHandler(path)
+    try:
+        # a record lock ends with its process, however that ends, and loader processes do not inherit it
+        fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            handler.close()
+            raise UserError(
+                f"another process is training into {path.parent} (it holds {path.name});"
+                " stop it, or choose another --out"
+            ) from error
+        log.warning("%s cannot be locked (%s): nothing keeps two runs apart", path, error.strerror)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

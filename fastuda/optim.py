@@ -55,6 +55,10 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
     optimizer = cls(groups, **kwargs)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if cls is torch.optim.SGD and group["momentum"] and kwargs.get("fused"):
+            for p in group["params"]:
+                # torch's own come from empty memory, which a first step that the scaler skips leaves in use
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 
 

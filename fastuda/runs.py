@@ -87,14 +87,16 @@ def train(
         if world.first:
             write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
         return scores
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory on {world.device}: lower --batch-size (and raise train.accumulate to make up for"
-            f" it), lower --crop, or train with --amp. {str(error).splitlines()[0]}"
-        ) from error
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        # on the CPU torch reports a failed allocation as a plain RuntimeError
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in str(error):
+            said = str(error).splitlines() or ["no memory for Python's objects"]
+            raise UserError(
+                f"out of memory on {world.device}: lower --batch-size (and raise train.accumulate to make up"
+                f" for it), lower --crop, or train with --amp. {said[0]}"
+            ) from error
         if world.size > 1 and "imed out" in str(error):
             raise UserError(
                 f"rank {world.rank} waited train.timeout={config.train.timeout:g} s;"
@@ -117,6 +119,6 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     if not world.first:
         return trainer.fit()
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
     with log_file(out / "log.txt"):
+        write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
         return trainer.fit()

@@ -51,8 +51,8 @@ class Trainer:
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         if config.train.amp not in AMP:
             raise UserError(f"train.amp is {config.train.amp!r}: choose off, bf16 or fp16")
-        if config.train.amp == "fp16" and world.device.type != "cuda":
-            raise UserError("fp16 with a loss scaler needs a CUDA device; use --amp bf16 here")
+        if config.train.amp == "fp16" and world.device.type == "cpu":
+            log.warning("fp16 is slow on a CPU, whose convolutions have no kernels for it; bf16 is not")
         self.amp = AMP[config.train.amp]
         root = config.data.data_root
         with world.first_goes_ahead():  # the first one may have to draw the scenes
@@ -94,7 +94,7 @@ class Trainer:
             pin=world.device.type == "cuda",
         )
         self.means = RunningMeans(world)
-        self.guard = LossGuard(out, eager=world.device.type == "cpu")
+        self.guard = LossGuard(out, eager=world.device.type == "cpu", scaler=self.scaler)
         self.stop_signal = 0
         self.state = RunState(
             config, world, self.method, self.optimizers, self.scaler, self.loader, self.means
@@ -210,6 +210,8 @@ class Trainer:
 
     def _take_means(self) -> dict[str, float]:
         values = self.means.take()
+        if self.scaler.is_enabled():
+            values["train/loss_scale"] = self.scaler.get_scale()
         return values | {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
 
     def _evaluate(self, loggers: Loggers, pictures: bool = False) -> Scores:

@@ -131,11 +131,15 @@ class Memory(SourceOnly):
     def phases(self, batch, step):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-class Nan(SourceOnly):
+class Broken(SourceOnly):
+    value = float("nan")
     def phases(self, batch, step):
         for phase in super().phases(batch, step):
             good = phase.losses["ce"]
-            yield Phase("model", {"ce": good, "extra": good * (float("nan") if step == 2 else 0.0)})
+            yield Phase("model", {"ce": good, "extra": good * (self.value if step == 2 else 0.0)})
+
+class Inf(Broken):
+    value = float("-inf")
 """
 
 
@@ -150,12 +154,13 @@ def test_out_of_memory_names_the_knobs(failing, scenes_root, tmp_path):
     refused(done, "out of memory", "--batch-size", "train.accumulate", "--crop", "--amp")
 
 
-def test_a_loss_that_is_not_finite_is_named_and_dumped(failing, scenes_root, tmp_path):
+@pytest.mark.parametrize(("method", "said"), [("Broken", "nan"), ("Inf", "-inf")])
+def test_a_loss_that_is_not_finite_is_named_and_dumped(method, said, failing, scenes_root, tmp_path):
     out = tmp_path / "run"
-    done = fastuda("train", *arguments(scenes_root, out, "--method", "failing:Nan"))
-    refused(done, "step 2: the loss is not finite (extra = nan)", ".png")
+    done = fastuda("train", *arguments(scenes_root, out, "--method", f"failing:{method}"))
+    refused(done, f"step 2: the loss is not finite (extra = {said})", ".png")
     found = json.loads((out / "not_finite.json").read_text())
-    assert found["step"] == 2 and found["losses"]["extra"] == "nan" and len(found["source_files"]) == 2
+    assert found["step"] == 2 and found["losses"]["extra"] == said and len(found["source_files"]) == 2
     last = state(out)
     assert last["step"] == 2 and all(torch.isfinite(v).all() for v in last["method"].values())
 

@@ -155,7 +155,6 @@ BAD = [
     (["--config", "no_such.yaml"], "no configuration file no_such.yaml"),
     (["--device", "cuda:7"], "finds no CUDA device"),
     (["--device", "gpu"], "unknown device 'gpu'"),
-    (["--amp", "fp16"], "fp16 with a loss scaler needs a CUDA device"),
     (["--resume", "auto"], "--resume auto needs --out"),
     (["--resume", "/no/such/last.pt"], "no checkpoint at /no/such/last.pt"),
     (["data.eval_split=test"], "no images for split 'test'"),

@@ -20,12 +20,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fastuda.data.catalogue import DomainEntry
 from fastuda.data.labels import IGNORE, ClassSet, Color, LabelMap
 from fastuda.data.layouts import LabelRule, Layout
 from fastuda.errors import UserError, nearest
+from fastuda.settings import read_yaml
 
 _KEYS = ("names", "ids", "palette", "ignore", "same_as", "images", "labels")
 
@@ -73,10 +72,7 @@ def folder_entry(root: Path) -> DomainEntry:
         raise UserError(f"no folder {root} for the domain folder:{root}")
     if not path.is_file():
         raise UserError(f"{root} has no classes.yaml; it names the classes, e.g.  names: [road, car]")
-    try:
-        said = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} cannot be used, it is no YAML: {' '.join(str(error).split())}") from error
+    said = read_yaml(path.read_text(), str(path))
     if not isinstance(said, dict) or not isinstance(said.get("names"), list) or not said["names"]:
         raise UserError(f"{path} needs `names`, a list of the classes")
     for key in said:

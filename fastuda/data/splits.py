@@ -47,7 +47,7 @@ def own_lists(root: Path) -> dict[str, tuple[Path, list[str] | None]]:
         return found
     try:
         said = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
 
     def walk(node: object, name: str) -> None:

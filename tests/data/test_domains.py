@@ -80,7 +80,8 @@ def test_own_folder(tmp_path):
     [
         ("names: [a, b]\nids: [1]\n", "2 names, 1 ids"),
         ("classes: [a]\n", "needs `names`"),
-        ("names: [a\n", "cannot be used"),
+        ("names: [a\n", "is not valid YAML"),
+        ("names: &n [a, b]\nids: *n\n", "aliases"),
         (None, "no classes.yaml"),
     ],
 )
