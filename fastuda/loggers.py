@@ -148,6 +148,7 @@ def log_file(path: Path) -> Iterator[None]:
         UserError: another process holds the file: it is training into the same folder.
     """
     handler = logging.FileHandler(path)
+    assert handler.stream is not None
     try:
         # a record lock ends with its process, however that ends, and loader processes do not inherit it
         fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
