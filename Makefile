@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: demo test test-gpu bench bench-gpu docs lint format clean
 
-$(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*)
+$(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" "numpy<2.4"
@@ -50,4 +50,4 @@ docs: $(VENV)/.installed
 	@echo "open build/site/index.html"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastuda/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info fastuda/_C*.so fastuda/_cuda.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

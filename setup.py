@@ -1,13 +1,15 @@
 """Build script: the package map and the optional C++ extension.
 
 ``FASTUDA_BUILD`` decides what is compiled: ``auto`` (default: the CPU extension where a compiler and torch
-are found, and a working pure-Python install where they are not), ``cpu`` (a failed build is an error),
-``cuda`` (CPU and CUDA, a failed build is an error) or ``none``.
+are found, the CUDA library where nvcc and a torch with CUDA are, and a working pure-Python install where
+they are not), ``cpu`` (a failed build is an error), ``cuda`` (CPU and CUDA, a failed build is an error) or
+``none``.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -24,7 +26,8 @@ if BUILD not in ("auto", "cpu", "cuda", "none"):
 
 def extension() -> dict:
     """setup() arguments that build ``fastuda._C``, or nothing when it is not wanted or cannot be built."""
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.cpp"))
+    files = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")]
+    sources = sorted(str(path.relative_to(ROOT)) for path in files)
     if BUILD == "none" or not sources:
         return {}
     if BUILD == "auto" and shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -45,7 +48,42 @@ def extension() -> dict:
         extra_link_args=["-fopenmp"],
         optional=BUILD == "auto",
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+
+    class Build(BuildExtension):
+        def run(self) -> None:
+            super().run()
+            if BUILD in ("auto", "cuda"):
+                folder = Path(self.get_ext_fullpath("fastuda._C")).resolve().parent
+                build_cuda(Path(self.build_temp).resolve() / "cuda", folder)
+
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+
+
+def build_cuda(work: Path, folder: Path) -> None:
+    """Compile ``csrc/cuda`` into ``folder``, where nvcc and a torch with CUDA are present."""
+    import torch
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    recipe = runpy.run_path(str(ROOT / "csrc" / "cuda" / "build.py"))
+    compiler = recipe["nvcc"]()
+    missing = "no nvcc was found" if compiler is None else ""
+    if torch.version.cuda is None:
+        missing = f"torch {torch.__version__} is built without CUDA"
+    if not missing:
+        links = [f"-L{path}" for path in library_paths()] + [
+            "-ltorch_cuda",
+            "-ltorch_cpu",
+            "-ltorch",
+            "-lc10",
+        ]
+        try:
+            recipe["build"](compiler, work, folder / recipe["NAME"], include_paths(), links)
+            return
+        except RuntimeError as error:
+            missing = str(error)
+    if BUILD == "cuda":
+        raise SystemExit(f"fastuda: the CUDA kernels cannot be built: {missing}")
+    print(f"fastuda: building without the CUDA kernels: {missing}", file=sys.stderr)
 
 
 packages = find_packages(include=["fastuda", "fastuda.*"])

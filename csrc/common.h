@@ -11,6 +11,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "scalar_math.h"
+
 // A leaf function compiled for AVX-512, AVX2 and plain x86-64, chosen at load time by the CPU it runs on.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTUDA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -52,28 +54,5 @@ FASTUDA_INLINE float fast_exp(float x) {
   return p * scale;
 }
 FASTUDA_INLINE double fast_exp(double x) { return std::exp(x); }
-
-// log to about two units in the last place for positive normal numbers.
-FASTUDA_INLINE float fast_log(float x) {
-  int32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
-  bits -= exponent << 23;
-  float m;
-  std::memcpy(&m, &bits, 4);
-  const float f = m - 1.0f, z = f * f;
-  float p = 7.0376836292e-2f;
-  p = p * f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
-  const float n = float(exponent);
-  return f + (f * z * p - 2.12194440e-4f * n - 0.5f * z) + 0.693359375f * n;
-}
-FASTUDA_INLINE double fast_log(double x) { return std::log(x); }
 
 }  // namespace fastuda

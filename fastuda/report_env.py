@@ -10,7 +10,7 @@ import sys
 import torch
 
 import fastuda
-from fastuda.ops._backends import BACKENDS, EXTENSION_ERROR, backends
+from fastuda.ops._backends import BACKENDS, CUDA_ERROR, EXTENSION_ERROR, backends
 
 PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "nvidia-dali-cuda130", "apex")
 
@@ -34,6 +34,7 @@ def environment() -> str:
     else:
         lines.append(f"GPU: none that torch can use (built for CUDA {torch.version.cuda})")
     lines.append(f"C++ extension: {EXTENSION_ERROR or 'loaded'}")
+    lines.append(f"CUDA kernels: {CUDA_ERROR or 'loaded'}")
     lines += [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("FASTUDA_")]
     lines.append("ops:")
     for op in BACKENDS:

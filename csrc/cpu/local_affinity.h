@@ -1,4 +1,4 @@
-// Row sweeps of the affinities between neighbouring pixels; the arithmetic is in affinity_terms.
+// Row sweeps of the affinities between neighbouring pixels; the arithmetic is in local_affinity_math.h.
 #pragma once
 
 #include "../common.h"

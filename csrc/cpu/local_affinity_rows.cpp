@@ -1,4 +1,5 @@
 // Row sweeps of local_affinity, one clone per instruction set.
+#include "../local_affinity_math.h"
 #include "local_affinity.h"
 
 namespace fastuda {
@@ -6,22 +7,12 @@ namespace fastuda {
 namespace {
 
 template <class S>
-FASTUDA_INLINE S clamp_probability(S x) {
-  x = x < S(1e-4) ? S(1e-4) : x;
-  return x > S(1) ? S(1) : x;
-}
-
-template <class S>
-FASTUDA_INLINE S inside(S x) {
-  return x >= S(1e-4) && x <= S(1) ? S(1) : S(0);
-}
-
-template <class S>
 FASTUDA_INLINE void logs_body(const S* p, int64_t width, S* log_one, S* log_zero) {
 #pragma omp simd
   for (int64_t x = 0; x < width; ++x) {
-    log_one[x] = fast_log(clamp_probability(p[x]));
-    log_zero[x] = fast_log(clamp_probability(S(1) - p[x]));
+    const OwnLogs<S> logs = own_logs(p[x]);
+    log_one[x] = logs.one;
+    log_zero[x] = logs.zero;
   }
 }
 
@@ -29,9 +20,8 @@ template <class S>
 FASTUDA_INLINE void affinity_body(const NeighbourRow<S>& row, S* out) {
 #pragma omp simd
   for (int64_t x = 0; x < row.width; ++x) {
-    const S joint = row.own[x] * row.other[x];
-    const S q = clamp_probability(joint), n = clamp_probability(S(1) - joint);
-    out[x] = q * (fast_log(q) - row.log_one[x]) + n * (fast_log(n) - row.log_zero[x]);
+    const OwnLogs<S> own{row.log_one[x], row.log_zero[x]};
+    out[x] = affinity_of(joint_of(row.own[x], row.other[x]), own);
   }
 }
 
@@ -39,13 +29,10 @@ template <class S>
 FASTUDA_INLINE void gradient_body(const NeighbourRow<S>& row, const S* grad, S* own_grad, S* other_grad) {
 #pragma omp simd
   for (int64_t x = 0; x < row.width; ++x) {
-    const S p = row.own[x], r = row.other[x], joint = p * r;
-    const S q = clamp_probability(joint), n = clamp_probability(S(1) - joint);
-    // a clamped quantity passes no gradient
-    const S by_joint = inside(joint) * (fast_log(q) - row.log_one[x] + S(1)) -
-                       inside(S(1) - joint) * (fast_log(n) - row.log_zero[x] + S(1));
-    const S by_own =
-        inside(S(1) - p) * n / clamp_probability(S(1) - p) - inside(p) * q / clamp_probability(p);
+    const S p = row.own[x], r = row.other[x];
+    const OwnLogs<S> own{row.log_one[x], row.log_zero[x]};
+    const Joint<S> joint = joint_of(p, r);
+    const S by_joint = slope_by_joint(joint, own), by_own = slope_by_own(joint, p);
     own_grad[x] += grad[x] * (r * by_joint + by_own);
     other_grad[x] += grad[x] * p * by_joint;
   }

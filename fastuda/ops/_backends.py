@@ -14,11 +14,13 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import fastuda
 from fastuda.ops._schema import library
 
 log = logging.getLogger("fastuda")
@@ -29,11 +31,27 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 try:
-    import fastuda._C  # noqa: F401
+    import fastuda._C
 
     EXTENSION_ERROR = ""
 except ImportError as error:
     EXTENSION_ERROR = f"the C++ extension is not built ({error})"
+
+
+def _load_cuda() -> str:
+    """Load the library of CUDA kernels; why it cannot be, or the empty string."""
+    files = [Path(folder) / "_cuda.so" for folder in fastuda.__path__]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        return "the CUDA kernels are not built"
+    try:
+        torch.ops.load_library(found)
+    except OSError as error:
+        return f"the CUDA kernels do not load ({error})"
+    return ""
+
+
+CUDA_ERROR = _load_cuda()
 
 TRITON_ERROR = "" if importlib.util.find_spec("triton") else "triton is not installed"
 
@@ -54,7 +72,7 @@ class Backend:
         """Why this backend cannot run these tensors, or the empty string when it can."""
         if self.name == "reference":
             return ""
-        missing = {"cpu": EXTENSION_ERROR, "triton": TRITON_ERROR}.get(self.name, "")
+        missing = {"cpu": EXTENSION_ERROR, "cuda": CUDA_ERROR, "triton": TRITON_ERROR}.get(self.name, "")
         if missing:
             return missing
         for operator in self.operators:

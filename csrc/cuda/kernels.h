@@ -1,0 +1,29 @@
+// The CUDA kernels behind a plain C ABI: raw device pointers, sizes and a stream. Neither torch nor CUDA
+// headers are needed to call them. Each returns a cudaError_t; fastuda_cuda_error() says what it means.
+#pragma once
+
+#include <cstdint>
+
+#define FASTUDA_EXPORT extern "C" __attribute__((visibility("default")))
+
+FASTUDA_EXPORT const char* fastuda_cuda_error(int code);
+
+// Probabilities [batch, classes, height, width] in float32, contiguous; neighbours 4 or 8; distance at
+// least 1.
+struct AffinityShape {
+  int64_t batch;
+  int classes, height, width, neighbours, distance;
+};
+
+// out [batch, neighbours classes, height, width]; of products [batch, neighbours, height, width].
+FASTUDA_EXPORT int fastuda_local_affinity_fwd(const float* p, float* out, AffinityShape shape, bool product,
+                                              void* stream);
+// grad is shaped as out above, p_grad as p.
+FASTUDA_EXPORT int fastuda_local_affinity_bwd(const float* grad, const float* p, float* p_grad,
+                                              AffinityShape shape, bool product, void* stream);
+
+// The sum of all products and, unless p_grad is null, its gradient. partial holds affinity_blocks(shape)
+// doubles.
+FASTUDA_EXPORT int64_t fastuda_affinity_blocks(AffinityShape shape);
+FASTUDA_EXPORT int fastuda_affinity_cleaning(const float* p, float* total, float* p_grad, double* partial,
+                                             AffinityShape shape, void* stream);

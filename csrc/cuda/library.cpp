@@ -1,0 +1,72 @@
+// Registers the CUDA kernels with torch through its stable ABI: one build serves every torch from 2.11.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
+
+void check(int code) { STD_TORCH_CHECK(code == 0, "CUDA: ", fastuda_cuda_error(code)); }
+
+void* stream_of(const Tensor& x) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return stream;
+}
+
+Tensor floats(const Tensor& x) { return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float)); }
+
+AffinityShape affinity_shape(const Tensor& p, int64_t neighbours, int64_t distance) {
+  return {p.size(0), int(p.size(1)), int(p.size(2)), int(p.size(3)), int(neighbours), int(distance)};
+}
+
+Tensor local_affinity_fwd(Tensor probabilities, int64_t neighbours, int64_t distance, bool product) {
+  const DeviceGuard guard(probabilities.get_device_index());
+  const Tensor p = floats(probabilities);
+  const int64_t planes = product ? neighbours : neighbours * p.size(1);
+  Tensor out = torch::stable::new_empty(p, {p.size(0), planes, p.size(2), p.size(3)});
+  check(fastuda_local_affinity_fwd(p.const_data_ptr<float>(), out.mutable_data_ptr<float>(),
+                                   affinity_shape(p, neighbours, distance), product, stream_of(p)));
+  return out;
+}
+
+Tensor local_affinity_bwd(Tensor grad, Tensor probabilities, int64_t neighbours, int64_t distance,
+                          bool product) {
+  const DeviceGuard guard(probabilities.get_device_index());
+  const Tensor p = floats(probabilities), g = floats(grad);
+  Tensor out = torch::stable::empty_like(p);
+  check(fastuda_local_affinity_bwd(g.const_data_ptr<float>(), p.const_data_ptr<float>(),
+                                   out.mutable_data_ptr<float>(), affinity_shape(p, neighbours, distance),
+                                   product, stream_of(p)));
+  return torch::stable::to(out, probabilities.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> affinity_cleaning_fwd(Tensor probabilities, int64_t neighbours, bool gradient) {
+  const DeviceGuard guard(probabilities.get_device_index());
+  const Tensor p = floats(probabilities);
+  const AffinityShape shape = affinity_shape(p, neighbours, 1);
+  Tensor partial = torch::stable::new_empty(p, {fastuda_affinity_blocks(shape)}, ScalarType::Double);
+  Tensor total = torch::stable::new_empty(p, {});
+  Tensor grad = gradient ? torch::stable::empty_like(p) : torch::stable::new_empty(p, {0});
+  check(fastuda_affinity_cleaning(p.const_data_ptr<float>(), total.mutable_data_ptr<float>(),
+                                  gradient ? grad.mutable_data_ptr<float>() : nullptr,
+                                  partial.mutable_data_ptr<double>(), shape, stream_of(p)));
+  return {total, grad};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
+  m.impl("local_affinity_fwd.cuda", TORCH_BOX(&local_affinity_fwd));
+  m.impl("local_affinity_bwd.cuda", TORCH_BOX(&local_affinity_bwd));
+  m.impl("affinity_cleaning_fwd.cuda", TORCH_BOX(&affinity_cleaning_fwd));
+}

@@ -1,0 +1,62 @@
+// Affinity of a pixel with one neighbour, and its slopes: the arithmetic of local_affinity on the CPU and in
+// CUDA.
+#pragma once
+
+#include "scalar_math.h"
+
+namespace fastuda {
+
+template <class S>
+FASTUDA_HOST_DEVICE S clamp_probability(S x) {
+  x = x < S(1e-4) ? S(1e-4) : x;
+  return x > S(1) ? S(1) : x;
+}
+
+// 1 where clamp_probability passes a gradient, else 0.
+template <class S>
+FASTUDA_HOST_DEVICE S inside(S x) {
+  return x >= S(1e-4) && x <= S(1) ? S(1) : S(0);
+}
+
+// Logarithms of the clamped p and 1 - p of a pixel.
+template <class S>
+struct OwnLogs {
+  S one, zero;
+};
+template <class S>
+FASTUDA_HOST_DEVICE OwnLogs<S> own_logs(S p) {
+  return {fast_log(clamp_probability(p)), fast_log(clamp_probability(S(1) - p))};
+}
+
+// p r of a pixel and its neighbour, clamped, and 1 - p r, clamped, with their logarithms.
+template <class S>
+struct Joint {
+  S value, one, zero, log_one, log_zero;
+};
+template <class S>
+FASTUDA_HOST_DEVICE Joint<S> joint_of(S p, S r) {
+  const S value = p * r, one = clamp_probability(value), zero = clamp_probability(S(1) - value);
+  return {value, one, zero, fast_log(one), fast_log(zero)};
+}
+
+// KL(Bern(joint) || Bern(p)).
+template <class S>
+FASTUDA_HOST_DEVICE S affinity_of(const Joint<S>& joint, const OwnLogs<S>& own) {
+  return joint.one * (joint.log_one - own.one) + joint.zero * (joint.log_zero - own.zero);
+}
+
+// Its derivative by p r; a clamped quantity passes no gradient.
+template <class S>
+FASTUDA_HOST_DEVICE S slope_by_joint(const Joint<S>& joint, const OwnLogs<S>& own) {
+  return inside(joint.value) * (joint.log_one - own.one + S(1)) -
+         inside(S(1) - joint.value) * (joint.log_zero - own.zero + S(1));
+}
+
+// Its derivative by the p of Bern(p) alone.
+template <class S>
+FASTUDA_HOST_DEVICE S slope_by_own(const Joint<S>& joint, S p) {
+  return inside(S(1) - p) * joint.zero / clamp_probability(S(1) - p) -
+         inside(p) * joint.one / clamp_probability(p);
+}
+
+}  // namespace fastuda

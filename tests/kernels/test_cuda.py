@@ -1,0 +1,160 @@
+"""The CUDA kernels without a GPU: their code runs on the CPU, thread by thread, and compiles for two GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastuda.ops import reference_losses
+from tests.helpers import within_budget
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+RECIPE = runpy.run_path(str(CUDA / "build.py"))
+SOURCES = sorted(CUDA.glob("*.cu"))
+
+
+class AffinityShape(ctypes.Structure):
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("classes", "height", "width", "neighbours", "distance")),
+    )
+
+
+def at(x: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The kernels, compiled for the CPU: blocks one after the other, threads from barrier to barrier."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("emulated") / "kernels.so"
+    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
+    subprocess.run(
+        [compiler, *options, "-x", "c++", "-include", HERE / "emulated_cuda.h", *SOURCES, "-o", library],
+        check=True,
+    )
+    return ctypes.CDLL(str(library))
+
+
+SIZES = [(1, 1), (1, 9), (40, 1), (2, 2), (17, 33), (35, 70)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("neighbours", "distance"), [(8, 1), (4, 1), (8, 3), (4, 16), (8, 20)])
+@pytest.mark.parametrize("kind", ["kl", "product"])
+def test_affinity(emulated, size, neighbours, distance, kind):
+    generator = torch.Generator().manual_seed(size[0] + distance)
+    p = (4 * torch.randn(2, 3, *size, generator=generator)).softmax(1)
+    shape = AffinityShape(2, 3, *size, neighbours, distance)
+    weight = torch.randn(2, neighbours * (1 if kind == "product" else 3), *size, generator=generator)
+
+    def reference(dtype):
+        leaf = p.to(dtype).requires_grad_()
+        value = reference_losses.local_affinity(leaf, neighbours, distance, kind)
+        return value.detach(), torch.autograd.grad(value, leaf, weight.to(dtype))[0]
+
+    found = torch.full(weight.shape, torch.nan), torch.full(p.shape, torch.nan)
+    product = kind == "product"
+    failed = emulated.fastuda_local_affinity_fwd(at(p), at(found[0]), shape, product, None)
+    failed |= emulated.fastuda_local_affinity_bwd(at(weight), at(p), at(found[1]), shape, product, None)
+    assert not failed
+    plain, truth = reference(torch.float32), reference(torch.float64)
+    for name, *three in zip(("value", "gradient"), found, plain, truth, strict=True):
+        within_budget(*three, name, torch.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("neighbours", [4, 8])
+def test_affinity_cleaning(emulated, size, neighbours):
+    p = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).softmax(1)
+    exact = p.double().requires_grad_()
+    wanted = reference_losses.local_affinity(exact, neighbours, 1, "product").sum()
+    (wanted_grad,) = torch.autograd.grad(wanted, exact)
+    shape = AffinityShape(2, 3, *size, neighbours, 1)
+    emulated.fastuda_affinity_blocks.restype = ctypes.c_int64
+    partial = torch.full((emulated.fastuda_affinity_blocks(shape),), torch.nan, dtype=torch.float64)
+    total, grad = torch.full((), torch.nan), torch.full(p.shape, torch.nan)
+    for wants in (grad, None):
+        failed = emulated.fastuda_affinity_cleaning(at(p), at(total), at(wants), at(partial), shape, None)
+        assert failed == 0
+        assert total.item() == pytest.approx(wanted.item(), rel=1e-6)
+    torch.testing.assert_close(grad.double(), wanted_grad, rtol=1e-5, atol=1e-5)
+
+
+OPS = ["local_affinity", "affinity_cleaning_loss"]
+
+STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'
+
+REGISTERED = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+import torch, fastuda.ops
+from fastuda.ops import _backends
+torch.ops.load_library(sys.argv[2])
+_backends.CUDA_ERROR = ""
+x = torch.empty(1, 3, 4, 5)
+for op in sys.argv[3:]:
+    row = next(row for row in _backends.BACKENDS[op] if row.name == "cuda")
+    assert row.refusal() == "", (op, row.refusal())
+    assert row.refusal(x) == "needs tensors on cuda, not on cpu", row.refusal(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The whole library, linked against a stand-in for the part of torch that a CPU build lacks."""
+    compiler = RECIPE["nvcc"]()
+    if compiler is None:
+        pytest.skip("no nvcc")
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    work = tmp_path_factory.mktemp("cuda")
+    (work / "stand_in.cpp").write_text(STAND_IN)
+    name = "libtorch_cuda.so"
+    options = ["-shared", "-fPIC", "-x", "c++", f"-Wl,-soname,{name}"]
+    subprocess.run(["g++", *options, work / "stand_in.cpp", "-o", work / name], check=True)
+    links = [f"-L{path}" for path in (work, *library_paths())] + ["-ltorch_cuda", "-ltorch_cpu"]
+    said = RECIPE["build"](compiler, work, work / "_cuda.so", include_paths(), links)
+    return work, said
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("nvcc")
+def test_kernels_compile_without_warnings_or_spills(built):
+    _, said = built
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    kernels = re.findall(r"Compiling entry function '(\S+)' for '(sm_\d+)'", said)
+    assert {arch for _, arch in kernels} == {"sm_80", "sm_90"}
+    assert len(spills) == len(kernels) > 0
+    assert set(spills) == {("0", "0")}, said
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("nvcc")
+def test_library_loads_and_registers_its_kernels(built):
+    work, _ = built
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTERED, work / "libtorch_cuda.so", work / "_cuda.so", *OPS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_know_nothing_of_torch():
+    for path in [*SOURCES, CUDA / "kernels.h", CUDA / "launch.h", *(ROOT / "csrc").glob("*_math.h")]:
+        assert not re.search(r"#include\s*<(torch|ATen|c10)", path.read_text()), path
