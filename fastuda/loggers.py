@@ -8,8 +8,9 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,24 @@ def setup_logging(quiet: bool) -> None:
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
+def kept_lines() -> Iterator[list[logging.LogRecord]]:
+    """The lines of the block: for a file that is opened after it, so that a run that cannot begin leaves
+    none."""
+    kept = BufferingHandler(1 << 20)
+    log.addHandler(kept)
+    try:
+        yield kept.buffer
+    finally:
+        log.removeHandler(kept)
+
+
+@contextmanager
+def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
     """The same lines, with their times, to a file as well, which no other process may do meanwhile.
+
+    Args:
+        path: the file; lines are added to its end.
+        before: lines that come first, of :func:`kept_lines`.
 
     Raises:
         UserError: another process holds the file: it is training into the same folder.
@@ -162,6 +179,8 @@ def log_file(path: Path) -> Iterator[None]:
         log.warning("%s cannot be locked (%s): nothing keeps two runs apart", path, error.strerror)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
+    for record in before:
+        handler.handle(record)
     try:
         yield
     finally:

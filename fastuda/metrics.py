@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
+from fastuda.errors import UserError, nearest
 from fastuda.ops import ClassStatistics
 
 
@@ -52,6 +53,19 @@ class Scores:
     @staticmethod
     def of(confusion: Tensor, classes: Sequence[str]) -> Scores:
         return Scores(tuple(classes), tuple((100 * iou_per_class(confusion)).tolist()))
+
+    def only(self, names: Sequence[str]) -> Scores:
+        """The scores of these classes alone, in their order.
+
+        Raises:
+            UserError: one that is not there.
+        """
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise UserError(f"no score of a class {unknown[0]!r}{nearest(unknown[0], self.classes)}")
+        kept = [self.classes.index(name) for name in names]
+        ccd = None if self.ccd is None else tuple(self.ccd[i] for i in kept)
+        return Scores(tuple(names), tuple(self.iou[i] for i in kept), ccd)
 
     def mean(self, over: Sequence[int] | None = None) -> float:
         """Mean IoU over the classes that occur (all, or the given ones)."""

@@ -14,7 +14,7 @@ from fastuda import distributed
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.errors import UserError
-from fastuda.loggers import log_file
+from fastuda.loggers import kept_lines, log_file
 from fastuda.metrics import Scores, table
 from fastuda.report_env import environment
 from fastuda.run_state import newest
@@ -115,10 +115,11 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     start = Path(resume) if resume not in (None, "auto") else None
     if resume == "auto":
         start = world.agree(newest(out / "checkpoints"))
-    trainer = Trainer(config, out, world, resume=start, quiet=quiet)
+    with kept_lines() as lines:
+        trainer = Trainer(config, out, world, resume=start, quiet=quiet)
     if not world.first:
         return trainer.fit()
     out.mkdir(parents=True, exist_ok=True)
-    with log_file(out / "log.txt"):
+    with log_file(out / "log.txt", lines):
         write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
         return trainer.fit()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from torch.nn import functional as nnf
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
+from fastuda.data.labels import CITYSCAPES_ROWS
 from fastuda.data.torch_loader import eval_loader
 from fastuda.metrics import Scores, ccd_table, class_centre_distance
 from fastuda.saved import load_run
 from tests.program import TINY, fastuda
+
+ID_OF = {row.name: row.id for row in CITYSCAPES_ROWS}
 
 
 def literal_ccd(features: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float]:
@@ -78,3 +82,46 @@ def test_command(scenes_root, tmp_path):
     said = fastuda("evaluate", out, "--ccd").stdout
     assert "CCD" in said and said.splitlines()[-1].startswith("mean CCD")
     assert "CCD" not in fastuda("evaluate", out).stdout
+
+
+def test_a_run_of_nineteen_classes_on_a_target_of_thirteen(scenes_root, tmp_path):
+    """Cross-City: the other six can be predicted, which is wrong, and are not scored."""
+    out = tmp_path / "run"
+    assert fastuda("train", "--data-root", scenes_root, "--out", out, "--steps", 2, *TINY).returncode == 0
+    assert "classes (19): road, sidewalk" in (out / "log.txt").read_text()  # shown before training
+    whole = json.loads(fastuda("evaluate", out, "--json").stdout)
+    names = ("sidewalk", "Road", "vegetation", "sky", "human")
+    city = tmp_path / "city"
+    ids = {name: ID_OF[name] for name in ("sidewalk", "road", "vegetation", "sky", "person")}
+    lines = [f"names: [{', '.join(names)}]", f"ids: {list(ids.values())}"]
+    lines += [f"ignore: {[i for i in range(34) if i not in ids.values()]}"]
+    lines += ["images: leftImg8bit/{split}/**_leftImg8bit.png"]
+    lines += ["labels: gtFine/{split}/**_gtFine_labelIds.png"]
+    shutil.copytree(scenes_root / "scenes" / "cityscapes", city)
+    (city / "classes.yaml").write_text("\n".join(lines))
+    done = fastuda("evaluate", out, "--target", f"folder:{city}", "--split", "val", "--json", "--ccd")
+    assert done.returncode == 0, done.stderr
+    assert "not scored" in done.stderr and "building" in done.stderr and "road" not in done.stderr
+    part = json.loads(done.stdout)
+    assert list(part["iou"]) == ["road", "sidewalk", "vegetation", "sky", "person"] and "mIoU5" in part
+    assert list(part["ccd"]) == list(part["iou"])
+
+    confusion = torch.zeros(19, 19, dtype=torch.int64)
+    _, method, _ = load_run(out, torch.device("cpu"))
+    domain = open_domain("scenes", role="evaluation", data_root=str(scenes_root), split="auto")
+    with torch.no_grad():
+        for image, label, _ in eval_loader(domain, DataConfig(workers=0), method.model.input):
+            scores = method.predict(image.to(memory_format=torch.channels_last)).scores
+            label = torch.where(torch.isin(label, torch.tensor([0, 1, 8, 10, 11])), label, 255)
+            confusion += F.upsample_confusion(scores, label)
+    truth = Scores.of(confusion, tuple(whole["iou"])).only(tuple(part["iou"]))
+    assert part == {**truth.as_dict(), "ccd": part["ccd"], "mean_ccd": part["mean_ccd"]}
+
+    done = fastuda("evaluate", out, "--classes", "road", "sky", "--json")
+    chosen = json.loads(done.stdout)
+    assert chosen["iou"] == {name: whole["iou"][name] for name in ("road", "sky")} and "mIoU2" in chosen
+    done = fastuda("evaluate", out, "--classes", "rode")
+    assert done.returncode == 2 and "no score of a class 'rode'; did you mean road" in done.stderr
+    (city / "classes.yaml").write_text("\n".join(["names: [banana]", "ids: [7]", *lines[3:]]))
+    done = fastuda("evaluate", out, "--target", f"folder:{city}", "--split", "val")
+    assert done.returncode == 2 and "has none of the classes road, sidewalk" in done.stderr

@@ -70,6 +70,24 @@ class Domain:
         palette = tuple(self.classes.palette[i] for i in kept)
         return self.renumber(ClassSet(tuple(names), palette), {i: new for new, i in enumerate(kept)})
 
+    def in_classes(self, classes: ClassSet) -> tuple[Domain, tuple[str, ...]]:
+        """The same files in the numbers of ``classes``, matched by name, and those of them that it has. What
+        else it has is ignored.
+
+        Raises:
+            UserError: it has none of them.
+        """
+        ours = {canonical(name): i for i, name in enumerate(classes.names)}
+        own = [canonical(name) for name in self.classes.names]
+        table = {i: ours[name] for i, name in enumerate(own) if name in ours}
+        if not table:
+            raise UserError(
+                f"{self.name} has none of the classes {', '.join(classes.names)};"
+                f" it has {', '.join(self.classes.names)}"
+            )
+        known = tuple(name for i, name in enumerate(classes.names) if i in table.values())
+        return self.renumber(classes, table), known
+
     def open_image(self, index: int) -> Image.Image:
         """The image as an 8-bit RGB Pillow image."""
         return open_rgb(self.items[index].image)
@@ -240,8 +258,8 @@ def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str) -> 
 def share_classes(
     source: Domain, *targets: Domain, classes: Sequence[str] | None = None, aliases: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
-    """Source and targets in the classes that they share by name, in the target's order and names; what is
-    left out is logged.
+    """Source and targets in the classes that they share by name, in the target's order and names; these,
+    and what is left out, are logged.
 
     Args:
         targets: the target's splits, which have one set of classes.
@@ -252,9 +270,8 @@ def share_classes(
         UserError: they share none, or a name in ``classes`` or ``aliases`` is no class of either.
     """
     mapping = class_mapping(source.classes, targets[0].classes, classes, aliases)
-    if mapping.source_only or mapping.target_only or mapping.renamed:
-        for line in mapping.describe().splitlines():
-            log.info("%s", line)
+    for line in mapping.describe().splitlines():
+        log.info("%s", line)
     return (
         source.renumber(mapping.shared, mapping.source),
         *(target.renumber(mapping.shared, mapping.target) for target in targets),
