@@ -55,7 +55,7 @@ def read_groups(folders: list[Path]) -> list[Group]:
             try:
                 result = json.loads(path.read_text())
                 scores = {key: value for key, value in result.items() if key.startswith("mIoU")}
-                scores |= {k: math.nan if v is None else v for k, v in result["iou"].items()}
+                scores = {k: math.nan if v is None else v for k, v in (scores | result["iou"]).items()}
                 about = f"{result['target']} ({result['split']})"
             except (ValueError, KeyError, AttributeError) as error:
                 raise UserError(f"{path} is not a result of a run: {error!r}") from error

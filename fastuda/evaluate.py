@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fastuda.cli import inference, inference_flags, parser, run
+from fastuda.errors import UserError
 
 EXAMPLES = """\
   python -m fastuda.evaluate runs/plca
@@ -46,7 +47,7 @@ def main() -> int:
     args = build_parser().parse_intermixed_args()
 
     from fastuda import distributed
-    from fastuda.data.domains import open_domain
+    from fastuda.data.domains import NO_SPLIT, open_domain
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
     from fastuda.metrics import ccd_table, table
@@ -58,6 +59,8 @@ def main() -> int:
     config = override(config, method, args.overrides)
     named = {"target": args.target, "eval_split": args.split, "data_root": args.data_root}
     data = dataclasses.replace(config.data, **{key: value for key, value in named.items() if value})
+    if data.eval_split == NO_SPLIT:
+        raise UserError(f"{args.run} was trained with data.eval_split={NO_SPLIT}: name a split with --split")
     domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
     domain, known = domain.in_classes(classes)
     missing = [name for name in classes.names if name not in known]

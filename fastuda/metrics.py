@@ -88,7 +88,8 @@ class Scores:
     def as_dict(self) -> dict[str, object]:
         """For JSON: protocols and per-class IoU, absent classes as null."""
         per_class = {n: None if v != v else round(v, 3) for n, v in zip(self.classes, self.iou, strict=True)}
-        out = {**{key: round(value, 3) for key, value in self.protocols().items()}, "iou": per_class}
+        means = {k: None if v != v else round(v, 3) for k, v in self.protocols().items()}
+        out: dict[str, object] = {**means, "iou": per_class}
         if self.ccd is None:
             return out
         distances = [None if v != v else float(f"{v:.6g}") for v in (self.mean_ccd, *self.ccd)]

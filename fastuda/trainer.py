@@ -226,11 +226,12 @@ class Trainer:
             count=self.config.eval.pictures,
         )
         per_class = dict(zip(scores.classes, scores.iou, strict=True))
-        values = {f"val/{key}": value for key, value in scores.protocols().items()}
+        values = {f"val/{key}": value for key, value in scores.protocols().items() if value == value}
         values |= {f"iou/{name}": value for name, value in per_class.items() if value == value}
         loggers.log(self.state.step, values)
-        where = f"{self.held_out.name} ({self.held_out.split})"
-        log.info("step %d: mIoU %.2f on %s", self.state.step, scores.miou, where)
+        if len(self.held_out):
+            where = f"{self.held_out.name} ({self.held_out.split})"
+            log.info("step %d: mIoU %.2f on %s", self.state.step, scores.miou, where)
         if scores.miou > self.state.best:
             self.state.best = scores.miou
             self._checkpoint(BEST, loggers)

@@ -125,3 +125,32 @@ def test_a_run_of_nineteen_classes_on_a_target_of_thirteen(scenes_root, tmp_path
     (city / "classes.yaml").write_text("\n".join(["names: [banana]", "ids: [7]", *lines[3:]]))
     done = fastuda("evaluate", out, "--target", f"folder:{city}", "--split", "val")
     assert done.returncode == 2 and "has none of the classes road, sidewalk" in done.stderr
+
+
+def test_a_target_without_labels_trains_without_scores(scenes_root, tmp_path):
+    target, out = tmp_path / "target", tmp_path / "run"
+    shutil.copytree(scenes_root / "scenes" / "cityscapes" / "leftImg8bit" / "train", target / "images")
+    (target / "classes.yaml").write_text("names: [road, sky, car]")
+    wanted = [
+        "--method",
+        "plca",
+        "--source",
+        f"gta5:{scenes_root}/scenes/gta5",
+        "--target",
+        f"folder:{target}",
+    ]
+    refused = fastuda("train", *wanted, "--out", out, "--steps", 2, *TINY)
+    assert refused.returncode == 2 and "data.eval_split=none trains without scores" in refused.stderr
+    assert not out.exists()
+    done = fastuda(
+        "train", *wanted, "--out", out, "--steps", 2, *TINY, "data.eval_split=none", "eval.every=1"
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-3].split() == ["mIoU3", "-"], done.stderr
+    result = json.loads((out / "result.json").read_text(), parse_constant=pytest.fail)
+    assert result["mIoU3"] is None and result["iou"] == dict.fromkeys(("road", "sky", "car"))
+    assert "val/" not in (out / "metrics.csv").read_text()
+    assert fastuda("compare", out).returncode == 0
+    done = fastuda("evaluate", out)
+    assert done.returncode == 2 and "was trained with data.eval_split=none: name a split" in done.stderr
+    done = fastuda("predict", out, target / "images", "--out", tmp_path / "labels", "--quiet")
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ class DataConfig:
     """Where domains without a path of their own lie, under their names."""
     eval_split: str = "auto"
     """Split of the target that is evaluated; auto: the one that goes with the target's own (val for
-    Cityscapes)."""
+    Cityscapes); none: nothing is evaluated, for a target without any label."""
     classes: tuple[str, ...] | None = None
     """Classes to train and evaluate; none: those that source and target share by name."""
     class_alias: tuple[str, ...] = ()

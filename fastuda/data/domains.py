@@ -29,6 +29,8 @@ log = logging.getLogger("fastuda")
 ROLES = ("source", "target", "evaluation")
 AUTO = "auto"
 """The split that the table names for the role."""
+NO_SPLIT = "none"
+"""The split without images: nothing is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,9 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
         raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
     name, path, said = parse_spec(spec)
     entry, root = _entry(name, path, role, Path(data_root))
+    if role == "evaluation" and split == NO_SPLIT:
+        everything = open_domain(f"{name}:{root}" if path else name, role="target", data_root=data_root)
+        return replace(everything, split=NO_SPLIT, items=[])
     labelled = role != "target" or split is not None
     if split == AUTO or (role == "evaluation" and split is None):
         split = evaluation_split(root, entry, said)
@@ -234,11 +239,11 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
         raise UserError(f"no images for split {split!r} of {name} in {root}: looked for {wanted}")
     items, label_map = selected
     if labelled:
-        items = _labelled(items, entry, root, split)
+        items = _labelled(items, entry, root, split, role)
     return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels)
 
 
-def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str) -> list[Item]:
+def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str, role: str) -> list[Item]:
     """Every item with its label.
 
     Raises:
@@ -250,8 +255,10 @@ def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str) -> 
     if entry.partly_labelled and len(bare) < len(items):
         log.info("%s: %d of %d images have no label and are left out", root, len(bare), len(items))
         return [item for item in items if item.label is not None]
+    hint = f"; data.eval_split={NO_SPLIT} trains without scores" if role == "evaluation" else ""
     raise UserError(
-        f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label; the first is {bare[0]}"
+        f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label;"
+        f" the first is {bare[0]}{hint}"
     )
 
 
