@@ -91,7 +91,7 @@ class Backward {
         transposed_(channels_, keys.count),
         straight_(keys.count, channels_),
         key_scale_(keys.count),
-        key_grad_(at::zeros({keys.count, straight_.columns}, queries.scale.options())) {
+        key_grad_(Scratch<S>::zeros(keys.count * straight_.columns)) {
     pack_transposed(keys.key(b), channels_, key_order_.data(), keys.count, channels_, transposed_);
     pack_rows(keys.key(b), channels_, key_order_.data(), keys.count, channels_, straight_);
     for (int64_t j = 0; j < keys.count; ++j) key_scale_[j] = keys.scales(b)[key_order_[j]];
@@ -119,15 +119,10 @@ class Backward {
     const int64_t ld = round_up(columns, 2), ldq = straight_.columns;
     const int64_t fit = (int64_t(24) << 20) / (2 * ld * int64_t(sizeof(T))) / kRows * kRows;
     const int64_t panel = std::min(std::max(fit, kRows), round_up(end - begin, kRows));
-    Tensor row_operand = at::empty({panel * ld}, queries_.queries.options());
-    Tensor column_operand = at::empty({columns * panel}, queries_.queries.options());
-    Tensor gathered = at::empty({panel, channels_}, queries_.queries.options());
-    Tensor row_grad = at::empty({panel, ldq}, queries_.scale.options());
-    T* g = row_operand.mutable_data_ptr<T>();
-    T* gt = column_operand.mutable_data_ptr<T>();
-    T* q = gathered.mutable_data_ptr<T>();
-    S* dq = row_grad.mutable_data_ptr<S>();
-    S* dk = key_grad_.mutable_data_ptr<S>();
+    const Scratch<T> row_operand(panel * ld), column_operand(columns * panel), gathered(panel * channels_);
+    const Scratch<S> row_grad(panel * ldq);
+    T *g = row_operand.data(), *gt = column_operand.data(), *q = gathered.data();
+    S *dq = row_grad.data(), *dk = key_grad_.data();
 
     for (int64_t first = begin; first < end; first += panel) {
       const int64_t count = std::min(panel, end - first), ldt = round_up(count, 2);
@@ -147,20 +142,20 @@ class Backward {
         }
         release_tiles<T>();
       });
-      at::parallel_for(0, row_blocks * depth_blocks, 1, [&](int64_t task, int64_t last) {
+      const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(columns, kPanel);
+      at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
         for (; task < last; ++task) {
-          const int64_t r0 = task % row_blocks * kRows, block = task / row_blocks;
-          tile_product(std::min(kRows, count - r0), round_up(columns, kPair<T>), g + r0 * ld, ld, straight_,
-                       block, dq + r0 * ldq + block * kCols, ldq, false);
+          const int64_t r0 = task % row_panels * kPanel, block = task / row_panels;
+          panel_product(std::min(kPanel, count - r0), round_up(columns, kPair<T>), g + r0 * ld, ld, straight_,
+                        block, dq + r0 * ldq + block * kCols, ldq, false);
         }
         release_tiles<T>();
       });
-      const int64_t key_blocks = blocks_of(columns, kRows);
-      at::parallel_for(0, key_blocks * depth_blocks, 1, [&](int64_t task, int64_t last) {
+      at::parallel_for(0, key_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
         for (; task < last; ++task) {
-          const int64_t j0 = task % key_blocks * kRows, block = task / key_blocks;
-          tile_product(std::min(kRows, columns - j0), panel_rows.depth, gt + j0 * ldt, ldt, panel_rows, block,
-                       dk + j0 * ldq + block * kCols, ldq, true);
+          const int64_t j0 = task % key_panels * kPanel, block = task / key_panels;
+          panel_product(std::min(kPanel, columns - j0), panel_rows.depth, gt + j0 * ldt, ldt, panel_rows,
+                        block, dk + j0 * ldq + block * kCols, ldq, true);
         }
         release_tiles<T>();
       });
@@ -173,7 +168,7 @@ class Backward {
   // take(key, gradient of the key row)
   template <class Take>
   void finish(Take&& take) {
-    const S* dk = key_grad_.const_data_ptr<S>();
+    const S* dk = key_grad_.data();
     at::parallel_for(0, int64_t(key_order_.size()), 16, [&](int64_t j, int64_t last) {
       for (; j < last; ++j) take(key_order_[j], dk + j * straight_.columns);
     });
@@ -226,7 +221,7 @@ class Backward {
   std::vector<S> key_scale_, column_weight_, column_inverse_, column_lse_;
   std::vector<int64_t> column_hit_;
   int64_t column_count_ = 0;
-  Tensor key_grad_;
+  Scratch<S> key_grad_;
 };
 
 template <class T>

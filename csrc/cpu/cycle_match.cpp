@@ -18,12 +18,16 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> cycle_match_fwd(const Tensor& 
     using S = acc_t<T>;
     const Features<T> a(source, kl), b(target, kl);
     for (int64_t i = 0; i < batch; ++i) {
-      row_pass<T>(a, b, i, false,
-                  {forward.mutable_data_ptr<int64_t>() + i * n, forward_best.mutable_data_ptr<S>() + i * n,
-                   nullptr, nullptr});
-      row_pass<T>(b, a, i, false,
-                  {backward.mutable_data_ptr<int64_t>() + i * m, backward_best.mutable_data_ptr<S>() + i * m,
-                   nullptr, nullptr});
+      const RowResults<S> rows{forward.mutable_data_ptr<int64_t>() + i * n,
+                               forward_best.mutable_data_ptr<S>() + i * n, nullptr, nullptr};
+      const RowResults<S> columns{backward.mutable_data_ptr<int64_t>() + i * m,
+                                  backward_best.mutable_data_ptr<S>() + i * m, nullptr, nullptr};
+      if (kl) {
+        row_pass<T>(a, b, i, false, rows);
+        row_pass<T>(b, a, i, false, columns);
+      } else {
+        match_pass<T>(a, b, i, rows, columns);
+      }
     }
   });
   return {forward, backward, forward_best, backward_best};

@@ -12,6 +12,8 @@ void transpose_block(const Word* const* rows, int64_t count, int64_t words, Word
     const int64_t w1 = std::min(words, w0 + 16);
     for (int64_t j = 0; j < count; ++j) {
       const Word* row = rows[j];
+      // rows lie far apart, where no hardware prefetcher follows
+      if (j + 12 < count) __builtin_prefetch(rows[j + 12] + w0);
       for (int64_t w = w0; w < w1; ++w) out[w * width + j] = row[w];
     }
   }

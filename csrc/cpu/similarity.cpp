@@ -33,9 +33,12 @@ Features<T>::Features(const Tensor& x, bool kl_) : count(x.size(1)), kl(kl_) {
   scale = norm.reciprocal().masked_fill_(norm.le(1e-12), 0);
 }
 
-template <class T>
-void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
-                     int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics) {
+namespace {
+
+// take(row, columns, first column, count of columns) while a row of a tile is near.
+template <class T, class Take>
+void rows_with(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
+               int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics, Take&& take) {
   using S = acc_t<T>;
   const int64_t depth = queries.channels;
   const T* rows = queries.query(b) + first * depth;
@@ -43,14 +46,85 @@ void similarity_rows(const Features<T>& queries, const Features<T>& keys, const 
   const S* key_scales = keys.scales(b);
   for (int64_t j = 0; j < packed.blocks(); ++j) {
     const int64_t column = j * kCols, width = std::min(kCols, keys.count - column);
-    tile_product(count, depth, rows, depth, packed, j, s + column, packed.columns, false);
-    for (int64_t r = 0; r < count; ++r) {
-      S* row = s + r * packed.columns + column;
-      const RowScale<S> scale{scales[r], biases[r], key_scales + column};
-      if (j == 0) statistics[r].shift = mean_row(row, width, scale);
-      scale_row(row, width, scale, statistics[r]);
+    // a block of keys is read once from far away and stays near for all row tiles
+    for (int64_t r0 = 0; r0 < count; r0 += kRows) {
+      const int64_t r1 = std::min(r0 + kRows, count);
+      tile_product(r1 - r0, depth, rows + r0 * depth, depth, packed, j, s + r0 * packed.columns + column,
+                   packed.columns, false);
+      for (int64_t r = r0; r < r1; ++r) {
+        S* row = s + r * packed.columns + column;
+        const RowScale<S> scale{scales[r], biases[r], key_scales + column};
+        if (j == 0) statistics[r].shift = mean_row(row, width, scale);
+        scale_row(row, width, scale, statistics[r]);
+        take(first + r, row, column, width);
+      }
     }
   }
+}
+
+// The best row of every column so far, of the rows that one thread saw.
+template <class S>
+struct ColumnBest {
+  std::vector<S> best;
+  std::vector<int32_t> index;
+};
+
+}  // namespace
+
+template <class T>
+void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
+                     int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics) {
+  rows_with(queries, keys, packed, b, first, count, s, statistics,
+            [](int64_t, const acc_t<T>*, int64_t, int64_t) {});
+}
+
+template <class T>
+void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
+                const RowResults<acc_t<T>>& rows, const RowResults<acc_t<T>>& columns) {
+  using S = acc_t<T>;
+  const int64_t n = queries.count, m = keys.count;
+  TORCH_CHECK_VALUE(n <= std::numeric_limits<int32_t>::max(), "more pixels than an int32 can count");
+  Packed<T> packed(queries.channels, m);
+  pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
+  std::vector<ColumnBest<S>> found(at::get_num_threads());
+  const int64_t panel = panel_rows(packed.columns, sizeof(S));
+  at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
+    const int64_t stop = std::min(end * kRows, n);
+    const Scratch<S> s(std::min(panel, stop - begin * kRows) * packed.columns);
+    ColumnBest<S>& mine = found[at::get_thread_num()];
+    mine.best.assign(m, -std::numeric_limits<S>::infinity());
+    mine.index.assign(m, 0);
+    for (int64_t first = begin * kRows; first < stop; first += panel) {
+      const int64_t count = std::min(panel, stop - first);
+      RowStatistics<S> statistics[kPanel];
+      rows_with(queries, keys, packed, b, first, count, s.data(), statistics,
+                [&](int64_t row, const S* values, int64_t column, int64_t width) {
+                  column_best(values, width, int32_t(row), mine.best.data() + column,
+                              mine.index.data() + column);
+                });
+      for (int64_t r = 0; r < count; ++r) {
+        rows.best[first + r] = statistics[r].best;
+        rows.index[first + r] = first_index(s.data() + r * packed.columns, m, statistics[r].best);
+      }
+    }
+    release_tiles<T>();
+  });
+  std::fill(columns.best, columns.best + m, -std::numeric_limits<S>::infinity());
+  std::fill(columns.index, columns.index + m, int64_t(0));
+  for (const ColumnBest<S>& part : found) {
+    for (int64_t j = 0; j < int64_t(part.best.size()); ++j) {
+      const bool earlier = part.best[j] == columns.best[j] && part.index[j] < columns.index[j];
+      if (part.best[j] > columns.best[j] || earlier) {
+        columns.best[j] = part.best[j];
+        columns.index[j] = part.index[j];
+      }
+    }
+  }
+}
+
+int64_t panel_rows(int64_t columns, int64_t element) {
+  const int64_t fit = (int64_t(8) << 20) / (columns * element) / kRows * kRows;
+  return std::clamp(fit, kRows, kPanel);
 }
 
 template <class T>
@@ -60,11 +134,13 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   const int64_t n = queries.count, m = keys.count;
   Packed<T> packed(queries.channels, m);
   pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
+  const int64_t panel = panel_rows(packed.columns, sizeof(S));
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    std::vector<S> s(kRows * packed.columns);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kRows, count = std::min(kRows, n - first);
-      RowStatistics<S> statistics[kRows];
+    const int64_t stop = std::min(end * kRows, n);
+    const Scratch<S> s(std::min(panel, stop - begin * kRows) * packed.columns);
+    for (int64_t first = begin * kRows; first < stop; first += panel) {
+      const int64_t count = std::min(panel, stop - first);
+      RowStatistics<S> statistics[kPanel];
       similarity_rows(queries, keys, packed, b, first, count, s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
         const S* row = s.data() + r * packed.columns;
@@ -84,12 +160,14 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   });
 }
 
-#define INSTANTIATE(T)                                                                                \
-  template struct Features<T>;                                                                        \
-  template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t, \
-                                   int64_t, int64_t, acc_t<T>*, RowStatistics<acc_t<T>>*);            \
-  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                    \
-                            const RowResults<acc_t<T>>&);
+#define INSTANTIATE(T)                                                                                      \
+  template struct Features<T>;                                                                              \
+  template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t,       \
+                                   int64_t, int64_t, acc_t<T>*, RowStatistics<acc_t<T>>*);                  \
+  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                          \
+                            const RowResults<acc_t<T>>&);                                                   \
+  template void match_pass<T>(const Features<T>&, const Features<T>&, int64_t, const RowResults<acc_t<T>>&, \
+                              const RowResults<acc_t<T>>&);
 INSTANTIATE(BFloat16)
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -47,6 +47,9 @@ struct RowResults {
   S *best, *temperature, *lse;
 };
 
+// Rows of similarities to hold at a time: a multiple of kRows, kPanel at most.
+int64_t panel_rows(int64_t columns, int64_t element);
+
 // Similarities of rows [first, first + count) to all keys into s [count, keys.columns], and their statistics.
 template <class T>
 void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
@@ -56,5 +59,11 @@ void similarity_rows(const Features<T>& queries, const Features<T>& keys, const 
 template <class T>
 void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bool contrast,
               const RowResults<acc_t<T>>& out);
+
+// One product for both hops of a symmetric similarity: argmax (lowest index) and best of the rows and of the
+// columns.
+template <class T>
+void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
+                const RowResults<acc_t<T>>& rows, const RowResults<acc_t<T>>& columns);
 
 }  // namespace fastuda

@@ -18,13 +18,15 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   pack_transposed(x.key(b), channels, nullptr, n, channels, keys);
   pack_rows(x.query(b), channels, nullptr, n, channels, values);
   const T* rows = x.query(b);
+  const int64_t panel = panel_rows(keys.columns, sizeof(S));
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    std::vector<S> s(kRows * keys.columns), o(kRows * values.columns);
-    std::vector<T> w(kRows * depth);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kRows, count = std::min(kRows, n - first);
-      RowStatistics<S> statistics[kRows];
-      S sums[kRows];
+    const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
+    const Scratch<S> s(most * keys.columns), o(most * kCols);
+    const Scratch<T> w(most * depth);
+    for (int64_t first = begin * kRows; first < stop; first += panel) {
+      const int64_t count = std::min(panel, stop - first);
+      RowStatistics<S> statistics[kPanel];
+      S sums[kPanel];
       similarity_rows(x, x, keys, b, first, count, s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
         const S* row = s.data() + r * keys.columns;
@@ -33,14 +35,15 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
         temperature[first + r] = t;
         lse[first + r] = best / t + std::log(sums[r]);
         store_softmax(row, n, best, 1 / t, w.data() + r * depth);
-        if (n < depth) w[r * depth + n] = T(0);
+        if (n < depth) w.data()[r * depth + n] = T(0);
       }
       for (int64_t j = 0; j < values.blocks(); ++j) {
-        tile_product(count, depth, w.data(), depth, values, j, o.data() + j * kCols, values.columns, false);
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t at = (first + r) * channels;
-        mix_rows(1 - alpha, rows + at, alpha / sums[r], o.data() + r * values.columns, channels, out + at);
+        panel_product(count, depth, w.data(), depth, values, j, o.data(), kCols, false);
+        const int64_t width = std::min(kCols, channels - j * kCols);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t at = (first + r) * channels + j * kCols;
+          mix_rows(1 - alpha, rows + at, alpha / sums[r], o.data() + r * kCols, width, out + at);
+        }
       }
     }
     release_tiles<T>();
@@ -93,7 +96,7 @@ class AggregateBackward {
         keys_(n_, channels_),
         values_(x.kl ? n_ : 0, x.kl ? channels_ : 0),
         grads_(n_, channels_),
-        sum_(at::zeros({n_, keys_.columns}, x.scale.options())),
+        sum_(Scratch<S>::zeros(n_ * keys_.columns)),
         projection_(n_, S(0)) {
     for (int64_t i = 0; i < n_; ++i) inverse_t_[i] = 1 / temperature[i];
     pack_transposed(x.key(b), channels_, nullptr, n_, channels_, keys_t_);
@@ -102,7 +105,7 @@ class AggregateBackward {
     if (x.kl) {
       pack_transposed(rows_, channels_, nullptr, n_, channels_, values_t_);
       pack_rows(rows_, channels_, nullptr, n_, channels_, values_);
-      key_sum_ = at::zeros({n_, keys_.columns}, x.scale.options());
+      key_sum_ = Scratch<S>::zeros(n_ * keys_.columns);
     } else {
       pack_transposed(grad_, channels_, nullptr, n_, channels_, grad_t_);
     }
@@ -112,7 +115,7 @@ class AggregateBackward {
     constexpr int64_t panel = 256;
     const int64_t chunk = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T)));
     const int64_t widest = std::min(chunk, round_up(n_, kCols));
-    z_ = at::empty({4, panel * widest}, x_.queries.options());
+    z_ = Scratch<T>(4 * panel * widest);
     for (int64_t first = 0; first < n_; first += panel) {
       const int64_t count = std::min(panel, n_ - first);
       for (int64_t column = x_.kl ? 0 : first; column < n_; column += chunk) {
@@ -126,7 +129,7 @@ class AggregateBackward {
   // Rows [first, first + count) against columns [column, column + columns).
   void step(int64_t first, int64_t count, int64_t column, int64_t columns, int64_t stride) {
     const int64_t ld = round_up(columns, 2), ldt = round_up(count, 2);
-    T* z = z_.mutable_data_ptr<T>();
+    T* z = z_.data();
     T *zt = z + stride, *back = zt + stride, *forward_t = back + stride;
     const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
     const int64_t skip = x_.kl ? 0 : std::max<int64_t>(0, std::min(columns, first + count - column));
@@ -150,28 +153,26 @@ class AggregateBackward {
       for (int64_t j = skip; j < columns; ++j) projection_[column + j] += column_sums[block * columns + j];
     }
     const int64_t lds = keys_.columns;
-    S* sum = sum_.mutable_data_ptr<S>();
-    S* key_sum = x_.kl ? key_sum_.mutable_data_ptr<S>() : sum;
+    S* sum = sum_.data();
+    S* key_sum = x_.kl ? key_sum_.data() : sum;
     const Packed<T>& queries = x_.kl ? values_ : keys_;
-    at::parallel_for(0, row_blocks * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
-      for (; task < last; ++task) {
-        const int64_t block = task / row_blocks, r0 = task % row_blocks * kRows,
-                      m = std::min(kRows, count - r0);
+    at::parallel_for(0, keys_.blocks(), 1, [&](int64_t block, int64_t last) {
+      for (; block < last; ++block) {
         const int64_t depth = round_up(columns, kPair<T>);
-        S* to = sum + (first + r0) * lds + block * kCols;
-        tile_product(m, depth, z + r0 * ld, ld, keys_, block, to, lds, true, column);
-        if (!x_.kl) tile_product(m, depth, back + r0 * ld, ld, grads_, block, to, lds, true, column);
+        S* to = sum + first * lds + block * kCols;
+        panel_product(count, depth, z, ld, keys_, block, to, lds, true, column);
+        if (!x_.kl) panel_product(count, depth, back, ld, grads_, block, to, lds, true, column);
       }
       release_tiles<T>();
     });
-    const int64_t key_blocks = blocks_of(columns - skip, kRows);
-    at::parallel_for(0, key_blocks * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
+    const int64_t key_panels = blocks_of(columns - skip, kPanel);
+    at::parallel_for(0, key_panels * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
       for (; task < last; ++task) {
-        const int64_t block = task / key_blocks, j0 = skip + task % key_blocks * kRows;
-        const int64_t m = std::min(kRows, columns - j0), depth = round_up(count, kPair<T>);
+        const int64_t block = task / key_panels, j0 = skip + task % key_panels * kPanel;
+        const int64_t m = std::min(kPanel, columns - j0), depth = round_up(count, kPair<T>);
         const int64_t at = (column + j0) * lds + block * kCols;
-        tile_product(m, depth, zt + j0 * ldt, ldt, queries, block, key_sum + at, lds, true, first);
-        tile_product(m, depth, forward_t + j0 * ldt, ldt, grads_, block, sum + at, lds, true, first);
+        panel_product(m, depth, zt + j0 * ldt, ldt, queries, block, key_sum + at, lds, true, first);
+        panel_product(m, depth, forward_t + j0 * ldt, ldt, grads_, block, sum + at, lds, true, first);
       }
       release_tiles<T>();
     });
@@ -206,14 +207,14 @@ class AggregateBackward {
   }
 
   void finish(T* out) const {
-    const S* sum = sum_.const_data_ptr<S>();
+    const S* sum = sum_.data();
     at::parallel_for(0, n_, 16, [&](int64_t begin, int64_t end) {
       std::vector<S> row(channels_);
       for (int64_t i = begin; i < end; ++i) {
         const T* x = rows_ + i * channels_;
         const S *g = sum + i * keys_.columns, scale = x_.scales(b_)[i];
         if (x_.kl) {
-          const S* k = key_sum_.template const_data_ptr<S>() + i * keys_.columns;
+          const S* k = key_sum_.data() + i * keys_.columns;
           for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] + k[c] / (S(x[c]) + S(1e-10));
         } else {
           const S c0 = projection_[i] * scale * scale;
@@ -231,7 +232,8 @@ class AggregateBackward {
   const T *rows_, *grad_;
   std::vector<S> inverse_t_, ones_;
   Packed<T> keys_t_, values_t_, grad_t_, keys_, values_, grads_;
-  Tensor sum_, key_sum_, z_;
+  Scratch<S> sum_, key_sum_;
+  Scratch<T> z_;
   std::vector<S> projection_;
 };
 
@@ -248,10 +250,16 @@ Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, con
     Tensor g = grad.to(rows.queries.scalar_type()).contiguous();
     // delta_i = alpha grad_i . (W x)_i, and alpha W x is what the forward added to (1 - alpha) x
     Tensor delta = at::empty({batch, n}, rows.scale.options());
-    for (int64_t b = 0; b < batch; ++b) {
-      const Tensor part = out[b].to(delta.scalar_type()).sub(x[b].to(delta.scalar_type()), 1 - alpha);
-      delta[b].copy_(part.mul(g[b]).sum(-1));
-    }
+    const Tensor y = out.to(rows.queries.scalar_type()).contiguous();
+    const Tensor given = x.to(rows.queries.scalar_type()).contiguous();
+    at::parallel_for(0, batch * n, 64, [&](int64_t begin, int64_t end) {
+      const T *py = y.const_data_ptr<T>(), *px = given.const_data_ptr<T>(), *pg = g.const_data_ptr<T>();
+      S* to = delta.mutable_data_ptr<S>();
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t at = i * channels;
+        to[i] = inner(py + at, pg + at, channels) - S(1 - alpha) * inner(px + at, pg + at, channels);
+      }
+    });
     if (g.size(2) != rows.channels) g = at::constant_pad_nd(g, {0, 1});
     result = at::empty({batch, n, rows.channels}, rows.queries.options());
     for (int64_t b = 0; b < batch; ++b) {

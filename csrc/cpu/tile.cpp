@@ -42,6 +42,31 @@ FASTUDA_INLINE S sum_exp_body(const S* s, int64_t n, S best, S inverse_t) {
   return sum;
 }
 
+template <class S>
+FASTUDA_INLINE int64_t first_index_body(const S* s, int64_t n, S value) {
+  constexpr int64_t step = 64;
+  for (int64_t j = 0; j < n; j += step) {
+    const int64_t end = j + step < n ? j + step : n;
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t k = j; k < end; ++k) found |= s[k] == value;
+    for (int64_t k = j; found && k < end; ++k) {
+      if (s[k] == value) return k;
+    }
+  }
+  return 0;  // a row of NaN has no maximum
+}
+
+template <class S>
+FASTUDA_INLINE void column_best_body(const S* s, int64_t n, int32_t row, S* best, int32_t* index) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const bool more = s[j] > best[j];
+    best[j] = more ? s[j] : best[j];
+    index[j] = more ? row : index[j];
+  }
+}
+
 template <class T, class S>
 FASTUDA_INLINE void store_softmax_body(const S* s, int64_t n, S best, S inverse_t, T* out) {
 #pragma omp simd
@@ -161,6 +186,18 @@ FASTUDA_CLONES float sum_exp(const float* s, int64_t n, float best, float invers
 double sum_exp(const double* s, int64_t n, double best, double inverse_t) {
   return sum_exp_body(s, n, best, inverse_t);
 }
+
+FASTUDA_CLONES void column_best(const float* s, int64_t n, int32_t row, float* best, int32_t* index) {
+  column_best_body(s, n, row, best, index);
+}
+void column_best(const double* s, int64_t n, int32_t row, double* best, int32_t* index) {
+  column_best_body(s, n, row, best, index);
+}
+
+FASTUDA_CLONES int64_t first_index(const float* s, int64_t n, float value) {
+  return first_index_body(s, n, value);
+}
+int64_t first_index(const double* s, int64_t n, double value) { return first_index_body(s, n, value); }
 
 FASTUDA_CLONES void softmax_row(float* s, int64_t n, const RowScale<float>& scale, const RowTerm<float>* row,
                                 const ColumnTerm<float>* column) {

@@ -114,13 +114,12 @@ void scale_to(const S* e, S scale, int64_t n, T* out);
 template <class T, class S>
 void softmax_gradient(const T* g, const T* y, S mean, S scale, int64_t n, T* out);
 
+// best_j, index_j = s_j, row where s_j is larger.
+void column_best(const float* s, int64_t n, int32_t row, float* best, int32_t* index);
+void column_best(const double* s, int64_t n, int32_t row, double* best, int32_t* index);
+
 // First index that holds the value.
-template <class S>
-int64_t first_index(const S* s, int64_t n, S value) {
-  for (int64_t j = 0; j < n; ++j) {
-    if (s[j] == value) return j;
-  }
-  return 0;  // a row of NaN has no maximum
-}
+int64_t first_index(const float* s, int64_t n, float value);
+int64_t first_index(const double* s, int64_t n, double value);
 
 }  // namespace fastuda
