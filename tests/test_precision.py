@@ -4,10 +4,13 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastuda.config import OptimConfig
+from fastuda.methods import METHODS
 from fastuda.optim import build_optimizer
 from tests.program import TINY, curves, equal, fastuda, state, without_clocks
+from tests.test_step import trainer
 
 
 @pytest.mark.parametrize("impl", ["auto", "foreach"])
@@ -41,6 +44,99 @@ def test_a_parameter_may_meet_its_first_gradient_late():
     momentum = [optimizer.state[part.bias]["momentum_buffer"] for part in net]
     torch.testing.assert_close(momentum[0], torch.full((2,), 1 + 0.9 + 0.81))
     torch.testing.assert_close(momentum[1], torch.full((2,), 1 + 0.9))
+
+
+# the heads beside the segmentor, narrow: what they compute is the same
+NARROW = {
+    "asanet": {"width": 16},
+    "fada": {"width": 16},
+    "sepico": {"width": 16, "contrast_start": 20, "tau": 0.1},
+    "weakseg": {"category_width": 16},
+}
+WINDOW = 50
+BAND = 0.1
+"""Of the mean loss over 50 steps: bf16 against float32. Two runs in float32 whose weights begin 0.1% apart
+drift as far, and further with one image per batch where a teacher's confidence decides."""
+
+
+def tiny(root, out, method, amp):
+    settings = [(f"method.{key}", value) for key, value in NARROW.get(method, {}).items()]
+    images = 2 if method in ("self_training", "sepico") else 1
+    settings += [("data.crop", [32, 32]), ("data.batch_size", images), ("train.steps", 200)]
+    return trainer(root, out, ("method.name", method), ("train.amp", amp), *settings)
+
+
+def losses(run, steps):
+    """The loss of every step."""
+    found = []
+    for _ in range(steps):
+        run._train_step()
+        found.append(run._take_means()["train/loss"])
+    return torch.tensor(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_bf16_stays_by_float32_for_200_steps(method, scenes_root, tmp_path):
+    exact, half = (losses(tiny(scenes_root, tmp_path, method, amp), 200) for amp in ("off", "bf16"))
+    assert not torch.equal(exact, half)
+    a, b = (x.unflatten(0, (-1, WINDOW)).mean(1) for x in (exact, half))
+    assert ((b - a).abs() <= BAND * a.abs()).all(), (a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_fp16_starts_as_float32_does(method, scenes_root, tmp_path):
+    """Few steps, for lack of fp16 convolutions on a CPU; at a scale that overflows nowhere."""
+    a = losses(tiny(scenes_root, tmp_path, method, "off"), 3)
+    half = tiny(scenes_root, tmp_path, method, "fp16")
+    half.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    b = losses(half, 3)
+    assert not torch.equal(a, b) and half.scaler.get_scale() == 256
+    torch.testing.assert_close(b, a, rtol=0.01, atol=0.01)
+
+
+DELICATE = {
+    "aten::_log_softmax", "aten::_softmax", "aten::logsumexp", "aten::log", "aten::log1p", "aten::exp",
+    "aten::log_sigmoid_forward", "aten::binary_cross_entropy_with_logits", "aten::nll_loss2d_forward",
+    "aten::nll_loss_forward", "aten::var", "aten::std", "aten::rsqrt", "aten::linalg_vector_norm",
+}  # fmt: skip
+"""What loses too much in half precision: logarithms, exponentials, variances and norms."""
+
+
+class InHalf(TorchDispatchMode):
+    """Collects the delicate ops that get a half-precision tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, kinds, args=(), kwargs=None):
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if func._schema.name in DELICATE and any(x.dtype in HALF for x in tensors):
+            self.found.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_losses_are_float32_and_so_is_what_they_are_made_of(method, scenes_root, tmp_path):
+    run = tiny(scenes_root, tmp_path, method, "bf16")
+    run.method.train()
+    for step in (0, 30):
+        with InHalf() as half:
+            phases = list(run._phases(next(run.loader)))
+        run.state.step = 30  # by then every term is there
+        assert all(loss.dtype == torch.float32 for phase in phases for loss in phase.losses.values()), step
+        assert not half.found, half.found
+
+
+def test_delicate_ops_in_half_precision_are_found():
+    with InHalf() as half:
+        torch.ones(3, dtype=torch.bfloat16).log_softmax(0)
+    assert half.found == {"aten::_log_softmax"}
 
 
 STEEP = """
