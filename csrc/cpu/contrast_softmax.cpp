@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "../tensors.h"
+#include "scratch.h"
 #include "tile.h"
 
 namespace fastuda {
@@ -42,7 +43,7 @@ void finish_stream() {
 std::tuple<Tensor, Tensor> contrast_softmax_fwd(const Tensor& input, double eps) {
   const Tensor x = (input.scalar_type() == at::kHalf ? input.to(at::kFloat) : input).contiguous();
   const int64_t m = x.size(-1), rows = x.numel() / m;
-  Tensor y = at::empty(x.sizes(), x.options());
+  Tensor y = empty_result(x.sizes(), x.options());
   Tensor inverse = at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(statistics_type(x)));
   const auto run = [&](auto element) {
     using T = decltype(element);
@@ -81,7 +82,7 @@ Tensor contrast_softmax_bwd(const Tensor& grad, const Tensor& y, const Tensor& i
   const Tensor g = (half ? grad.to(at::kFloat) : grad.to(y.scalar_type())).contiguous();
   const Tensor p = (half ? y.to(at::kFloat) : y).contiguous(), inv = inverse.contiguous();
   const int64_t m = y.size(-1), rows = y.numel() / m;
-  Tensor result = at::empty(p.sizes(), p.options());
+  Tensor result = empty_result(p.sizes(), p.options());
   const auto run = [&](auto element) {
     using T = decltype(element);
     using S = acc_t<T>;

@@ -279,8 +279,10 @@ std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& t
     using T = decltype(element);
     using S = acc_t<T>;
     const Features<T> a(source, kl), b(target, kl);
-    grad_source = at::zeros({batch, n, a.channels}, a.queries.options());
-    grad_target = at::zeros({batch, m, a.channels}, a.queries.options());
+    grad_source = empty_result({batch, n, a.channels}, a.queries.options());
+    grad_target = empty_result({batch, m, a.channels}, a.queries.options());
+    parallel_zero(grad_source.mutable_data_ptr<T>(), grad_source.numel());
+    parallel_zero(grad_target.mutable_data_ptr<T>(), grad_target.numel());
     for (int64_t image = 0; image < batch; ++image) {
       const Terms<S> rows(w, t, l, i, image * n), columns(v, u, k, j, image * m);
       T* da = grad_source.mutable_data_ptr<T>() + image * n * a.channels;

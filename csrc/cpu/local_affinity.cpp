@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "../tensors.h"
+#include "scratch.h"
 
 namespace fastuda {
 
@@ -93,7 +94,7 @@ Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64
   const std::vector<Offset> around = offsets(neighbours, distance);
   const int64_t directions = int64_t(around.size()), plane = height * width;
   Tensor out = product ? at::zeros({batch, directions, height, width}, p.options())
-                       : at::empty({batch, directions * classes, height, width}, p.options());
+                       : empty_result({batch, directions * classes, height, width}, p.options());
   for_type(p, [&](auto element) {
     using S = decltype(element);
     const S* from = p.const_data_ptr<S>();
@@ -138,7 +139,7 @@ Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64
   const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
   const std::vector<Offset> around = offsets(neighbours, distance);
   const int64_t directions = int64_t(around.size()), plane = height * width;
-  Tensor out = at::empty(p.sizes(), p.options());
+  Tensor out = empty_result(p.sizes(), p.options());
   for_type(p, [&](auto element) {
     using S = decltype(element);
     const S *from = p.const_data_ptr<S>(), *by = g.const_data_ptr<S>();
@@ -181,7 +182,7 @@ std::tuple<Tensor, Tensor> affinity_cleaning_fwd(const Tensor& probabilities, in
   const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
   const std::vector<Offset> around = offsets(neighbours, 1);
   const int64_t plane = height * width;
-  Tensor grad = at::empty(gradient ? p.sizes() : at::IntArrayRef({0}), p.options());
+  Tensor grad = empty_result(gradient ? p.sizes() : at::IntArrayRef({0}), p.options());
   std::vector<double> sums(batch * classes, 0);
   for_type(p, [&](auto element) {
     using S = decltype(element);

@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_fwd(const Tensor& x, c10::string_vi
     using T = decltype(element);
     using S = acc_t<T>;
     const Features<T> rows(x, kl);
-    out = at::empty({batch, n, rows.channels}, rows.queries.options());
+    out = empty_result({batch, n, rows.channels}, rows.queries.options());
     for (int64_t b = 0; b < batch; ++b) {
       aggregate_image<T>(rows, b, contrast, S(alpha), out.mutable_data_ptr<T>() + b * n * rows.channels,
                          temperature.mutable_data_ptr<S>() + b * n, lse.mutable_data_ptr<S>() + b * n);
@@ -261,7 +261,7 @@ Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, con
       }
     });
     if (g.size(2) != rows.channels) g = at::constant_pad_nd(g, {0, 1});
-    result = at::empty({batch, n, rows.channels}, rows.queries.options());
+    result = empty_result({batch, n, rows.channels}, rows.queries.options());
     for (int64_t b = 0; b < batch; ++b) {
       AggregateBackward<T>(rows, g, b, S(alpha), t.const_data_ptr<S>() + b * n, l.const_data_ptr<S>() + b * n,
                            delta.const_data_ptr<S>() + b * n)
