@@ -6,10 +6,14 @@ for the device, and a checkpoint's random state reproduces it.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from fastuda.data.batch import Batch
+from fastuda.data.config import DataConfig
 from fastuda.models.weights import Normalization
 
 # rotation of the chroma plane of YIQ
@@ -53,18 +57,31 @@ def _per_image(x: Tensor, low: float, high: float) -> Tensor:
     return torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).uniform_(low, high)
 
 
-def colour_jitter(x: Tensor, normalization: Normalization, strength: float, share: float) -> Tensor:
+def jitter_source(batch: Batch, config: DataConfig, normalization: Normalization) -> Batch:
+    """The batch with the colours of its source images jittered as ``data.jitter`` and ``data.jitter_hue``
+    say."""
+    if not config.jitter and not config.jitter_hue:
+        return batch
+    image = colour_jitter(batch.source_image, normalization, config.jitter, 1.0, config.jitter_hue)
+    return dataclasses.replace(batch, source_image=image)
+
+
+def colour_jitter(
+    x: Tensor, normalization: Normalization, strength: float, share: float, hue: float | None = None
+) -> Tensor:
     """Brightness, contrast, saturation and hue of a ``share`` of the images, each with its own factors.
 
     Brightness, contrast and saturation factors are uniform in ``1 - strength .. 1 + strength``, the hue turns
-    by up to ``strength`` half circles; applied in this order to colours in 0..1, clamped at the end.
+    by up to ``hue`` circles; applied in this order to colours in 0..1, clamped at the end.
 
     Args:
         x: normalised images [B, 3, H, W].
         normalization: what they are normalised by.
         strength: published 0.2.
         share: published 0.8.
+        hue: none: half the strength.
     """
+    hue = strength / 2 if hue is None else hue
     mean, std = _statistics(normalization, x)
     rgb = x * std + mean
     if normalization.channel_order == "bgr":
@@ -76,7 +93,7 @@ def colour_jitter(x: Tensor, normalization: Normalization, strength: float, shar
     rgb = grey + (rgb - grey) * _per_image(x, 1 - strength, 1 + strength)
     grey = (rgb * weight).sum(1, keepdim=True)
     rgb = grey + (rgb - grey) * _per_image(x, 1 - strength, 1 + strength)
-    rgb = _turn_hue(rgb, _per_image(x, -strength, strength).flatten() * torch.pi).clamp(0, 1)
+    rgb = _turn_hue(rgb, _per_image(x, -hue, hue).flatten() * (2 * torch.pi)).clamp(0, 1)
     rgb = torch.where(_per_image(x, 0, 1) < share, rgb, original)
     if normalization.channel_order == "bgr":
         rgb = rgb.flip(1)

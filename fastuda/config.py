@@ -226,6 +226,8 @@ AT_LEAST = {
     "data.batch_size": 1,
     "data.workers": 0,
     "data.max_bad": 0,
+    "data.jitter": 0,
+    "data.jitter_hue": 0,
     "log.every": 1,
     "eval.every": 0,
     "eval.pictures": 0,

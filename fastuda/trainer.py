@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda import checkpoint
+from fastuda.augment import jitter_source
 from fastuda.config import RunConfig
 from fastuda.data.batch import Batch
 from fastuda.data.domains import open_domain, share_classes
@@ -74,7 +75,7 @@ class Trainer:
         if config.train.sync_bn and world.size > 1:
             sync_batch_norm(method, world.device)
         method.horizon = config.optim.horizon or config.train.steps
-        self.method = method.to(world.device)
+        self.method, self.input = method.to(world.device), model.input
         self.networks = self.method.networks()
         self.settings = {name: network_config(config.optim, name) for name in self.networks}
         for setting in self.settings.values():
@@ -165,7 +166,7 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(self.loader).to(self.world.device, non_blocking=True)
             waited += time.perf_counter() - asked
-            self._backward(batch)
+            self._backward(jitter_source(batch, config.data, self.input))
         self.parallel.reduce()
         for name, optimizer in self.optimizers.items():
             if all(p.grad is None for p in self.networks[name].parameters()):

@@ -38,6 +38,11 @@ class DataConfig:
     """Height and width of an evaluated image; its label keeps its own resolution."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    jitter: float = 0.0
+    """Colour jitter of every source image, on the device: brightness, contrast and saturation times
+    1 - jitter to 1 + jitter (FADA: 0.5)."""
+    jitter_hue: float = 0.0
+    """Largest turn of the source's hue, in circles (FADA: 0.2)."""
     batch_size: int = 4
     """Source images and target images of one process and one backward pass."""
     workers: int = 2
