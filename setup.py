@@ -92,6 +92,6 @@ packages += ["fastuda.kernels"] + ["fastuda.kernels." + name for name in find_pa
 setup(
     packages=packages,
     package_dir={"fastuda": "fastuda", "fastuda.kernels": "kernels"},
-    package_data={"fastuda": ["py.typed", "configs/*.yaml"]},
+    package_data={"fastuda": ["py.typed", "configs/*.yaml", "report.html"]},
     **extension(),
 )

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "score a finished run",
     "predict": "label images with a finished run",
     "export": "write a finished run as ONNX, torch.export or safetensors",
+    "report": "write report.html of a finished run again",
     "compare": "mean and spread of runs over seeds, as tables and a plot",
     "data": "look at, index, shrink and draw data sets",
     "env": "what is installed, what can run here, and why the rest cannot",

@@ -82,8 +82,8 @@ class EvalConfig:
 
     every: int = 0
     """Steps between evaluations; 0 evaluates at the end only."""
-    pictures: int = 6
-    """Pictures of predictions to leave in preds/."""
+    pictures: int = 12
+    """Pictures of predictions to leave in preds/ and to show in the report."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ class LogConfig:
     """Steps between rows of metrics.csv, each a mean over the steps since the last."""
     tensorboard: bool = True
     """Write tb/ as well."""
+    report: bool = True
+    """Write report.html when the run has ended."""
 
 
 @dataclass(frozen=True)

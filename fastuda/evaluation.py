@@ -68,7 +68,7 @@ def evaluate(
             )
             confusion += matrix
             if ccd:
-                found = _feature_statistics(method, image, label, how.amp)
+                found = feature_statistics(method, image, label, how.amp)
                 statistics = found if statistics is None else statistics.merge(found)
             index = position * world.size + world.rank
             if pictures is not None and index in shown:
@@ -86,7 +86,7 @@ def evaluate(
     return dataclasses.replace(scores, ccd=tuple(distances))
 
 
-def _feature_statistics(
+def feature_statistics(
     method: Method, image: torch.Tensor, label: torch.Tensor, amp: torch.dtype | None
 ) -> F.ClassStatistics:
     """Of one image's features by class; float64, so that thousands of images merge without loss."""

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -123,6 +124,14 @@ class RunningMeans:
             name: value if name.startswith("perf/") else value.to(self.world.device)
             for name, value in state["sums"].items()
         }
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: the most that was allocated on a CUDA device, or that this process held at once."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class _ThroughTqdm(logging.Handler):

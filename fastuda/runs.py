@@ -16,6 +16,7 @@ from fastuda.config import RunConfig
 from fastuda.errors import UserError
 from fastuda.loggers import kept_lines, log_file
 from fastuda.metrics import Scores, table
+from fastuda.report import write_report
 from fastuda.report_env import environment
 from fastuda.run_state import newest
 from fastuda.trainer import Trainer
@@ -111,6 +112,8 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     done = finished(out) if resume == "auto" else None
     if done is not None:
         log.info("%s is finished", out)
+        if not (out / "report.html").is_file():
+            _report(config, out, world)
         return done
     start = Path(resume) if resume not in (None, "auto") else None
     if resume == "auto":
@@ -118,8 +121,21 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     with kept_lines() as lines:
         trainer = Trainer(config, out, world, resume=start, quiet=quiet)
     if not world.first:
-        return trainer.fit()
-    out.mkdir(parents=True, exist_ok=True)
-    with log_file(out / "log.txt", lines):
-        write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
-        return trainer.fit()
+        scores = trainer.fit()
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        with log_file(out / "log.txt", lines):
+            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
+            scores = trainer.fit()
+            _report(config, out, world)
+    world.barrier()  # nobody leaves the group while the first one still writes
+    return scores
+
+
+def _report(config: RunConfig, out: Path, world: distributed.World) -> None:
+    """Write report.html; a run that has ended does not fail for want of it."""
+    if config.log.report and world.first:
+        try:
+            write_report(out, str(world.device))
+        except Exception as error:
+            log.warning("%s has no report (%s); try python -m fastuda.report %s", out, error, out)

@@ -24,7 +24,7 @@ from fastuda.errors import UserError
 from fastuda.evaluation import evaluate
 from fastuda.guard import LossGuard
 from fastuda.inference import Inference
-from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, progress
+from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
 from fastuda.methods import get_method
 from fastuda.metrics import Scores
 from fastuda.models import build_model
@@ -97,6 +97,8 @@ class Trainer:
         self.means = RunningMeans(world)
         self.guard = LossGuard(out, eager=world.device.type == "cpu", scaler=self.scaler)
         self.stop_signal = 0
+        if world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(world.device)
         self.state = RunState(
             config, world, self.method, self.optimizers, self.scaler, self.loader, self.means
         )
@@ -213,6 +215,7 @@ class Trainer:
         values = self.means.take()
         if self.scaler.is_enabled():
             values["train/loss_scale"] = self.scaler.get_scale()
+        values["perf/peak_mib"] = peak_memory(self.world.device)
         return values | {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
 
     def _evaluate(self, loggers: Loggers, pictures: bool = False) -> Scores:
@@ -265,6 +268,7 @@ class Trainer:
             return
         save_model(self.out / "model.safetensors", bare(self.method.model), self.source.classes)
         result = {"step": self.state.step, "target": self.held_out.name, "split": self.held_out.split}
+        result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
         text = json.dumps(result, indent=1)
         checkpoint.write_atomic(self.out / "result.json", lambda draft: draft.write_text(text))

@@ -28,6 +28,7 @@ TINY = (
     "0",
     "train.baseline=off",
     "log.tensorboard=false",
+    "log.report=false",
 )
 
 

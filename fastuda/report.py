@@ -1,0 +1,98 @@
+"""One page about a finished run: report.html in its folder, a single file that needs no network."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+from importlib import resources
+from pathlib import Path
+
+from fastuda.cli import parser, run
+
+EXAMPLES = """\
+  python -m fastuda.report runs/plca       # writes runs/plca/report.html again
+
+Training writes it by itself (log.report=false: not)."""
+
+
+def write_report(folder: Path, device: str = "auto") -> Path:
+    """Write ``report.html`` into a run folder; the global random generators are left as they were.
+
+    What needs the network or the data (class-centre distances, PLCA's cycles) is left out, with the reason,
+    where they are not there.
+
+    Raises:
+        UserError: the folder holds no finished run, or cannot be written.
+    """
+    from fastuda import checkpoint
+    from fastuda import report_sections as sections
+    from fastuda.report_facts import Record, measure, read_pictures
+    from fastuda.saved import load_config
+
+    config = load_config(folder)
+    method = str(config.method["name"])
+    record = Record.read(folder)
+    beside = folder / "source_only" if (folder / "source_only" / "result.json").is_file() else None
+    baseline = Record.read(beside) if beside else None
+    before = checkpoint.rng_state()
+    try:
+        measured = measure(folder, config, beside, device)
+    finally:
+        checkpoint.set_rng_state(before)
+    pictures = read_pictures(folder, beside)
+    source = config.data.source.partition(":")[0]
+    title = f"{method}: {source} to {record.result['target']} ({record.result['split']})"
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        sections.summary(record, baseline, config),
+        "<h2>Curves</h2>",
+        sections.curve_charts(record, baseline, method),
+        "<h2>Classes</h2>",
+        sections.class_table(record, baseline, measured, method),
+        "<h2>Class-centre distances</h2>",
+        sections.distance_table(measured, method),
+        "<h2>Pictures</h2>",
+        sections.viewer(pictures, measured),
+        sections.association(measured),
+        "<h2>Speed and memory</h2>",
+        sections.speed(record, baseline, config, method),
+        "<h2>What was run</h2>",
+        sections.about(folder),
+    ]
+    page = resources.files("fastuda").joinpath("report.html").read_text(encoding="utf-8")
+    # each field is cut out of the template alone: text of the user's could look like one
+    first, _, rest = page.partition("{{title}}")
+    second, _, rest = rest.partition("{{body}}")
+    third, _, last = rest.partition("{{pictures}}")
+    data = json.dumps(pictures).replace("<", "\\u003c")
+    whole = first + html.escape(f"fastuda: {title}") + second + "\n".join(body) + third + data + last
+    path = folder / "report.html"
+    checkpoint.write_atomic(path, lambda draft: draft.write_text(whole, encoding="utf-8"))
+    return path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = parser("fastuda.report", __doc__ or "", EXAMPLES)
+    p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return p
+
+
+def main() -> int:
+    """Parse, write."""
+    args = build_parser().parse_args()
+    from fastuda.loggers import setup_logging
+
+    setup_logging(quiet=True)
+    for folder in args.runs:
+        path = write_report(folder, args.device)
+        if not args.quiet:
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
