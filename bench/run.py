@@ -45,9 +45,10 @@ def machine(device: str) -> str:
     """A short name of the processor or card."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    for line in told.splitlines():
         if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
+            return line.split(":", 1)[1].strip() + (" with AMX" if " amx_bf16" in told else "")
     return platform.processor() or platform.machine()
 
 

@@ -80,6 +80,26 @@ def section(device: str, rows: list[dict[str, str]]) -> str:
     return text
 
 
+def steps() -> str:
+    """The table of ``python -m bench.end_to_end``."""
+    text = (
+        "\n## A training step\n\n`python -m bench.end_to_end`: forward, backward and optimiser on the fused"
+    )
+    text += " ops, and on the references,\nsame seed and batch; MiB at the peak above what stays between the steps.\n"
+    rows = []
+    for path in sorted((HERE / "results").glob("end_to_end*.csv")):
+        with path.open(newline="") as stream:
+            rows += list(csv.DictReader(stream))
+    names = ("method", "backbone", "crop", "dtype", "fused s", "reference s", "ratio", "fused MiB",
+             "reference MiB", "losses within", "machine")  # fmt: skip
+    keys = ("method", "backbone", "crop", "dtype", "fused_s", "reference_s", "ratio", "fused_mib",
+            "reference_mib", "loss_difference", "machine")  # fmt: skip
+    text += f"\n{_line(*names)}{'|---' * len(names)}|\n"
+    if not rows:
+        return text + _line(*["not measured"] * len(names))
+    return text + "".join(_line(*(row[key] for key in keys)) for row in rows)
+
+
 def write() -> None:
     """Write bench/README.md."""
     rows = load()
@@ -88,7 +108,7 @@ def write() -> None:
         if (HERE / "results" / "scaling.png").exists()
         else ""
     )
-    (HERE / "README.md").write_text(HEAD + plot + section("cpu", rows) + section("cuda", rows))
+    (HERE / "README.md").write_text(HEAD + plot + steps() + section("cpu", rows) + section("cuda", rows))
 
 
 if __name__ == "__main__":

@@ -67,3 +67,34 @@ def test_readme_is_generated_from_the_results():
         assert (table.HERE / "README.md").read_text() == before, "run python -m bench.table"
     finally:
         (table.HERE / "README.md").write_text(before)
+
+
+def test_a_step_is_compared_with_its_references(tmp_path):
+    table = tmp_path / "rows.csv"
+    args = [
+        "--method",
+        "plca",
+        "--backbone",
+        "small",
+        "--crop",
+        "64",
+        "96",
+        "--steps",
+        "2",
+        "--dtype",
+        "float32",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.end_to_end", *args, "--classes", "5", "--csv", str(table)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with table.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert float(row["fused_s"]) > 0 and 0 < float(row["loss_difference"]) < 1e-3
+
+
+def test_steps_whose_losses_differ_get_no_time():
+    from bench.end_to_end import difference
+
+    assert difference([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.5}]) == pytest.approx(0.2)
