@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,8 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     operators: tuple[str, ...] = ()
     """The registered operators that the implementation must fill."""
+    limit: Callable[..., str] | None = None
+    """Given the tensors: why the implementation does not take them, or the empty string."""
 
     def refusal(self, *tensors: Tensor, named: bool = False) -> str:
         """Why this backend cannot run these tensors, or the empty string when it can."""
@@ -83,7 +85,7 @@ class Backend:
                 return f"needs tensors on {self.device}, not on {tensor.device.type}"
             if tensor.is_floating_point() and tensor.dtype not in self.dtypes:
                 return f"does not take {tensor.dtype}"
-        return ""
+        return self.limit(*tensors) if self.limit and tensors else ""
 
 
 class BackendStatus(NamedTuple):
@@ -110,20 +112,24 @@ def register(
     op: str,
     operators: tuple[str, ...] = (),
     *,
+    cpu: bool = True,
     triton: bool = False,
     dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
+    triton_limit: Callable[..., str] | None = None,
 ) -> None:
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
-    ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
-    of the same names in ``fastuda.kernels.<op>``, imported on their first call.
+    ``dtypes`` are those of the C++ kernels; without ``cpu`` there are none for the CPU. With ``triton`` the
+    overloads ``.triton`` are filled by launchers of the same names in ``fastuda.kernels.<op>``, imported on
+    their first call; ``triton_limit`` says which tensors they do not take.
     """
     rows = []
     if operators:
-        rows.append(Backend(op, "cpu", "cpu", dtypes, operators))
+        if cpu:
+            rows.append(Backend(op, "cpu", "cpu", dtypes, operators))
         rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
     if triton:
-        rows.append(Backend(op, "triton", "cuda", FLOATS, operators))
+        rows.append(Backend(op, "triton", "cuda", FLOATS, operators, triton_limit))
         for operator in operators:
             launcher = _lazy_launcher(op, operator)
             for key in ("CUDA", "CPU"):
@@ -137,6 +143,16 @@ def _lazy_launcher(op: str, operator: str) -> Any:
         return getattr(importlib.import_module(f"fastuda.kernels.{op}"), operator)(*args)
 
     return launch
+
+
+def most_classes(limit: int) -> Callable[..., str]:
+    """The limit of kernels that hold dimension 1 of their first tensor, the classes, in registers."""
+
+    def refusal(x: Tensor, *_: Tensor) -> str:
+        classes = x.shape[1] if x.dim() > 1 else 0
+        return f"takes at most {limit} classes, not {classes}" if classes > limit else ""
+
+    return refusal
 
 
 def backends(op: str, *tensors: Tensor) -> list[BackendStatus]:
@@ -197,7 +213,8 @@ def _say_once(op: str, name: str, tensors: tuple[Tensor, ...]) -> None:
     if torch.compiler.is_compiling() or (op, name) in _said:
         return
     _said.add((op, name))
-    if name == "reference" and len(BACKENDS[op]) > 1 and ("any", "reference") not in _said:
+    fused = any(row.device == x.device.type for row in BACKENDS[op][:-1] for x in tensors)
+    if name == "reference" and fused and ("any", "reference") not in _said:
         _said.add(("any", "reference"))
         reasons = "; ".join(f"{row.name}: {row.refusal(*tensors)}" for row in BACKENDS[op][:-1])
         log.warning("%s runs on the reference implementation, which stores every matrix (%s)", op, reasons)

@@ -119,6 +119,11 @@ def _affinity_cleaning_fwd(p: Tensor, neighbours: int, gradient: bool):
     return _stat(p), _stat(p, *(p.shape if gradient else (0,)))
 
 
+def _class_statistics_fwd(features: Tensor, labels: Tensor, num_classes: int, ignore_index: int):
+    shape = (num_classes, features.shape[1])
+    return _stat(features, num_classes), _stat(features, *shape), _stat(features, *shape)
+
+
 def _lovasz_softmax_fwd(
     x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
 ):
@@ -190,4 +195,9 @@ define(
     "(Tensor x, Tensor labels, bool from_logits, bool align_corners, int ignore_index, bool gradient)"
     " -> (Tensor, Tensor)",
     _lovasz_softmax_fwd,
+)
+define(
+    "class_statistics_fwd",
+    "(Tensor features, Tensor labels, int num_classes, int ignore_index) -> (Tensor, Tensor, Tensor)",
+    _class_statistics_fwd,
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_float, check_labels, check_rank
 
-_backends.register("class_statistics")
+_backends.register("class_statistics", ("class_statistics_fwd",), cpu=False, triton=True)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def class_statistics(
     check_labels("labels", labels, (features.shape[0],))
     if num_classes < 1:
         raise ValueError(f"num_classes must be positive, got {num_classes}")
-    _backends.select("class_statistics", features, backend=backend)
+    name = _backends.select("class_statistics", features, backend=backend)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        if name != "reference":
+            forward = _backends.overload("class_statistics_fwd", name)
+            return ClassStatistics(*forward(features.detach(), labels, num_classes, ignore_index))
         found = reference_losses.class_statistics(features.detach(), labels.long(), num_classes, ignore_index)
         return ClassStatistics(*found)

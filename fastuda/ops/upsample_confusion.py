@@ -8,7 +8,7 @@ from torch import Tensor
 from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_float, check_labels, check_rank
 
-_backends.register("upsample_confusion", ("upsample_confusion_fwd",))
+_backends.register("upsample_confusion", ("upsample_confusion_fwd",), triton=True)
 
 
 @torch.no_grad()

@@ -114,6 +114,39 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         calls[f"contrast softmax backward {width}"] = partial(
             softmax.contrast_softmax_bwd, rows, rows, stat[0, :4]
         )
+    return calls | loss_launches(dtype)
+
+
+def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """As :func:`launches`, of the losses and statistics."""
+    from fastuda.kernels import class_statistics, upsample_confusion, upsample_cross_entropy
+
+    x = torch.randn(1, 19, 16, 16).to(dtype)
+    labels = torch.zeros(1, 128, 128, dtype=torch.long)
+    soft, pixels = torch.rand(1, 19, 128, 128), torch.rand(1, 128, 128)
+    entropy = upsample_cross_entropy.upsample_cross_entropy_fwd
+    moments = class_statistics.class_statistics_fwd
+    features, classes_of = torch.rand(256, 512).to(dtype), labels[0, :2].flatten()
+    calls: dict[str, Callable[[], object]] = {
+        "class statistics": partial(moments, features, classes_of, 19, 255)
+    }
+    for name, target, weight, gradient in (
+        ("hard", labels, None, True),
+        ("hard weighted", labels, pixels, True),
+        ("soft", soft, None, True),
+        ("value", labels, None, False),
+    ):
+        rest = (False, 1.0, 255, 0.0, gradient, not gradient)
+        calls[f"upsample cross-entropy {name}"] = partial(entropy, x, target, None, weight, *rest)
+    for classes in (19, 100):
+        scores = torch.zeros(1, classes, 16, 16).to(dtype)
+        calls[f"upsample confusion {classes}"] = partial(
+            upsample_confusion.upsample_confusion_fwd, scores, labels, False, 255
+        )
+        rest = (False, 1.0, 255, 0.0, True, False)
+        calls[f"upsample cross-entropy {classes} classes"] = partial(
+            entropy, scores, labels, None, None, *rest
+        )
     return calls
 
 

@@ -1,0 +1,125 @@
+"""The confusion matrix and the label map of bilinearly upsampled scores, no score at full resolution."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import on_device
+from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
+
+TILE = 2048
+"""Classes times outputs of a tile."""
+
+BINS = 1024
+"""Largest histogram that a program keeps; with more pairs of classes every pixel counts itself."""
+
+
+def upsample_confusion_fwd(
+    scores: Tensor, labels: Tensor, align_corners: bool, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """``([K, K] int64, [B, H, W] uint8)``; the low-level op of the same name.
+
+    Raises:
+        ValueError: a label is neither a class nor ``ignore_index``.
+    """
+    scores, labels = scores.contiguous(), labels.contiguous()
+    batch, classes, h, w = scores.shape
+    height, width = labels.shape[-2:]
+    padded = padded_classes(classes)
+    outputs = max(16, TILE // padded)
+    matrix = torch.zeros(classes * classes + 1, dtype=torch.int64, device=scores.device)
+    predicted = torch.empty(labels.shape, dtype=torch.uint8, device=scores.device)
+    rows = stretch(h, height, align_corners, scores.device)
+    columns = stretch(w, width, align_corners, scores.device)
+    bins = triton.next_power_of_2(classes * classes)
+    with on_device(scores):
+        upsampled_counts[(batch * h * triton.cdiv(width, outputs),)](
+            scores,
+            labels,
+            matrix,
+            predicted,
+            rows.share,
+            rows.start,
+            columns.first,
+            columns.share,
+            classes,
+            h,
+            w,
+            height,
+            width,
+            ignore_index,
+            HISTOGRAM=bins <= BINS,
+            BINS=max(16, min(bins, BINS)),
+            KP=padded,
+            BX=outputs,
+            num_warps=4,
+        )
+    if int(matrix[-1]):
+        raise ValueError(f"labels hold classes outside 0..{classes - 1} other than ignore_index")
+    return matrix[:-1].reshape(classes, classes).clone(), predicted
+
+
+@triton.jit
+def upsampled_counts(
+    scores,
+    labels,
+    matrix,
+    predicted,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    classes,
+    h,
+    w,
+    height,
+    width,
+    ignore,
+    HISTOGRAM: tl.constexpr,
+    BINS: tl.constexpr,
+    KP: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """A program per image, source row and ``BX`` outputs along it; the last entry of ``matrix`` counts the
+    labels that are no class."""
+    across = tl.cdiv(width, BX)
+    pid = tl.program_id(0)
+    b = (pid // (across * h)).to(tl.int64)
+    r = pid // across % h
+    x = pid % across * BX + tl.arange(0, BX)
+    ok = x < width
+    k = tl.arange(0, KP).to(tl.int64)
+    k_ok = k < classes
+    plane = tl.cast(h, tl.int64) * w
+    first = tl.load(column_first + x, mask=ok, other=0)
+    share = tl.load(column_share + x, mask=ok, other=0.0)
+    mask = k_ok[:, None] & ok[None, :]
+    top, bottom = stretched_rows(scores + b * classes * plane, plane, r, h, w, first, share, k, mask)
+    counts = tl.zeros((BINS,), tl.int32)
+    alien = tl.zeros((BX,), tl.int32)
+    for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
+        row = tl.load(row_share + y)
+        value = tl.where(k_ok[:, None], top + row * (bottom - top), float("-inf"))
+        best = tl.max(value, 0)
+        guess = tl.min(tl.where((value == best[None, :]) & k_ok[:, None], k[:, None], KP), 0)
+        guess = tl.minimum(guess, classes - 1).to(tl.int32)
+        at = (b * height + y) * width + x
+        tl.store(predicted + at, guess.to(tl.uint8), mask=ok)
+        label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)
+        known = (label >= 0) & (label < classes)
+        keep = ok & (label != ignore) & known
+        alien += (ok & (label != ignore) & (known == 0)).to(tl.int32)
+        cell = tl.where(keep, label * classes + guess, 0).to(tl.int32)
+        if HISTOGRAM:
+            counts += tl.histogram(cell, BINS, mask=keep)
+        else:
+            tl.atomic_add(matrix + cell, tl.full((BX,), 1, tl.int64), mask=keep)
+    if HISTOGRAM:
+        cell = tl.arange(0, BINS)
+        tl.atomic_add(matrix + cell, counts.to(tl.int64), mask=counts > 0)
+    strangers = tl.sum(alien, 0)
+    if strangers > 0:
+        tl.atomic_add(matrix + classes * classes, strangers.to(tl.int64))

@@ -1,0 +1,208 @@
+"""Cross-entropy of bilinearly upsampled logits: loss and low-resolution gradient in one pass over the pixels.
+
+A program owns a block of source pixels. It walks over the output pixels between them, keeps the gradient of
+the stretched rows in registers, and shrinks it to the source's width once per source row: nothing of the
+output's size is written, there are no atomics, and two runs agree bit for bit. Pixels between two blocks are
+done by both.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import on_device
+from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
+
+TILE = 2048
+"""Classes times outputs of a tile; half of it for soft labels, which are a tile themselves."""
+
+ROWS = 4
+"""Source rows of a program; one more is walked over."""
+
+COLUMNS = 16
+
+
+def upsample_cross_entropy_fwd(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    align_corners: bool,
+    temperature: float,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+    per_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(sum of the losses, sum of the weights, gradient or [0], losses or [0])``; the low-level op of the
+    same name."""
+    logits, labels = logits.contiguous(), labels.contiguous()
+    batch, classes, h, w = logits.shape
+    height, width = labels.shape[-2:]
+    soft = labels.is_floating_point()
+    device = logits.device
+    full = torch.float32
+    if class_weight is None:
+        class_weight = torch.ones(classes, dtype=full, device=device)
+    padded = padded_classes(classes)
+    outputs = max(16, TILE // padded // (2 if soft else 1))
+    owned = max(1, min(COLUMNS, outputs * w // max(width, 1) - 1))
+    grid = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, owned),)
+    grad = torch.empty(logits.shape if gradient else (0,), dtype=full, device=device)
+    losses = torch.empty((batch, height, width) if per_pixel else (0,), dtype=full, device=device)
+    partial = torch.empty((2, *grid), dtype=full, device=device)
+    rows = stretch(h, height, align_corners, device)
+    columns = stretch(w, width, align_corners, device)
+    with on_device(logits):
+        upsampled_losses[grid](
+            logits,
+            labels.float() if soft else labels,
+            class_weight.to(full).contiguous(),
+            logits if pixel_weight is None else pixel_weight.to(full).contiguous(),
+            grad,
+            losses,
+            partial,
+            rows.share,
+            rows.start,
+            *columns,
+            classes,
+            h,
+            w,
+            height,
+            width,
+            1 / temperature,
+            label_smoothing,
+            ignore_index,
+            SOFT=soft,
+            WEIGHTED=pixel_weight is not None,
+            GRADIENT=gradient,
+            PER_PIXEL=per_pixel,
+            OWNED=owned,
+            KP=padded,
+            BR=ROWS,
+            BC=COLUMNS,
+            BX=outputs,
+            num_warps=8,
+        )
+    loss, norm = partial.sum(1, dtype=torch.float64).to(full).unbind()
+    if soft:
+        norm = torch.full_like(norm, batch * height * width)
+    return loss.clone(), norm.clone(), grad, losses
+
+
+@triton.jit
+def upsampled_losses(
+    logits,
+    labels,
+    class_weight,
+    pixel_weight,
+    grad,
+    losses,
+    partial,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    column_start,
+    classes,
+    h,
+    w,
+    height,
+    width,
+    sharpness,
+    smoothing,
+    ignore,
+    SOFT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    PER_PIXEL: tl.constexpr,
+    OWNED: tl.constexpr,
+    KP: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """A program per image, ``BR`` source rows and ``OWNED`` source columns; tiles are [KP classes, BX
+    outputs]."""
+    across = tl.cdiv(w, OWNED)
+    down = tl.cdiv(h, BR)
+    pid = tl.program_id(0)
+    b = (pid // (across * down)).to(tl.int64)
+    r0 = pid // across % down * BR
+    c0 = pid % across * OWNED
+    k = tl.arange(0, KP).to(tl.int64)
+    k_ok = k < classes
+    c = tl.arange(0, BC)
+    plane = tl.cast(h, tl.int64) * w
+    image = logits + b * classes * plane
+    weight = tl.load(class_weight + k, mask=k_ok, other=0.0)
+    sharp = 1.0 - smoothing
+    smooth = smoothing / classes
+    begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
+    end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
+    loss = tl.zeros((BX,), tl.float32)
+    norm = tl.zeros((BX,), tl.float32)
+    carried = tl.zeros((KP, BC), tl.float32)
+    for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
+        upper = carried
+        lower = tl.zeros((KP, BC), tl.float32)
+        top_y = tl.load(row_start + r)
+        end_y = tl.load(row_start + r + 1)
+        for x0 in range(begin, end, BX):
+            x = x0 + tl.arange(0, BX)
+            ok = x < end
+            first = tl.load(column_first + x, mask=ok, other=0)
+            share = tl.load(column_share + x, mask=ok, other=0.0)
+            mask = k_ok[:, None] & ok[None, :]
+            top, bottom = stretched_rows(image, plane, r, h, w, first, share, k, mask)
+            mine = ok & (first >= c0) & (r >= r0)
+            by_top = tl.zeros((KP, BX), tl.float32)
+            by_bottom = tl.zeros((KP, BX), tl.float32)
+            for y in range(top_y, end_y):
+                row = tl.load(row_share + y)
+                value = (top + row * (bottom - top)) * sharpness
+                best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)
+                e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)
+                total = tl.sum(e, 0)
+                at = (b * height + y) * width + x
+                if SOFT:
+                    q_at = labels + ((b * classes + k)[:, None] * height + y) * width + x[None, :]
+                    q = tl.load(q_at, mask=mask, other=0.0)
+                    target = weight[:, None] * (smooth + sharp * q)
+                    pixel = tl.where(ok, 1.0, 0.0)
+                else:
+                    label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)
+                    valid = ok & (label != ignore) & (label >= 0) & (label < classes)
+                    hit = k[:, None] == label[None, :]
+                    target = weight[:, None] * tl.where(hit, smooth + sharp, smooth)
+                    pixel = tl.where(valid, 1.0, 0.0)
+                    norm += tl.where(mine & valid, tl.sum(tl.where(hit, weight[:, None], 0.0), 0), 0.0)
+                if WEIGHTED:
+                    pixel *= tl.load(pixel_weight + at, mask=ok, other=0.0)
+                mass = tl.sum(target, 0)
+                term = pixel * (mass * (best + tl.log(total)) - tl.sum(target * value, 0))
+                loss += tl.where(mine, term, 0.0)
+                if PER_PIXEL:
+                    tl.store(losses + at, term, mask=mine)
+                if GRADIENT:
+                    g = sharpness * ((pixel * mass / total)[None, :] * e - pixel[None, :] * target)
+                    by_top += (1.0 - row) * g
+                    by_bottom += row * g
+            if GRADIENT:
+                second = tl.minimum(first + 1, w - 1)
+                hat = tl.where(first[:, None] == c0 + c[None, :], 1.0 - share[:, None], 0.0)
+                hat += tl.where(second[:, None] == c0 + c[None, :], share[:, None], 0.0)
+                upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
+                lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
+        if GRADIENT:
+            # below the last source row there is none: its share belongs to the last row itself
+            found = tl.where(r == h - 1, upper + lower, upper)
+            to = grad + (b * classes + k)[:, None] * plane + tl.cast(r, tl.int64) * w + c0 + c[None, :]
+            here = (c < OWNED) & (c0 + c < w) & (r >= r0)
+            tl.store(to, found, mask=k_ok[:, None] & here[None, :])
+            carried = lower
+    tl.store(partial + pid, tl.sum(loss, 0))
+    tl.store(partial + tl.num_programs(0) + pid, tl.sum(norm, 0))

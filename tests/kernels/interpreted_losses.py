@@ -1,0 +1,153 @@
+"""The Triton kernels of the losses and statistics in the interpreter, against the reference. Run by
+tests/kernels/test_kernels.py in a process of its own, as interpreted.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastuda.ops as F
+from fastuda.kernels import upsample_confusion as confusion
+from tests.helpers import within_budget
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [
+    ((1, 1), (1, 1)),
+    ((1, 5), (7, 1)),
+    ((3, 2), (63, 97)),
+    ((9, 21), (31, 70)),
+    ((12, 17), (5, 6)),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fresh memory holds NaN: what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def runs(function, x):
+    """What ``function`` gives by Triton, by plain torch in the same dtype, and by torch in float64."""
+    for backend, dtype in (("triton", x.dtype), ("reference", x.dtype), ("reference", torch.float64)):
+        leaf = x.detach().to(dtype, copy=True).requires_grad_()
+        out = function(leaf, backend)
+        out = (out,) if isinstance(out, torch.Tensor) else out
+        weight = torch.linspace(-1, 2, out[0].numel()).reshape(out[0].shape).to(out[0].dtype)
+        yield *out, *torch.autograd.grad(out[0], leaf, weight)
+
+
+def check(function, x):
+    found, plain, truth = runs(function, x)
+    assert found[-1].dtype == x.dtype
+    for name, *three in zip(("value", "gradient"), found, plain, truth, strict=True):
+        within_budget(*three, name, x.dtype if name == "gradient" else torch.float32)
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES)
+@pytest.mark.parametrize("align", [False, True])
+def test_cross_entropy_of_odd_sizes(low, high, align):
+    x, labels = 3 * torch.randn(2, 5, *low), torch.randint(0, 5, (2, *high))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    check(lambda x, backend: F.upsample_cross_entropy(x, labels, align_corners=align, backend=backend), x)
+
+
+def options(name, labels):
+    size = (labels.shape[0], *labels.shape[1:])
+    return {
+        "class_weight": dict(class_weight=torch.rand(19) + 0.5),
+        "pixel_weight": dict(pixel_weight=torch.rand(size), reduction="sum"),
+        "smoothing": dict(label_smoothing=0.1, class_weight=torch.rand(19) + 0.5),
+        "temperature": dict(temperature=1.8),
+        "none": dict(reduction="none", temperature=0.7),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["class_weight", "pixel_weight", "smoothing", "temperature", "none"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_options(name, soft):
+    x, labels = 3 * torch.randn(2, 19, 6, 9), torch.randint(0, 19, (2, 21, 37))
+    labels[:, ::4] = 255
+    settings = options(name, labels)
+    if soft:
+        labels = torch.randn(2, 19, 21, 37).softmax(1)
+    check(lambda x, backend: F.upsample_cross_entropy(x, labels, **settings, backend=backend), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_error_budget(dtype):
+    x, labels = (3 * torch.randn(1, 19, 6, 20)).to(dtype), torch.randint(0, 19, (1, 40, 150))
+    check(lambda x, backend: F.upsample_cross_entropy(x, labels, backend=backend), x)
+
+
+def test_cross_entropy_without_a_valid_pixel():
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    loss = F.upsample_cross_entropy(x, torch.full((1, 9, 9), 255), backend="triton")
+    assert loss.item() == 0 and torch.autograd.grad(loss, x)[0].abs().max() == 0
+
+
+def test_cross_entropy_says_what_it_does_not_take():
+    x, labels = torch.randn(1, 129, 2, 2), torch.zeros(1, 4, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="backend 'triton' cannot run: takes at most 128 classes, not 129"):
+        F.upsample_cross_entropy(x, labels, backend="triton")
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES)
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("classes", [1, 40])
+def test_confusion(low, high, align, classes):
+    """A prediction scores as well as the best; the counts are those of the predictions."""
+    x, labels = torch.randn(2, classes, *low), torch.randint(0, classes, (2, *high))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    matrix, predicted = F.upsample_confusion(
+        x, labels, align_corners=align, return_labels=True, backend="triton"
+    )
+    full = torch.nn.functional.interpolate(x.double(), high, mode="bilinear", align_corners=align)
+    assert (full.amax(1) - full.gather(1, predicted[:, None].long())[:, 0]).max() < 1e-5
+    keep = labels != 255
+    pairs = labels[keep] * classes + predicted[keep].long()
+    assert torch.equal(matrix, pairs.bincount(minlength=classes**2).reshape(classes, classes))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_confusion_breaks_ties_downwards(dtype):
+    matrix = F.upsample_confusion(
+        torch.zeros(1, 7, 3, 3, dtype=dtype), torch.full((1, 10, 10), 2), backend="triton"
+    )
+    assert matrix[2, 0] == 100 and matrix.sum() == 100
+
+
+@pytest.mark.parametrize("bins", [16, 1024])
+def test_confusion_names_alien_labels(bins, monkeypatch):
+    monkeypatch.setattr(confusion, "BINS", bins)
+    labels = torch.full((1, 10, 10), 2)
+    labels[0, 4, 5] = 9
+    with pytest.raises(ValueError, match=r"outside 0\.\.6"):
+        F.upsample_confusion(torch.zeros(1, 7, 3, 3), labels, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 1), (63, 97, 5), (700, 70, 19), (513, 3, 40)])
+def test_statistics(n, width, classes, dtype):
+    x = (torch.randn(n, width) + 3).to(dtype)
+    labels = torch.randint(0, classes + 1, (n,))
+    labels[labels == classes] = 255
+    found = F.class_statistics(x, labels, classes, backend="triton")
+    plain = F.class_statistics(x, labels, classes, backend="reference")
+    truth = F.class_statistics(x.double(), labels, classes, backend="reference")
+    for name in ("count", "mean", "variance"):
+        assert getattr(found, name).dtype == torch.float32
+        within_budget(*(getattr(run, name) for run in (found, plain, truth)), name, torch.float32)
+
+
+def test_statistics_survive_a_large_common_mean():
+    x = torch.randn(700, 8) * 0.01 + 100
+    found = F.class_statistics(x, torch.zeros(700, dtype=torch.int64), 1, backend="triton")
+    assert torch.allclose(found.variance[0], x.double().var(0, unbiased=False).float(), rtol=1e-3)
+
+
+def test_statistics_without_a_feature():
+    found = F.class_statistics(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, backend="triton")
+    assert all((x == 0).all() for x in vars(found).values()) and found.mean.shape == (3, 4)
