@@ -85,7 +85,9 @@ def steps() -> str:
     text = (
         "\n## A training step\n\n`python -m bench.end_to_end`: forward, backward and optimiser on the fused"
     )
-    text += " ops, and on the references,\nsame seed and batch; MiB at the peak above what stays between the steps.\n"
+    text += (
+        " ops, and on the references,\nsame seed and batch; MiB at the peak above what stays between steps.\n"
+    )
     rows = []
     for path in sorted((HERE / "results").glob("end_to_end*.csv")):
         with path.open(newline="") as stream:

@@ -70,26 +70,14 @@ def test_readme_is_generated_from_the_results():
 
 
 def test_a_step_is_compared_with_its_references(tmp_path):
-    table = tmp_path / "rows.csv"
-    args = [
-        "--method",
-        "plca",
-        "--backbone",
-        "small",
-        "--crop",
-        "64",
-        "96",
-        "--steps",
-        "2",
-        "--dtype",
-        "float32",
-    ]
+    rows = tmp_path / "rows.csv"
+    args = ["--method", "plca", "--backbone", "small", "--crop", "64", "96", "--steps", "2", "--classes", "5"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.end_to_end", *args, "--classes", "5", "--csv", str(table)],
-        cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "bench.end_to_end", *args, "--dtype", "float32", "--csv", str(rows)],
+        cwd=table.HERE.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    with table.open(newline="") as stream:
+    with rows.open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert float(row["fused_s"]) > 0 and 0 < float(row["loss_difference"]) < 1e-3
 
