@@ -95,30 +95,33 @@ class Parsed(Exception):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The lines of ``bash`` blocks that run fastuda, as words."""
+    """The lines of ``bash`` blocks and of indented ones that run fastuda, as words."""
     found = []
-    for block in blocks(page, "bash"):
+    indented = "\n".join(re.findall(r"^    (?! )((?:.*\\\n)*.*)", page.read_text(), re.MULTILINE))
+    for block in [*blocks(page, "bash"), indented]:
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if "fastuda." in line and words and words[0] in ("python", "torchrun"):
-                found.append(words)
+            if re.match(r"(python|torchrun) .*-m fastuda\.", line):
+                found.append(shlex.split(line, comments=True))
     return found
 
 
-@pytest.mark.parametrize("name", [n for n, p in zip(NAMES, PAGES, strict=True) if commands(p)])
-def test_commands_are_understood(name, monkeypatch):
+WITH_COMMANDS = [page for page in (*PAGES, ROOT / "README.md") if commands(page)]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_are_understood(page, monkeypatch):
     def only_parse(method):
         def parse(self, *args, **kwargs):
             raise Parsed(method(self, *args, **kwargs))
 
         return parse
 
-    for words in commands(DOCS / name):
+    for words in commands(page):
         at = next(i for i, word in enumerate(words) if word.startswith("fastuda."))
         assert words[at - 1] == "-m"
         module = words[at].removeprefix("fastuda.")
         rest = words[at + 1 :][: words[at + 1 :].index(">") if ">" in words[at + 1 :] else None]
-        if module == "train":
+        if module == "train" and not any(word.endswith(".yaml") for word in rest):
             done = fastuda("train", *rest, "--print-config")
             assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
             continue
