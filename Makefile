@@ -33,7 +33,7 @@ format: $(VENV)/.installed
 # The GPU targets use the machine's own Python and packages: they need no package index.
 test-gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest -q -m gpu
+	$(PYTHON) -m pytest -q -m gpu tests/gpu
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet matplotlib faiss-cpu pykeops

@@ -1,0 +1,176 @@
+"""Every op and every GPU backend against the reference in float64, forward and backward; needs a GPU.
+
+`make test-gpu` runs this folder with the machine's own Python: torch and pytest are enough to collect it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastuda.ops as F
+from tests.helpers import as_good_match, within_budget
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def classes_of(*shape, classes=19, seed=0):
+    labels = torch.randint(0, classes, shape, generator=generator(seed))
+    labels[torch.rand(shape, generator=generator(seed + 1)) < 0.2] = 255
+    return labels.to(DEVICE)
+
+
+def features(n, seed=0):
+    return torch.rand(2, n, 97, generator=generator(seed)) + 0.1
+
+
+def association(x, backend):
+    target = features(130, seed=1).to(x)
+    loss, _ = F.cycle_association_loss(x, target, classes_of(2, 97, classes=3), backend=backend)
+    return loss
+
+
+def entropy(x, backend, **options):
+    return F.upsample_cross_entropy(x, classes_of(2, 61, 93), backend=backend, **options)
+
+
+def soft_entropy(x, backend):
+    soft = normal(2, 19, 61, 93, seed=2).softmax(1).to(DEVICE)
+    weight = torch.linspace(0.5, 2, 19, device=DEVICE)
+    return F.upsample_cross_entropy(
+        x, soft, class_weight=weight, temperature=1.8, label_smoothing=0.1, backend=backend
+    )
+
+
+def weighted_entropy(x, backend):
+    pixels = torch.rand(2, 61, 93, generator=generator(3)).to(DEVICE)
+    return entropy(x, backend, pixel_weight=pixels, reduction="none", align_corners=True)
+
+
+LOGITS = 3 * normal(2, 19, 11, 17)
+PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
+
+# name: (op, input, function)
+CASES = {
+    "association": ("cycle_association_loss", features(97), association),
+    "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
+    "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),
+    "entropy": ("upsample_cross_entropy", LOGITS, entropy),
+    "soft entropy": ("upsample_cross_entropy", LOGITS, soft_entropy),
+    "weighted entropy": ("upsample_cross_entropy", LOGITS, weighted_entropy),
+    "affinity": ("local_affinity", PROBABILITIES, lambda x, b: F.local_affinity(x, backend=b)),
+    "far affinity": (
+        "local_affinity",
+        PROBABILITIES,
+        lambda x, b: F.local_affinity(x, neighbours=4, distance=20, backend=b),
+    ),
+    "product": ("local_affinity", PROBABILITIES, lambda x, b: F.local_affinity(x, kind="product", backend=b)),
+    "cleaning": (
+        "affinity_cleaning_loss",
+        4 * normal(2, 7, 45, 70),
+        lambda x, b: F.affinity_cleaning_loss(x, backend=b),
+    ),
+}
+
+TRITON = {
+    "association", "aggregation", "contrast", "entropy", "soft entropy", "weighted entropy",
+}  # fmt: skip
+CUDA = {"affinity", "far affinity", "product", "cleaning"}
+
+
+def require(op: str, backend: str, x: torch.Tensor) -> None:
+    """Skip where the backend is not installed or not built; fail where it is and will not run."""
+    row = next(row for row in F.backends(op, x) if row.name == backend)
+    if "not installed" in row.reason or "are not built" in row.reason:
+        pytest.skip(row.reason)
+    assert row.usable, row.reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [(name, "triton") for name in sorted(TRITON)] + [(name, "cuda") for name in sorted(CUDA)],
+)
+def test_value_and_gradient(case, backend, dtype):
+    op, x, function = CASES[case]
+    x = x.to(DEVICE, dtype)
+    require(op, backend, x)
+
+    def run(name, work):
+        leaf = x.to(work, copy=True).requires_grad_()
+        value = function(leaf, name)
+        weight = torch.linspace(-1, 2, value.numel(), device=DEVICE).reshape(value.shape).to(value.dtype)
+        return value.detach(), torch.autograd.grad(value, leaf, weight)[0]
+
+    found, plain, truth = run(backend, dtype), run("reference", dtype), run("reference", torch.float64)
+    again = run(backend, dtype)
+    for name, *three in zip(("value", "gradient"), found, plain, truth, strict=True):
+        # the ops that give the input's dtype round their value to it
+        within_budget(*three, name, dtype if three[0].dtype == dtype else torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["cosine", "kl"])
+def test_match(kind, dtype):
+    source, target = (normal(2, n, 19, seed=n).to(DEVICE, dtype) for n in (97, 130))
+    if kind == "kl":
+        source, target = source.softmax(-1), target.softmax(-1)
+    require("cycle_match", "triton", source)
+    match = F.cycle_match(source, target, similarity=kind, backend="triton")
+    s, t = source.double(), target.double()
+    if kind == "cosine":
+        sim = torch.nn.functional.normalize(s, dim=-1) @ torch.nn.functional.normalize(t, dim=-1).mT
+    else:
+        sim = s @ (t + 1e-10).log().mT
+    as_good_match(match.forward_index, sim, 1e-5)
+    assert match.backward_index.shape == target.shape[:2]
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [19, 150])
+@pytest.mark.parametrize("align", [False, True])
+def test_confusion(classes, align, dtype, backend):
+    x = normal(2, classes, 11, 17).to(DEVICE, dtype)
+    if backend == "cuda" and "confusion" not in CUDA:
+        pytest.skip("no CUDA kernel")
+    require("upsample_confusion", backend, x)
+    labels = classes_of(2, 61, 93, classes=classes)
+    matrix, predicted = F.upsample_confusion(
+        x, labels, align_corners=align, return_labels=True, backend=backend
+    )
+    full = torch.nn.functional.interpolate(x.double(), (61, 93), mode="bilinear", align_corners=align)
+    assert (full.amax(1) - full.gather(1, predicted[:, None].long())[:, 0]).max() < 1e-5
+    keep = labels != 255
+    pairs = labels[keep] * classes + predicted[keep].long()
+    assert torch.equal(matrix, pairs.bincount(minlength=classes**2).reshape(classes, classes))
+    labels[0, 0, 0] = classes + 1
+    with pytest.raises(ValueError, match="labels hold classes outside"):
+        F.upsample_confusion(x, labels, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 1), (2000, 97, 19), (700, 130, 150)])
+def test_statistics(n, width, classes, dtype, backend):
+    x = (normal(n, width) + 3).to(DEVICE, dtype)
+    if backend == "cuda" and "statistics" not in CUDA:
+        pytest.skip("no CUDA kernel")
+    require("class_statistics", backend, x)
+    labels = classes_of(n, classes=classes)
+    found, plain = (F.class_statistics(x, labels, classes, backend=b) for b in (backend, "reference"))
+    truth = F.class_statistics(x.double(), labels, classes, backend="reference")
+    for name in ("count", "mean", "variance"):
+        within_budget(*(getattr(run, name) for run in (found, plain, truth)), name, torch.float32)
