@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "mean and spread of runs over seeds, as tables and a plot",
     "data": "look at, index, shrink and draw data sets",
     "env": "what is installed, what can run here, and why the rest cannot",
+    "completion": "a script that completes this command in bash, zsh or fish",
 }
 
 HELP = """usage: fastuda COMMAND [...]
@@ -24,6 +25,11 @@ HELP = """usage: fastuda COMMAND [...]
 {commands}
 
 fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same."""
+
+
+def module(command: str) -> str:
+    """Where a command's ``build_parser`` and ``main`` are."""
+    return f"fastuda.{command}" + (".__main__" if command == "data" else "")
 
 
 def main() -> int:
@@ -34,9 +40,9 @@ def main() -> int:
     command = sys.argv[1]
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
-    module = importlib.import_module(f"fastuda.{command}" + (".__main__" if command == "data" else ""))
+    found = importlib.import_module(module(command))
     del sys.argv[1]
-    return int(module.main())
+    return int(found.main())
 
 
 def console() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
-import html
 import json
 import math
 import statistics
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fastuda.checkpoint import write_atomic
 from fastuda.cli import parser, run
+from fastuda.compare_page import page, plot
 from fastuda.errors import UserError
 from fastuda.saved import load_config
 
@@ -41,6 +42,18 @@ class Group:
         """Standard deviation over the runs; NaN for a single one."""
         known = [value for value in self.scores.get(name, ()) if not math.isnan(value)]
         return statistics.stdev(known) if len(known) > 1 else math.nan
+
+    @property
+    def headline(self) -> str:
+        """The name of the score over all classes."""
+        return next(name for name in self.scores if name.startswith("mIoU"))
+
+    def cell(self, name: str) -> str:
+        """``mean`` or ``mean ± spread``; empty where no run has the score."""
+        mean, spread = self.mean(name), self.spread(name)
+        if math.isnan(mean):
+            return ""
+        return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
 
 
 def read_groups(folders: list[Path]) -> list[Group]:
@@ -71,20 +84,7 @@ def read_groups(folders: list[Path]) -> list[Group]:
         names = list(dict.fromkeys(name for _, scores in runs for name in scores))
         values = {name: tuple(scores.get(name, math.nan) for _, scores in runs) for name in names}
         groups.append(Group(method, domains, tuple(seed for seed, _ in runs), values))
-    return sorted(groups, key=lambda g: (g.domains, g.mean(headline(g))))
-
-
-def headline(group: Group) -> str:
-    """The name of the score over all classes."""
-    return next(name for name in group.scores if name.startswith("mIoU"))
-
-
-def cell(group: Group, name: str) -> str:
-    """``mean`` or ``mean ± spread``; empty where no run has the score."""
-    mean, spread = group.mean(name), group.spread(name)
-    if math.isnan(mean):
-        return ""
-    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+    return sorted(groups, key=lambda g: (g.domains, g.mean(g.headline)))
 
 
 def markdown(groups: list[Group]) -> str:
@@ -96,62 +96,13 @@ def markdown(groups: list[Group]) -> str:
         text += f"## {domains}\n\n| method | seeds | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}\n"
         for group in chosen:
             seeds = ", ".join(map(str, group.seeds))
-            text += f"| {group.method} | {seeds} | {' | '.join(cell(group, name) for name in names)} |\n"
+            text += f"| {group.method} | {seeds} | {' | '.join(group.cell(name) for name in names)} |\n"
         text += "\n"
     return text
 
 
-def page(groups: list[Group], plot: str) -> str:
-    """The same as one HTML file; ``plot`` is an SVG."""
-    style = (
-        "body{font:1rem/1.5 system-ui;margin:2rem auto;max-width:70rem;padding:0 1rem}"
-        "div{overflow-x:auto}table{border-collapse:collapse}td,th{padding:.2rem .6rem;text-align:right}"
-        "tr:nth-child(even){background:#8882}td:first-child,th:first-child{text-align:left}"
-        "svg{max-width:100%;height:auto;background:white}:root{color-scheme:light dark}"
-    )
-    body = ""
-    for line in markdown(groups).splitlines():
-        if line.startswith("## "):
-            body += f"<h2>{html.escape(line[3:])}</h2><div><table>\n"
-            head = True
-        elif line.startswith("|---"):
-            head = False
-        elif line.startswith("|"):
-            tag = "th" if head else "td"
-            cells = "".join(f"<{tag}>{html.escape(c.strip())}</{tag}>" for c in line.strip("|").split("|"))
-            body += f"<tr>{cells}</tr>\n"
-        elif body.endswith("</tr>\n"):
-            body += "</table></div>\n"
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>fastuda: comparison</title>'
-        f"<style>{style}</style><h1>Comparison</h1>{body}<h2>mIoU</h2>{plot}</html>\n"
-    )
-
-
-def draw(groups: list[Group], path: Path) -> None:
-    """Bars of the mean mIoU with the single seeds as dots; the format is that of the file's name."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the plot needs matplotlib: pip install matplotlib, or leave --out away") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 0.5 + 0.45 * len(groups)))
-    for row, group in enumerate(groups):
-        name = headline(group)
-        axis.barh(row, group.mean(name), color="#4c78a8", height=0.6)
-        axis.plot(group.scores[name], [row] * len(group.seeds), "k.", markersize=6)
-    axis.set_yticks(range(len(groups)), [f"{g.method}\n{g.domains}" for g in groups], fontsize=8)
-    axis.set_xlabel(headline(groups[0]))
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
-
-
 def write(groups: list[Group], out: Path) -> None:
-    """comparison.csv, .md, .svg, .png and .html in a folder."""
+    """comparison.csv, .md, .svg and .html in a folder."""
     out.mkdir(parents=True, exist_ok=True)
 
     def rows(draft: Path) -> None:
@@ -165,29 +116,31 @@ def write(groups: list[Group], out: Path) -> None:
 
     write_atomic(out / "comparison.csv", rows)
     write_atomic(out / "comparison.md", lambda draft: draft.write_text(markdown(groups)))
-    draw(groups, out / "comparison.png")
-    draw(groups, out / "comparison.svg")
-    svg = (out / "comparison.svg").read_text()
-    picture = svg[svg.index("<svg") :]
-    write_atomic(out / "comparison.html", lambda draft: draft.write_text(page(groups, picture)))
+    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(plot(groups)))
+    write_atomic(out / "comparison.html", lambda draft: draft.write_text(page(groups)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = parser("fastuda.compare", __doc__ or "", EXAMPLES)
+    p.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
+    p.add_argument("--out", type=Path, help="write comparison.csv, .md, .html and .svg into this folder")
+    p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
+    return p
 
 
 def main() -> int:
     """Parse, read, print, write."""
-    p = parser("fastuda.compare", __doc__ or "", EXAMPLES)
-    p.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
-    p.add_argument(
-        "--out", type=Path, help="write comparison.csv, .md, .html, .svg and .png into this folder"
-    )
-    p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
-    args = p.parse_args()
+    args = build_parser().parse_args()
     missing = [str(folder) for folder in args.runs if not folder.is_dir()]
     if missing:
         raise UserError(f"no folder {', '.join(missing)}")
     groups = read_groups(args.runs)
     if args.out:
         write(groups, args.out)
-        print(f"written to {args.out}", file=sys.stderr)
+        if not args.quiet:
+            print(f"written to {args.out}", file=sys.stderr)
     if args.json:
         said = [
             {"domains": g.domains, "method": g.method, "seeds": g.seeds,
@@ -196,7 +149,7 @@ def main() -> int:
             for g in groups
         ]  # fmt: skip
         print(json.dumps(said, indent=1))
-    else:
+    elif not args.quiet:
         print(markdown(groups), end="")
     return 0
 

@@ -1,18 +1,30 @@
-"""``python -m fastuda.env``: versions, devices, and every op with what can run it here."""
+"""What is installed, what can run here, and why the rest cannot: versions, devices, and every op."""
 
 from __future__ import annotations
 
+import argparse
+import json
+
 from fastuda.cli import parser, run
+
+EXAMPLES = """\
+  python -m fastuda.env > env.txt    # attach it to a bug report
+  python -m fastuda.env --json"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = parser("fastuda.env", __doc__ or "", EXAMPLES)
+    p.add_argument("--json", action="store_true", help="print JSON instead of text")
+    return p
 
 
 def main() -> int:
     """Print the report."""
-    parser(
-        "fastuda.env", __doc__ or "", "  python -m fastuda.env > env.txt    # attach it to a bug report"
-    ).parse_args()
-    from fastuda.report_env import environment
+    args = build_parser().parse_args()
+    from fastuda.report_env import environment, facts
 
-    print(environment(), end="")
+    print(json.dumps(facts(), indent=1) if args.json else environment(), end="\n" if args.json else "")
     return 0
 
 

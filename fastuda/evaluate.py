@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
     p.add_argument("--csv", type=Path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
     return p
 
@@ -80,7 +81,7 @@ def main() -> int:
     if args.json:
         json.dump(scores.as_dict(), sys.stdout, indent=1)
         print()
-    else:
+    elif not args.quiet:
         print(table({str(config.method["name"]): scores}))
         if args.ccd:
             print(f"\n{ccd_table(scores)}")

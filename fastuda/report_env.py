@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -22,22 +23,39 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def facts() -> dict[str, Any]:
+    """Versions, devices, the extensions, and every op with what can run it here, in plain types."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "fastuda": fastuda.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "cpu": {"cores": os.cpu_count(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "gpus": [{"name": g.name, "mib": g.total_memory >> 20, "sm": f"{g.major}{g.minor}"} for g in gpus],
+        "built_for_cuda": torch.version.cuda,
+        "extension": EXTENSION_ERROR or "loaded",
+        "cuda_kernels": CUDA_ERROR or "loaded",
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith("FASTUDA_")},
+        "ops": {op: [row._asdict() for row in backends(op)] for op in BACKENDS},
+        "command": " ".join(sys.argv),
+    }
+
+
 def environment() -> str:
-    """Versions, devices, the extension, and every op with what can run it here."""
-    lines = [f"fastuda {fastuda.__version__}", f"python {platform.python_version()} on {platform.platform()}"]
-    lines += [f"{package} {_version(package)}" for package in PACKAGES]
-    lines.append(f"CPU: {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(index)
-            lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory >> 20} MiB, sm_{gpu.major}{gpu.minor}")
-    else:
-        lines.append(f"GPU: none that torch can use (built for CUDA {torch.version.cuda})")
-    lines.append(f"C++ extension: {EXTENSION_ERROR or 'loaded'}")
-    lines.append(f"CUDA kernels: {CUDA_ERROR or 'loaded'}")
-    lines += [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("FASTUDA_")]
+    """The same as text."""
+    said = facts()
+    lines = [f"fastuda {said['fastuda']}", f"python {said['python']} on {said['platform']}"]
+    lines += [f"{package} {version}" for package, version in said["packages"].items()]
+    lines.append(f"CPU: {said['cpu']['cores']} cores, {said['cpu']['capability']}")
+    for index, gpu in enumerate(said["gpus"]):
+        lines.append(f"GPU {index}: {gpu['name']}, {gpu['mib']} MiB, sm_{gpu['sm']}")
+    if not said["gpus"]:
+        lines.append(f"GPU: none that torch can use (built for CUDA {said['built_for_cuda']})")
+    lines += [f"C++ extension: {said['extension']}", f"CUDA kernels: {said['cuda_kernels']}"]
+    lines += [f"{key}={value}" for key, value in said["variables"].items()]
     lines.append("ops:")
-    for op in BACKENDS:
+    for op, rows in said["ops"].items():
         lines.append(f"  {op}")
-        lines += [f"    {row.name:10} {row.reason}" for row in backends(op)]
-    return "\n".join([*lines, f"command: {' '.join(sys.argv)}"]) + "\n"
+        lines += [f"    {row['name']:10} {row['reason']}" for row in rows]
+    return "\n".join([*lines, f"command: {said['command']}"]) + "\n"

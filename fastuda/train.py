@@ -53,8 +53,8 @@ def _bare_amp(words: list[str]) -> list[str]:
     return out
 
 
-def main() -> int:
-    """Parse, resolve, train, print the table."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = parser("fastuda.train", __doc__ or "", EXAMPLES)
     for name, (_, text, more) in FLAGS.items():
         p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
@@ -79,7 +79,12 @@ def main() -> int:
     )  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="no progress bar, warnings only")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")
-    args = p.parse_intermixed_args(_bare_amp(sys.argv[1:]))
+    return p
+
+
+def main() -> int:
+    """Parse, resolve, train, print the table."""
+    args = build_parser().parse_intermixed_args(_bare_amp(sys.argv[1:]))
 
     from fastuda.config import resolve, shipped
     from fastuda.loggers import setup_logging

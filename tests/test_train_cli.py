@@ -101,6 +101,12 @@ def test_env_names_every_op():
         assert word in done.stdout, word
 
 
+def test_env_for_a_script():
+    said = json.loads(fastuda("env", "--json").stdout)
+    assert said["packages"]["torch"].startswith("2.") and said["cpu"]["cores"] >= 1
+    assert said["ops"]["cycle_match"][-1] == {"name": "reference", "usable": True, "reason": "usable"}
+
+
 def test_one_command_for_all():
     done = fastuda("__main__", "--help")
     assert done.returncode == 0 and all(name in done.stdout for name in ("train", "compare", "data"))
