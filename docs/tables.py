@@ -1,7 +1,8 @@
 """Tables of the documentation, made while it is built: a MkDocs hook.
 
 In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op, and
-``<!-- settings METHOD -->`` the settings of a method with their defaults, so that neither is ever typed.
+``<!-- settings METHOD -->`` the settings of a method with their defaults, so that neither is ever typed;
+``<!-- implementations OP -->`` says where an op's kernels are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 NONE = "not measured"
-MARK = re.compile(r"<!-- (measured|settings) (\w+) -->")
+MARK = re.compile(r"<!-- (measured|implementations|settings) (\w+) -->")
 
 
 def measured(op: str) -> str:
@@ -67,6 +68,19 @@ def _time(row: dict[str, str]) -> str:
     return f"{NONE}: {row['note']}" if row.get("note") else NONE
 
 
+def implementations(op: str) -> str:
+    """The sources that carry an op's name; without any it is torch's own operations."""
+    kinds = {
+        "C++ for the CPU": f"csrc/cpu/{op}.cpp",
+        "CUDA": f"csrc/cuda/{op}.cu",
+        "Triton": f"kernels/{op}.py",
+    }
+    found = [f"{kind} (`{path}`)" for kind, path in kinds.items() if (ROOT / path).is_file()]
+    if not found:
+        return "Torch's own operations, on every device."
+    return f"{', '.join(found)}; the reference elsewhere."
+
+
 def settings(method: str) -> str:
     """Key, default and meaning of every setting of a method, from its dataclass."""
     from fastuda.methods import METHODS
@@ -107,5 +121,5 @@ def _field_docs(config: type) -> dict[str, str]:
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """MkDocs calls this with the text of every page."""
-    makers = {"measured": measured, "settings": settings}
+    makers = {"measured": measured, "implementations": implementations, "settings": settings}
     return MARK.sub(lambda mark: makers[mark[1]](mark[2]), markdown)

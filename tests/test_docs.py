@@ -66,7 +66,7 @@ def test_it_builds_without_a_warning_and_needs_no_network(tmp_path):
     assert len(pages) >= len(PAGES)
     for page in pages:
         text = page.read_text()
-        assert "<!-- measured" not in text and "<!-- settings" not in text, page
+        assert not re.search(r"<!-- (measured|settings|implementations) ", text), page
         loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"([^\"]+)\"", text)
         assert loaded and not [url for url in loaded if url.startswith(("http", "//"))], page
 
@@ -221,6 +221,7 @@ def test_every_op_and_method_has_its_page():
     for path in (ROOT / "fastuda" / "ops").glob("[a-z]*.py"):
         if not path.stem.startswith("reference"):
             assert f"# {path.stem}" in text[path.stem] or path.stem == "pooling"
+            assert f"<!-- implementations {path.stem} -->" in text[path.stem]
     whole = "\n".join(text.values())
     for name in ops.__all__:
         if name.islower() and name != "backends":
@@ -258,5 +259,8 @@ def test_tables_hold_what_was_measured_and_say_what_was_not(tables, monkeypatch)
     assert "CPU: not measured." in text and "GPU: M, torch 2.13, 2026-01-02." in text
     assert f"| {case.shape} | 12.3 | not measured | 7.7 | 1.5 | 1e-7 |" in text
     assert tables.measured("domain_cross_entropy").startswith("Not measured")
+    assert "`csrc/cpu/lovasz_softmax.cpp`" in tables.implementations("lovasz_softmax")
+    assert "`kernels/cycle_match.py`" in tables.implementations("cycle_match")
+    assert tables.implementations("pooling") == "Torch's own operations, on every device."
     page = tables.on_page_markdown("a\n\n<!-- measured lovasz_softmax -->\n\nb")
     assert page == f"a\n\n{text}\n\nb"
