@@ -104,7 +104,9 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
     files: list[File] = []
     for path in paths:
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in known and f.is_file())
+            # a name with a dot in front is hidden: drafts, macOS's resource forks
+            every = (f for f in path.rglob("*") if f.suffix.lower() in known and f.name[0] != ".")
+            found = sorted(f for f in every if f.is_file())
             files += [(f, f.relative_to(path)) for f in found if out.resolve() not in f.resolve().parents]
         elif path.is_file():
             files.append((path, Path(path.name)))

@@ -64,6 +64,7 @@ class Trainer:
         )
         for domain in (source, held_out):
             domain.check_labels(config.data.check_labels)
+        held_out.check_files()
         self.source, self.target, self.held_out = share_classes(
             source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
         )

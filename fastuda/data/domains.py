@@ -112,14 +112,20 @@ class Domain:
         raw = read_raw_label(path)
         if raw.ndim == 3 and not self.label_map.colors and not self.label_map.channel_zero:
             raise BadFile(
-                path, f"is a colour picture; {self.name} expects label ids (one channel)", fatal=True
+                path,
+                f"is a colour picture; {self.name} expects label ids (one channel){self._hint('palette')}",
+                fatal=True,
             )
         label = self.label_map.decode(raw)
         if (label == UNKNOWN).any():
             values = self.label_map.unknown(raw)
             what = f"the colour {values[0]}" if isinstance(values[0], str) else f"label values {values[:5]}"
-            raise BadFile(path, f"holds {what} that {self.name} does not define", fatal=True)
+            hint = self._hint("palette" if isinstance(values[0], str) else "ids or ignore")
+            raise BadFile(path, f"holds {what} that {self.name} does not define{hint}", fatal=True)
         return label
+
+    def _hint(self, keys: str) -> str:
+        return f"; if it is right, say so by {keys} in classes.yaml" if self.name == "folder" else ""
 
     def read_pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and label of one size.
@@ -145,6 +151,35 @@ class Domain:
                 f"is {label.shape[1]}x{label.shape[0]}, its image is {size[1]}x{size[0]}",
             )
         return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+    def check_files(self, at_most: int = 10) -> None:
+        """Look at the header of every image and label, so that what would stop the evaluation is known
+        before the training.
+
+        Raises:
+            UserError: files that are not there, empty, no images, or not of one size.
+        """
+        bad = []
+        for image, label in self.items:
+            sizes = set()
+            for path in (image, label):
+                if path is None or path.suffix == ".json":
+                    continue
+                try:
+                    with Image.open(path) as header:
+                        sizes.add(header.size)
+                except (OSError, ValueError, SyntaxError) as error:
+                    empty = path.is_file() and path.stat().st_size == 0
+                    bad.append(f"{path} cannot be read: {'it is empty' if empty else error}")
+            if len(sizes) > 1 and not self.fit_labels:
+                bad.append(f"{label} is not of the size of its image")
+        if bad:
+            more = f"\n  and {len(bad) - at_most} more" if len(bad) > at_most else ""
+            raise UserError(
+                f"{self.name} ({self.split}) is evaluated, and that needs every file; mend or remove:\n  "
+                + "\n  ".join(bad[:at_most])
+                + more
+            )
 
     def check_labels(self, count: int) -> None:
         """Read ``count`` labels spread over the domain, so that a wrong map is found before training.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -165,18 +166,21 @@ class TorchLoader:
     def _start(self) -> Iterator[tuple[Batch | None, list[str]]]:
         """Batches (None where no readable file is left) from ``given`` on, with the bad files that each
         met."""
-        return iter(
-            DataLoader(
-                self.samples,
-                batch_sampler=self._indices(),
-                num_workers=self.config.workers,
-                collate_fn=_collate,
-                pin_memory=self.pin,
-                worker_init_fn=_worker,
-                # its own generator, so that making the loader never draws from the global stream
-                generator=torch.Generator().manual_seed(0),
+        with warnings.catch_warnings():
+            # the number of processes is the user's to choose: data.workers
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            return iter(
+                DataLoader(
+                    self.samples,
+                    batch_sampler=self._indices(),
+                    num_workers=self.config.workers,
+                    collate_fn=_collate,
+                    pin_memory=self.pin,
+                    worker_init_fn=_worker,
+                    # its own generator, so that making the loader never draws from the global stream
+                    generator=torch.Generator().manual_seed(0),
+                )
             )
-        )
 
     def __iter__(self) -> TorchLoader:
         return self
@@ -303,12 +307,18 @@ class EvalLoader:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
-        loader = DataLoader(self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_worker)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(
+                self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_worker
+            )
         frames = iter(loader)
         for _ in range(len(self)):
             frame = _next(frames)
             if isinstance(frame, str):
-                raise UserError(f"evaluation needs every file: {frame}")
+                raise UserError(
+                    f"evaluation needs every file: {frame}; mend it (--resume auto goes on with a training)"
+                )
             yield frame
 
 
