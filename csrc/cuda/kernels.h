@@ -27,3 +27,15 @@ FASTUDA_EXPORT int fastuda_local_affinity_bwd(const float* grad, const float* p,
 FASTUDA_EXPORT int64_t fastuda_affinity_blocks(AffinityShape shape);
 FASTUDA_EXPORT int fastuda_affinity_cleaning(const float* p, float* total, float* p_grad, double* partial,
                                              AffinityShape shape, void* stream);
+
+// Features [rows, width] in float32, contiguous, and int64 labels [rows].
+struct StatisticsShape {
+  int64_t rows, width, classes, ignore;
+};
+
+// count [classes], mean and variance [classes, width]; partial holds fastuda_statistics_partials(shape)
+// floats.
+FASTUDA_EXPORT int64_t fastuda_statistics_partials(StatisticsShape shape);
+FASTUDA_EXPORT int fastuda_class_statistics(const float* features, const int64_t* labels, float* count,
+                                            float* mean, float* variance, float* partial,
+                                            StatisticsShape shape, void* stream);

@@ -63,10 +63,27 @@ std::tuple<Tensor, Tensor> affinity_cleaning_fwd(Tensor probabilities, int64_t n
   return {total, grad};
 }
 
+std::tuple<Tensor, Tensor, Tensor> class_statistics_fwd(Tensor features, Tensor labels, int64_t classes,
+                                                        int64_t ignore_index) {
+  const DeviceGuard guard(features.get_device_index());
+  const Tensor x = floats(features);
+  const Tensor y = torch::stable::contiguous(torch::stable::to(labels, ScalarType::Long));
+  const StatisticsShape shape{x.size(0), x.size(1), classes, ignore_index};
+  Tensor partial = torch::stable::new_empty(x, {fastuda_statistics_partials(shape)});
+  Tensor count = torch::stable::new_zeros(x, {classes});
+  Tensor mean = torch::stable::new_empty(x, {classes, x.size(1)}), variance = torch::stable::empty_like(mean);
+  check(fastuda_class_statistics(x.const_data_ptr<float>(), y.const_data_ptr<int64_t>(),
+                                 count.mutable_data_ptr<float>(), mean.mutable_data_ptr<float>(),
+                                 variance.mutable_data_ptr<float>(), partial.mutable_data_ptr<float>(), shape,
+                                 stream_of(x)));
+  return {count, mean, variance};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
   m.impl("local_affinity_fwd.cuda", TORCH_BOX(&local_affinity_fwd));
   m.impl("local_affinity_bwd.cuda", TORCH_BOX(&local_affinity_bwd));
   m.impl("affinity_cleaning_fwd.cuda", TORCH_BOX(&affinity_cleaning_fwd));
+  m.impl("class_statistics_fwd.cuda", TORCH_BOX(&class_statistics_fwd));
 }

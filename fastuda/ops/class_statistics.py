@@ -11,7 +11,7 @@ from torch import Tensor
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_float, check_labels, check_rank
 
-_backends.register("class_statistics", ("class_statistics_fwd",), cpu=False, triton=True)
+_backends.register("class_statistics", ("class_statistics_fwd",), triton=True)
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def class_statistics(
 ) -> ClassStatistics:
     """Count, mean and biased variance of the features of every class; constants, without gradient.
 
-    In float32 whatever the input (float64 for float64); the variance is about the class's own mean, in a
-    second look at the features. Source: Xie et al., SePiCo, TPAMI 2022, section 3.3.
+    In float32 whatever the input (float64 for float64); the variance is about the class's own mean, so that
+    a large common mean costs no digits. Source: Xie et al., SePiCo, TPAMI 2022, section 3.3.
 
     Args:
         features: [N, A].

@@ -94,7 +94,31 @@ def test_affinity_cleaning(emulated, size, neighbours):
     torch.testing.assert_close(grad.double(), wanted_grad, rtol=1e-5, atol=1e-5)
 
 
-OPS = ["local_affinity", "affinity_cleaning_loss"]
+class StatisticsShape(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("rows", "width", "classes", "ignore"))
+
+
+@pytest.mark.parametrize(
+    ("n", "width", "classes"), [(0, 3, 2), (1, 1, 1), (63, 130, 5), (600, 40, 19), (513, 33, 150)]
+)
+def test_class_statistics(emulated, n, width, classes):
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, width, generator=generator) + 3
+    labels = torch.randint(-1, classes + 2, (n,), generator=generator)
+    labels[::7] = 255
+    shape = StatisticsShape(n, width, classes, 255)
+    emulated.fastuda_statistics_partials.restype = ctypes.c_int64
+    partial = torch.full((emulated.fastuda_statistics_partials(shape),), torch.nan)
+    found = [torch.full(size, torch.nan) for size in ((classes,), (classes, width), (classes, width))]
+    places = [at(t) for t in (x, labels, *found, partial)]
+    assert emulated.fastuda_class_statistics(*places, shape, None) == 0
+    plain = reference_losses.class_statistics(x, labels, classes, 255)
+    truth = reference_losses.class_statistics(x.double(), labels, classes, 255)
+    for name, *three in zip(("count", "mean", "variance"), found, plain, truth, strict=True):
+        within_budget(*three, name, torch.float32)
+
+
+OPS = ["local_affinity", "affinity_cleaning_loss", "class_statistics"]
 
 STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'
 
