@@ -14,6 +14,7 @@ from pathlib import Path
 from fastuda.checkpoint import write_atomic
 from fastuda.cli import parser, run
 from fastuda.compare_page import page, plot
+from fastuda.data.domains import short_name
 from fastuda.errors import UserError
 from fastuda.saved import load_config
 
@@ -69,12 +70,12 @@ def read_groups(folders: list[Path]) -> list[Group]:
                 result = json.loads(path.read_text())
                 scores = {key: value for key, value in result.items() if key.startswith("mIoU")}
                 scores = {k: math.nan if v is None else v for k, v in (scores | result["iou"]).items()}
-                about = f"{result['target']} ({result['split']})"
+                split = str(result["split"])
             except (ValueError, KeyError, AttributeError) as error:
                 raise UserError(f"{path} is not a result of a run: {error!r}") from error
             config = load_config(path.parent)
-            source = config.data.source.partition(":")[0]
-            key = (f"{source} -> {about}", str(config.method["name"]))
+            source, target = short_name(config.data.source), short_name(config.data.target)
+            key = (f"{source} -> {target} ({split})", str(config.method["name"]))
             found.setdefault(key, []).append((config.train.seed, scores))
     if not found:
         raise UserError(f"no finished run under {', '.join(map(str, folders))}: none holds a result.json")

@@ -52,7 +52,7 @@ def main() -> int:
     from fastuda.prediction import Predictor, describe, find_files, predict_files
     from fastuda.saved import load_run, override
 
-    setup_logging(args.quiet)
+    setup_logging(quiet=True)
     settings = [word for word in args.images if "=" in word and not Path(word).exists()]
     files = find_files([Path(word) for word in args.images if word not in settings], args.out)
     how = inference(args)

@@ -27,6 +27,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     """
     from fastuda import checkpoint
     from fastuda import report_sections as sections
+    from fastuda.data.domains import short_name
     from fastuda.report_facts import Record, measure, read_pictures
     from fastuda.saved import load_config
 
@@ -41,8 +42,8 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     finally:
         checkpoint.set_rng_state(before)
     pictures = read_pictures(folder, beside)
-    source = config.data.source.partition(":")[0]
-    title = f"{method}: {source} to {record.result['target']} ({record.result['split']})"
+    source, target = short_name(config.data.source), short_name(config.data.target)
+    title = f"{method}: {source} to {target} ({record.result.get('split', '')})"
     body = [
         f"<h1>{html.escape(title)}</h1>",
         sections.summary(record, baseline, config),

@@ -74,6 +74,17 @@ def test_quiet_leaves_files_and_says_nothing(runs, tmp_path, monkeypatch):
     assert len(json.loads(done.stdout)) == 2
 
 
+def test_own_folders_are_told_apart(runs):
+    for folder, data in (("plca_0", "a b"), ("plca_1", "other")):
+        path = runs / folder / "config.yaml"
+        text = path.read_text().replace("target: scenes", f"target: folder:/data/{data}")
+        path.write_text(text)
+    done = fastuda("compare", runs, "--json")
+    said = {group["domains"] for group in json.loads(done.stdout)}
+    pairs = {f"scenes -> {target} (val)" for target in ("scenes", "folder:a b", "folder:other")}
+    assert said == pairs
+
+
 def test_nothing_to_compare_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     done = fastuda("compare", tmp_path / "empty")

@@ -205,6 +205,12 @@ def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
     return name, path or None, split or None
 
 
+def short_name(spec: str) -> str:
+    """A domain as tables and titles show it: its name, of an own folder with the folder's."""
+    name, path, _ = parse_spec(spec)
+    return f"{name}:{Path(path).name}" if name == "folder" and path else name
+
+
 def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
     """The folder of a data set.
 
