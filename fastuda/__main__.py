@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "write a finished run as ONNX, torch.export or safetensors",
     "report": "write report.html of a finished run again",
     "compare": "mean and spread of runs over seeds, as tables and a plot",
+    "profile": "where the time of a training step goes, by method",
     "data": "look at, index, shrink and draw data sets",
     "env": "what is installed, what can run here, and why the rest cannot",
     "completion": "a script that completes this command in bash, zsh or fish",

@@ -72,6 +72,9 @@ class TrainConfig:
     """Under torchrun: batch norm over the images of all processes."""
     compile: bool = False
     """torch.compile the segmentor."""
+    channels_last: bool = True
+    """Pixel-major weights and features of the segmentor: what the ops take without a copy, and what tensor
+    cores and oneDNN are fastest on."""
     timeout: float = 1800.0
     """Seconds that a process of torchrun waits for the others before it stops and names them."""
 

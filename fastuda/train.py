@@ -45,7 +45,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Flag to the dotted setting that it stands for, its help, and how it is read."""
 
 
-def _bare_amp(words: list[str]) -> list[str]:
+def bare_amp(words: list[str]) -> list[str]:
     """``--amp key=value`` with the precision that argparse would take ``key=value`` for."""
     out = []
     for word, after in zip(words, [*words[1:], ""], strict=True):
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse, resolve, train, print the table."""
-    args = build_parser().parse_intermixed_args(_bare_amp(sys.argv[1:]))
+    args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.config import resolve, shipped
     from fastuda.loggers import setup_logging

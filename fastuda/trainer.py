@@ -72,6 +72,8 @@ class Trainer:
         checkpoint.seed_everything(config.train.seed)
         classes = len(self.source.classes)
         model = build_model(config.model, classes)
+        if not config.train.channels_last:
+            model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         method = get_method(config.method["name"])(config.method_config(), model, classes)
         if config.train.sync_bn and world.size > 1:
             sync_batch_norm(method, world.device)

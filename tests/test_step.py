@@ -1,5 +1,6 @@
 """The step itself: what may not wait on the hot path, and the options that make it faster."""
 
+import functools
 import sys
 import traceback
 import types
@@ -93,3 +94,44 @@ def test_apex_takes_the_place_of_torchs_optimiser(monkeypatch):
 def test_torchs_optimiser_is_fused():
     found = build_optimizer(OptimConfig(), torch.nn.Linear(3, 2))
     assert found.param_groups[0]["fused"] is True
+
+
+def test_channels_last_is_a_matter_of_memory_alone(scenes_root, tmp_path):
+    features, losses = [], []
+    for choice in (True, False):
+        run = trainer(scenes_root, tmp_path, ("train.channels_last", choice))
+        features.append(run.method.model(torch.ones(2, 3, 32, 64)).features)
+        run._train_step()
+        losses.append(run._take_means()["train/loss"])
+    assert features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
+    assert features[1].is_contiguous()
+    torch.testing.assert_close(*features, rtol=1e-3, atol=5e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_compiled_segmentor_trains_and_scores_as_itself(scenes_root, tmp_path, monkeypatch):
+    """The losses of three steps, the evaluation, and the names in the checkpoint; Inductor, which would take
+    half a minute more, is left out."""
+    traced = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    values = []
+    for choice in (False, True):
+        run = trainer(
+            scenes_root,
+            tmp_path / str(choice),
+            ("train.compile", choice),
+            ("train.steps", 3),
+            ("log.every", 1),
+        )
+        (tmp_path / str(choice)).mkdir()
+        calls = torch._dynamo.utils.counters["frames"]["ok"]
+        scores = run.fit()
+        compiled = torch._dynamo.utils.counters["frames"]["ok"] - calls
+        assert (compiled > 0) == choice
+        logged = (tmp_path / str(choice) / "metrics.csv").read_text().splitlines()
+        losses = [float(row.split(",")[2]) for row in logged if ",train/loss," in row]
+        state = torch.load(tmp_path / str(choice) / "checkpoints" / "last.pt", weights_only=True)
+        values.append((losses, scores.miou, list(state["method"])))
+    assert values[0][0] == pytest.approx(values[1][0], rel=1e-3) and len(values[0][0]) == 3
+    assert values[0][1] == pytest.approx(values[1][1], abs=2.0)
+    assert values[0][2] == values[1][2]

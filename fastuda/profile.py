@@ -1,0 +1,88 @@
+"""Where the time of a training step goes: backbone, heads, ops, data, optimiser, rest.
+
+Takes the settings of fastuda.train, trains some steps without leaving a run, and prints a row per method."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from fastuda.cli import parser, run
+from fastuda.errors import UserError
+from fastuda.train import FLAGS, bare_amp
+
+EXAMPLES = """\
+  python -m fastuda.profile --method plca --amp
+  python -m fastuda.profile --method all --crop 256 512 --batch-size 2 --workers 0
+  python -m fastuda.profile --method fada,sepico --json > profile.json
+  python -m fastuda.profile --config runs/plca/config.yaml --trace plca.json
+
+The trace is for chrome://tracing or ui.perfetto.dev. The rest is augmentation, averages of weights, guards
+and copies; on a GPU also what its kernels leave of the step."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = parser("fastuda.profile", __doc__ or "", EXAMPLES)
+    for name, (_, text, more) in FLAGS.items():
+        if name == "method":
+            text = "name of a method, several joined by commas, or all (default: the configuration's)"
+        if name == "steps":
+            text, more = "steps to time, and as many to profile (default: 5)", {"type": int, "default": 5}
+        p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
+    p.add_argument("--config", metavar="FILE|NAME", help="YAML file, or one that is shipped")
+    p.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    p.add_argument("--trace", type=Path, metavar="FILE", help="leave a Chrome trace of one method")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train, dotted")
+    return p
+
+
+def main() -> int:
+    """Parse, resolve, profile, print."""
+    args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
+
+    from fastuda import distributed
+    from fastuda.config import resolve
+    from fastuda.loggers import setup_logging
+    from fastuda.methods import METHODS
+    from fastuda.profiling import profile_step, table
+    from fastuda.settings import parse_overrides
+    from fastuda.trainer import Trainer
+
+    setup_logging(quiet=True)
+    names = list(METHODS) if args.method == "all" else (args.method or "").split(",")
+    if args.steps < 1:
+        raise UserError(f"--steps is {args.steps}; it must be at least 1")
+    if args.trace and len(names) > 1:
+        raise UserError("--trace takes one --method: a trace is of one")
+    world = distributed.start(args.device or "auto")
+    if world.size > 1:
+        raise UserError("fastuda.profile takes one process: start it without torchrun")
+    found = []
+    for name in names:
+        flags = {key: getattr(args, key) for key in FLAGS if key not in ("method", "steps")}
+        chosen = {FLAGS[key][0]: value for key, value in flags.items() if value is not None}
+        chosen |= {"method.name": name} if name else {}
+        config = resolve(args.config, chosen, parse_overrides(args.overrides))
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(config, Path(folder), world)
+            try:
+                found.append(profile_step(trainer, steps=args.steps, trace=args.trace))
+            finally:
+                trainer.loader.close()
+    if args.json:
+        about: dict[str, object] = {"device": str(world.device), "machine": platform.machine()}
+        about |= {"crop": list(config.data.crop), "batch_size": config.data.batch_size}
+        about |= {"amp": config.train.amp}
+        print(json.dumps({**about, "profiles": [one.as_dict() for one in found]}, indent=1))
+    else:
+        print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
