@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../tensors.h"
+#include "../upsample_math.h"
 
 namespace fastuda {
 
@@ -12,13 +13,11 @@ struct Stretch {
   std::vector<double> share;
 
   Stretch(int64_t from, int64_t to, bool align_corners) : first(to), second(to), share(to) {
-    const double scale =
-        align_corners ? (to > 1 ? double(from - 1) / double(to - 1) : 0.0) : double(from) / double(to);
     for (int64_t i = 0; i < to; ++i) {
-      const double place = align_corners ? scale * i : std::max(0.0, scale * (i + 0.5) - 0.5);
-      first[i] = int32_t(std::min<int64_t>(int64_t(place), from - 1));
-      second[i] = int32_t(std::min<int64_t>(first[i] + 1, from - 1));
-      share[i] = place - first[i];
+      const Between sources = sources_of(i, from, to, align_corners);
+      first[i] = sources.first;
+      second[i] = sources.second;
+      share[i] = sources.share;
     }
   }
 };

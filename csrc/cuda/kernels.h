@@ -39,3 +39,17 @@ FASTUDA_EXPORT int64_t fastuda_statistics_partials(StatisticsShape shape);
 FASTUDA_EXPORT int fastuda_class_statistics(const float* features, const int64_t* labels, float* count,
                                             float* mean, float* variance, float* partial,
                                             StatisticsShape shape, void* stream);
+
+// Scores [batch, classes, h, w] in float32 and int64 labels [batch, height, width], contiguous.
+struct ConfusionShape {
+  int64_t batch, classes, h, w, height, width, ignore;
+  bool align_corners;
+};
+
+// Adds to matrix [classes classes + 1]: rows = truth, columns = prediction, then the labels that are no
+// class.
+FASTUDA_EXPORT int fastuda_upsample_confusion(const float* scores, const int64_t* labels, int64_t* matrix,
+                                              uint8_t* predicted, ConfusionShape shape, void* stream);
+
+// Copies device memory to the host and waits for it.
+FASTUDA_EXPORT int fastuda_read(void* to, const void* from, int64_t bytes, void* stream);

@@ -24,6 +24,12 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t s
   return int(cudaGetLastError());
 }
 
+inline int read_back(void* to, const void* from, int64_t bytes, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  const cudaError_t copied = cudaMemcpyAsync(to, from, size_t(bytes), cudaMemcpyDeviceToHost, on);
+  return int(copied != cudaSuccess ? copied : cudaStreamSynchronize(on));
+}
+
 }  // namespace fastuda
 
 #endif

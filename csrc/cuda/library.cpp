@@ -79,6 +79,26 @@ std::tuple<Tensor, Tensor, Tensor> class_statistics_fwd(Tensor features, Tensor 
   return {count, mean, variance};
 }
 
+std::tuple<Tensor, Tensor> upsample_confusion_fwd(Tensor scores, Tensor labels, bool align_corners,
+                                                  int64_t ignore_index) {
+  const DeviceGuard guard(scores.get_device_index());
+  const Tensor x = floats(scores);
+  const Tensor y = torch::stable::contiguous(torch::stable::to(labels, ScalarType::Long));
+  const int64_t classes = x.size(1), cells = classes * classes;
+  const ConfusionShape shape{x.size(0), classes,   x.size(2),    x.size(3),
+                             y.size(1), y.size(2), ignore_index, align_corners};
+  Tensor matrix = torch::stable::new_zeros(y, {cells + 1});
+  Tensor predicted = torch::stable::new_empty(y, {y.size(0), y.size(1), y.size(2)}, ScalarType::Byte);
+  int64_t aliens = 0;
+  check(fastuda_upsample_confusion(x.const_data_ptr<float>(), y.const_data_ptr<int64_t>(),
+                                   matrix.mutable_data_ptr<int64_t>(), predicted.mutable_data_ptr<uint8_t>(),
+                                   shape, stream_of(x)));
+  check(fastuda_read(&aliens, matrix.const_data_ptr<int64_t>() + cells, sizeof(aliens), stream_of(x)));
+  STD_TORCH_CHECK(aliens == 0, "labels hold classes outside 0..", classes - 1, " other than ignore_index");
+  Tensor counts = torch::stable::narrow(matrix, 0, 0, cells);
+  return {torch::stable::reshape(counts, {classes, classes}), predicted};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
@@ -86,4 +106,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
   m.impl("local_affinity_bwd.cuda", TORCH_BOX(&local_affinity_bwd));
   m.impl("affinity_cleaning_fwd.cuda", TORCH_BOX(&affinity_cleaning_fwd));
   m.impl("class_statistics_fwd.cuda", TORCH_BOX(&class_statistics_fwd));
+  m.impl("upsample_confusion_fwd.cuda", TORCH_BOX(&upsample_confusion_fwd));
 }

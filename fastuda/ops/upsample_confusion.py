@@ -49,5 +49,10 @@ def upsample_confusion(
             matrix, predicted = reference.upsample_confusion(x, labels, align_corners, ignore_index)
         else:
             forward = _backends.overload("upsample_confusion_fwd", name)
-            matrix, predicted = forward(x, labels, align_corners, ignore_index)
+            try:
+                matrix, predicted = forward(x, labels, align_corners, ignore_index)
+            except RuntimeError as error:  # all that the stable interface of the CUDA kernels can raise
+                if "labels hold classes outside" not in str(error):
+                    raise
+                raise ValueError(f"labels hold classes outside 0..{x.shape[1] - 1}") from error
     return (matrix, predicted) if return_labels else matrix

@@ -86,7 +86,7 @@ CASES = {
 TRITON = {
     "association", "aggregation", "contrast", "entropy", "soft entropy", "weighted entropy",
 }  # fmt: skip
-CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics"}
+CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 
 
 def require(op: str, backend: str, x: torch.Tensor) -> None:

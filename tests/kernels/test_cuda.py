@@ -118,7 +118,38 @@ def test_class_statistics(emulated, n, width, classes):
         within_budget(*three, name, torch.float32)
 
 
-OPS = ["local_affinity", "affinity_cleaning_loss", "class_statistics"]
+class ConfusionShape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "classes", "h", "w", "height", "width", "ignore")),
+        ("align_corners", ctypes.c_bool),
+    )
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("classes", [1, 19, 150])
+@pytest.mark.parametrize(
+    ("low", "high"), [((1, 1), (1, 1)), ((3, 2), (33, 150)), ((9, 5), (4, 7)), ((1, 6), (18, 1))]
+)
+def test_upsample_confusion(emulated, low, high, classes, align):
+    generator = torch.Generator().manual_seed(classes)
+    x = torch.randn(2, classes, *low, generator=generator)
+    labels = torch.randint(0, classes, (2, *high), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    strangers = torch.rand(labels.shape, generator=generator) < 0.1
+    labels[strangers] = torch.where(torch.rand(int(strangers.sum())) < 0.5, -3, classes)
+    matrix = torch.zeros(classes**2 + 1, dtype=torch.int64)
+    predicted = torch.full(labels.shape, 255, dtype=torch.uint8)
+    shape = ConfusionShape(2, classes, *low, *high, 255, align)
+    assert emulated.fastuda_upsample_confusion(at(x), at(labels), at(matrix), at(predicted), shape, None) == 0
+    full = torch.nn.functional.interpolate(x.double(), high, mode="bilinear", align_corners=align)
+    assert (full.amax(1) - full.gather(1, predicted[:, None].long())[:, 0]).max() < 1e-5
+    assert matrix[-1] == strangers.sum()
+    keep = (labels != 255) & ~strangers
+    pairs = labels[keep] * classes + predicted[keep].long()
+    assert torch.equal(matrix[:-1], pairs.bincount(minlength=classes**2))
+
+
+OPS = ["local_affinity", "affinity_cleaning_loss", "class_statistics", "upsample_confusion"]
 
 STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'
 

@@ -1,0 +1,75 @@
+// upsample_confusion on the GPU: a thread walks down a column of outputs, a block counts in shared memory
+// while the pairs of classes fit there. Sums of integers: two runs agree.
+#include "../upsample_math.h"
+#include "kernels.h"
+#include "launch.h"
+
+namespace fastuda {
+
+namespace {
+
+constexpr int kThreads = 128, kStrip = 16, kSharedBytes = 48 << 10;
+
+__global__ void __launch_bounds__(kThreads, 8)
+    count_strips(const float* scores, const int64_t* labels, unsigned long long* matrix, uint8_t* predicted,
+                 ConfusionShape s, int shared_cells) {
+  FASTUDA_SHARED(int, counts);
+  const int64_t across = (s.width + kThreads - 1) / kThreads, down = (s.height + kStrip - 1) / kStrip;
+  const int64_t image = blockIdx.x / (across * down), top = blockIdx.x / across % down * kStrip;
+  const int64_t x = blockIdx.x % across * kThreads + threadIdx.x, plane = s.h * s.w;
+  for (int i = int(threadIdx.x); i < shared_cells; i += kThreads) counts[i] = 0;
+  __syncthreads();
+  const Between column = sources_of(x < s.width ? x : s.width - 1, s.w, s.width, s.align_corners);
+  const float column_share = float(column.share);
+  const float* planes = scores + image * s.classes * plane;
+  const int64_t end = top + kStrip < s.height ? top + kStrip : s.height;
+  for (int64_t y = top; x < s.width && y < end; ++y) {
+    const Between row = sources_of(y, s.h, s.height, s.align_corners);
+    const float row_share = float(row.share);
+    const float *upper = planes + row.first * s.w, *lower = planes + row.second * s.w;
+    float best = 0.0f;
+    int guess = 0;
+#pragma unroll 4
+    for (int k = 0; k < int(s.classes); ++k) {
+      const float a = mixed(upper[k * plane + column.first], upper[k * plane + column.second], column_share);
+      const float b = mixed(lower[k * plane + column.first], lower[k * plane + column.second], column_share);
+      const float value = mixed(a, b, row_share);
+      if (k == 0 || value > best) {
+        best = value;
+        guess = k;
+      }
+    }
+    const int64_t at = (image * s.height + y) * s.width + x, label = labels[at];
+    predicted[at] = uint8_t(guess);
+    if (label == s.ignore) continue;
+    const int64_t cell = label < 0 || label >= s.classes ? s.classes * s.classes : label * s.classes + guess;
+    if (shared_cells) {
+      atomicAdd(counts + cell, 1);
+    } else {
+      atomicAdd(matrix + cell, 1ull);
+    }
+  }
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < shared_cells; i += kThreads) {
+    const int count = counts[i];
+    if (count) atomicAdd(matrix + i, static_cast<unsigned long long>(count));
+  }
+}
+
+}  // namespace
+
+}  // namespace fastuda
+
+using namespace fastuda;
+
+int fastuda_upsample_confusion(const float* scores, const int64_t* labels, int64_t* matrix,
+                               uint8_t* predicted, ConfusionShape s, void* stream) {
+  const int64_t across = (s.width + kThreads - 1) / kThreads, down = (s.height + kStrip - 1) / kStrip;
+  const int64_t cells = s.classes * s.classes + 1, shared = cells * 4 <= kSharedBytes ? cells : 0;
+  return launch(count_strips, s.batch * across * down, kThreads, shared * 4, stream, scores, labels,
+                reinterpret_cast<unsigned long long*>(matrix), predicted, s, int(shared));
+}
+
+int fastuda_read(void* to, const void* from, int64_t bytes, void* stream) {
+  return read_back(to, from, bytes, stream);
+}

@@ -1,0 +1,32 @@
+// Where an output of a bilinear upsampling lies between its sources: shared by the CPU kernels and the CUDA
+// kernels.
+#pragma once
+
+#include "scalar_math.h"
+
+namespace fastuda {
+
+// The two sources of an output along one axis and the weight of the second, as torch's interpolate.
+struct Between {
+  int32_t first, second;
+  double share;
+};
+FASTUDA_HOST_DEVICE Between sources_of(int64_t output, int64_t from, int64_t to, bool align_corners) {
+  double place = 0.0;
+  if (align_corners) {
+    place = to > 1 ? double(from - 1) / double(to - 1) * double(output) : 0.0;
+  } else {
+    place = double(from) / double(to) * (double(output) + 0.5) - 0.5;
+    place = place > 0.0 ? place : 0.0;
+  }
+  const int32_t last = int32_t(from - 1);
+  const int32_t first = int32_t(place) < last ? int32_t(place) : last;
+  return {first, first < last ? first + 1 : last, place - first};
+}
+
+template <class S>
+FASTUDA_HOST_DEVICE S mixed(S a, S b, S share) {
+  return a + share * (b - a);
+}
+
+}  // namespace fastuda
