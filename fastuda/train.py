@@ -122,8 +122,10 @@ def main() -> int:
             print(f"{stop}; go on with --resume auto --out {out}{stages}")
         return 0
     if first:
-        pictures = out / "3_distill" / "preds" if args.stages else out / "preds"
-        print(f"{table(scores)}\n\nrun folder: {out} (pictures in {pictures})")
+        last = out / "3_distill" if args.stages else out
+        page = last / "report.html"
+        look = f"open {page}" if page.is_file() else f"pictures in {last / 'preds'}"
+        print(f"{table(scores)}\n\nrun folder: {out} ({look})")
     return 0
 
 

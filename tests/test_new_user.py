@@ -103,3 +103,15 @@ def test_hidden_files_are_not_predicted(folders, tmp_path):
     done = fastuda("predict", tmp_path / "run", folders[1] / "images", "--out", tmp_path / "p", "--quiet")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "p" / "labels").iterdir())) == 8
+
+
+def test_quiet_draws_the_scenes_without_a_bar(tmp_path, monkeypatch):
+    from fastuda.data import scenes
+
+    tiny = scenes.ScenesConfig(source=4, target=4, evaluation=2, height=32, width=64)
+    drawn = scenes.ensure_scenes
+    monkeypatch.setattr(scenes, "ensure_scenes", lambda root, quiet: drawn(root, tiny, quiet=quiet))
+    for quiet, shown in (("--quiet", False), ("--seed=0", True)):
+        root, out = tmp_path / f"data{shown}", tmp_path / f"run{shown}"
+        done = fastuda("train", "--data-root", root, "--out", out, "--steps", 1, quiet, *TINY)
+        assert done.returncode == 0 and ("drawing scenes" in done.stderr) == shown, done.stderr

@@ -39,6 +39,7 @@ def test_a_run_prints_both_methods_and_leaves_its_folder(run):
     names = {name for _, name, _ in curves(out)}
     assert {"train/ce", "train/loss", "train/feature_association", "val/mIoU19", "lr/model"} <= names
     assert not list(out.rglob("*.part"))
+    assert f"(open {out / 'report.html'})" in done.stdout and (out / "report.html").is_file()
 
 
 def test_the_saved_configuration_is_a_configuration(run, tmp_path):

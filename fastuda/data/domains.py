@@ -242,7 +242,10 @@ def _entry(name: str, path: str | None, role: str, data_root: Path) -> tuple[Dom
     if name == "scenes":
         from fastuda.data.scenes import ensure_scenes
 
-        root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes")
+        # drawn without a bar where --quiet has silenced the log
+        levels = [handler.level for handler in log.handlers if handler.level]
+        quiet = min(levels, default=logging.INFO) > logging.INFO
+        root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes", quiet=quiet)
         entry = DOMAINS["gta5" if role == "source" else "cityscapes"]
         return entry, root / entry.name
     if name not in DOMAINS:
