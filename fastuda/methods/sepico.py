@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import fastuda.ops as F
 from fastuda import augment
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean, joint_share
+from fastuda.distributed import joint_mean, joint_share, joint_sum
 from fastuda.errors import UserError
-from fastuda.methods.base import Phase, register
+from fastuda.methods.base import Phase, at_least_float32, register
 from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
 from fastuda.models.ema import EMATeacher
 from fastuda.models.projection import ProjectionHead
@@ -248,15 +248,16 @@ class SePiCo(SelfTraining):
             metrics[f"centroid_accuracy_{domain}"] = ((nearest == y) & (y != 255)).sum() / valid.clamp(min=1)
 
     def _regularizer(self, q: Tensor, y: Tensor) -> Tensor:
+        # no early way out, no indexing: the ranks meet in the collectives, and the device is not waited for
         keep = y != 255
-        if not keep.any():
-            return q.sum() * 0
-        centre = joint_mean(q[keep].mean(0), keep.sum())
+        count = keep.sum()
+        centre = joint_mean((at_least_float32(q) * keep[:, None]).sum(0) / count.clamp(min=1), count)
         # every rank holds its share of the joint mean; the value is completed without gradient
         centre = centre + (joint_share(centre) - centre).detach()
         with torch.autocast(q.device.type, enabled=False):
             scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
-            return scores.log_softmax(0).sum() / (self.num_classes * math.log(self.num_classes))
+            value = scores.log_softmax(0).sum() / (self.num_classes * math.log(self.num_classes))
+            return value * (joint_sum(count) > 0)
 
 
 def cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:

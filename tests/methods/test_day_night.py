@@ -139,3 +139,12 @@ def test_the_regularizer_has_the_authors_value():
     assert abs(loss.item() + 1.3272072844) < 1e-8
     assert grad.norm().item() == pytest.approx(0.62427363, abs=2e-8)
     assert grad.flatten()[:3].tolist() == pytest.approx((-0.01706205, 0.0, -0.00698386), abs=2e-8)
+
+
+def test_the_regularizer_of_no_labelled_pixel_is_zero():
+    method = build("sepico", width=8)
+    method.mean.normal_()
+    rows = torch.randn(6, 8, requires_grad=True)
+    loss = method._regularizer(rows, torch.full((6,), 255))
+    (gradient,) = torch.autograd.grad(loss, rows)
+    assert loss.item() == 0 and not gradient.any()

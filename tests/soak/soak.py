@@ -174,7 +174,7 @@ def main() -> int:
     every = max(1, round(rate * args.save_every))
     common += ["--steps", steps, f"checkpoint.every={every}", f"eval.every={every}", "--resume", "auto"]
     print(f"{rate:.1f} steps/s: {steps} steps, a checkpoint every {every}", flush=True)
-    with open(args.out / "samples.csv", "w", newline="") as file:
+    with open(args.out / "samples.csv", "w", newline="", buffering=1) as file:
         fields = ["run", "life", "seconds", "trainer_mib", "children_mib", "handles", "children"]
         table = csv.DictWriter(file, fields)
         table.writeheader()
@@ -185,7 +185,6 @@ def main() -> int:
         for sample in calm.watch(float("inf"), args.sample_every):
             samples.append(sample)
             table.writerow({"run": "calm", "life": 0, **sample})
-            file.flush()
     report = judge(args, calm, samples) | {
         "steps": steps, "kills": kills, "lives": lives, "orphans": orphans,
         "calm_minutes": round(calm.age / 60, 1), "method": args.method,
