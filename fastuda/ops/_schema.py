@@ -124,6 +124,14 @@ def _class_statistics_fwd(features: Tensor, labels: Tensor, num_classes: int, ig
     return _stat(features, num_classes), _stat(features, *shape), _stat(features, *shape)
 
 
+def _smooth_max_pool_fwd(logits: Tensor, k: float):
+    return _stat(logits, *logits.shape[:2])
+
+
+def _smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float):
+    return logits.new_empty(logits.shape)
+
+
 def _lovasz_softmax_fwd(
     x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
 ):
@@ -200,4 +208,10 @@ define(
     "class_statistics_fwd",
     "(Tensor features, Tensor labels, int num_classes, int ignore_index) -> (Tensor, Tensor, Tensor)",
     _class_statistics_fwd,
+)
+define("smooth_max_pool_fwd", "(Tensor logits, float k) -> Tensor", _smooth_max_pool_fwd)
+define(
+    "smooth_max_pool_bwd",
+    "(Tensor grad, Tensor logits, Tensor pooled, float k) -> Tensor",
+    _smooth_max_pool_bwd,
 )

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_float, check_rank
 
-_backends.register("smooth_max_pool")
+_backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), cpu=False, triton=True)
 _backends.register("category_pool")
+
+
+class _SmoothMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, k: float, name: str):
+        pooled = _backends.overload("smooth_max_pool_fwd", name)(logits, k)
+        ctx.save_for_backward(logits, pooled)
+        ctx.k, ctx.name = k, name
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        return (
+            _backends.overload("smooth_max_pool_bwd", ctx.name)(grad, *ctx.saved_tensors, ctx.k),
+            None,
+            None,
+        )
 
 
 def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") -> Tensor:
@@ -32,8 +53,10 @@ def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") ->
     check_float("logits", logits)
     if not k > 0:
         raise ValueError(f"k must be positive, got {k}")
-    _backends.select("smooth_max_pool", logits, backend=backend)
+    name = _backends.select("smooth_max_pool", logits, backend=backend)
     with torch.autocast(logits.device.type, enabled=False):
+        if name != "reference":
+            return _SmoothMax.apply(logits, k, name)
         return reference_losses.smooth_max_pool(logits, k)
 
 

@@ -63,6 +63,7 @@ PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
 
 # name: (op, input, function)
 CASES = {
+    "pooling": ("smooth_max_pool", LOGITS, lambda x, b: F.smooth_max_pool(x, k=3.0, backend=b)),
     "association": ("cycle_association_loss", features(97), association),
     "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
     "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),
@@ -84,7 +85,7 @@ CASES = {
 }
 
 TRITON = {
-    "association", "aggregation", "contrast", "entropy", "soft entropy", "weighted entropy",
+    "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 

@@ -119,16 +119,19 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """As :func:`launches`, of the losses and statistics."""
-    from fastuda.kernels import class_statistics, upsample_confusion, upsample_cross_entropy
+    from fastuda.kernels import class_statistics, smooth_max_pool, upsample_confusion, upsample_cross_entropy
 
     x = torch.randn(1, 19, 16, 16).to(dtype)
     labels = torch.zeros(1, 128, 128, dtype=torch.long)
     soft, pixels = torch.rand(1, 19, 128, 128), torch.rand(1, 128, 128)
     entropy = upsample_cross_entropy.upsample_cross_entropy_fwd
+    plane = torch.zeros(1, 19)
     moments = class_statistics.class_statistics_fwd
     features, classes_of = torch.rand(256, 512).to(dtype), labels[0, :2].flatten()
     calls: dict[str, Callable[[], object]] = {
-        "class statistics": partial(moments, features, classes_of, 19, 255)
+        "class statistics": partial(moments, features, classes_of, 19, 255),
+        "smooth max forward": partial(smooth_max_pool.smooth_max_pool_fwd, x, 1.0),
+        "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
     }
     for name, target, weight, gradient in (
         ("hard", labels, None, True),

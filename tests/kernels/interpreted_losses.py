@@ -151,3 +151,15 @@ def test_statistics_survive_a_large_common_mean():
 def test_statistics_without_a_feature():
     found = F.class_statistics(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3, backend="triton")
     assert all((x == 0).all() for x in vars(found).values()) and found.mean.shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("size", "k"), [((1, 1), 1.0), ((63, 97), 0.1), ((5, 7), 20.0)])
+def test_smooth_max_pool(size, k, dtype):
+    x = (10 * torch.randn(2, 3, *size)).to(dtype)
+    check(lambda x, backend: F.smooth_max_pool(x, k=k, backend=backend), x)
+
+
+def test_smooth_max_does_not_overflow():
+    x = 300 * torch.randn(2, 3, 5, 7)
+    assert torch.isfinite(F.smooth_max_pool(x, k=20.0, backend="triton")).all()

@@ -66,6 +66,8 @@ def test_every_kernel_compiles_without_spills(arch):
         "upsampled_losses",
         "upsampled_counts",
         "class_moments",
+        "pool_planes",
+        "pool_planes_gradient",
     }
     for row in rows:
         assert row["spills"] == 0, row
