@@ -16,7 +16,7 @@ from torch import Tensor
 from fastuda.kernels._common import on_device
 from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
 
-TILE = 2048
+TILE = 1024
 """Classes times outputs of a tile; half of it for soft labels, which are a tile themselves."""
 
 ROWS = 4
