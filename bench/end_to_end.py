@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import resident
+from bench.measure import peak, start_peak
 from bench.run import commit, machine
 from fastuda.data.batch import Batch
 from fastuda.methods import METHODS, get_method
@@ -79,20 +79,6 @@ def work(job: dict) -> dict[str, object]:
         losses.append({name: float(value) for name, value in terms.items()})
         times.append(time.perf_counter() - began)
     return {"seconds": times[1:], "losses": losses, "mib": peak(device) - before}
-
-
-def start_peak(device: str) -> float:
-    """MiB in use; the peak counts from here."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
-def peak(device: str) -> float:
-    """MiB at the worst moment."""
-    return resident("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
 
 def side(job: dict, backend: str) -> dict:

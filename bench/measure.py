@@ -76,6 +76,20 @@ def resident(key: str) -> float:
     return 0.0
 
 
+def start_peak(device: str) -> float:
+    """MiB in use; the peak counts from here."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+    return resident("VmRSS")
+
+
+def peak(device: str) -> float:
+    """MiB at the worst moment."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM")
+
+
 def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, object]:
     """Quantiles in milliseconds, peak extra MiB and error."""
     error = error_of(case, provider, device)
@@ -85,16 +99,9 @@ def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, o
     def step() -> None:
         _gradients(case, run(inputs), inputs)
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        extra = (torch.cuda.max_memory_allocated() - before) / 2**20
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
-        before = resident("VmRSS")
-        step()
-        extra = resident("VmHWM") - before
+    before = start_peak(device)
+    step()
+    extra = peak(device) - before
     times = seconds(step, repeats, device)
     quantiles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
     return {"p20": 1e3 * quantiles[1], "p50": 1e3 * statistics.median(times), "p80": 1e3 * quantiles[7],

@@ -15,10 +15,9 @@ SQUARE = 4 * N * N / 2**20  # MiB of one float32 N x N array: 137
 
 PROGRAM = f"""
 import sys
-from pathlib import Path
 import torch
 import fastuda.ops as F
-from bench.measure import resident
+from bench.measure import peak, start_peak
 
 torch.manual_seed(0)
 similarity, backend, *ops = sys.argv[1:]
@@ -44,10 +43,9 @@ def run(op):
 for op in ops:
     if backend != "reference":
         run(op)  # generated code and thread stacks stay
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before = start_peak("cpu")
     run(op)
-    print(resident("VmHWM") - before)
+    print(peak("cpu") - before)
 """
 
 needs_cpp = pytest.mark.skipif(
