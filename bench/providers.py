@@ -23,10 +23,17 @@ def _prototypes(t: Inputs) -> F.ClassStatistics:
     return F.class_statistics(t["x"], t["labels"], 19, backend="reference")
 
 
+def _eightfold(t: Inputs) -> tuple[int, int]:
+    return 8 * t["x"].shape[2], 8 * t["x"].shape[3]
+
+
 OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
     "upsample_cross_entropy": lambda t, b: F.upsample_cross_entropy(t["x"], t["labels"], backend=b),
     "lovasz_softmax": lambda t, b: F.lovasz_softmax(t["x"], t["labels"], from_logits=True, backend=b),
     "upsample_confusion": lambda t, b: F.upsample_confusion(t["x"], t["labels"], backend=b).to(t["x"].dtype),
+    "domain_cross_entropy": lambda t, b: F.domain_cross_entropy(
+        t["x"], t["seg"], encode="target", size=_eightfold(t), backend=b
+    ),
     "local_affinity": lambda t, b: F.local_affinity(t["x"], backend=b),
     "class_statistics": lambda t, b: F.class_statistics(t["x"], t["labels"], 19, backend=b).variance,
     "prototype_contrast": lambda t, b: F.prototype_contrast(
@@ -51,6 +58,15 @@ def _published_contrast(t: Inputs) -> Tensor:
     logits = (t["x"][:, None] * mean).sum(-1) / 0.1 + spread
     own = spread.gather(1, t["labels"][:, None])[:, 0]
     return (nnf.cross_entropy(logits, t["labels"], reduction="none") + own).mean()
+
+
+def _published_domain_loss(t: Inputs) -> Tensor:
+    """Both maps at full resolution, the encoding with its zero half, as FADA's training loop has them."""
+    d, z = (
+        nnf.interpolate(x, _eightfold(t), mode="bilinear", align_corners=True) for x in (t["x"], t["seg"])
+    )
+    a = (z / 1.8).softmax(1).clamp(max=0.9)
+    return -(torch.cat([torch.zeros_like(a), a], 1) * d.log_softmax(1)).sum(1).mean()
 
 
 def public(case: Case, backend: str) -> Run:
@@ -110,6 +126,7 @@ def authors(case: Case) -> Run:
     published: dict[str, Run] = {
         "spatial_aggregate": aggregate,
         "cycle_association_loss": associate,
+        "domain_cross_entropy": _published_domain_loss,
         "class_statistics": lambda t: _published_statistics(t)[1],
         "prototype_contrast": _published_contrast,
     }

@@ -91,6 +91,12 @@ def _frame(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Te
     return {"x": logits, "labels": _labels(generator, case.batch, n // 2, n, classes=case.channels)}
 
 
+def _domain(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    size = (case.batch, case.channels, _low(n // 2), _low(n))
+    logits = 4 * torch.randn(size[0], 2 * size[1], *size[2:], generator=generator)
+    return {"x": logits, "seg": 4 * torch.randn(size, generator=generator)}
+
+
 def _planes(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(case.batch, case.channels, n // 2, n, generator=generator).softmax(1)}
 
@@ -112,6 +118,13 @@ def _square_bytes(c: Case) -> int:
 MEMORY_BOUND = {
     "upsample_cross_entropy": MemoryBound(_square, _square_bytes, _square_shape),
     "lovasz_softmax": MemoryBound(_square, _square_bytes, _square_shape),
+    "domain_cross_entropy": MemoryBound(
+        _domain,
+        lambda c: (
+            (3 if c.mode == "fwd" else 5) * 4 * c.batch * c.channels * _low(c.pixels // 2) * _low(c.pixels)
+        ),
+        lambda c: f"{c.batch}x{2 * c.channels} to {c.pixels // 2}x{c.pixels}",
+    ),
     "upsample_confusion": MemoryBound(
         _frame,
         lambda c: 8 * c.batch * c.pixels**2 // 2,
@@ -148,6 +161,7 @@ CASES = [
     *(Case("upsample_cross_entropy", mode, "float32", 730, 19, batch=2) for mode in BOTH),
     Case("lovasz_softmax", "fwd+bwd", "float32", 730, 19, batch=2),
     Case("upsample_confusion", "fwd", "float32", 2048, 19),
+    *(Case("domain_cross_entropy", mode, "float32", 1024, 19) for mode in BOTH),
     *(Case("local_affinity", mode, "float32", 1024, 19) for mode in BOTH),
     Case("class_statistics", "fwd", "float32", 12800, 512),
     Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512),

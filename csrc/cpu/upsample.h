@@ -1,5 +1,6 @@
 // Bilinear upsampling row by row: a source row is stretched to the output's width once, and every output row
-// is a mixture of two stretched rows. Nothing of the output's size is stored.
+// is a mixture of two stretched rows. Nothing of the output's size is stored; a gradient is gathered at low
+// resolution as it arises.
 #pragma once
 
 #include "../tensors.h"
@@ -85,6 +86,73 @@ void shrink_row(const S* in, int64_t stride, int64_t classes, const Stretch& col
       to[columns.second[x]] += second;
     }
   }
+}
+
+constexpr int64_t kBlock = 8;  // source rows of a task
+
+// Tasks of sweep_rows over z [B, K, h, w].
+inline int64_t sweep_tasks(const Tensor& z) { return z.size(0) * blocks_of(z.size(2), kBlock); }
+
+// Calls row(task, b, y, sources, top_grad, bottom_grad) with every output row y of every image b of z, and
+// what it adds to the gradients of its two stretched sources goes to grad, which is zero, of z's shape, or
+// empty: then both are null. worker() makes the row function of a thread. Tasks are independent but for the
+// source row that two share, which is added up afterwards in order, so that the result does not depend on the
+// number of threads.
+template <class S, class Worker>
+void sweep_rows(const Tensor& z, const Stretch& rows, const Stretch& columns, const Tensor& grad,
+                Worker&& worker) {
+  const int64_t batch = z.size(0), classes = z.size(1), h = z.size(2), w = z.size(3);
+  const int64_t height = int64_t(rows.first.size()), width = int64_t(columns.first.size());
+  const int64_t blocks = blocks_of(h, kBlock);
+  const bool gradient = grad.numel() > 0;
+  Tensor partial;
+  if (gradient) partial = at::zeros({sweep_tasks(z), kBlock + 1, classes, w}, z.options());
+  at::parallel_for(0, sweep_tasks(z), 1, [&](int64_t begin, int64_t end) {
+    auto row = worker();
+    std::vector<S> stretched(2 * classes * width), grads(gradient ? 2 * classes * width : 0);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / blocks, first = task % blocks * kBlock, last = std::min(h, first + kBlock);
+      const S* image = z.const_data_ptr<S>() + b * classes * h * w;
+      S *top = stretched.data(), *bottom = top + classes * width;
+      S* top_grad = gradient ? grads.data() : nullptr;
+      S* bottom_grad = gradient ? top_grad + classes * width : nullptr;
+      S* gathered = gradient ? partial.mutable_data_ptr<S>() + task * (kBlock + 1) * classes * w : nullptr;
+      std::fill(grads.begin(), grads.end(), S(0));
+      // outputs are sorted by their upper source row
+      int64_t y = std::lower_bound(rows.first.begin(), rows.first.end(), int32_t(first)) - rows.first.begin();
+      stretch_row(image + first * w, h * w, classes, columns, top);
+      for (int64_t r = first; r < last; ++r) {
+        stretch_row(image + std::min(r + 1, h - 1) * w, h * w, classes, columns, bottom);
+        for (; y < height && rows.first[y] == r; ++y) {
+          row(task, b, y, PixelRow<S>{classes, width, top, bottom, S(rows.share[y])}, top_grad, bottom_grad);
+        }
+        if (gradient) {
+          shrink_row(top_grad, w, classes, columns, gathered + (r - first) * classes * w);
+          std::swap(top_grad, bottom_grad);
+          std::fill(bottom_grad, bottom_grad + classes * width, S(0));
+        }
+        std::swap(top, bottom);
+      }
+      if (gradient) shrink_row(top_grad, w, classes, columns, gathered + (last - first) * classes * w);
+    }
+  });
+  if (!gradient) return;
+  S* to = grad.mutable_data_ptr<S>();
+  const S* from = partial.const_data_ptr<S>();
+  at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t b = plane / classes, k = plane % classes;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block * kBlock, count = std::min(h, first + kBlock) - first;
+        for (int64_t r = 0; r <= count; ++r) {
+          // below the last row there is none: its share belongs to the last row itself
+          const int64_t at = std::min(first + r, h - 1);
+          const S* add = from + (((b * blocks + block) * (kBlock + 1) + r) * classes + k) * w;
+          for (int64_t x = 0; x < w; ++x) to[(plane * h + at) * w + x] += add[x];
+        }
+      }
+    }
+  });
 }
 
 }  // namespace fastuda

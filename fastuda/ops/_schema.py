@@ -101,6 +101,21 @@ def _upsample_cross_entropy_fwd(
     return _stat(logits), _stat(logits), grad, _stat(logits, *size)
 
 
+def _domain_cross_entropy_fwd(
+    domain_logits: Tensor,
+    seg_logits: Tensor,
+    offset: int,
+    height: int,
+    width: int,
+    align_corners: bool,
+    temperature: float,
+    clip: float,
+    hard_threshold: float | None,
+    gradient: bool,
+):
+    return _stat(domain_logits), _stat(domain_logits, *(domain_logits.shape if gradient else (0,)))
+
+
 def _upsample_confusion_fwd(scores: Tensor, labels: Tensor, align_corners: bool, ignore_index: int):
     classes = scores.shape[1]
     return _index(scores, classes, classes), labels.new_empty(labels.shape, dtype=torch.uint8)
@@ -177,6 +192,12 @@ define(
     " float temperature, int ignore_index, float label_smoothing, bool gradient,"
     " bool per_pixel) -> (Tensor, Tensor, Tensor, Tensor)",
     _upsample_cross_entropy_fwd,
+)
+define(
+    "domain_cross_entropy_fwd",
+    "(Tensor domain_logits, Tensor seg_logits, int offset, int height, int width, bool align_corners,"
+    " float temperature, float clip, float? hard_threshold, bool gradient) -> (Tensor, Tensor)",
+    _domain_cross_entropy_fwd,
 )
 define(
     "upsample_confusion_fwd",

@@ -132,47 +132,6 @@ def test_clamped_entries_have_no_gradient(backend):
     assert torch.isfinite(torch.autograd.grad(a.sum(), p)[0]).all()
 
 
-# FADA
-
-FADA = [
-    ("source", 3.8487876064, 0.11870436, (-0.00992427, -0.00756508, -0.00469640)),
-    ("target", 3.5921309632, 0.11281731, (0.00088071, 0.00450469, 0.00218701)),
-]
-
-
-@pytest.mark.parametrize(("encode", "loss", "norm", "first"), FADA)
-def test_domain_values_of_the_authors_code(encode, loss, norm, first):
-    d = (3 * wave((2, 10, 4, 5), 0.41)).requires_grad_()
-    z = (3 * 2 * wave((2, 5, 4, 5), 0.31)).requires_grad_()
-    found = F.domain_cross_entropy(d, z, encode=encode)
-    grad = torch.autograd.grad(found, d)[0]
-    assert abs(found.item() - loss) < 1e-8
-    assert grad.norm().item() == pytest.approx(norm, abs=2e-8)
-    assert grad.flatten()[:3].tolist() == pytest.approx(first, abs=2e-8)
-
-
-@pytest.mark.parametrize("align", [False, True])
-def test_domain_loss_is_the_upsampled_definition(align):
-    d, z = torch.randn(2, 6, 3, 4, dtype=torch.float64), torch.randn(2, 3, 5, 7, dtype=torch.float64)
-    big_d, big_z = (nnf.interpolate(x, (11, 13), mode="bilinear", align_corners=align) for x in (d, z))
-    a = (big_z / 1.8).softmax(1).clamp(max=0.9)
-    wanted = -(torch.cat([torch.zeros_like(a), a], 1) * big_d.log_softmax(1)).sum(1).mean()
-    found = F.domain_cross_entropy(d, z, encode="target", size=(11, 13), align_corners=align)
-    assert found.item() == pytest.approx(wanted.item(), abs=1e-12)
-    best, index = (big_z / 1.8).softmax(1).max(1)
-    terms = -big_d.log_softmax(1).gather(1, index[:, None] + 3)[:, 0]
-    hard = F.domain_cross_entropy(
-        d, z, encode="target", size=(11, 13), align_corners=align, hard_threshold=0.5
-    )
-    assert hard.item() == pytest.approx((terms * (best >= 0.5)).mean().item(), abs=1e-12)
-
-
-def test_segmentation_logits_get_no_gradient():
-    d, z = torch.randn(1, 6, 3, 4, requires_grad=True), torch.randn(1, 3, 3, 4, requires_grad=True)
-    loss = F.domain_cross_entropy(d, z, encode="source")
-    assert torch.autograd.grad(loss, z, allow_unused=True)[0] is None
-
-
 # SePiCo
 
 
@@ -311,10 +270,6 @@ def test_gradients():
     assert torch.autograd.gradcheck(F.smooth_max_pool, x(2, 3, 2, 4))
     assert torch.autograd.gradcheck(F.category_pool, (x(2, 5, 3), x(2, 5, 4)))
     assert torch.autograd.gradcheck(F.affinity_cleaning_loss, x(1, 3, 3, 4))
-    z = torch.randn(1, 2, 4, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda d: F.domain_cross_entropy(d, z, encode="source", size=(6, 5)), x(1, 4, 2, 3)
-    )
 
 
 BAD = [
