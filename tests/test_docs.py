@@ -258,7 +258,7 @@ def test_tables_hold_what_was_measured_and_say_what_was_not(tables, monkeypatch)
     text = tables.measured("lovasz_softmax")
     assert "CPU: not measured." in text and "GPU: M, torch 2.13, 2026-01-02." in text
     assert f"| {case.shape} | 12.3 | not measured | 7.7 | 1.5 | 1e-7 |" in text
-    assert tables.measured("domain_cross_entropy").startswith("Not measured")
+    assert tables.measured("affinity_cleaning_loss").startswith("Not measured")
     assert "`csrc/cpu/lovasz_softmax.cpp`" in tables.implementations("lovasz_softmax")
     assert "`kernels/cycle_match.py`" in tables.implementations("cycle_match")
     assert tables.implementations("pooling") == "Torch's own operations, on every device."
