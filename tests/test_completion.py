@@ -1,8 +1,12 @@
 """The shells' completion offers what the parsers take."""
 
+import os
+import pty
+import select
 import shlex
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -63,6 +67,51 @@ def test_the_shell_itself_reads_it(shell, tmp_path):
     (tmp_path / "script").write_text(text)
     done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_offers_the_same(tmp_path):
+    (tmp_path / "fastuda.fish").write_text(fastuda("completion", "fish").stdout)
+
+    def offered(line):
+        asked = f"source {tmp_path / 'fastuda.fish'}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(["fish", "--private", "-c", asked], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return [row.partition("\t")[0] for row in done.stdout.splitlines()]
+
+    assert sorted(offered("fastuda ")) == sorted(COMMANDS)
+    assert offered("fastuda train --se") == ["--seed", "--seeds"]
+    assert offered("fastuda train --amp ") == ["bf16", "fp16", "off"]
+    assert offered("fastuda data ") == ["cache", "check", "index", "list", "synth"]
+    assert offered("fastuda data synth --he") == ["--height", "--help"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+def test_zsh_offers_the_same(tmp_path):
+    (tmp_path / "script").write_text(fastuda("completion", "zsh").stdout)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="dumb", COLUMNS="200", HOME=str(tmp_path))
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+
+    def typed(keys, awaited):
+        os.write(terminal, keys.encode())
+        seen, end = b"", time.monotonic() + 30
+        while awaited not in seen.decode(errors="replace") and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                seen += os.read(terminal, 65536)
+        assert awaited in seen.decode(errors="replace"), seen
+
+    try:
+        # split, so that the echo of what is typed is not taken for its answer
+        typed(f"source {tmp_path / 'script'}; echo load''ed\n", "loaded")
+        typed("fastuda train --am\t", "train --amp")
+        typed("\x15fastuda train --amp \t\t", "bf16  fp16  off")
+        typed("\x15fastuda data s\t", "data synth")
+        typed("\x15fastuda data synth --he\t\t", "--height  --help")
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
 
 
 def test_another_shell_is_refused():

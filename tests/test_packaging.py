@@ -1,6 +1,7 @@
 """Wheel, sdist and editable install, imported from outside and from inside the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,10 +39,9 @@ def run(*args, cwd=ROOT, **env):
 def checkout(tmp_path_factory):
     """A copy of the tracked files, so that nothing built before is seen."""
     place = tmp_path_factory.mktemp("checkout")
-    for name in ("fastuda", "kernels", "csrc"):
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
-            shutil.copytree(ROOT / name, place / name, ignore=ignored)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
+    for name in ("fastuda", "kernels", "csrc", "docs", "examples", "bench", "tests"):
+        shutil.copytree(ROOT / name, place / name, ignore=ignored)
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, place)
@@ -103,10 +103,11 @@ def test_sdist(checkout, python, tmp_path):
     code = "import setuptools.build_meta as b, sys; print(b.build_sdist(sys.argv[1]))"
     name = run(sys.executable, "-c", code, tmp_path, cwd=checkout).split()[-1]
     with tarfile.open(tmp_path / name) as archive:
-        names = archive.getnames()
-    assert any(n.endswith("/kernels/__init__.py") for n in names) and any(
-        n.endswith("scenes.yaml") for n in names
-    )
+        names = {n.partition("/")[2] for n in archive.getnames()}
+    assert {"kernels/__init__.py", "fastuda/configs/scenes.yaml", "docs/methods/plca.md"} <= names
+    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", (checkout / "README.md").read_text())
+    assert linked and not [link for link in linked if link not in names]
+    assert not [n for n in names if n.endswith((".so", ".pyc"))]
     pip(python, tmp_path / name, cwd=tmp_path)
     assert probe(python, tmp_path)[1:] == ["True", "reference"]
 
