@@ -16,8 +16,7 @@ from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
 from fastuda.models.weights import Normalization
 
-# rotation of the chroma plane of YIQ
-_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_LUMA = (0.299, 0.587, 0.114)
 BLUR_RADIUS = 4
 
 
@@ -62,53 +61,87 @@ def jitter_source(batch: Batch, config: DataConfig, normalization: Normalization
     say."""
     if not config.jitter and not config.jitter_hue:
         return batch
-    image = colour_jitter(batch.source_image, normalization, config.jitter, 1.0, config.jitter_hue)
+    image = colour_jitter(batch.source_image, normalization, config.jitter, 1.0, config.jitter_hue, "pil")
     return dataclasses.replace(batch, source_image=image)
 
 
 def colour_jitter(
-    x: Tensor, normalization: Normalization, strength: float, share: float, hue: float | None = None
+    x: Tensor,
+    normalization: Normalization,
+    strength: float,
+    share: float,
+    hue: float | None = None,
+    style: str = "kornia",
 ) -> Tensor:
     """Brightness, contrast, saturation and hue of a ``share`` of the images, each with its own factors.
 
-    Brightness, contrast and saturation factors are uniform in ``1 - strength .. 1 + strength``, the hue turns
-    by up to ``hue`` circles; applied in this order to colours in 0..1, clamped at the end.
+    In colours of 0..1, clamped there after every step: b, c, s uniform in ``1 - strength .. 1 + strength``,
+    the hue turns in HSV by up to ``hue`` circles, and the order of the four is drawn for the batch.
+    ``kornia``: ``x + b - 1``, ``c x``, and S of HSV times s. ``pil`` (torchvision on pictures): ``b x``,
+    ``g + c (x - g)`` with the image's mean grey g, and ``g + s (x - g)`` with the pixel's own.
 
     Args:
         x: normalised images [B, 3, H, W].
         normalization: what they are normalised by.
-        strength: published 0.2.
-        share: published 0.8.
-        hue: none: half the strength.
+        strength: published 0.2 (SePiCo), 0.5 (FADA).
+        share: published 0.8 (SePiCo), 1 (FADA).
+        hue: none: the strength; published 0.2 by both.
+        style: kornia (kornia 0.5, which SePiCo and its kin use) or pil (which FADA uses).
+
+    Raises:
+        ValueError: no such style.
     """
-    hue = strength / 2 if hue is None else hue
+    if style not in ("kornia", "pil"):
+        raise ValueError(f"style is {style!r}: choose kornia or pil")
+    hue = strength if hue is None else hue
     mean, std = _statistics(normalization, x)
     rgb = x * std + mean
     if normalization.channel_order == "bgr":
         rgb = rgb.flip(1)
     original = rgb
-    weight = torch.tensor(_TO_YIQ[0], device=x.device, dtype=x.dtype)[:, None, None]
-    rgb = rgb * _per_image(x, 1 - strength, 1 + strength)
-    grey = (rgb * weight).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    rgb = grey + (rgb - grey) * _per_image(x, 1 - strength, 1 + strength)
-    grey = (rgb * weight).sum(1, keepdim=True)
-    rgb = grey + (rgb - grey) * _per_image(x, 1 - strength, 1 + strength)
-    rgb = _turn_hue(rgb, _per_image(x, -hue, hue).flatten() * (2 * torch.pi)).clamp(0, 1)
+    luma = torch.tensor(_LUMA, device=x.device, dtype=x.dtype)[:, None, None]
+    b, c, s = (_per_image(x, 1 - strength, 1 + strength) for _ in range(3))
+    turn = _per_image(x, -hue, hue)
+
+    def blend(rgb: Tensor, grey: Tensor, factor: Tensor) -> Tensor:
+        return grey + (rgb - grey) * factor
+
+    def grey(rgb: Tensor) -> Tensor:
+        return (rgb * luma).sum(1, keepdim=True)
+
+    plain = style == "kornia"
+    steps = (
+        lambda rgb: rgb + (b - 1) if plain else rgb * b,
+        lambda rgb: rgb * c if plain else blend(rgb, grey(rgb).mean((2, 3), keepdim=True), c),
+        lambda rgb: _saturate(rgb, s) if plain else blend(rgb, grey(rgb), s),
+        lambda rgb: _turn_hue(rgb, turn),
+    )
+    # drawn on the CPU, so that nobody waits for the device
+    for i in torch.randperm(len(steps)).tolist():
+        rgb = steps[i](rgb).clamp(0, 1)
     rgb = torch.where(_per_image(x, 0, 1) < share, rgb, original)
     if normalization.channel_order == "bgr":
         rgb = rgb.flip(1)
     return (rgb - mean) / std
 
 
-def _turn_hue(rgb: Tensor, angle: Tensor) -> Tensor:
-    to_yiq = torch.tensor(_TO_YIQ, device=rgb.device, dtype=torch.float32)
-    turn = torch.zeros(len(rgb), 3, 3, device=rgb.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = angle.float().cos()
-    turn[:, 2, 1] = angle.float().sin()
-    turn[:, 1, 2] = -turn[:, 2, 1]
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
-    return torch.einsum("bij,bjhw->bihw", matrix.to(rgb.dtype), rgb)
+def _saturate(rgb: Tensor, factor: Tensor) -> Tensor:
+    """S of HSV times ``factor`` [B, 1, 1, 1], at most 1; hue and V are kept."""
+    value = rgb.amax(1, keepdim=True)
+    chroma = value - rgb.amin(1, keepdim=True)
+    return value - (value - rgb) * torch.minimum(factor, value / chroma.clamp(min=1e-8))
+
+
+def _turn_hue(rgb: Tensor, turn: Tensor) -> Tensor:
+    """The hue of HSV turned by ``turn`` circles [B, 1, 1, 1]; S and V are kept."""
+    value = rgb.amax(1, keepdim=True)
+    chroma = value - rgb.amin(1, keepdim=True)
+    r, g, b = ((rgb - value) / chroma.clamp(min=1e-8)).split(1, 1)
+    # in sixths of a circle, counted from the largest channel
+    hue = torch.where(r == 0, g - b, torch.where(g == 0, 2 + b - r, 4 + r - g)) + 6 * turn
+    k = hue + torch.tensor([5, 3, 1], device=rgb.device, dtype=rgb.dtype)[:, None, None]
+    k = k - 6 * (k / 6).floor()
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def gaussian_blur(x: Tensor, sigma: tuple[float, float] = (0.15, 1.15), share: float = 0.5) -> Tensor:

@@ -1,5 +1,5 @@
-// domain_cross_entropy: the soft labels of a row of pixels from two stretched rows of segmentation logits, then its
-// loss and gradient from two of domain logits; neither the labels nor their zero half are stored.
+// domain_cross_entropy: the soft labels of a row of pixels from two stretched rows of segmentation logits,
+// then its loss and gradient from two of domain logits; neither the labels nor their zero half are stored.
 #include <ATen/ops/full.h>
 #include <torch/library.h>
 
@@ -62,7 +62,8 @@ FASTUDA_INLINE void encode(const PixelRow<S>& row, const Encoding<S>& how, int64
   }
 }
 
-// Loss of a row; with gradients also adds those of its two stretched rows. scratch holds 2.5 chunks a channel.
+// Loss of a row; with gradients also adds those of its two stretched rows. scratch holds 2.5 chunks a
+// channel.
 template <class S>
 FASTUDA_INLINE void domain_body(const PixelRow<S>& row, const PixelRow<S>& labels, const Encoding<S>& how,
                                 S* scratch, S* top_grad, S* bottom_grad, double& loss) {

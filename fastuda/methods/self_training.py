@@ -111,6 +111,7 @@ class SelfTraining(Method):
         jitter_share: float = 0.8
         """Share of images whose colours are jittered."""
         jitter_strength: float = 0.2
+        """Of brightness, contrast, saturation, and the hue in circles."""
         blur_share: float = 0.5
         """Share of images that are blurred."""
         static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)

@@ -12,7 +12,6 @@ from fastuda.errors import UserError
 from fastuda.methods import get_method
 from fastuda.methods.sepico import balanced_crops, downsample_labels
 from fastuda.models import ModelConfig, build_model
-from fastuda.models.weights import CAFFE, IMAGENET
 from fastuda.ops import PrototypeBank
 from tests.methods.test_protocol import batch, build
 
@@ -75,28 +74,6 @@ def test_class_mask_takes_half_of_each_images_classes():
         assert not inside & outside and len(inside) == math.ceil(len(inside | outside) / 2)
         drawn[list(inside)] += 1
     assert (drawn > 10).all() and (drawn < 36).all()
-
-
-@pytest.mark.parametrize("normalization", [IMAGENET, CAFFE])
-def test_colour_jitter_keeps_colours_and_leaves_a_share_alone(normalization):
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (64, 3, 8, 8)).float()
-    x = normalization.apply(image)
-    assert torch.equal(augment.colour_jitter(x, normalization, 0.2, 0.0), x) or torch.allclose(
-        augment.colour_jitter(x, normalization, 0.2, 0.0), x, atol=1e-4
-    )
-    assert torch.allclose(augment.colour_jitter(x, normalization, 0.0, 1.0), x, atol=1e-2)
-    y = augment.colour_jitter(x, normalization, 0.2, 0.8)
-    back = normalization.invert(y)
-    assert back.min() >= 0 and back.max() <= 255
-    changed = (y - x).flatten(1).abs().amax(1) > 1e-3
-    assert 0.6 < changed.float().mean() < 0.95
-
-
-def test_grey_stays_grey_under_hue_and_saturation():
-    grey = torch.full((8, 3, 4, 4), 0.5)
-    turned = augment._turn_hue(grey, torch.linspace(-3, 3, 8))
-    assert torch.allclose(turned, grey, atol=2e-3)
 
 
 def test_blur_is_a_gaussian_of_its_own_width_for_each_image():
