@@ -9,6 +9,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 import fastuda.ops as F
+from bench import published
 from bench.registry import Case
 
 Inputs = dict[str, Tensor]
@@ -43,32 +44,6 @@ OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
 """Each memory-bound op of fastuda on one backend."""
 
 
-def _published_statistics(t: Inputs) -> tuple[Tensor, Tensor]:
-    """Mean and variance by N x K x A products, as SePiCo's estimator has them."""
-    member = nnf.one_hot(t["labels"], 19).to(t["x"].dtype)
-    count = member.sum(0).clamp(min=1)[:, None]
-    x = t["x"].detach()
-    mean = (x[:, None] * member[..., None]).sum(0) / count
-    return mean, (((x[:, None] - mean) * member[..., None]) ** 2).sum(0) / count
-
-
-def _published_contrast(t: Inputs) -> Tensor:
-    mean, variance = _published_statistics(t)
-    spread = (t["x"][:, None] ** 2 * variance).sum(-1) / (2 * 0.1**2)
-    logits = (t["x"][:, None] * mean).sum(-1) / 0.1 + spread
-    own = spread.gather(1, t["labels"][:, None])[:, 0]
-    return (nnf.cross_entropy(logits, t["labels"], reduction="none") + own).mean()
-
-
-def _published_domain_loss(t: Inputs) -> Tensor:
-    """Both maps at full resolution, the encoding with its zero half, as FADA's training loop has them."""
-    d, z = (
-        nnf.interpolate(x, _eightfold(t), mode="bilinear", align_corners=True) for x in (t["x"], t["seg"])
-    )
-    a = (z / 1.8).softmax(1).clamp(max=0.9)
-    return -(torch.cat([torch.zeros_like(a), a], 1) * d.log_softmax(1)).sum(1).mean()
-
-
 def public(case: Case, backend: str) -> Run:
     """The op of fastuda on one backend."""
     if case.op == "cycle_match":
@@ -89,52 +64,29 @@ def public(case: Case, backend: str) -> Run:
     return lambda t: F.contrast_softmax(t["x"], backend=backend)
 
 
-def _pairs(query: Tensor, key: Tensor, similarity: str) -> Tensor:
-    if similarity == "cosine":
-        return nnf.normalize(query, dim=-1) @ nnf.normalize(key, dim=-1).transpose(1, 2)
-    entropy = (query * (query + 1e-10).log()).sum(-1, keepdim=True)
-    return query @ (key + 1e-10).log().transpose(1, 2) - entropy
-
-
-def _normalised(sim: Tensor) -> Tensor:
-    mean = sim.mean(-1, keepdim=True).detach()
-    std = sim.std(-1, keepdim=True).detach()
-    return ((sim - mean) / (std + 1e-10)).softmax(-1)
-
-
 def authors(case: Case) -> Run:
-    """Every matrix stored, in the inputs' dtype: centred, scaled and soft-max copies, top-1 twice, and the
-    logarithm of the product of two probabilities (written from the method's description)."""
+    """Every matrix stored, in the inputs' dtype; see :mod:`bench.published`."""
 
-    def aggregate(t: Inputs) -> Tensor:
-        sim = _pairs(t["x"], t["x"], case.similarity)
-        weights = _normalised(sim) if case.similarity == "cosine" else sim.softmax(-1)
-        return 0.5 * t["x"] + 0.5 * weights @ t["x"]
+    def contrast(t: Inputs) -> Tensor:
+        statistics = published.class_statistics(t["x"], t["labels"], 19)
+        return published.prototype_contrast(t["x"], t["labels"], statistics, tau=0.1)
 
-    def associate(t: Inputs) -> Tensor:
-        forward = _pairs(t["source"], t["target"], case.similarity)
-        backward = forward.transpose(1, 2)
-        if case.similarity == "kl":
-            backward = _pairs(t["target"], t["source"], "kl")
-        hop_one, hop_two = _normalised(forward), _normalised(backward)
-        index, first = forward.topk(1, -1)[1][..., 0], hop_one.topk(1, -1)[0][..., 0]
-        end, second = backward.topk(1, -1)[1][..., 0], hop_two.topk(1, -1)[0][..., 0]
-        probability = first * second.gather(1, index)
-        matched = t["labels"].gather(1, end.gather(1, index)) == t["labels"]
-        return -(probability[matched].float().log()).mean()
-
-    published: dict[str, Run] = {
-        "spatial_aggregate": aggregate,
-        "cycle_association_loss": associate,
-        "domain_cross_entropy": _published_domain_loss,
-        "class_statistics": lambda t: _published_statistics(t)[1],
-        "prototype_contrast": _published_contrast,
+    runs: dict[str, Run] = {
+        "spatial_aggregate": lambda t: published.spatial_aggregate(
+            t["x"], similarity=case.similarity, contrast=case.similarity == "cosine"
+        ),
+        "cycle_association_loss": lambda t: published.cycle_association_loss(
+            t["source"], t["target"], t["labels"], similarity=case.similarity
+        )[0],
+        "domain_cross_entropy": lambda t: published.domain_cross_entropy(
+            t["x"], t["seg"], encode="target", size=_eightfold(t)
+        ),
+        "class_statistics": lambda t: published.class_statistics(t["x"], t["labels"], 19).variance,
+        "prototype_contrast": contrast,
     }
-    return published.get(case.op, lambda t: _raise())
-
-
-def _raise() -> Tensor:
-    raise CannotExpress
+    if case.op not in runs:
+        raise CannotExpress
+    return runs[case.op]
 
 
 def sdpa(case: Case) -> Run:

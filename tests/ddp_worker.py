@@ -17,13 +17,20 @@ from fastuda.parallel import Parallel, bare_state, sync_batch_norm
 CLASSES = 5
 
 
-def joint_batch(seed: int, size: tuple[int, int] = (32, 64)) -> Batch:
-    """Four images of each domain; the two halves have very different shares of ignored pixels."""
+def joint_batch(seed: int, lopsided: bool, size: tuple[int, int] = (32, 64)) -> Batch:
+    """Four images of each domain; the two halves have very different shares of ignored pixels.
+
+    ``lopsided``: besides, the last class is in the first half only, the one before it nowhere, and the second
+    half of the batch with seed 1 has no label at all.
+    """
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(2, 4, 3, *size, generator=generator, dtype=torch.float64)
     label = torch.randint(0, CLASSES, (4, size[0] // 8, size[1] // 8), generator=generator)
     label = label.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    label[2:, :20] = 255
+    if lopsided:
+        label[label == CLASSES - 2] = 0
+        label[2:][label[2:] == CLASSES - 1] = 1
+    label[2:, : size[0] if lopsided and seed == 1 else 20] = 255
     images[0] += label.clamp(max=CLASSES)[:, None] - 2.0
     names = tuple(f"{i}.png" for i in range(4))
     return Batch(images[0], label, images[1], names, names)
@@ -38,7 +45,7 @@ def part(batch: Batch, rank: int, size: int) -> Batch:
 
 
 def steps(
-    name: str, settings: dict, world: distributed.World, count: int
+    name: str, settings: dict, world: distributed.World, count: int, lopsided: bool = False
 ) -> tuple[Method, dict[str, torch.Tensor]]:
     """The method after ``count`` steps, and the gradients of the last of them."""
     torch.manual_seed(0)
@@ -54,7 +61,7 @@ def steps(
     for step in range(count):
         for optimizer in optimizers:
             optimizer.zero_grad()
-        phases = method.phases(part(joint_batch(step), world.rank, world.size), step)
+        phases = method.phases(part(joint_batch(step, lopsided), world.rank, world.size), step)
         while True:
             parallel.before()
             phase = next(phases, None)
@@ -104,8 +111,8 @@ def main() -> int:
     torch.set_num_threads(1)
     cases = torch.load(sys.argv[1], weights_only=True)
     results = {}
-    for key, (name, settings, count) in cases.items():
-        method, gradients = steps(name, settings, world, count)
+    for key, (name, settings, count, *lopsided) in cases.items():
+        method, gradients = steps(name, settings, world, count, *lopsided)
         state = bare_state(method)
         gathered = world.gather({k: v for k, v in state.items() if v.is_floating_point()})
         same = all(torch.equal(gathered[0][k], g[k]) for g in gathered for k in g)

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
-from bench import measure, table
+import fastuda.ops as F
+from bench import end_to_end, measure, published, table
 from bench.providers import PROVIDERS, CannotExpress
 from bench.registry import CASES, Case
+from fastuda.methods import METHODS
 
 SMALL = list(dict.fromkeys(dataclasses.replace(c, pixels=96, channels=min(c.channels, 24)) for c in CASES))
 
@@ -69,7 +71,29 @@ def test_readme_is_generated_from_the_results():
         (table.HERE / "README.md").write_text(before)
 
 
-def test_a_step_is_compared_with_its_references(tmp_path):
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatch):
+    """In this process, step by step: the losses of what the bench compares."""
+    job = {"method": method, "backbone": "small", "crop": [64, 64], "batch": 1, "dtype": "float32",
+           "device": "cpu", "settings": {}}  # fmt: skip
+    found = []
+    for side in end_to_end.SIDES:
+        with monkeypatch.context() as patched:
+            if side == "published":
+                before = {name: getattr(F, name) for name in published.OPS}
+                published.use(patched.setattr)
+                assert all(getattr(F, name) is not op for name, op in before.items())
+            run = end_to_end.trainer(job, tmp_path)
+            run.method.train()
+            losses = []
+            for _ in range(2):
+                run._train_step()
+                losses.append(end_to_end.losses(run))
+            found.append(losses)
+    assert end_to_end.difference(*found) < 1e-3 and len(found[0][0]) > 1
+
+
+def test_a_step_is_timed_on_both_sides(tmp_path):
     rows = tmp_path / "rows.csv"
     args = ["--method", "plca", "--backbone", "small", "--crop", "64", "96", "--steps", "1"]
     done = subprocess.run(
@@ -77,12 +101,23 @@ def test_a_step_is_compared_with_its_references(tmp_path):
         cwd=table.HERE.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "plca: " in done.stdout and "steps/s against" in done.stdout
     with rows.open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert float(row["fused_s"]) > 0 and 0 < float(row["loss_difference"]) < 1e-3
+    for side in end_to_end.SIDES:
+        assert sum(float(row[f"{side}_{part}"]) for part in table.PARTS) == pytest.approx(1, abs=0.01)
 
 
 def test_steps_whose_losses_differ_get_no_time():
-    from bench.end_to_end import difference
+    assert end_to_end.difference([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.5}]) == pytest.approx(0.2)
 
-    assert difference([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.5}]) == pytest.approx(0.2)
+
+def test_what_bounds_a_step_is_told_from_its_profile():
+    row = dict.fromkeys((f"{side}_{part}" for side in ("fused", "published") for part in table.PARTS), "0.1")
+    row |= {"method": "fada", "crop": "512x512", "ratio": "1.20", "published_ops": "0.25"}
+    row |= {"fused_backbone": "0.6", "fused_heads": "0.2"}
+    assert table.bound(row) == pytest.approx(4 / 3)
+    told = " ".join(table.reason(row).split())
+    assert "25% of the published step is ops" in told and "1.33 is the most" in told
+    assert "backbone 60% and heads 20%" in told

@@ -34,6 +34,7 @@ CASES["self_training"] = ("self_training", PLAIN, 3)
 SMALL = {"width": 16, "contrast_start": 1, "tau": 0.1, "regularizer_weight": 0.5}
 for variant in ("dist", "bank", "proto"):
     CASES[f"sepico {variant}"] = ("sepico", {**PLAIN, **SMALL, "variant": variant}, 3)
+    CASES[f"sepico {variant} lopsided"] = (*CASES[f"sepico {variant}"], True)
 CASES["uneven"] = ("tests.ddp_worker:Uneven", {}, 4)
 
 
@@ -64,8 +65,8 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_give_the_gradients_of_the_joint_batch(two_ranks, case):
-    name, settings, count = CASES[case]
-    method, gradients = steps(name, settings, SINGLE, count)
+    name, settings, count, *lopsided = CASES[case]
+    method, gradients = steps(name, settings, SINGLE, count, *lopsided)
     found = two_ranks[case]
     assert found["ranks_agree"]
     assert found["gradients"].keys() == gradients.keys()
@@ -77,7 +78,7 @@ def test_two_ranks_give_the_gradients_of_the_joint_batch(two_ranks, case):
 
 
 def test_every_method_is_tried():
-    assert set(METHODS) <= {name for name, _, _ in CASES.values()} | {"third party"}
+    assert set(METHODS) <= {name for name, *_ in CASES.values()} | {"third party"}
 
 
 def arguments(root, out):
