@@ -21,7 +21,7 @@ class CannotExpress(Exception):
 
 
 def _prototypes(t: Inputs) -> F.ClassStatistics:
-    return F.class_statistics(t["x"], t["labels"], 19, backend="reference")
+    return F.ClassStatistics(t["labels"].new_ones(19), t["mean"], t["variance"])
 
 
 def _eightfold(t: Inputs) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def authors(case: Case) -> Run:
     """Every matrix stored, in the inputs' dtype; see :mod:`bench.published`."""
 
     def contrast(t: Inputs) -> Tensor:
-        statistics = published.class_statistics(t["x"], t["labels"], 19)
+        statistics = _prototypes(t)
         return published.prototype_contrast(t["x"], t["labels"], statistics, tau=0.1)
 
     runs: dict[str, Run] = {

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+import fastuda.ops as F
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -106,6 +108,12 @@ def _features(case: Case, n: int, generator: torch.Generator) -> dict[str, torch
     return {"x": x, "labels": torch.randint(0, 19, (n,), generator=generator)}
 
 
+def _prototypes(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    made = _features(case, n, generator)
+    found = F.class_statistics(made["x"], made["labels"], 19, backend="reference")
+    return {**made, "mean": found.mean, "variance": found.variance}
+
+
 def _square_shape(c: Case) -> str:
     return f"{c.batch}x{c.channels}x{_low(c.pixels)}² to {c.pixels}²"
 
@@ -139,7 +147,9 @@ MEMORY_BOUND = {
         _features, lambda c: 4 * c.pixels * c.channels, lambda c: f"{c.pixels}x{c.channels}, 19 classes"
     ),
     "prototype_contrast": MemoryBound(
-        _features, lambda c: 3 * 4 * c.pixels * c.channels, lambda c: f"{c.pixels}x{c.channels}, 19 classes"
+        _prototypes,
+        lambda c: 3 * 4 * c.pixels * c.channels,
+        lambda c: f"{c.pixels}x{c.channels}, 19 prototypes",
     ),
 }
 BOTH = ("fwd", "fwd+bwd")

@@ -139,6 +139,37 @@ def _class_statistics_fwd(features: Tensor, labels: Tensor, num_classes: int, ig
     return _stat(features, num_classes), _stat(features, *shape), _stat(features, *shape)
 
 
+def _prototype_contrast_fwd(
+    features: Tensor, labels: Tensor, mean: Tensor, variance: Tensor | None, tau: float, ignore_index: int
+):
+    return _stat(features), _stat(features, features.shape[0], mean.shape[0])
+
+
+def _prototype_contrast_bwd(
+    grad: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    share: Tensor,
+    mean: Tensor,
+    variance: Tensor | None,
+    tau: float,
+    ignore_index: int,
+):
+    return features.new_empty(features.shape)
+
+
+def _bank_contrast_fwd(
+    features: Tensor,
+    labels: Tensor,
+    vectors: Tensor,
+    count: Tensor,
+    tau: float,
+    ignore_index: int,
+    gradient: bool,
+):
+    return _stat(features), _stat(features, *(features.shape if gradient else (0,)))
+
+
 def _smooth_max_pool_fwd(logits: Tensor, k: float):
     return _stat(logits, *logits.shape[:2])
 
@@ -229,6 +260,24 @@ define(
     "class_statistics_fwd",
     "(Tensor features, Tensor labels, int num_classes, int ignore_index) -> (Tensor, Tensor, Tensor)",
     _class_statistics_fwd,
+)
+define(
+    "prototype_contrast_fwd",
+    "(Tensor features, Tensor labels, Tensor mean, Tensor? variance, float tau, int ignore_index)"
+    " -> (Tensor, Tensor)",
+    _prototype_contrast_fwd,
+)
+define(
+    "prototype_contrast_bwd",
+    "(Tensor grad, Tensor features, Tensor labels, Tensor share, Tensor mean, Tensor? variance, float tau,"
+    " int ignore_index) -> Tensor",
+    _prototype_contrast_bwd,
+)
+define(
+    "bank_contrast_fwd",
+    "(Tensor features, Tensor labels, Tensor vectors, Tensor count, float tau, int ignore_index,"
+    " bool gradient) -> (Tensor, Tensor)",
+    _bank_contrast_fwd,
 )
 define("smooth_max_pool_fwd", "(Tensor logits, float k) -> Tensor", _smooth_max_pool_fwd)
 define(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_choice, check_float, check_labels, check_rank
 from fastuda.ops.class_statistics import ClassStatistics
 
-_backends.register("prototype_contrast")
+_backends.register(
+    "prototype_contrast", ("prototype_contrast_fwd", "prototype_contrast_bwd", "bank_contrast_fwd")
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,43 @@ class PrototypeBank:
     """[K, M, A]; rows past ``count`` are not read."""
     count: Tensor
     """[K] int64: how many of the M are filled."""
+
+
+class _Sum(torch.autograd.Function):
+    """ProtoCL or DistCL summed over the pixels. The softmax is kept; the backward reads the features once
+    more, which costs less than to keep their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, labels: Tensor, mean: Tensor, rest: tuple[Any, ...], name: str):
+        forward = _backends.overload("prototype_contrast_fwd", name)
+        total, share = forward(features, labels, mean, *rest)
+        ctx.save_for_backward(features, labels, share, mean)
+        ctx.rest, ctx.name = rest, name
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        backward = _backends.overload("prototype_contrast_bwd", ctx.name)
+        return backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+
+
+class _BankSum(torch.autograd.Function):
+    """BankCL summed over the pixels; the forward leaves the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, labels: Tensor, rest: tuple[Any, ...], name: str):
+        forward = _backends.overload("bank_contrast_fwd", name)
+        total, grad = forward(features, labels, *rest, ctx.needs_input_grad[0])
+        ctx.save_for_backward(grad)
+        ctx.dtype = features.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor):
+        (grad,) = ctx.saved_tensors
+        return (grad * grad_total).to(ctx.dtype), None, None, None
 
 
 def prototype_contrast(
@@ -68,9 +109,19 @@ def prototype_contrast(
     width = (prototypes.vectors if isinstance(prototypes, PrototypeBank) else prototypes.mean).shape[-1]
     if width != features.shape[1]:
         raise ValueError(f"features are {tuple(features.shape)}, but the prototypes have width {width}")
-    _backends.select("prototype_contrast", features, backend=backend)
+    name = _backends.select("prototype_contrast", features, backend=backend)
     with torch.autocast(features.device.type, enabled=False):
         keep = labels != ignore_index
+        if name != "reference":
+            labels = labels.long()
+            if isinstance(prototypes, PrototypeBank):
+                bank = (prototypes.vectors.detach(), prototypes.count, tau, ignore_index)
+                total = _BankSum.apply(features, labels, bank, name)
+            else:
+                spread = prototypes.variance.detach() if kind == "dist" else None
+                rest = (spread, tau, ignore_index)
+                total = _Sum.apply(features, labels, prototypes.mean.detach(), rest, name)
+            return total / keep.sum().clamp(min=1)
         q = features[keep].to(torch.promote_types(features.dtype, torch.float32))
         y = labels[keep].long()
         if isinstance(prototypes, PrototypeBank):
