@@ -67,10 +67,6 @@ def public(case: Case, backend: str) -> Run:
 def authors(case: Case) -> Run:
     """Every matrix stored, in the inputs' dtype; see :mod:`bench.published`."""
 
-    def contrast(t: Inputs) -> Tensor:
-        statistics = _prototypes(t)
-        return published.prototype_contrast(t["x"], t["labels"], statistics, tau=0.1)
-
     runs: dict[str, Run] = {
         "spatial_aggregate": lambda t: published.spatial_aggregate(
             t["x"], similarity=case.similarity, contrast=case.similarity == "cosine"
@@ -82,7 +78,9 @@ def authors(case: Case) -> Run:
             t["x"], t["seg"], encode="target", size=_eightfold(t)
         ),
         "class_statistics": lambda t: published.class_statistics(t["x"], t["labels"], 19).variance,
-        "prototype_contrast": contrast,
+        "prototype_contrast": lambda t: published.prototype_contrast(
+            t["x"], t["labels"], _prototypes(t), tau=0.1
+        ),
     }
     if case.op not in runs:
         raise CannotExpress

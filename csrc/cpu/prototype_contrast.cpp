@@ -1,6 +1,6 @@
-// prototype_contrast: a panel of rows is read once and meets all prototypes in one product; of DistCL's logits
-// q mu / tau + q^2 s / (2 tau^2) that is one of width 2 A. The own class's spread enters the loss twice with
-// opposite signs: a row's loss is the log-sum-exp minus q mu_y / tau alone.
+// prototype_contrast: a panel of rows is read once and meets all prototypes in one product; of DistCL's
+// logits q mu / tau + q^2 s / (2 tau^2) that is one of width 2 A. The own class's spread enters the loss
+// twice with opposite signs: a row's loss is the log-sum-exp minus q mu_y / tau alone.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
@@ -62,7 +62,8 @@ FASTUDA_INLINE S softmax_body(const S* z, int64_t n, S* out) {
   return best + std::log(sum);
 }
 
-// Mean over n positives z of log(1 + exp(other - z)); z becomes its slopes. Returns the slope of `other`, too.
+// Mean over n positives z of log(1 + exp(other - z)); z becomes its slopes. Returns the slope of `other`,
+// too.
 template <class S>
 FASTUDA_INLINE S bank_body(S* z, int64_t n, S other, S* slope_of_other) {
   S loss = 0, slope = 0;
@@ -80,14 +81,14 @@ FASTUDA_INLINE S bank_body(S* z, int64_t n, S other, S* slope_of_other) {
 }
 
 // target_clones does not apply to templates.
-#define CONTRAST_SWEEPS(T, S, CLONES)                                                                            \
-  CLONES void load(const T* from, int64_t n, S* x, S* square) { load_body(from, n, x, square); }                 \
-  CLONES void store(const S* by_mean, const T* x, const S* by_spread, S scale, int64_t n, T* out) {              \
-    store_body(by_mean, x, by_spread, scale, n, out);                                                            \
+#define CONTRAST_SWEEPS(T, S, CLONES)                                                               \
+  CLONES void load(const T* from, int64_t n, S* x, S* square) { load_body(from, n, x, square); }    \
+  CLONES void store(const S* by_mean, const T* x, const S* by_spread, S scale, int64_t n, T* out) { \
+    store_body(by_mean, x, by_spread, scale, n, out);                                               \
   }
-#define CONTRAST_ROWS(S, CLONES)                                                                                 \
-  CLONES S inner_product(const S* x, const S* y, int64_t n) { return inner_body(x, y, n); }                      \
-  CLONES S softmax(const S* z, int64_t n, S* out) { return softmax_body(z, n, out); }                            \
+#define CONTRAST_ROWS(S, CLONES)                                                            \
+  CLONES S inner_product(const S* x, const S* y, int64_t n) { return inner_body(x, y, n); } \
+  CLONES S softmax(const S* z, int64_t n, S* out) { return softmax_body(z, n, out); }       \
   CLONES S bank_loss(S* z, int64_t n, S other, S* slope) { return bank_body(z, n, other, slope); }
 CONTRAST_SWEEPS(float, float, FASTUDA_CLONES)
 CONTRAST_SWEEPS(BFloat16, float, FASTUDA_CLONES)
@@ -121,7 +122,8 @@ void check_labels(bool alien, int64_t classes) {
   TORCH_CHECK_VALUE(!alien, "labels hold classes outside 0..", classes - 1, " other than ignore_index");
 }
 
-// a [kRows, depth] . b -> out [kRows, b.columns]; always whole panels, since every size has its own generated code.
+// a [kRows, depth] . b -> out [kRows, b.columns]; always whole panels, since every size has its own generated
+// code.
 template <class S>
 void product(const Scratch<S>& a, int64_t lda, const Packed<S>& b, const Scratch<S>& out) {
   for (int64_t block = 0; block < b.blocks(); ++block) {
@@ -299,7 +301,8 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
           product(other, to_centres.columns, from_centres, by_centres);
           for (int64_t r = 0; r < here; ++r) {
             S* to = grad.mutable_data_ptr<S>() + member[first + r] * width;
-            const S *one = by_bank.data() + r * from_bank.columns, *two = by_centres.data() + r * from_bank.columns;
+            const S *one = by_bank.data() + r * from_bank.columns,
+                    *two = by_centres.data() + r * from_bank.columns;
             for (int64_t a = 0; a < width; ++a) to[a] = one[a] + two[a];
           }
         }
