@@ -90,8 +90,9 @@ class Backward {
         channels_(queries.channels),
         transposed_(channels_, keys.count),
         straight_(keys.count, channels_),
+        ld_(padded(channels_)),
         key_scale_(keys.count),
-        key_grad_(Scratch<S>::zeros(keys.count * straight_.columns)) {
+        key_grad_(Scratch<S>::zeros(keys.count * ld_)) {
     pack_transposed(keys.key(b), channels_, key_order_.data(), keys.count, channels_, transposed_);
     pack_rows(keys.key(b), channels_, key_order_.data(), keys.count, channels_, straight_);
     for (int64_t j = 0; j < keys.count; ++j) key_scale_[j] = keys.scales(b)[key_order_[j]];
@@ -116,21 +117,22 @@ class Backward {
   template <class Take>
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
-    const int64_t ld = round_up(columns, 2), ldq = straight_.columns;
-    const int64_t fit = (int64_t(24) << 20) / (2 * ld * int64_t(sizeof(T))) / kRows * kRows;
-    const int64_t panel = std::min(std::max(fit, kRows), round_up(end - begin, kRows));
-    const Scratch<T> row_operand(panel * ld), column_operand(columns * panel), gathered(panel * channels_);
-    const Scratch<S> row_grad(panel * ldq);
-    T *g = row_operand.data(), *gt = column_operand.data(), *q = gathered.data();
+    const int64_t depth = round_up(columns, 2), ld = ld_;
+    const int64_t fit = (int64_t(24) << 20) / (2 * depth * int64_t(sizeof(T))) / kPanel * kPanel;
+    const int64_t panel = std::min(std::max(fit, kPanel), round_up(end - begin, kRows));
+    const Scratch<T> row_operand(panel * depth), column_operand(columns * panel), gathered(panel * channels_);
+    const Scratch<S> row_grad(panel * ld);
     S *dq = row_grad.data(), *dk = key_grad_.data();
 
     for (int64_t first = begin; first < end; first += panel) {
-      const int64_t count = std::min(panel, end - first), ldt = round_up(count, 2);
-      for (int64_t r = 0; r < count; ++r) {
-        std::memcpy(q + r * channels_, rows_ + order_[first + r] * channels_, sizeof(T) * channels_);
-      }
+      const int64_t count = std::min(panel, end - first);
+      const Left<T> q{gathered.data(), count, channels_}, g{row_operand.data(), count, depth};
+      const Left<T> gt{column_operand.data(), columns, round_up(count, 2)};
+      at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
+        for (; r < last; ++r) q.set_row(r, rows_ + order_[first + r] * channels_);
+      });
       Packed<T> panel_rows(count, channels_);
-      pack_rows(q, channels_, nullptr, count, channels_, panel_rows);
+      pack_rows(rows_, channels_, order_.data() + first, count, channels_, panel_rows);
 
       const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
       const int64_t depth_blocks = straight_.blocks();
@@ -138,7 +140,7 @@ class Backward {
         std::vector<S> tile(kRows * kCols);
         for (; task < last; ++task) {
           const int64_t r0 = task % row_blocks * kRows, block = task / row_blocks;
-          gradient_tile(first, count, r0, block, columns, q, terms, tile.data(), g, ld, gt, ldt);
+          gradient_tile(first, count, r0, block, columns, q, terms, tile.data(), g, gt);
         }
         release_tiles<T>();
       });
@@ -146,21 +148,21 @@ class Backward {
       at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
         for (; task < last; ++task) {
           const int64_t r0 = task % row_panels * kPanel, block = task / row_panels;
-          panel_product(std::min(kPanel, count - r0), round_up(columns, kPair<T>), g + r0 * ld, ld, straight_,
-                        block, dq + r0 * ldq + block * kCols, ldq, false);
+          tile_product(g, r0, std::min(kPanel, count - r0), 0, round_up(columns, kPair<T>), straight_, block,
+                       dq + r0 * ld + block * kCols, ld, false);
         }
         release_tiles<T>();
       });
       at::parallel_for(0, key_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
         for (; task < last; ++task) {
           const int64_t j0 = task % key_panels * kPanel, block = task / key_panels;
-          panel_product(std::min(kPanel, columns - j0), panel_rows.depth, gt + j0 * ldt, ldt, panel_rows,
-                        block, dk + j0 * ldq + block * kCols, ldq, true);
+          tile_product(gt, j0, std::min(kPanel, columns - j0), 0, panel_rows.depth, panel_rows, block,
+                       dk + j0 * ld + block * kCols, ld, true);
         }
         release_tiles<T>();
       });
       at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
-        for (; r < last; ++r) take(order_[first + r], dq + r * ldq);
+        for (; r < last; ++r) take(order_[first + r], dq + r * ld);
       });
     }
   }
@@ -170,16 +172,17 @@ class Backward {
   void finish(Take&& take) {
     const S* dk = key_grad_.data();
     at::parallel_for(0, int64_t(key_order_.size()), 16, [&](int64_t j, int64_t last) {
-      for (; j < last; ++j) take(key_order_[j], dk + j * straight_.columns);
+      for (; j < last; ++j) take(key_order_[j], dk + j * ld_);
     });
   }
 
  private:
-  void gradient_tile(int64_t first, int64_t count, int64_t r0, int64_t block, int64_t columns, const T* q,
-                     const Terms<S>* terms, S* tile, T* g, int64_t ld, T* gt, int64_t ldt) const {
+  void gradient_tile(int64_t first, int64_t count, int64_t r0, int64_t block, int64_t columns,
+                     const Left<T>& q, const Terms<S>* terms, S* tile, const Left<T>& g,
+                     const Left<T>& gt) const {
     const int64_t rows = std::min(kRows, count - r0), j0 = block * kCols;
     const int64_t width = std::min(kCols, columns - j0);
-    tile_product(rows, channels_, q + r0 * channels_, channels_, transposed_, block, tile, kCols, false);
+    tile_product(q, r0, rows, 0, channels_, transposed_, block, tile, kCols, false);
     const ColumnTerm<S> column{column_weight_.data() + j0, column_inverse_.data() + j0,
                                column_lse_.data() + j0};
     const bool has_columns = j0 < column_count_;
@@ -202,13 +205,13 @@ class Backward {
       if (hit >= 0 && hit < rows) tile[hit * kCols + j - j0] -= column_weight_[j];
     }
     for (int64_t r = 0; r < rows; ++r) {
-      T* to = g + (r0 + r) * ld + j0;
+      T* to = g.at(r0 + r, j0);
       store_scaled(tile + r * kCols, key_scale_.data() + j0, width, to);
-      if (j0 + width == columns && columns < ld) to[width] = T(0);
+      if (j0 + width == columns && columns < g.depth) to[width] = T(0);
     }
-    store_transposed(tile, kCols, scale, rows, width, gt + j0 * ldt + r0, ldt);
-    if (r0 + rows == count && count < ldt) {
-      for (int64_t j = 0; j < width; ++j) gt[(j0 + j) * ldt + count] = T(0);
+    store_transposed(tile, kCols, scale, rows, width, gt.at(j0, r0), gt.width(r0));
+    if (r0 + rows == count && count < gt.depth) {
+      for (int64_t j = 0; j < width; ++j) *gt.at(j0 + j, count) = T(0);
     }
   }
 
@@ -218,6 +221,7 @@ class Backward {
   std::vector<int64_t> order_, key_order_, position_, key_position_;
   int64_t channels_;
   Packed<T> transposed_, straight_;
+  int64_t ld_;  // of sums over the channels
   std::vector<S> key_scale_, column_weight_, column_inverse_, column_lse_;
   std::vector<int64_t> column_hit_;
   int64_t column_count_ = 0;

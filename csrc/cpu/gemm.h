@@ -9,11 +9,10 @@
 
 namespace fastuda {
 
-constexpr int64_t kRows = 64;    // rows of a tile
+constexpr int64_t kRows = 64;    // rows of a tile that is worked on element by element
 constexpr int64_t kCols = 256;   // columns of a tile
 constexpr int64_t kDepth = 512;  // depth of one brgemm call
-constexpr int64_t kPanel = 256;  // rows that share a block of the right-hand side while it is in the L2 cache
-constexpr int64_t kChunk = 1024;  // depth of that block
+constexpr int64_t kPanel = 256;  // rows of one brgemm call, at most
 
 // brgemm reads bf16 right-hand sides as pairs of rows.
 template <class T>
@@ -45,41 +44,49 @@ template <class T>
 void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
                const Packed<T>& out);
 
-// out [m, width of the block] (+)= a [m, depth] . b[skip : skip + depth, block]; depth and skip even for
-// bf16.
+// A [rows, depth] left-hand side, stored as chunks of kDepth columns in which the rows are adjacent: rows
+// that lie a power of two apart would meet in the same few sets of the cache. A view.
 template <class T>
-void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packed<T>& b, int64_t block,
-                  acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
+struct Left {
+  T* data;
+  int64_t rows, depth;  // depth even for bf16
+
+  int64_t width(int64_t column) const { return std::min(kDepth, depth - column / kDepth * kDepth); }
+  T* at(int64_t row, int64_t column) const {
+    const int64_t start = column / kDepth * kDepth;
+    return data + start * rows + row * width(column) + column - start;
+  }
+  void set_row(int64_t row, const T* values) const {
+    for (int64_t k = 0; k < depth; k += kDepth) std::memcpy(at(row, k), values + k, sizeof(T) * width(k));
+  }
+};
+
+// A leading dimension for sums that are as many columns wide, off the powers of two likewise.
+inline int64_t padded(int64_t columns) { return round_up(columns, 16) + 16; }
+
+// out [m, width of the block] (+)= a[row : row + m, begin : end] . b[skip + begin : skip + end, block]; all
+// of them even for bf16, m at most kPanel.
+template <class T>
+void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64_t end, const Packed<T>& b,
+                  int64_t block, acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
   const int64_t n = b.width(block);
   const T* right = b.block(block) + skip * n;
   if constexpr (std::is_same_v<T, double>) {
     for (int64_t r = 0; r < m; ++r) {
       double* o = out + r * ldo;
       if (!add) std::fill(o, o + n, 0.0);
-      for (int64_t k = 0; k < depth; ++k) {
-        const double x = a[r * lda + k];
+      for (int64_t k = begin; k < end; ++k) {
+        const double x = *a.at(row + r, k);
         const double* y = right + k * n;
         for (int64_t j = 0; j < n; ++j) o[j] += x * y[j];
       }
     }
   } else {
-    for (int64_t k = 0; k < depth; k += kDepth) {
-      at::native::cpublas::brgemm(m, n, std::min(kDepth, depth - k), lda, n, ldo, add || k > 0, a + k,
+    for (int64_t k = begin; k < end;) {
+      const int64_t stop = std::min(end, (k / kDepth + 1) * kDepth);
+      at::native::cpublas::brgemm(m, n, stop - k, a.width(k), n, ldo, add || k > begin, a.at(row, k),
                                   right + k * n, out, kPair<T> == 2);
-    }
-  }
-}
-
-// The same for up to any number of rows: a chunk of the right-hand side stays near while kRows rows at a time
-// meet it.
-template <class T>
-void panel_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packed<T>& b, int64_t block,
-                   acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
-  for (int64_t k = 0; k < depth; k += kChunk) {
-    const int64_t chunk = std::min(kChunk, depth - k);
-    for (int64_t r = 0; r < m; r += kRows) {
-      tile_product(std::min(kRows, m - r), chunk, a + r * lda + k, lda, b, block, out + r * ldo, ldo,
-                   add || k > 0, skip + k);
+      k = stop;
     }
   }
 }

@@ -38,28 +38,34 @@ namespace {
 // take(row, columns, first column, count of columns) while a row of a tile is near.
 template <class T, class Take>
 void rows_with(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
-               int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics, Take&& take) {
+               int64_t first, int64_t count, T* operand, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics,
+               Take&& take) {
   using S = acc_t<T>;
-  const int64_t depth = queries.channels;
-  const T* rows = queries.query(b) + first * depth;
+  const int64_t depth = queries.channels, ld = padded(keys.count);
   const S *scales = queries.scales(b) + first, *biases = queries.biases(b) + first;
   const S* key_scales = keys.scales(b);
+  const Left<T> rows{operand, count, depth};
+  for (int64_t r = 0; r < count; ++r) rows.set_row(r, queries.query(b) + (first + r) * depth);
   for (int64_t j = 0; j < packed.blocks(); ++j) {
     const int64_t column = j * kCols, width = std::min(kCols, keys.count - column);
-    // a block of keys is read once from far away and stays near for all row tiles
-    for (int64_t r0 = 0; r0 < count; r0 += kRows) {
-      const int64_t r1 = std::min(r0 + kRows, count);
-      tile_product(r1 - r0, depth, rows + r0 * depth, depth, packed, j, s + r0 * packed.columns + column,
-                   packed.columns, false);
-      for (int64_t r = r0; r < r1; ++r) {
-        S* row = s + r * packed.columns + column;
-        const RowScale<S> scale{scales[r], biases[r], key_scales + column};
-        if (j == 0) statistics[r].shift = mean_row(row, width, scale);
-        scale_row(row, width, scale, statistics[r]);
-        take(first + r, row, column, width);
-      }
+    tile_product(rows, 0, count, 0, depth, packed, j, s + column, ld, false);
+    for (int64_t r = 0; r < count; ++r) {
+      S* row = s + r * ld + column;
+      const RowScale<S> scale{scales[r], biases[r], key_scales + column};
+      const S best = statistics[r].best;
+      if (j == 0) statistics[r].shift = mean_row(row, width, scale);
+      scale_row(row, width, scale, statistics[r]);
+      if (statistics[r].best > best) statistics[r].best_block = j;
+      take(first + r, row, column, width);
     }
   }
+}
+
+// The first column that holds the best of a row.
+template <class S>
+int64_t best_column(const S* row, int64_t columns, const RowStatistics<S>& statistics) {
+  const int64_t start = statistics.best_block * kCols;
+  return start + first_index(row + start, std::min(kCols, columns - start), statistics.best);
 }
 
 // The best row of every column so far, of the rows that one thread saw.
@@ -73,8 +79,9 @@ struct ColumnBest {
 
 template <class T>
 void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
-                     int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics) {
-  rows_with(queries, keys, packed, b, first, count, s, statistics,
+                     int64_t first, int64_t count, T* operand, acc_t<T>* s,
+                     RowStatistics<acc_t<T>>* statistics) {
+  rows_with(queries, keys, packed, b, first, count, operand, s, statistics,
             [](int64_t, const acc_t<T>*, int64_t, int64_t) {});
 }
 
@@ -87,24 +94,25 @@ void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
   Packed<T> packed(queries.channels, m);
   pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
   std::vector<ColumnBest<S>> found(at::get_num_threads());
-  const int64_t panel = panel_rows(packed.columns, sizeof(S));
+  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S));
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * kRows, n);
-    const Scratch<S> s(std::min(panel, stop - begin * kRows) * packed.columns);
+    const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
+    const Scratch<S> s(most * ld);
+    const Scratch<T> operand(most * queries.channels);
     ColumnBest<S>& mine = found[at::get_thread_num()];
     mine.best.assign(m, -std::numeric_limits<S>::infinity());
     mine.index.assign(m, 0);
     for (int64_t first = begin * kRows; first < stop; first += panel) {
       const int64_t count = std::min(panel, stop - first);
       RowStatistics<S> statistics[kPanel];
-      rows_with(queries, keys, packed, b, first, count, s.data(), statistics,
+      rows_with(queries, keys, packed, b, first, count, operand.data(), s.data(), statistics,
                 [&](int64_t row, const S* values, int64_t column, int64_t width) {
                   column_best(values, width, int32_t(row), mine.best.data() + column,
                               mine.index.data() + column);
                 });
       for (int64_t r = 0; r < count; ++r) {
         rows.best[first + r] = statistics[r].best;
-        rows.index[first + r] = first_index(s.data() + r * packed.columns, m, statistics[r].best);
+        rows.index[first + r] = best_column(s.data() + r * ld, m, statistics[r]);
       }
     }
     release_tiles<T>();
@@ -123,7 +131,7 @@ void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
 }
 
 int64_t panel_rows(int64_t columns, int64_t element) {
-  const int64_t fit = (int64_t(8) << 20) / (columns * element) / kRows * kRows;
+  const int64_t fit = (int64_t(16) << 20) / (columns * element) / kRows * kRows;
   return std::clamp(fit, kRows, kPanel);
 }
 
@@ -134,19 +142,20 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   const int64_t n = queries.count, m = keys.count;
   Packed<T> packed(queries.channels, m);
   pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
-  const int64_t panel = panel_rows(packed.columns, sizeof(S));
+  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S));
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * kRows, n);
-    const Scratch<S> s(std::min(panel, stop - begin * kRows) * packed.columns);
+    const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
+    const Scratch<S> s(most * ld);
+    const Scratch<T> operand(most * queries.channels);
     for (int64_t first = begin * kRows; first < stop; first += panel) {
       const int64_t count = std::min(panel, stop - first);
       RowStatistics<S> statistics[kPanel];
-      similarity_rows(queries, keys, packed, b, first, count, s.data(), statistics);
+      similarity_rows(queries, keys, packed, b, first, count, operand.data(), s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
-        const S* row = s.data() + r * packed.columns;
+        const S* row = s.data() + r * ld;
         const S best = statistics[r].best;
         if (out.index) {
-          out.index[first + r] = first_index(row, m, best);
+          out.index[first + r] = best_column(row, m, statistics[r]);
           out.best[first + r] = best;
         }
         if (out.lse) {
@@ -163,7 +172,7 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
 #define INSTANTIATE(T)                                                                                      \
   template struct Features<T>;                                                                              \
   template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t,       \
-                                   int64_t, int64_t, acc_t<T>*, RowStatistics<acc_t<T>>*);                  \
+                                   int64_t, int64_t, T*, acc_t<T>*, RowStatistics<acc_t<T>>*);              \
   template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                          \
                             const RowResults<acc_t<T>>&);                                                   \
   template void match_pass<T>(const Features<T>&, const Features<T>&, int64_t, const RowResults<acc_t<T>>&, \

@@ -50,10 +50,12 @@ struct RowResults {
 // Rows of similarities to hold at a time: a multiple of kRows, kPanel at most.
 int64_t panel_rows(int64_t columns, int64_t element);
 
-// Similarities of rows [first, first + count) to all keys into s [count, keys.columns], and their statistics.
+// Similarities of rows [first, first + count) to all keys into s, of leading dimension padded(keys.count),
+// and their statistics; operand has room for the rows.
 template <class T>
 void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
-                     int64_t first, int64_t count, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics);
+                     int64_t first, int64_t count, T* operand, acc_t<T>* s,
+                     RowStatistics<acc_t<T>>* statistics);
 
 // One product: argmax (lowest index), best similarity, temperature (or 1) and log-sum-exp of the rows.
 template <class T>

@@ -1,5 +1,5 @@
-// spatial_aggregate: attention of an image to itself. The forward holds the similarities of 64 rows at a
-// time; the backward walks the symmetric tiles once, by panels of rows and chunks of columns.
+// spatial_aggregate: attention of an image to itself. The forward holds the similarities of a panel of rows
+// at a time; the backward walks the symmetric tiles once, by panels of rows and chunks of columns.
 #include <torch/library.h>
 
 #include "similarity.h"
@@ -18,27 +18,30 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   pack_transposed(x.key(b), channels, nullptr, n, channels, keys);
   pack_rows(x.query(b), channels, nullptr, n, channels, values);
   const T* rows = x.query(b);
-  const int64_t panel = panel_rows(keys.columns, sizeof(S));
+  const int64_t ld = padded(n), panel = panel_rows(ld, sizeof(S));
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
-    const Scratch<S> s(most * keys.columns), o(most * kCols);
-    const Scratch<T> w(most * depth);
+    const Scratch<S> s(most * ld), o(most * kCols);
+    const Scratch<T> operand(most * channels), weights(most * depth);
     for (int64_t first = begin * kRows; first < stop; first += panel) {
       const int64_t count = std::min(panel, stop - first);
+      const Left<T> w{weights.data(), count, depth};
       RowStatistics<S> statistics[kPanel];
       S sums[kPanel];
-      similarity_rows(x, x, keys, b, first, count, s.data(), statistics);
+      similarity_rows(x, x, keys, b, first, count, operand.data(), s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
-        const S* row = s.data() + r * keys.columns;
+        const S* row = s.data() + r * ld;
         const S best = statistics[r].best, t = contrast ? statistics[r].temperature(n) : S(1);
         sums[r] = sum_exp(row, n, best, 1 / t);
         temperature[first + r] = t;
         lse[first + r] = best / t + std::log(sums[r]);
-        store_softmax(row, n, best, 1 / t, w.data() + r * depth);
-        if (n < depth) w.data()[r * depth + n] = T(0);
+        for (int64_t j = 0; j < n; j += kDepth) {
+          store_softmax(row + j, std::min(kDepth, n - j), best, 1 / t, w.at(r, j));
+        }
+        if (n < depth) *w.at(r, n) = T(0);
       }
       for (int64_t j = 0; j < values.blocks(); ++j) {
-        panel_product(count, depth, w.data(), depth, values, j, o.data(), kCols, false);
+        tile_product(w, 0, count, 0, depth, values, j, o.data(), kCols, false);
         const int64_t width = std::min(kCols, channels - j * kCols);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t at = (first + r) * channels + j * kCols;
@@ -69,9 +72,8 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_fwd(const Tensor& x, c10::string_vi
   return {as_result(out, channels, x.scalar_type()), temperature, lse};
 }
 
-// The backward of one image. Cosine: a tile (i, j) serves (j, i) too, so a panel of rows meets the columns
-// from its own first row on; the square on the diagonal is computed whole. KL: every panel meets every
-// column.
+// The backward of one image. Cosine: a tile (i, j) serves (j, i) too, so kPanel rows meet the columns from
+// their own first row on; the square on the diagonal is computed whole. KL: all rows meet all columns.
 template <class T>
 class AggregateBackward {
  public:
@@ -96,7 +98,8 @@ class AggregateBackward {
         keys_(n_, channels_),
         values_(x.kl ? n_ : 0, x.kl ? channels_ : 0),
         grads_(n_, channels_),
-        sum_(Scratch<S>::zeros(n_ * keys_.columns)),
+        ld_(padded(channels_)),
+        sum_(Scratch<S>::zeros(n_ * ld_)),
         projection_(n_, S(0)) {
     for (int64_t i = 0; i < n_; ++i) inverse_t_[i] = 1 / temperature[i];
     pack_transposed(x.key(b), channels_, nullptr, n_, channels_, keys_t_);
@@ -105,89 +108,107 @@ class AggregateBackward {
     if (x.kl) {
       pack_transposed(rows_, channels_, nullptr, n_, channels_, values_t_);
       pack_rows(rows_, channels_, nullptr, n_, channels_, values_);
-      key_sum_ = Scratch<S>::zeros(n_ * keys_.columns);
+      key_sum_ = Scratch<S>::zeros(n_ * ld_);
     } else {
       pack_transposed(grad_, channels_, nullptr, n_, channels_, grad_t_);
     }
   }
 
   void run(T* out) {
-    constexpr int64_t panel = 256;
-    const int64_t chunk = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T)));
-    const int64_t widest = std::min(chunk, round_up(n_, kCols));
-    z_ = Scratch<T>(4 * panel * widest);
+    // deep enough that the sums are not read and written more than the operands
+    const int64_t panel = std::min<int64_t>(4 * kPanel, round_up(n_, kPanel));
+    const int64_t fit = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T))) / kDepth * kDepth;
+    const int64_t chunk = std::min(fit, round_up(n_, kCols));
+    for (Scratch<T>* room : {&z_, &z_t_, &back_, &forward_t_}) *room = Scratch<T>(panel * chunk);
+    x_rows_ = Scratch<T>(panel * channels_), grad_rows_ = Scratch<T>(panel * channels_);
     for (int64_t first = 0; first < n_; first += panel) {
       const int64_t count = std::min(panel, n_ - first);
+      const Left<T> x{x_rows_.data(), count, channels_}, grad{grad_rows_.data(), count, channels_};
+      at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
+        for (; r < last; ++r) {
+          x.set_row(r, rows_ + (first + r) * channels_);
+          grad.set_row(r, grad_ + (first + r) * channels_);
+        }
+      });
       for (int64_t column = x_.kl ? 0 : first; column < n_; column += chunk) {
-        step(first, count, column, std::min(chunk, n_ - column), panel * widest);
+        step(x, grad, first, column, std::min(chunk, n_ - column));
       }
     }
     finish(out);
   }
 
  private:
-  // Rows [first, first + count) against columns [column, column + columns).
-  void step(int64_t first, int64_t count, int64_t column, int64_t columns, int64_t stride) {
-    const int64_t ld = round_up(columns, 2), ldt = round_up(count, 2);
-    T* z = z_.data();
-    T *zt = z + stride, *back = zt + stride, *forward_t = back + stride;
+  // The panel's rows from `first` on against columns [column, column + columns).
+  void step(const Left<T>& x, const Left<T>& grad, int64_t first, int64_t column, int64_t columns) {
+    const int64_t count = x.rows;
+    const Left<T> z{z_.data(), count, round_up(columns, 2)}, back{back_.data(), count, z.depth};
+    const Left<T> z_t{z_t_.data(), columns, round_up(count, 2)},
+        forward_t{forward_t_.data(), columns, z_t.depth};
     const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
-    const int64_t skip = x_.kl ? 0 : std::max<int64_t>(0, std::min(columns, first + count - column));
-    std::vector<S> row_sums(column_blocks * count), column_sums(row_blocks * columns, S(0));
+    // the first column that row r of the panel meets, and the rows that column j meets from above
+    const auto start = [&](int64_t r) {
+      return x_.kl ? 0 : std::clamp<int64_t>(first + r / kPanel * kPanel - column, 0, columns);
+    };
+    const auto above = [&](int64_t j) {
+      return x_.kl ? count : std::min(count, (column + j - first) / kPanel * kPanel);
+    };
+    std::vector<S> row_sums(column_blocks * count), column_sums(row_blocks * columns);
     at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
       std::vector<S> tiles(3 * kRows * kCols);
       for (; task < last; ++task) {
         const int64_t block = task / row_blocks, r0 = task % row_blocks * kRows, j0 = block * kCols;
-        tile(first, std::min(kRows, count - r0), r0, column, j0, std::min(kCols, columns - j0), tiles.data(),
-             row_sums.data() + block * count + r0, column_sums.data() + r0 / kRows * columns + j0, z, zt,
-             back, forward_t, ld, ldt);
+        if (j0 < start(r0)) continue;
+        tile(x, grad, first, r0, column, j0, std::min(kCols, columns - j0), tiles.data(),
+             row_sums.data() + block * count + r0, column_sums.data() + r0 / kRows * columns + j0, z, z_t,
+             back, forward_t);
       }
       release_tiles<T>();
     });
-    pad(z, count, columns, ld), pad(back, count, columns, ld);
-    pad(zt, columns, count, ldt), pad(forward_t, columns, count, ldt);
+    pad(z, columns), pad(back, columns), pad(z_t, count), pad(forward_t, count);
     for (int64_t block = 0; block < column_blocks; ++block) {
       for (int64_t r = 0; r < count; ++r) projection_[first + r] += row_sums[block * count + r];
     }
-    for (int64_t block = 0; block < row_blocks; ++block) {
-      for (int64_t j = skip; j < columns; ++j) projection_[column + j] += column_sums[block * columns + j];
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t r0 = 0; r0 < above(j); r0 += kRows) {
+        projection_[column + j] += column_sums[r0 / kRows * columns + j];
+      }
     }
-    const int64_t lds = keys_.columns;
     S* sum = sum_.data();
     S* key_sum = x_.kl ? key_sum_.data() : sum;
     const Packed<T>& queries = x_.kl ? values_ : keys_;
-    at::parallel_for(0, keys_.blocks(), 1, [&](int64_t block, int64_t last) {
-      for (; block < last; ++block) {
-        const int64_t depth = round_up(columns, kPair<T>);
-        S* to = sum + first * lds + block * kCols;
-        panel_product(count, depth, z, ld, keys_, block, to, lds, true, column);
-        if (!x_.kl) panel_product(count, depth, back, ld, grads_, block, to, lds, true, column);
+    const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(columns, kPanel);
+    at::parallel_for(0, row_panels * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
+      for (; task < last; ++task) {
+        const int64_t block = task / row_panels, r0 = task % row_panels * kPanel;
+        const int64_t m = std::min(kPanel, count - r0), depth = round_up(columns, kPair<T>);
+        S* to = sum + (first + r0) * ld_ + block * kCols;
+        tile_product(z, r0, m, start(r0), depth, keys_, block, to, ld_, true, column);
+        if (!x_.kl) tile_product(back, r0, m, start(r0), depth, grads_, block, to, ld_, true, column);
       }
       release_tiles<T>();
     });
-    const int64_t key_panels = blocks_of(columns - skip, kPanel);
     at::parallel_for(0, key_panels * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
       for (; task < last; ++task) {
-        const int64_t block = task / key_panels, j0 = skip + task % key_panels * kPanel;
-        const int64_t m = std::min(kPanel, columns - j0), depth = round_up(count, kPair<T>);
-        const int64_t at = (column + j0) * lds + block * kCols;
-        panel_product(m, depth, zt + j0 * ldt, ldt, queries, block, key_sum + at, lds, true, first);
-        panel_product(m, depth, forward_t + j0 * ldt, ldt, grads_, block, sum + at, lds, true, first);
+        const int64_t block = task / key_panels, j0 = task % key_panels * kPanel;
+        const int64_t m = std::min(kPanel, columns - j0), depth = round_up(above(j0), kPair<T>);
+        const int64_t at = (column + j0) * ld_ + block * kCols;
+        tile_product(z_t, j0, m, 0, depth, queries, block, key_sum + at, ld_, true, first);
+        tile_product(forward_t, j0, m, 0, depth, grads_, block, sum + at, ld_, true, first);
       }
       release_tiles<T>();
     });
   }
 
-  void tile(int64_t first, int64_t rows, int64_t r0, int64_t column, int64_t j0, int64_t width, S* tiles,
-            S* row_sums, S* column_sums, T* z, T* zt, T* back, T* forward_t, int64_t ld, int64_t ldt) const {
+  void tile(const Left<T>& x, const Left<T>& grad, int64_t first, int64_t r0, int64_t column, int64_t j0,
+            int64_t width, S* tiles, S* row_sums, S* column_sums, const Left<T>& z, const Left<T>& z_t,
+            const Left<T>& back, const Left<T>& forward_t) const {
     constexpr int64_t size = kRows * kCols;
     S *s = tiles, *forward = tiles + size, *backward = tiles + 2 * size;
-    const int64_t block = (column + j0) / kCols, offset = (first + r0) * channels_, key = column + j0;
+    const int64_t rows = std::min(kRows, x.rows - r0), key = column + j0, block = key / kCols;
     const Packed<T>& values_t = x_.kl ? values_t_ : keys_t_;
-    tile_product(rows, channels_, rows_ + offset, channels_, keys_t_, block, s, kCols, false);
-    tile_product(rows, channels_, grad_ + offset, channels_, values_t, block, forward, kCols, false);
-    if (!x_.kl)
-      tile_product(rows, channels_, rows_ + offset, channels_, grad_t_, block, backward, kCols, false);
+    tile_product(x, r0, rows, 0, channels_, keys_t_, block, s, kCols, false);
+    tile_product(grad, r0, rows, 0, channels_, values_t, block, forward, kCols, false);
+    if (!x_.kl) tile_product(x, r0, rows, 0, channels_, grad_t_, block, backward, kCols, false);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first + r0 + r;
       const AggregateTerm<S> term{alpha_,     x_.scales(b_)[i], x_.biases(b_)[i],    inverse_t_[i],
@@ -195,15 +216,15 @@ class AggregateBackward {
                                   lse_ + key, delta_ + key};
       row_sums[r] = aggregate_row(s + r * kCols, forward + r * kCols, x_.kl ? nullptr : backward + r * kCols,
                                   width, term, column_sums);
-      store_scaled(s + r * kCols, ones_.data(), width, z + (r0 + r) * ld + j0);
-      if (!x_.kl) store_scaled(backward + r * kCols, ones_.data(), width, back + (r0 + r) * ld + j0);
+      store_scaled(s + r * kCols, ones_.data(), width, z.at(r0 + r, j0));
+      if (!x_.kl) store_scaled(backward + r * kCols, ones_.data(), width, back.at(r0 + r, j0));
     }
-    store_transposed(s, kCols, ones_.data(), rows, width, zt + j0 * ldt + r0, ldt);
-    store_transposed(forward, kCols, ones_.data(), rows, width, forward_t + j0 * ldt + r0, ldt);
+    store_transposed(s, kCols, ones_.data(), rows, width, z_t.at(j0, r0), z_t.width(r0));
+    store_transposed(forward, kCols, ones_.data(), rows, width, forward_t.at(j0, r0), forward_t.width(r0));
   }
 
-  static void pad(T* operand, int64_t rows, int64_t columns, int64_t ld) {
-    for (int64_t r = 0; columns < ld && r < rows; ++r) operand[r * ld + columns] = T(0);
+  static void pad(const Left<T>& operand, int64_t columns) {
+    for (int64_t r = 0; columns < operand.depth && r < operand.rows; ++r) *operand.at(r, columns) = T(0);
   }
 
   void finish(T* out) const {
@@ -212,9 +233,9 @@ class AggregateBackward {
       std::vector<S> row(channels_);
       for (int64_t i = begin; i < end; ++i) {
         const T* x = rows_ + i * channels_;
-        const S *g = sum + i * keys_.columns, scale = x_.scales(b_)[i];
+        const S *g = sum + i * ld_, scale = x_.scales(b_)[i];
         if (x_.kl) {
-          const S* k = key_sum_.data() + i * keys_.columns;
+          const S* k = key_sum_.data() + i * ld_;
           for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] + k[c] / (S(x[c]) + S(1e-10));
         } else {
           const S c0 = projection_[i] * scale * scale;
@@ -232,8 +253,9 @@ class AggregateBackward {
   const T *rows_, *grad_;
   std::vector<S> inverse_t_, ones_;
   Packed<T> keys_t_, values_t_, grad_t_, keys_, values_, grads_;
+  int64_t ld_;  // of sums over the channels
   Scratch<S> sum_, key_sum_;
-  Scratch<T> z_;
+  Scratch<T> x_rows_, grad_rows_, z_, z_t_, back_, forward_t_;
   std::vector<S> projection_;
 };
 
@@ -251,13 +273,13 @@ Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, con
     // delta_i = alpha grad_i . (W x)_i, and alpha W x is what the forward added to (1 - alpha) x
     Tensor delta = at::empty({batch, n}, rows.scale.options());
     const Tensor y = out.to(rows.queries.scalar_type()).contiguous();
-    const Tensor given = x.to(rows.queries.scalar_type()).contiguous();
     at::parallel_for(0, batch * n, 64, [&](int64_t begin, int64_t end) {
-      const T *py = y.const_data_ptr<T>(), *px = given.const_data_ptr<T>(), *pg = g.const_data_ptr<T>();
+      const T *py = y.const_data_ptr<T>(), *px = rows.query(0), *pg = g.const_data_ptr<T>();
       S* to = delta.mutable_data_ptr<S>();
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t at = i * channels;
-        to[i] = inner(py + at, pg + at, channels) - S(1 - alpha) * inner(px + at, pg + at, channels);
+        const T* gi = pg + i * channels;
+        to[i] = inner(py + i * channels, gi, channels) -
+                S(1 - alpha) * inner(px + i * rows.channels, gi, channels);
       }
     });
     if (g.size(2) != rows.channels) g = at::constant_pad_nd(g, {0, 1});

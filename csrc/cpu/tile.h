@@ -11,6 +11,7 @@ template <class S>
 struct RowStatistics {
   S best = -std::numeric_limits<S>::infinity();
   S shift = 0;
+  int64_t best_block = 0;  // first of the blocks of columns that hold the best
   double sum = 0, squares = 0;
 
   S deviation(int64_t count) const {  // unbiased; 0 for a single value
