@@ -92,7 +92,7 @@ class Backward {
         straight_(keys.count, channels_),
         ld_(padded(channels_)),
         key_scale_(keys.count),
-        key_grad_(Scratch<S>::zeros(keys.count * ld_)) {
+        key_grad_(keys.count * ld_) {
     pack_transposed(keys.key(b), channels_, key_order_.data(), keys.count, channels_, transposed_);
     pack_rows(keys.key(b), channels_, key_order_.data(), keys.count, channels_, straight_);
     for (int64_t j = 0; j < keys.count; ++j) key_scale_[j] = keys.scales(b)[key_order_[j]];
@@ -113,7 +113,8 @@ class Backward {
     }
   }
 
-  // Rows [begin, end) of the row order against the first `columns` keys; take(row, gradient of the row).
+  // Rows [begin, end) of the row order against the first `columns` keys, of no more than in the call before;
+  // take(row, gradient of the row).
   template <class Take>
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
@@ -157,21 +158,22 @@ class Backward {
         for (; task < last; ++task) {
           const int64_t j0 = task % key_panels * kPanel, block = task / key_panels;
           tile_product(gt, j0, std::min(kPanel, columns - j0), 0, panel_rows.depth, panel_rows, block,
-                       dk + j0 * ld + block * kCols, ld, true);
+                       dk + j0 * ld + block * kCols, ld, touched_ > 0);
         }
         release_tiles<T>();
       });
+      touched_ = std::max(touched_, columns);
       at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
         for (; r < last; ++r) take(order_[first + r], dq + r * ld);
       });
     }
   }
 
-  // take(key, gradient of the key row)
+  // take(key, gradient of the key row), of the keys that have one
   template <class Take>
   void finish(Take&& take) {
     const S* dk = key_grad_.data();
-    at::parallel_for(0, int64_t(key_order_.size()), 16, [&](int64_t j, int64_t last) {
+    at::parallel_for(0, touched_, 16, [&](int64_t j, int64_t last) {
       for (; j < last; ++j) take(key_order_[j], dk + j * ld_);
     });
   }
@@ -224,7 +226,7 @@ class Backward {
   int64_t ld_;  // of sums over the channels
   std::vector<S> key_scale_, column_weight_, column_inverse_, column_lse_;
   std::vector<int64_t> column_hit_;
-  int64_t column_count_ = 0;
+  int64_t column_count_ = 0, touched_ = 0;  // keys that key_grad_ holds a gradient of: the first ones
   Scratch<S> key_grad_;
 };
 
@@ -236,6 +238,11 @@ void cosine_backward(const Features<T>& a, const Features<T>& b, const Terms<acc
   auto [keys, hit] = weighted_first(target.weight, b.count);
   Backward<T> backward(a, b, image, rows, keys);
   backward.set_columns(target, hit);
+  const auto without = [](const std::vector<int64_t>& order, int64_t first, int64_t channels, T* grad) {
+    for (size_t i = first; i < order.size(); ++i) std::fill_n(grad + order[i] * channels, channels, T(0));
+  };
+  if (hit == 0) without(rows, matched, a.channels, grad_a);
+  if (matched == 0) without(keys, hit, b.channels, grad_b);
   const S* norm_a = a.norm.template const_data_ptr<S>() + image * a.count;
   const S* norm_b = b.norm.template const_data_ptr<S>() + image * b.count;
   const auto take = [&](int64_t row, const S* g) {
@@ -285,8 +292,10 @@ std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& t
     const Features<T> a(source, kl), b(target, kl);
     grad_source = empty_result({batch, n, a.channels}, a.queries.options());
     grad_target = empty_result({batch, m, a.channels}, a.queries.options());
-    parallel_zero(grad_source.mutable_data_ptr<T>(), grad_source.numel());
-    parallel_zero(grad_target.mutable_data_ptr<T>(), grad_target.numel());
+    if (kl) {
+      parallel_zero(grad_source.mutable_data_ptr<T>(), grad_source.numel());
+      parallel_zero(grad_target.mutable_data_ptr<T>(), grad_target.numel());
+    }
     for (int64_t image = 0; image < batch; ++image) {
       const Terms<S> rows(w, t, l, i, image * n), columns(v, u, k, j, image * m);
       T* da = grad_source.mutable_data_ptr<T>() + image * n * a.channels;

@@ -1,23 +1,51 @@
 // Packing of right-hand sides and the probe of the bf16 matrix unit.
 #include "gemm.h"
 
+#include "transpose.h"
+
 namespace fastuda {
 
 namespace {
 
-// One block of a transposition of 32-bit words (a float, or a pair of bf16), 16 x 16 at a time for the cache.
+// One block of a transposition of words: a float, a pair of bf16, or a double.
 template <class Word>
 void transpose_block(const Word* const* rows, int64_t count, int64_t words, Word* out, int64_t width) {
-  for (int64_t w0 = 0; w0 < words; w0 += 16) {
-    const int64_t w1 = std::min(words, w0 + 16);
-    for (int64_t j = 0; j < count; ++j) {
-      const Word* row = rows[j];
-      // rows lie far apart, where no hardware prefetcher follows
-      if (j + 12 < count) __builtin_prefetch(rows[j + 12] + w0);
-      for (int64_t w = w0; w < w1; ++w) out[w * width + j] = row[w];
-    }
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t w = 0; w < words; ++w) out[w * width + j] = rows[j][w];
   }
   for (int64_t w = 0; w < words; ++w) std::fill(out + w * width + count, out + (w + 1) * width, Word(0));
+}
+
+// Eight rows at a time: as many streams as hardware prefetchers follow.
+FASTUDA_CLONES void transpose_words(const int32_t* const* rows, int64_t count, int64_t words, int32_t* out,
+                                    int64_t width) {
+  int64_t j = 0;
+  for (; j + kSquare <= count; j += kSquare) {
+    int64_t w = 0;
+    const int32_t* from[kSquare];
+    std::copy_n(rows + j, kSquare, from);
+    for (; w + kSquare <= words; w += kSquare) {
+      transpose_square(from, out + w * width + j, width);
+      for (const int32_t*& row : from) row += kSquare;
+    }
+    for (; w < words; ++w) {
+      for (int64_t k = j; k < j + kSquare; ++k) out[w * width + k] = rows[k][w];
+    }
+  }
+  for (; j < count; ++j) {
+    for (int64_t w = 0; w < words; ++w) out[w * width + j] = rows[j][w];
+  }
+  for (int64_t w = 0; w < words; ++w) std::fill(out + w * width + count, out + (w + 1) * width, 0);
+}
+template <>
+void transpose_block(const int32_t* const* rows, int64_t count, int64_t words, int32_t* out, int64_t width) {
+  transpose_words(rows, count, words, out, width);
+}
+
+// Pairs (low[j], high[j]) of 16-bit elements, as the matrix unit reads them.
+FASTUDA_CLONES void interleave(const uint16_t* low, const uint16_t* high, int64_t n, uint32_t* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) out[j] = uint32_t(low[j]) | uint32_t(high[j]) << 16;
 }
 
 bool probe_bf16() {
@@ -71,6 +99,17 @@ void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, i
       for (int64_t block = 0; block < out.blocks(); ++block) {
         const int64_t width = out.width(block), taken = std::min(width, channels - block * kCols);
         T* to = out.block(block) + k * pair * width;
+        if constexpr (pair == 2) {
+          if (k * pair + 1 < count) {
+            const auto half = [&](int64_t at) {
+              const T* row = rows + (index ? index[at] : at) * ld + block * kCols;
+              return reinterpret_cast<const uint16_t*>(row);
+            };
+            interleave(half(k * pair), half(k * pair + 1), taken, reinterpret_cast<uint32_t*>(to));
+            std::fill(to + taken * pair, to + width * pair, T(0));
+            continue;
+          }
+        }
         for (int64_t p = 0; p < pair; ++p) {
           const int64_t at = k * pair + p;
           if (at >= count) {

@@ -1,5 +1,6 @@
 #include "tile.h"
 
+#include "transpose.h"
 #include "widen.h"
 
 namespace fastuda {
@@ -146,12 +147,46 @@ FASTUDA_INLINE void store_scaled_body(const S* s, const S* scale, int64_t n, T* 
 }
 
 template <class T, class S>
-FASTUDA_INLINE void store_transposed_body(const S* tile, int64_t lds, const S* scale, int64_t rows,
-                                          int64_t columns, T* out, int64_t ldo) {
-  for (int64_t j = 0; j < columns; ++j) {
-    T* to = out + j * ldo;
+FASTUDA_INLINE void store_column(const S* tile, int64_t lds, const S* scale, int64_t rows, T* out) {
 #pragma omp simd
-    for (int64_t r = 0; r < rows; ++r) narrow(tile[r * lds + j] * scale[r], to + r);
+  for (int64_t r = 0; r < rows; ++r) narrow(tile[r * lds] * scale[r], out + r);
+}
+
+// By squares in registers: a column of a tile, read element by element, costs as much as its share of a
+// product.
+template <class T>
+FASTUDA_INLINE void store_transposed_body(const float* tile, int64_t lds, const float* scale, int64_t rows,
+                                          int64_t columns, T* out, int64_t ldo) {
+  constexpr int64_t most = 64;
+  int64_t r0 = 0;
+  for (; r0 + kSquare <= rows; r0 += most) {
+    const int64_t taken = (rows - r0 < most ? rows - r0 : most) / kSquare * kSquare;
+    for (int64_t j = 0; j < columns; j += kSquare) {
+      if (j + kSquare > columns) {
+        for (; j < columns; ++j)
+          store_column(tile + r0 * lds + j, lds, scale + r0, taken, out + j * ldo + r0);
+        break;
+      }
+      float square[kSquare * most];
+      for (int64_t r = 0; r < taken; r += kSquare) {
+        const float* from[kSquare];
+        for (int64_t k = 0; k < kSquare; ++k) from[k] = tile + (r0 + r + k) * lds + j;
+        transpose_square(from, square + r, most);
+      }
+      for (int64_t k = 0; k < kSquare; ++k) {
+        const float* column = square + k * most;
+        T* to = out + (j + k) * ldo + r0;
+#pragma omp simd
+        for (int64_t r = 0; r < taken; ++r) narrow(column[r] * scale[r0 + r], to + r);
+      }
+    }
+    if (taken < most) {
+      r0 += taken;
+      break;
+    }
+  }
+  for (int64_t j = 0; r0 < rows && j < columns; ++j) {
+    store_column(tile + r0 * lds + j, lds, scale + r0, rows - r0, out + j * ldo + r0);
   }
 }
 
@@ -276,7 +311,7 @@ void store_transposed(const float* tile, int64_t lds, const float* scale, int64_
 template <>
 void store_transposed(const double* tile, int64_t lds, const double* scale, int64_t rows, int64_t columns,
                       double* out, int64_t ldo) {
-  store_transposed_body(tile, lds, scale, rows, columns, out, ldo);
+  for (int64_t j = 0; j < columns; ++j) store_column(tile + j, lds, scale, rows, out + j * ldo);
 }
 
 FASTUDA_CLONES static void mix_f(float a, const float* x, float b, const float* y, int64_t n, float* out) {
