@@ -228,20 +228,18 @@ class AggregateBackward {
   }
 
   void finish(T* out) const {
-    const S* sum = sum_.data();
+    S* sum = sum_.data();
     at::parallel_for(0, n_, 16, [&](int64_t begin, int64_t end) {
-      std::vector<S> row(channels_);
       for (int64_t i = begin; i < end; ++i) {
         const T* x = rows_ + i * channels_;
-        const S *g = sum + i * ld_, scale = x_.scales(b_)[i];
+        S *g = sum + i * ld_, scale = x_.scales(b_)[i];
         if (x_.kl) {
           const S* k = key_sum_.data() + i * ld_;
-          for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] + k[c] / (S(x[c]) + S(1e-10));
+          for (int64_t c = 0; c < channels_; ++c) g[c] += k[c] / (S(x[c]) + S(1e-10));
         } else {
-          const S c0 = projection_[i] * scale * scale;
-          for (int64_t c = 0; c < channels_; ++c) row[c] = g[c] - c0 * S(x[c]);
+          add_scaled(-projection_[i] * scale * scale, x, channels_, g);
         }
-        mix_rows(1 - alpha_, grad_ + i * channels_, S(1), row.data(), channels_, out + i * channels_);
+        mix_rows(1 - alpha_, grad_ + i * channels_, S(1), g, channels_, out + i * channels_);
       }
     });
   }

@@ -334,6 +334,30 @@ void mix_rows(double a, const double* x, double b, const double* y, int64_t n, d
   mix_rows_body(a, x, b, y, n, out);
 }
 
+template <class T, class S>
+FASTUDA_INLINE void add_scaled_body(S a, const T* x, int64_t n, S* y) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) y[j] += a * widen(x[j]);
+}
+FASTUDA_CLONES static void add_f(float a, const float* x, int64_t n, float* y) {
+  add_scaled_body(a, x, n, y);
+}
+FASTUDA_CLONES static void add_h(float a, const BFloat16* x, int64_t n, float* y) {
+  add_scaled_body(a, x, n, y);
+}
+template <>
+void add_scaled(float a, const float* x, int64_t n, float* y) {
+  add_f(a, x, n, y);
+}
+template <>
+void add_scaled(float a, const BFloat16* x, int64_t n, float* y) {
+  add_h(a, x, n, y);
+}
+template <>
+void add_scaled(double a, const double* x, int64_t n, double* y) {
+  add_scaled_body(a, x, n, y);
+}
+
 FASTUDA_CLONES float sum_squares(const float* x, int64_t n) { return inner_body(x, x, n); }
 FASTUDA_CLONES float sum_squares(const BFloat16* x, int64_t n) { return inner_body(x, x, n); }
 double sum_squares(const double* x, int64_t n) { return inner_body(x, x, n); }

@@ -80,6 +80,10 @@ double aggregate_row(double* s, double* forward_grad, double* backward_grad, int
 template <class T, class S>
 void mix_rows(S a, const T* x, S b, const S* y, int64_t n, T* out);
 
+// y += a x
+template <class T, class S>
+void add_scaled(S a, const T* x, int64_t n, S* y);
+
 // out_j = s_j scale_j
 template <class T, class S>
 void store_scaled(const S* s, const S* scale, int64_t n, T* out);
