@@ -19,6 +19,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 BUILD = os.environ.get("FASTUDA_BUILD", "auto")
+# contraction: -std=c++20 would switch fused multiply-adds off
+FLAGS = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
 if BUILD not in ("auto", "cpu", "cuda", "none"):
     raise SystemExit(f"FASTUDA_BUILD={BUILD!r}: choose auto, cpu, cuda or none")
@@ -43,8 +45,8 @@ def extension() -> dict:
     module = CppExtension(
         "fastuda._C",
         sources,
-        # contraction: -std=c++20 would switch fused multiply-adds off
-        extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
+        # said again by python -m fastuda.env
+        extra_compile_args=[*FLAGS, f'-DFASTUDA_FLAGS="{" ".join(FLAGS)}"'],
         extra_link_args=["-fopenmp"],
         optional=BUILD == "auto",
     )

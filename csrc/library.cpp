@@ -1,7 +1,24 @@
-// The Python module fastuda._C: importing it registers every CPU kernel with the dispatcher.
+// The Python module fastuda._C: importing it registers every CPU kernel with the dispatcher. Its BUILD says
+// what it was compiled by, with and for.
 #include <Python.h>
+#include <torch/version.h>
+
+#ifndef FASTUDA_FLAGS
+#define FASTUDA_FLAGS "unknown flags"
+#endif
+#ifdef __clang__
+#define COMPILER __VERSION__
+#else
+#define COMPILER "GCC " __VERSION__
+#endif
 
 extern "C" PyObject* PyInit__C(void) {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
-  return PyModule_Create(&definition);
+  PyObject* module = PyModule_Create(&definition);
+  if (module != nullptr &&
+      PyModule_AddStringConstant(module, "BUILD", COMPILER ", torch " TORCH_VERSION ", " FASTUDA_FLAGS) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from fastuda import __version__
 from fastuda.cli import run
 from fastuda.errors import UserError, nearest
 
@@ -25,7 +26,7 @@ HELP = """usage: fastuda COMMAND [...]
 
 {commands}
 
-fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same."""
+fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same. fastuda --version."""
 
 
 def module(command: str) -> str:
@@ -36,9 +37,12 @@ def module(command: str) -> str:
 def main() -> int:
     """Run the module of the command with the arguments that follow it."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items())))
         return 0 if len(sys.argv) > 1 else 2
     command = sys.argv[1]
+    if command == "--version":
+        print(f"fastuda {__version__}")
+        return 0
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
     found = importlib.import_module(module(command))

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 import fastuda
-from fastuda.ops._backends import BACKENDS, CUDA_ERROR, EXTENSION_ERROR, backends
+from fastuda.ops._backends import BACKENDS, CUDA_ERROR, EXTENSION_BUILD, EXTENSION_ERROR, backends
 
-PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "nvidia-dali-cuda130", "apex")
+PACKAGES = (
+    "torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "nvidia-dali-cuda130", "apex",
+    "transformers", "onnx", "onnxruntime", "opencv-python-headless",
+)  # fmt: skip
 
 
 def _version(package: str) -> str:
@@ -35,6 +38,7 @@ def facts() -> dict[str, Any]:
         "gpus": [{"name": g.name, "mib": g.total_memory >> 20, "sm": f"{g.major}{g.minor}"} for g in gpus],
         "built_for_cuda": torch.version.cuda,
         "extension": EXTENSION_ERROR or "loaded",
+        "extension_build": EXTENSION_BUILD,
         "cuda_kernels": CUDA_ERROR or "loaded",
         "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith("FASTUDA_")},
         "ops": {op: [row._asdict() for row in backends(op)] for op in BACKENDS},
@@ -52,7 +56,8 @@ def environment() -> str:
         lines.append(f"GPU {index}: {gpu['name']}, {gpu['mib']} MiB, sm_{gpu['sm']}")
     if not said["gpus"]:
         lines.append(f"GPU: none that torch can use (built for CUDA {said['built_for_cuda']})")
-    lines += [f"C++ extension: {said['extension']}", f"CUDA kernels: {said['cuda_kernels']}"]
+    build = f" ({said['extension_build']})" if said["extension_build"] else ""
+    lines += [f"C++ extension: {said['extension']}{build}", f"CUDA kernels: {said['cuda_kernels']}"]
     lines += [f"{key}={value}" for key, value in said["variables"].items()]
     lines.append("ops:")
     for op, rows in said["ops"].items():

@@ -309,10 +309,10 @@ class EvalLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = DataLoader(
-                self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_worker
+            # torch says it when the loader is made and again when it is started
+            frames = iter(
+                DataLoader(self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_worker)
             )
-        frames = iter(loader)
         for _ in range(len(self)):
             frame = _next(frames)
             if isinstance(frame, str):

@@ -31,10 +31,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 try:
-    import fastuda._C
+    from fastuda import _C  # type: ignore[attr-defined]
 
-    EXTENSION_ERROR = ""
+    EXTENSION_ERROR, EXTENSION_BUILD = "", str(getattr(_C, "BUILD", "built before it said how"))
 except ImportError as error:
+    EXTENSION_BUILD = ""
     EXTENSION_ERROR = f"the C++ extension is not built ({error})"
 
 
