@@ -34,6 +34,31 @@ void stream_out(const void* from, void* to, size_t bytes) {
 #endif
 }
 
+// The same with a factor.
+void stream_scaled(const float* from, float scale, float* to, int64_t n) {
+  int64_t j = 0;
+#if defined(__SSE2__)
+  for (; j < n && reinterpret_cast<uintptr_t>(to + j) % 16; ++j) to[j] = from[j] * scale;
+  const __m128 factor = _mm_set1_ps(scale);
+  for (; j + 16 <= n; j += 16) {
+    for (int64_t k = j; k < j + 16; k += 4) {
+      _mm_stream_ps(to + k, _mm_mul_ps(_mm_loadu_ps(from + k), factor));
+    }
+  }
+#endif
+  for (; j < n; ++j) to[j] = from[j] * scale;
+}
+
+// Asks for memory that the next row will need while this one is computed.
+template <class T>
+void prefetch(const T* data, int64_t count) {
+#if defined(__GNUC__)
+  for (int64_t j = 0; j < count; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(data + j, 0, 2);
+#endif
+}
+
+constexpr int64_t kStep = 1024;  // elements between requests for the next row
+
 void finish_stream() {
 #if defined(__SSE2__)
   _mm_sfence();
@@ -60,9 +85,19 @@ std::tuple<Tensor, Tensor> contrast_softmax_fwd(const Tensor& input, double eps)
         row_statistics(from + i * m, m, statistics);
         const S t = statistics.deviation(m) + S(eps);
         inv[i] = 1 / t;
-        const S sum = exp_row(from + i * m, m, statistics.best, 1 / t, e.data());
-        scale_to(e.data(), 1 / sum, m, out.data());
-        stream_out(out.data(), to + i * m, m * sizeof(T));
+        const T *row = from + i * m, *next = i + 1 < end ? row + m : nullptr;
+        S sum = 0;
+        for (int64_t j = 0; j < m; j += kStep) {
+          const int64_t count = std::min(kStep, m - j);
+          if (next) prefetch(next + j, count);
+          sum += exp_row(row + j, count, statistics.best, 1 / t, e.data() + j);
+        }
+        if constexpr (std::is_same_v<T, float>) {
+          stream_scaled(e.data(), 1 / sum, to + i * m, m);
+        } else {
+          scale_to(e.data(), 1 / sum, m, out.data());
+          stream_out(out.data(), to + i * m, m * sizeof(T));
+        }
       }
       finish_stream();
     });
@@ -92,8 +127,13 @@ Tensor contrast_softmax_bwd(const Tensor& grad, const Tensor& y, const Tensor& i
     at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> out(m);
       for (int64_t i = begin; i < end; ++i) {
-        const S mean = inner(gs + i * m, ps + i * m, m);
-        softmax_gradient(gs + i * m, ps + i * m, mean, scale[i], m, out.data());
+        const T *grad_row = gs + i * m, *row = ps + i * m;
+        const S mean = inner(grad_row, row, m);
+        for (int64_t j = 0; j < m; j += kStep) {
+          const int64_t count = std::min(kStep, m - j);
+          if (i + 1 < end) prefetch(grad_row + m + j, count), prefetch(row + m + j, count);
+          softmax_gradient(grad_row + j, row + j, mean, scale[i], count, out.data() + j);
+        }
         stream_out(out.data(), to + i * m, m * sizeof(T));
       }
       finish_stream();

@@ -64,30 +64,39 @@ struct Left {
 // A leading dimension for sums that are as many columns wide, off the powers of two likewise.
 inline int64_t padded(int64_t columns) { return round_up(columns, 16) + 16; }
 
-// out [m, width of the block] (+)= a[row : row + m, begin : end] . b[skip + begin : skip + end, block]; all
-// of them even for bf16, m at most kPanel.
+// out [m, width of the block] (+)= a [m, depth] . b[skip : skip + depth, block]; m at most kPanel, depth and
+// skip even for bf16.
 template <class T>
-void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64_t end, const Packed<T>& b,
-                  int64_t block, acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
+void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packed<T>& b, int64_t block,
+                  acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
   const int64_t n = b.width(block);
   const T* right = b.block(block) + skip * n;
   if constexpr (std::is_same_v<T, double>) {
     for (int64_t r = 0; r < m; ++r) {
       double* o = out + r * ldo;
       if (!add) std::fill(o, o + n, 0.0);
-      for (int64_t k = begin; k < end; ++k) {
-        const double x = *a.at(row + r, k);
+      for (int64_t k = 0; k < depth; ++k) {
+        const double x = a[r * lda + k];
         const double* y = right + k * n;
         for (int64_t j = 0; j < n; ++j) o[j] += x * y[j];
       }
     }
   } else {
-    for (int64_t k = begin; k < end;) {
-      const int64_t stop = std::min(end, (k / kDepth + 1) * kDepth);
-      at::native::cpublas::brgemm(m, n, stop - k, a.width(k), n, ldo, add || k > begin, a.at(row, k),
+    for (int64_t k = 0; k < depth; k += kDepth) {
+      at::native::cpublas::brgemm(m, n, std::min(kDepth, depth - k), lda, n, ldo, add || k > 0, a + k,
                                   right + k * n, out, kPair<T> == 2);
-      k = stop;
     }
+  }
+}
+
+// The same of a[row : row + m, begin : end] and b[skip + begin : skip + end, block].
+template <class T>
+void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64_t end, const Packed<T>& b,
+                  int64_t block, acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
+  for (int64_t k = begin; k < end;) {
+    const int64_t stop = std::min(end, (k / kDepth + 1) * kDepth);
+    tile_product(m, stop - k, a.at(row, k), a.width(k), b, block, out, ldo, add || k > begin, skip + k);
+    k = stop;
   }
 }
 

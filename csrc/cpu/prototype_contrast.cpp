@@ -127,11 +127,9 @@ void check_labels(bool alien, int64_t classes) {
 template <class S>
 void product(const Scratch<S>& a, int64_t lda, const Packed<S>& b, const Scratch<S>& out) {
   for (int64_t block = 0; block < b.blocks(); ++block) {
-    panel_product(kRows, b.depth, a.data(), lda, b, block, out.data() + block * kCols, b.columns, false);
+    tile_product<S>(kRows, b.depth, a.data(), lda, b, block, out.data() + block * kCols, b.columns, false);
   }
 }
-// Rows that lie a multiple of 4 KiB apart would share their places in the first cache.
-int64_t apart(int64_t columns) { return round_up(columns, 16) + 16; }
 template <class S>
 Scratch<S> panel_of(int64_t columns) {
   return Scratch<S>::zeros(kRows * columns);
@@ -146,7 +144,7 @@ std::tuple<Tensor, Tensor> prototype_contrast_fwd(const Tensor& features, const 
   const Tensor weight =
       variance ? at::cat({centre, variance->to(type).div(2 * tau * tau)}, 1).contiguous() : centre;
   const int64_t rows = x.size(0), width = x.size(1), classes = centre.size(0), depth = weight.size(1);
-  const int64_t panels = blocks_of(rows, kRows), stride = apart(depth);
+  const int64_t panels = blocks_of(rows, kRows), stride = padded(depth);
   Tensor share = at::zeros({rows, classes}, centre.options());
   std::vector<double> losses(panels, 0);
   std::atomic<bool> alien{false};
@@ -241,7 +239,7 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
   const Tensor x = readable(features), y = labels.to(at::kLong).contiguous();
   const Tensor bank = vectors.to(type).div(tau).contiguous(), filled = count.to(at::kLong).contiguous();
   const int64_t rows = x.size(0), width = x.size(1), classes = bank.size(0), length = bank.size(1);
-  const int64_t stride = apart(width);
+  const int64_t stride = padded(width);
   Tensor grad = gradient ? at::zeros({rows, width}, bank.options()) : at::empty({0}, bank.options());
   std::vector<std::vector<int64_t>> members(classes);
   bool alien = false;
