@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_choice, check_float, check_rank
 
-_backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"))
-_backends.register("affinity_cleaning_loss", ("affinity_cleaning_fwd",))
+_backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"), triton=True)
+_backends.register("affinity_cleaning_loss", ("affinity_cleaning_fwd",), triton=True)
 
 
 class _Affinity(torch.autograd.Function):

@@ -86,6 +86,7 @@ CASES = {
 
 TRITON = {
     "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
+    "affinity", "far affinity", "product", "cleaning",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 

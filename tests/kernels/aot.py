@@ -119,10 +119,13 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """As :func:`launches`, of the losses and statistics."""
+    from fastuda.kernels import affinity_cleaning_loss as cleaning
     from fastuda.kernels import class_statistics, smooth_max_pool, upsample_confusion, upsample_cross_entropy
+    from fastuda.kernels import local_affinity as affinity
 
     x = torch.randn(1, 19, 16, 16).to(dtype)
     labels = torch.zeros(1, 128, 128, dtype=torch.long)
+    maps = torch.rand(1, 19, 32, 32).to(dtype)
     soft, pixels = torch.rand(1, 19, 128, 128), torch.rand(1, 128, 128)
     entropy = upsample_cross_entropy.upsample_cross_entropy_fwd
     plane = torch.zeros(1, 19)
@@ -132,7 +135,12 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "class statistics": partial(moments, features, classes_of, 19, 255),
         "smooth max forward": partial(smooth_max_pool.smooth_max_pool_fwd, x, 1.0),
         "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
+        "affinity cleaning": partial(cleaning.affinity_cleaning_fwd, maps.float(), 8, True),
     }
+    for name, planes, rest in (("", 8 * 19, (8, 1, False)), (" far product", 4, (4, 3, True))):
+        weight = torch.rand(1, planes, 32, 32)
+        calls[f"local affinity forward{name}"] = partial(affinity.local_affinity_fwd, maps, *rest)
+        calls[f"local affinity backward{name}"] = partial(affinity.local_affinity_bwd, weight, maps, *rest)
     for name, target, weight, gradient in (
         ("hard", labels, None, True),
         ("hard weighted", labels, pixels, True),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
+from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import upsample_confusion as confusion
 from tests.helpers import within_budget
 
@@ -163,3 +164,41 @@ def test_smooth_max_pool(size, k, dtype):
 def test_smooth_max_does_not_overflow():
     x = 300 * torch.randn(2, 3, 5, 7)
     assert torch.isfinite(F.smooth_max_pool(x, k=20.0, backend="triton")).all()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Planes of several programs."""
+    monkeypatch.setattr(affinity, "BLOCK", 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "neighbours", "distance"),
+    [((1, 1), 8, 1), ((1, 9), 8, 3), ((5, 1), 4, 1), ((3, 2), 8, 20), ((4, 20), 8, 1), ((7, 13), 4, 2)],
+)
+@pytest.mark.parametrize("kind", ["kl", "product"])
+def test_affinity(size, neighbours, distance, kind, small_blocks):
+    x = (4 * torch.randn(1, 2, *size)).softmax(1)
+    settings = dict(neighbours=neighbours, distance=distance, kind=kind)
+    check(lambda x, backend: F.local_affinity(x, **settings, backend=backend), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["kl", "product"])
+def test_affinity_error_budget(kind, dtype):
+    x = (4 * torch.randn(1, 3, 21, 23)).softmax(1).to(dtype)
+    check(lambda x, backend: F.local_affinity(x, kind=kind, backend=backend), x)
+
+
+def test_affinity_passes_no_gradient_through_a_clamp():
+    """The four quantities below, inside and above their clamps; and a NaN is not clamped away."""
+    p = torch.tensor([0.0, 5e-5, 1e-3, 0.5, 0.9995, 0.99999, 1.0]).repeat(2, 1)[None, None]
+    check(lambda x, backend: F.local_affinity(x, backend=backend), p)
+    p[0, 0, 0, 3] = torch.nan
+    assert F.local_affinity(p, backend="triton")[0, 4, 0, 2].isnan()
+
+
+@pytest.mark.parametrize(("size", "neighbours"), [((1, 1), 8), ((1, 9), 4), ((5, 1), 8), ((4, 20), 8)])
+def test_affinity_cleaning(size, neighbours, small_blocks):
+    x = 2 * torch.randn(2, 3, *size)
+    check(lambda x, backend: F.affinity_cleaning_loss(x, neighbours=neighbours, backend=backend), x)
