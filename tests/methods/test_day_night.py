@@ -10,7 +10,7 @@ import fastuda.ops as F
 from fastuda.errors import UserError
 from fastuda.methods.self_training import fuse_matched, rarity_weights
 from tests.methods.test_protocol import batch, build
-from tests.ops.test_method_losses import sepico_query, sepico_statistics
+from tests.ops.test_prototype_contrast import published_query, published_statistics
 
 # pixel frequencies of Cityscapes, as the authors' experiments.py has them
 CITYSCAPES = (
@@ -129,10 +129,10 @@ def test_wrong_settings_are_named():
 def test_the_regularizer_has_the_authors_value():
     """ProtoCL with regulariser weight 1 at tau 0.1: the last of the vectors."""
     method = build("sepico", width=5, variant="proto", tau=0.1).double()
-    total = sepico_statistics()
+    total = published_statistics()
     for buffer, value in ((method.mean, total.mean), (method.variance, total.variance)):
         buffer.copy_(value)
-    q, rows, labels = sepico_query()
+    q, rows, labels = published_query()
     loss = F.prototype_contrast(rows, labels, total, kind="proto", tau=0.1)
     loss = loss + method._regularizer(rows, labels)
     grad = torch.autograd.grad(loss, q)[0]
