@@ -90,8 +90,9 @@ ops, and on the formulations of the authors' code ([published.py](published.py))
 same scenes; the losses of both agree step by step. MiB at the peak above what stays between steps.
 """
 SHARES = """
-Where a step goes (`python -m fastuda.profile`), on the fused ops / as published. The last column is what the
-ops alone decide: with ops that take no time, a step would be that many times as fast as the published one.
+Where a step goes (`python -m fastuda.profile`, one more step), on the fused ops / as published. The last
+column is what the ops alone decide: with ops that take no time, a step would be that many times as fast as
+published. WeakSegDA's class discriminators, one by one as published and stacked here, count as heads.
 """
 KEYS = ("method", "backbone", "crop", "batch", "dtype", "machine")
 
@@ -141,9 +142,9 @@ def reason(row: dict[str, str]) -> str:
     first, second = (f"{part} {100 * float(row[f'fused_{part}']):.0f}%" for part in others[:2])
     share = 100 * float(row["published_ops"])
     return (
-        f"`{row['method']}` at {row['crop']}: {share:.0f}% of the published step is ops, so that"
-        f" {bound(row):.2f} is the most that ops\ncan give; {row['ratio']} is measured. Most of the rest of a"
-        f" step is {first} and {second}."
+        f"`{row['method']}` at {row['crop']} is {row['ratio']} times as fast as published. Ops are"
+        f" {share:.0f}% of the published step: with\nops that take no time it would be {bound(row):.2f}. Most"
+        f" of the step that is left is {first} and {second}."
     )
 
 
