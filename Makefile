@@ -43,7 +43,7 @@ bench: $(VENV)/.installed
 
 bench-gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m bench.run --device cuda
+	$(PYTHON) -m bench.run --device cuda $(if $(CSV),--csv $(CSV))
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --clean --site-dir build/site

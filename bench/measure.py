@@ -122,23 +122,50 @@ def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
     return {"floor": 1e3 * max(case.products * case.batch * product, copy)}
 
 
-def main() -> None:
-    """Entry of the child process: case, provider, device and repeats as JSON on the command line."""
-    job = json.loads(sys.argv[1])
+def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
+    """What the machine reaches: the rate of a plain product of random values per dtype, and of a copy."""
+    size, moved = (8192, 2**30) if device == "cuda" else (2048, 2**28)
+    found: list[dict[str, object]] = []
+
+    def add(op: str, dtype: str, shape: str, amount: float, unit: str, run: Callable[[], object]) -> None:
+        times = [1e3 * t for t in seconds(run, 5 * repeats, device)]
+        median = statistics.median(times)
+        found.append({"op": op, "dtype": dtype, "shape": shape, "p20": times[len(times) // 5], "p50": median,
+                      "p80": times[4 * len(times) // 5],
+                      "note": f"{amount / median / 1e6:.1f} {unit}"})  # fmt: skip
+
+    for name, dtype in DTYPES.items():
+        a = torch.randn(size, size, device=device).to(dtype)
+        out = torch.empty_like(a)
+        add("ceiling: product", name, f"{size}x{size}x{size}", 2 * size**3 / 1e3, "TFLOP/s",
+            lambda a=a, out=out: torch.mm(a, a.T, out=out))  # fmt: skip
+    x = torch.randn(moved // 8, device=device)
+    y = torch.empty_like(x)
+    add("ceiling: copy", "float32", f"{moved >> 20} MiB read and written", moved, "GB/s", lambda: y.copy_(x))
+    return found
+
+
+def answer(job: dict) -> dict[str, object]:
+    """The floor or the measurement of ``job``: case, provider, device, repeats, threads; or why there is none."""
     torch.manual_seed(0)
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
     case = Case(**job["case"])
     try:
+        if job["provider"] == "ceilings":
+            return {"ceilings": ceilings(job["device"], job["repeats"])}
         if job["provider"] == "floor":
-            answer: dict[str, object] = dict(floor_rates(case, job["device"], job["repeats"]))
-        else:
-            answer = measure(case, job["provider"], job["device"], job["repeats"])
+            return dict(floor_rates(case, job["device"], job["repeats"]))
+        return measure(case, job["provider"], job["device"], job["repeats"])
     except CannotExpress as reason:
-        answer = {"skipped": str(reason) or "cannot express it"}
+        return {"skipped": str(reason) or "cannot express it"}
     except (ValueError, RuntimeError, MemoryError) as reason:
-        answer = {"failed": str(reason).splitlines()[0][:200]}
-    print("RESULT " + json.dumps(answer))
+        return {"failed": str(reason).splitlines()[0][:200]}
+
+
+def main() -> None:
+    """Entry of the child process: the job as JSON on the command line."""
+    print("RESULT " + json.dumps(answer(json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """``python -m bench.run``: measure ops and providers, write a CSV, and generate the table of the README.
 
-Every measurement runs in its own process, so that its peak memory is its own. The floor of a case is
-measured right before its providers. A provider whose result is wrong gets no number.
+On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator tells
+the peak of one measurement, so that one process takes them all. The ceilings of the machine are measured first,
+the floor of a case right before its providers. A provider whose result is wrong gets no number.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import gc
 import json
 import os
 import platform
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench import table
+from bench import measure, table
 from bench.providers import PROVIDERS
 from bench.registry import CASES, SWEEP, Case
 
@@ -27,9 +29,13 @@ HERE = Path(__file__).resolve().parent
 
 
 def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
-    """The answer of one measuring process."""
+    """The answer of one measurement."""
     job = {"case": asdict(case), "provider": provider, "device": args.device, "repeats": args.repeats,
            "threads": args.threads}  # fmt: skip
+    if args.device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        return measure.answer(job)
     command = [sys.executable, "-m", "bench.measure", json.dumps(job)]
     try:
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=args.timeout)
@@ -58,13 +64,30 @@ def commit() -> str:
     return done.stdout.strip()
 
 
+def place_of(args: argparse.Namespace) -> dict[str, object]:
+    """Where and when a row was measured."""
+    return {"machine": f"{machine(args.device)} x{args.threads or torch.get_num_threads()}",
+            "device": args.device, "torch": torch.__version__, "commit": commit(),
+            "date": datetime.date.today().isoformat()}  # fmt: skip
+
+
+def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
+    """The rates that the machine reaches, as rows."""
+    rows = [
+        {**row, **{key: round(row[key], 2) for key in ("p20", "p50", "p80")}, "provider": "torch", "mode": "",
+         **place_of(args)}
+        for row in child(CASES[0], "ceilings", args).get("ceilings", [])
+    ]  # fmt: skip
+    for row in rows:
+        print(f"{row['op']} {row['dtype']} {row['shape']}: {row['note']}", flush=True)
+    return rows
+
+
 def rows_of(case: Case, args: argparse.Namespace) -> list[dict[str, object]]:
     """Measure the floor and every provider of a case."""
     floor = child(case, "floor", args).get("floor", 0.0)
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
-    place = {"machine": f"{machine(args.device)} x{args.threads or torch.get_num_threads()}",
-             "device": args.device, "torch": torch.__version__, "commit": commit(),
-             "date": datetime.date.today().isoformat()}  # fmt: skip
+    place = place_of(args)
     rows: list[dict[str, object]] = []
     reference = 0.0
     for provider in sorted(args.provider or PROVIDERS, key=lambda name: name != "reference"):
@@ -116,19 +139,24 @@ def main() -> None:
     name = "".join(c if c.isalnum() else "-" for c in machine(args.device).lower()).strip("-")
     path = args.csv or HERE / "results" / f"{name}_{datetime.date.today().isoformat()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for case in SWEEP if args.sweep else CASES:
-        if args.op and case.op not in args.op:
-            continue
-        if any(wanted and wanted != getattr(case, key) for key, wanted in
-               (("mode", args.mode), ("dtype", args.dtype), ("pixels", args.pixels))):  # fmt: skip
-            continue
-        rows = rows_of(case, args)
+
+    def append(rows: list[dict[str, object]]) -> None:
         fresh = not path.exists()
         with path.open("a", newline="") as stream:
             writer = csv.DictWriter(stream, table.COLUMNS)
             if fresh:
                 writer.writeheader()
             writer.writerows(rows)
+
+    if not (args.op or args.sweep or args.provider):
+        append(ceiling_rows(args))
+    for case in SWEEP if args.sweep else CASES:
+        if args.op and case.op not in args.op:
+            continue
+        if any(wanted and wanted != getattr(case, key) for key, wanted in
+               (("mode", args.mode), ("dtype", args.dtype), ("pixels", args.pixels))):  # fmt: skip
+            continue
+        append(rows_of(case, args))
     table.write()
     print(f"wrote {path} and {HERE / 'README.md'}")
 

@@ -61,6 +61,7 @@ def section(device: str, rows: list[dict[str, str]]) -> str:
         )
         return text + head + cells
     order = {(c.op, c.mode, c.dtype, c.shape): k for k, c in enumerate([*CASES, *SWEEP])}
+    order.update({(r["op"], r["mode"], r["dtype"], r["shape"]): -1 for r in rows if "ceiling" in r["op"]})
     for machine in sorted({row["machine"] for row in rows}):
         chosen = [row for row in rows if row["machine"] == machine]
         chosen.sort(
