@@ -146,7 +146,7 @@ def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
 
 
 def answer(job: dict) -> dict[str, object]:
-    """The floor or the measurement of ``job``: case, provider, device, repeats, threads; or why there is none."""
+    """What ``job`` (case, provider, device, repeats, threads) measured, or why there is nothing."""
     torch.manual_seed(0)
     if job.get("threads"):
         torch.set_num_threads(job["threads"])

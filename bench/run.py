@@ -1,8 +1,9 @@
 """``python -m bench.run``: measure ops and providers, write a CSV, and generate the table of the README.
 
-On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator tells
-the peak of one measurement, so that one process takes them all. The ceilings of the machine are measured first,
-the floor of a case right before its providers. A provider whose result is wrong gets no number.
+On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator
+tells the peak of one measurement, so that one process takes them all. The ceilings of the machine are
+measured first, the floor of a case right before its providers. A provider whose result is wrong gets no
+number.
 """
 
 from __future__ import annotations
