@@ -11,7 +11,12 @@ from torch.autograd.function import once_differentiable
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_choice, check_float, check_rank
 
-_backends.register("domain_cross_entropy", ("domain_cross_entropy_fwd",))
+_backends.register(
+    "domain_cross_entropy",
+    ("domain_cross_entropy_fwd",),
+    triton=True,
+    triton_limit=_backends.most_classes(128),
+)
 
 
 class _Sum(torch.autograd.Function):

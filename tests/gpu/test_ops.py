@@ -58,7 +58,13 @@ def weighted_entropy(x, backend):
     return entropy(x, backend, pixel_weight=pixels, reduction="none", align_corners=True)
 
 
+def domain(x, backend, **options):
+    z = 4 * normal(2, 19, 9, 14, seed=4).to(x)
+    return F.domain_cross_entropy(x, z, encode="target", size=(61, 93), backend=backend, **options)
+
+
 LOGITS = 3 * normal(2, 19, 11, 17)
+DOMAIN_LOGITS = 3 * normal(2, 38, 11, 17)
 PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
 
 # name: (op, input, function)
@@ -70,6 +76,12 @@ CASES = {
     "entropy": ("upsample_cross_entropy", LOGITS, entropy),
     "soft entropy": ("upsample_cross_entropy", LOGITS, soft_entropy),
     "weighted entropy": ("upsample_cross_entropy", LOGITS, weighted_entropy),
+    "domain": ("domain_cross_entropy", DOMAIN_LOGITS, domain),
+    "hard domain": (
+        "domain_cross_entropy",
+        DOMAIN_LOGITS,
+        lambda x, b: domain(x, b, hard_threshold=0.4, align_corners=False),
+    ),
     "affinity": ("local_affinity", PROBABILITIES, lambda x, b: F.local_affinity(x, backend=b)),
     "far affinity": (
         "local_affinity",
@@ -86,7 +98,7 @@ CASES = {
 
 TRITON = {
     "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
-    "affinity", "far affinity", "product", "cleaning",
+    "affinity", "far affinity", "product", "cleaning", "domain", "hard domain",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 

@@ -121,6 +121,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """As :func:`launches`, of the losses and statistics."""
     from fastuda.kernels import affinity_cleaning_loss as cleaning
     from fastuda.kernels import class_statistics, smooth_max_pool, upsample_confusion, upsample_cross_entropy
+    from fastuda.kernels import domain_cross_entropy as domain
     from fastuda.kernels import local_affinity as affinity
 
     x = torch.randn(1, 19, 16, 16).to(dtype)
@@ -137,6 +138,10 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
         "affinity cleaning": partial(cleaning.affinity_cleaning_fwd, maps.float(), 8, True),
     }
+    pair = torch.randn(1, 38, 16, 16).to(dtype)
+    for name, threshold in (("soft", None), ("hard", 0.5)):
+        rest = (19, 128, 128, True, 1.8, 0.9, threshold, True)
+        calls[f"domain cross-entropy {name}"] = partial(domain.domain_cross_entropy_fwd, pair, x, *rest)
     for name, planes, rest in (("", 8 * 19, (8, 1, False)), (" far product", 4, (4, 3, True))):
         weight = torch.rand(1, planes, 32, 32)
         calls[f"local affinity forward{name}"] = partial(affinity.local_affinity_fwd, maps, *rest)

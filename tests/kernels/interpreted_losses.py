@@ -202,3 +202,27 @@ def test_affinity_passes_no_gradient_through_a_clamp():
 def test_affinity_cleaning(size, neighbours, small_blocks):
     x = 2 * torch.randn(2, 3, *size)
     check(lambda x, backend: F.affinity_cleaning_loss(x, neighbours=neighbours, backend=backend), x)
+
+
+@pytest.mark.parametrize(
+    ("low", "seg", "size"),
+    [
+        ((1, 1), (1, 1), (1, 1)),
+        ((3, 2), (5, 4), (33, 20)),
+        ((9, 21), (4, 6), (7, 25)),
+        ((4, 6), (4, 6), None),
+    ],
+)
+@pytest.mark.parametrize("encode", ["source", "target"])
+def test_domain_cross_entropy(low, seg, size, encode):
+    x, z = 3 * torch.randn(2, 10, *low), 4 * torch.randn(2, 5, *seg)
+    settings = dict(encode=encode, size=size, align_corners=encode == "source")
+    check(lambda x, backend: F.domain_cross_entropy(x, z.to(x.dtype), **settings, backend=backend), x)
+
+
+@pytest.mark.parametrize("settings", [dict(temperature=0.5, clip=0.6), dict(hard_threshold=0.4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_domain_cross_entropy_options(settings, dtype):
+    x, z = (3 * torch.randn(1, 38, 3, 7)).to(dtype), (4 * torch.randn(1, 19, 4, 5)).to(dtype)
+    settings = dict(encode="target", size=(9, 19), **settings)
+    check(lambda x, backend: F.domain_cross_entropy(x, z.to(x.dtype), **settings, backend=backend), x)

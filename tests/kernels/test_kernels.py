@@ -72,6 +72,7 @@ def test_every_kernel_compiles_without_spills(arch):
         "affinity_products",
         "affinity_gradient",
         "product_sums",
+        "encoded_losses",
     }
     for row in rows:
         # ptxas may give up one register, stored once, to fit another block on the multiprocessor

@@ -1,0 +1,201 @@
+"""The domain loss of upsampled discriminator logits: labels, loss and low-resolution gradient in one pass over
+the pixels.
+
+As :mod:`fastuda.kernels.upsample_cross_entropy`, with labels that are made of the upsampled segmentation
+logits on the way: neither they nor their zero half are written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import on_device
+from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
+
+TILE = 1024
+"""Domain channels times outputs of a tile."""
+
+ROWS = 4
+"""Source rows of a program; one more is walked over."""
+
+COLUMNS = 16
+
+
+def domain_cross_entropy_fwd(
+    domain_logits: Tensor,
+    seg_logits: Tensor,
+    offset: int,
+    height: int,
+    width: int,
+    align_corners: bool,
+    temperature: float,
+    clip: float,
+    hard_threshold: float | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(sum of the losses, gradient of the domain logits or [0])`` in float32; the low-level op of the same
+    name."""
+    domain_logits, seg_logits = domain_logits.contiguous(), seg_logits.contiguous()
+    batch, channels, h, w = domain_logits.shape
+    _, classes, seg_h, seg_w = seg_logits.shape
+    device = domain_logits.device
+    padded = padded_classes(channels)
+    outputs = max(16, TILE // padded)
+    owned = max(1, min(COLUMNS, outputs * w // max(width, 1) - 1))
+    grid = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, owned),)
+    grad = torch.empty(domain_logits.shape if gradient else (0,), dtype=torch.float32, device=device)
+    partial = torch.empty(grid, dtype=torch.float32, device=device)
+    rows = stretch(h, height, align_corners, device)
+    columns = stretch(w, width, align_corners, device)
+    seg_rows = stretch(seg_h, height, align_corners, device)
+    seg_columns = stretch(seg_w, width, align_corners, device)
+    with on_device(domain_logits):
+        encoded_losses[grid](
+            domain_logits,
+            seg_logits,
+            grad,
+            partial,
+            rows.share,
+            rows.start,
+            *columns,
+            seg_rows.first,
+            seg_rows.share,
+            seg_columns.first,
+            seg_columns.share,
+            channels,
+            classes,
+            offset,
+            h,
+            w,
+            seg_h,
+            seg_w,
+            width,
+            1 / temperature,
+            clip if hard_threshold is None else hard_threshold,
+            HARD=hard_threshold is not None,
+            GRADIENT=gradient,
+            OWNED=owned,
+            KP=padded,
+            BR=ROWS,
+            BC=COLUMNS,
+            BX=outputs,
+            num_warps=8,
+        )
+    return partial.sum(dtype=torch.float64).float(), grad
+
+
+@triton.jit
+def encoded_losses(
+    domain,
+    seg,
+    grad,
+    partial,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    column_start,
+    seg_row_first,
+    seg_row_share,
+    seg_column_first,
+    seg_column_share,
+    channels,
+    classes,
+    offset,
+    h,
+    w,
+    seg_h,
+    seg_w,
+    width,
+    sharpness,
+    level,
+    HARD: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    OWNED: tl.constexpr,
+    KP: tl.constexpr,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """A program per image, ``BR`` source rows and ``OWNED`` source columns of the domain logits; tiles are
+    [KP channels, BX outputs]. ``level`` clips soft labels, or is the least probability of hard ones."""
+    across = tl.cdiv(w, OWNED)
+    down = tl.cdiv(h, BR)
+    pid = tl.program_id(0)
+    b = (pid // (across * down)).to(tl.int64)
+    r0 = pid // across % down * BR
+    c0 = pid % across * OWNED
+    k = tl.arange(0, KP).to(tl.int64)
+    k_ok = k < channels
+    s = k - offset
+    s_ok = (s >= 0) & (s < classes)
+    c = tl.arange(0, BC)
+    plane = tl.cast(h, tl.int64) * w
+    seg_plane = tl.cast(seg_h, tl.int64) * seg_w
+    image = domain + b * channels * plane
+    seg_image = seg + b * classes * seg_plane
+    begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
+    end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
+    loss = tl.zeros((BX,), tl.float32)
+    carried = tl.zeros((KP, BC), tl.float32)
+    for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
+        upper = carried
+        lower = tl.zeros((KP, BC), tl.float32)
+        top_y = tl.load(row_start + r)
+        end_y = tl.load(row_start + r + 1)
+        for x0 in range(begin, end, BX):
+            x = x0 + tl.arange(0, BX)
+            ok = x < end
+            first = tl.load(column_first + x, mask=ok, other=0)
+            share = tl.load(column_share + x, mask=ok, other=0.0)
+            seg_first = tl.load(seg_column_first + x, mask=ok, other=0)
+            seg_share = tl.load(seg_column_share + x, mask=ok, other=0.0)
+            mask = k_ok[:, None] & ok[None, :]
+            seg_mask = s_ok[:, None] & ok[None, :]
+            top, bottom = stretched_rows(image, plane, r, h, w, first, share, k, mask)
+            mine = ok & (first >= c0) & (r >= r0)
+            by_top = tl.zeros((KP, BX), tl.float32)
+            by_bottom = tl.zeros((KP, BX), tl.float32)
+            for y in range(top_y, end_y):
+                seg_r = tl.load(seg_row_first + y)
+                a, z = stretched_rows(
+                    seg_image, seg_plane, seg_r, seg_h, seg_w, seg_first, seg_share, s, seg_mask
+                )
+                z = a + tl.load(seg_row_share + y) * (z - a)
+                z = tl.where(s_ok[:, None], z * sharpness, float("-inf"))
+                best = tl.max(z, 0)
+                q = tl.exp(z - best[None, :])
+                q /= tl.sum(q, 0)[None, :]
+                if HARD:
+                    guess = tl.min(tl.where((z == best[None, :]) & s_ok[:, None], k[:, None], KP), 0)
+                    q = tl.where((k[:, None] == guess[None, :]) & (q >= level), 1.0, 0.0)
+                else:
+                    q = tl.where(q > level, level, q)
+                row = tl.load(row_share + y)
+                value = top + row * (bottom - top)
+                best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)
+                e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)
+                total = tl.sum(e, 0)
+                mass = tl.sum(q, 0)
+                loss += tl.where(mine, mass * (best + tl.log(total)) - tl.sum(q * value, 0), 0.0)
+                if GRADIENT:
+                    g = tl.where(ok[None, :], (mass / total)[None, :] * e - q, 0.0)
+                    by_top += (1.0 - row) * g
+                    by_bottom += row * g
+            if GRADIENT:
+                second = tl.minimum(first + 1, w - 1)
+                hat = tl.where(first[:, None] == c0 + c[None, :], 1.0 - share[:, None], 0.0)
+                hat += tl.where(second[:, None] == c0 + c[None, :], share[:, None], 0.0)
+                upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
+                lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
+        if GRADIENT:
+            # below the last source row there is none: its share belongs to the last row itself
+            found = tl.where(r == h - 1, upper + lower, upper)
+            to = grad + (b * channels + k)[:, None] * plane + tl.cast(r, tl.int64) * w + c0 + c[None, :]
+            here = (c < OWNED) & (c0 + c < w) & (r >= r0)
+            tl.store(to, found, mask=k_ok[:, None] & here[None, :])
+            carried = lower
+    tl.store(partial + pid, tl.sum(loss, 0))
