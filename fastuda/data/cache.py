@@ -7,8 +7,11 @@ cannot be opened.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +46,20 @@ class Copied(NamedTuple):
 
 
 def _atomic(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture under another name and rename it."""
+    """Write a picture whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()  # Pillow's JPEG writer takes a file that a full disk has cut short for written
+    image.save(encoded, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
+    with _draft(path) as draft:
+        draft.write_bytes(encoded.getbuffer())
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """Another name to write to, renamed to ``path`` where the block succeeds."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(draft, "wb") as file:
-            image.save(file, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
+        yield draft
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -125,9 +136,12 @@ def build_cache(
         elif any(settings.out.iterdir()):
             raise UserError(f"{settings.out} is not empty and holds no copy; choose another --out")
         classes.unlink(missing_ok=True)
-        manifest.write_text(json.dumps(said, indent=1))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {settings.out}: {error}") from error
+        with _draft(manifest) as draft:
+            draft.write_text(json.dumps(said, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {manifest}: {error}; delete it, or choose another --out") from error
     bad = []
     for _, copied in each(
         _copy, domain, range(len(domain)), settings, workers=workers, title="copying", quiet=quiet
@@ -142,10 +156,9 @@ def build_cache(
         "images": f"images/{{path}}.{settings.format}",
         "labels": "labels/{path}.png",
     }
-    draft = classes.with_name(".classes.yaml.draft")
     try:
-        draft.write_text(yaml.safe_dump(said_classes, sort_keys=False))
-        draft.replace(classes)
+        with _draft(classes) as draft:
+            draft.write_text(yaml.safe_dump(said_classes, sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write {classes}: {error.strerror}") from error
     return bad

@@ -1,6 +1,9 @@
 """Smaller copies: right, resumable, and never half of one."""
 
+import contextlib
 import errno
+import resource
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from fastuda.data.cache import CacheSettings, build_cache
 from fastuda.data.domains import open_domain, share_classes
 from fastuda.errors import UserError
 from tests.data.data_files import save
+from tests.program import fastuda
 
 
 @pytest.fixture
@@ -127,3 +131,61 @@ def test_strangers_are_left_alone(source, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         copy(source, CacheSettings(tmp_path / "full", 10, "png", 95))
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of ``size`` on ``folder``; the test skips where none may be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("format", ["png", "jpg"])
+def test_a_full_disk_ends_in_one_line_and_the_copy_goes_on_later(source, gta5, tmp_path, format):
+    """A disk of eight pages for ten files and the manifest; the processes fill it together."""
+    disk = tmp_path / "disk"
+    how = settings(disk)
+    args = ["cache", f"gta5:{gta5}", "--out", how.out, "--format", format, "--quiet"]
+    with small_disk(disk, "32k"):
+        done = fastuda("data.__main__", *args, "--workers", 2, env={})
+        assert done.returncode == 2 and done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: cannot write {how.out}") and line.endswith("run it again")
+        assert "No space left on device" in line
+        kept = [path for kind in ("images", "labels") for path in (how.out / kind).rglob("*.*")]
+        assert kept and all(Image.open(path).load() for path in kept)
+        assert not list(how.out.rglob(".*")) and not (how.out / "classes.yaml").exists()
+        with pytest.raises(UserError, match=r"no classes\.yaml"):
+            opened(how)
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        done = fastuda("data.__main__", *args, "--workers", 0)
+        assert done.returncode == 0, done.stderr
+        copies = opened(how)
+        assert len(copies) == 5 and all(copies.read_pair(i)[0].shape == (20, 36, 3) for i in range(5))
+
+
+@pytest.mark.parametrize("limit", [50, 1000])
+def test_a_file_that_cannot_be_finished_is_not_left(gta5, tmp_path, limit):
+    """The manifest does not fit into 50 bytes; of the pictures the JPEGs do not fit into 1000."""
+    out = tmp_path / "copy"
+    args = ["cache", f"gta5:{gta5}", "--out", out, "--workers", 0, "--quiet"]
+    done = fastuda(
+        "data.__main__", *args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"error: cannot write {out}") and "File too large" in done.stderr
+    left = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert left == ([] if limit == 50 else ["cache.json", "labels/images/00000.png"])
+    done = fastuda("data.__main__", *args)
+    assert done.returncode == 0, done.stderr
+    assert len(open_domain(f"folder:{out}", role="source", data_root=".")) == 5
