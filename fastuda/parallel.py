@@ -50,17 +50,21 @@ class Parallel:
         self.wraps: dict[str, DistributedDataParallel] = {}
         self.sequence: list[str] = []
         self.last_phase: dict[str, int] = {}
+        self.shells: dict[str, CallsThrough] = {}
+        self.called: dict[int, set[str]] = {}
         self.reached: dict[int, set[nn.Parameter]] | None = None
         self.norms = [m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if world.size == 1:
             return
         self.reached = {}
         for name, net in networks.items():
-            places = [key for key, module in method.named_children() if module is net]
+            # the parts of a composition hold the network, too
+            places = [(m, key) for m in method.modules() for key, child in m.named_children() if child is net]
             if places and any(p.requires_grad for p in net.parameters()):
                 self.wraps[name] = DistributedDataParallel(net, **NO_BUFFERS)
-                for place in places:
-                    setattr(method, place, CallsThrough(self.wraps[name]))
+                self.shells[name] = CallsThrough(self.wraps[name])
+                for module, key in places:
+                    setattr(module, key, self.shells[name])
         parameters = {p for net in networks.values() for p in net.parameters() if p.requires_grad}
         self.hooks = [p.register_post_accumulate_grad_hook(self._reach) for p in parameters]
 
@@ -76,6 +80,10 @@ class Parallel:
 
     def after(self, net: str) -> None:
         """The backward of a phase of ``net`` is done."""
+        if self.reached is not None:
+            self.called[len(self.sequence)] = {name for name, shell in self.shells.items() if shell.called}
+            for shell in self.shells.values():
+                shell.called = False
         self.sequence.append(net)
 
     def reduce(self) -> None:
@@ -92,11 +100,11 @@ class Parallel:
         self.sequence = []
 
     def _learn(self, final: dict[str, int], reached: dict[int, set[nn.Parameter]]) -> None:
-        """DDP may reduce a network in its last phase when that reaches all of its parameters, on every
-        rank."""
+        """DDP may reduce a network in its last phase when that calls it, and reaches all of its parameters,
+        on every rank."""
         for name, index in final.items():
             wanted = {p for p in self.networks[name].parameters() if p.requires_grad}
-            missed = not wanted <= reached.get(index, set())
+            missed = not wanted <= reached.get(index, set()) or name not in self.called[index]
             if not self.world.any(missed) and name in self.wraps:
                 self.last_phase[name] = index
         self.reached = None
@@ -118,8 +126,10 @@ class CallsThrough(nn.Module):
     def __init__(self, wrapped: DistributedDataParallel):
         super().__init__()
         self.wrapped = wrapped
+        self.called = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
         return self.wrapped(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

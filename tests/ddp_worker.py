@@ -13,6 +13,7 @@ from fastuda.data.batch import Batch
 from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.parallel import Parallel, bare_state, sync_batch_norm
+from fastuda.settings import build
 
 CLASSES = 5
 
@@ -33,7 +34,10 @@ def joint_batch(seed: int, lopsided: bool, size: tuple[int, int] = (32, 64)) -> 
     label[2:, : size[0] if lopsided and seed == 1 else 20] = 255
     images[0] += label.clamp(max=CLASSES)[:, None] - 2.0
     names = tuple(f"{i}.png" for i in range(4))
-    return Batch(images[0], label, images[1], names, names)
+    tags = torch.rand(4, CLASSES, generator=generator) < 0.6
+    tags[3] = False  # an image that shows nothing
+    points = torch.stack([torch.randint(0, n, (4, 3), generator=generator) for n in (*size, CLASSES)], 2)
+    return Batch(images[0], label, images[1], names, names, tags, points)
 
 
 def part(batch: Batch, rank: int, size: int) -> Batch:
@@ -51,7 +55,7 @@ def steps(
     torch.manual_seed(0)
     cls = get_method(name)
     model = build_model(ModelConfig(backbone="small"), CLASSES)
-    method = cls(cls.Config(**settings), model, CLASSES)
+    method = cls(build(cls.Config, settings, "method"), model, CLASSES)
     if world.size > 1:
         sync_batch_norm(method, world.device)
     method = method.double().train()

@@ -28,6 +28,8 @@ CASES["weakseg"] = (
     {"dropout": 0.0, "category_width": 16, "category_weight": 0.1, "classification_weight": 0.2},
     3,
 )
+CASES["weakseg points"] = ("weakseg", {**CASES["weakseg"][1], "weak_labels": "points"}, 2)
+CASES["fada hard"] = ("fada", {**CASES["fada"][1], "hard_threshold": 0.3}, 2)
 # every class is pasted, and nothing is jittered: what is drawn at random has no joint value
 PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.25}
 CASES["self_training"] = ("self_training", PLAIN, 3)
@@ -35,6 +37,10 @@ SMALL = {"width": 16, "contrast_start": 1, "tau": 0.1, "regularizer_weight": 0.5
 for variant in ("dist", "bank", "proto"):
     CASES[f"sepico {variant}"] = ("sepico", {**PLAIN, **SMALL, "variant": variant}, 3)
     CASES[f"sepico {variant} lopsided"] = (*CASES[f"sepico {variant}"], True)
+PARTS = {"plca": {"lovasz_weight": 0.0}, "fada": CASES["fada"][1], "self_training": PLAIN}
+CASES["composition"] = ("plca+fada+self_training", {**PARTS, "weights": {"plca": 0.5}}, 2)
+PARTS = {"plca": {"lovasz_weight": 0.0}, "sepico": {**PLAIN, **SMALL}}
+CASES["composition with a head"] = ("plca+sepico", PARTS, 2)
 CASES["uneven"] = ("tests.ddp_worker:Uneven", {}, 4)
 
 

@@ -49,6 +49,9 @@ class Method(nn.Module):
     name: ClassVar[str] = ""
     optim_defaults: ClassVar[dict[str, Any]] = {}
     """Dotted settings that the method wants where the user says nothing."""
+    target_second: ClassVar[bool] = False
+    """Whether the second phase trains the segmentor on the batch's target images, the first having met the
+    source's alone: a composition takes both at once where another part needs both images at once."""
 
     def __init__(self, config: Any, model: Segmentor, num_classes: int):
         super().__init__()

@@ -93,20 +93,36 @@ class Composition(Method):
             member.horizon = self.horizon
             running[name] = member.phases(batch, step)
         with shared_forwards(self.model) as kept:
+            first = True
             while running:
                 merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
                 for name in list(running):
-                    phase = next(running[name], None)
-                    if phase is None:
-                        del running[name]
-                        continue
-                    losses, metrics = merged.setdefault(self._name(name, phase.net), ({}, {}))
-                    weight = self.config.weights.get(name, 1.0)
-                    losses.update({f"{name}_{key}": weight * loss for key, loss in phase.losses.items()})
-                    metrics.update({f"{name}_{key}": value for key, value in phase.metrics.items()})
+                    self._take(name, running, merged)
+                if first and id(batch.target_image) in kept:
+                    # later its graph would be gone, and the forward would be run again
+                    for name, member in self._members().items():
+                        if member.target_second:
+                            self._take(name, running, merged)
+                first = False
                 for net, (losses, metrics) in merged.items():
                     yield Phase(net, losses, metrics)
                 kept.clear()
+
+    def _take(
+        self,
+        name: str,
+        running: dict[str, Iterator[Phase]],
+        merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]],
+    ) -> None:
+        """Add a part's next phase, weighted, to those of the round; a part without any is done."""
+        phase = next(running[name], None)
+        if phase is None:
+            del running[name]
+            return
+        losses, metrics = merged.setdefault(self._name(name, phase.net), ({}, {}))
+        weight = self.config.weights.get(name, 1.0)
+        losses.update({f"{name}_{key}": weight * loss for key, loss in phase.losses.items()})
+        metrics.update({f"{name}_{key}": value for key, value in phase.metrics.items()})
 
     def after_step(self, step: int) -> None:
         for member in self._members().values():

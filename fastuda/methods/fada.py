@@ -44,6 +44,7 @@ class FADA(Method):
         """Of the discriminator's first layer."""
 
     config: Config
+    target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.discriminator.name": "adam",
         "optim.networks.discriminator.lr": 1e-4,

@@ -80,6 +80,7 @@ class WeakSeg(Method):
         """Hidden width of the category discriminators; none: that of the features, as published."""
 
     config: Config
+    target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.output.name": "adam",
         "optim.networks.output.lr": 1e-4,

@@ -13,6 +13,7 @@ from fastuda.methods import get_method
 from fastuda.methods.sepico import balanced_crops, downsample_labels
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import PrototypeBank
+from tests.methods.test_adversarial import collect, data64, same
 from tests.methods.test_protocol import batch, build
 
 PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.3}
@@ -214,15 +215,50 @@ def test_composition_is_the_weighted_sum_of_its_parts():
                 assert losses[f"{name}_{key}"].item() == pytest.approx(weight * value.item(), rel=1e-6)
 
 
-def test_composition_runs_a_shared_forward_once():
-    cls = get_method("source_only+plca")
-    model = build_model(ModelConfig(backbone="small"), 4).train()
-    method = cls(cls.Config(), model, 4)
-    passes = []
-    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+FORWARDS = {
+    "source_only+plca": 2,
+    "plca+self_training": 3,  # the mixed images are its own
+    "plca+fada": 2,
+    "asanet+plca+fada": 2,
+    "fada+asanet+weakseg": 2,
+    "plca+sepico": 5,  # jittered source and target, mixed
+}
+
+
+def composed(name, **settings):
+    parts = {"self_training": PLAIN, "sepico": {"width": 8, "contrast_start": 0}}
+    parts |= {"weakseg": {"category_width": 8, "dropout": 0.0}}
+    configs = {part: get_method(part).Config(**parts.get(part, {})) for part in name.split("+")}
+    return build(name, **configs, **settings)
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_composition_runs_a_shared_forward_once(name):
+    method, passes = composed(name).train(), []
+    method.model.backbone.register_forward_hook(lambda *_: passes.append(1))
     for phase in method.phases(batch(), 0):
         sum(phase.losses.values()).backward()
-    assert len(passes) == 2
+    assert len(passes) == FORWARDS[name] and "forward" not in vars(method.model)
+
+
+@pytest.mark.parametrize("name", ["plca+fada", "weakseg+plca+self_training"])
+def test_composition_has_the_gradients_of_its_parts(name):
+    method = composed(name, weights={"plca": 0.25}).double().eval()
+    data = data64()
+    losses, found = collect(method, data)
+    networks = method.networks()
+    wanted = {key: [torch.zeros_like(p) for p in net.parameters()] for key, net in networks.items()}
+    for part, member in method.members.items():
+        weight = 0.25 if part == "plca" else 1.0
+        own, gradients = collect(member, data)
+        for key, value in own.items():
+            assert losses[f"{part}_{key}"].item() == pytest.approx(weight * value.item(), rel=1e-9)
+        for key, values in gradients.items():
+            for total, grad in zip(wanted[key], values, strict=True):
+                if grad is not None:
+                    total += weight * grad
+    for key in networks:
+        same(found[key], wanted[key])
 
 
 def test_composition_says_what_does_not_go_together():
