@@ -5,32 +5,41 @@
 Copies of one photo, shifted a little, are written as 2048 x 1024 JPEG and PNG with palette labels. Measured:
 the decoder alone on one core (the floor), the torch and the DALI loader with the same number of processes,
 and both on the copies that ``python -m fastuda.data cache`` makes. Every figure is the median of three runs
-after a warm-up.
+after a warm-up. Beside it, what that means for training: the seconds that a step of the trainer waits for its
+batch, and those of the whole step (source_only on the smallest network: any other waits less).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import dataclasses
 import io
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fastuda import distributed
+from fastuda.config import resolve
 from fastuda.data.cache import CacheSettings, build_cache
 from fastuda.data.config import DataConfig
 from fastuda.data.dali_loader import DaliLoader, available
 from fastuda.data.domains import Domain, open_domain
 from fastuda.data.torch_loader import TorchLoader
 from fastuda.models.weights import IMAGENET
+from fastuda.settings import plain
+from fastuda.trainer import Trainer
 
 SIZE = (2048, 1024)
 RUNS = 3
+COLUMNS = ("file", "crop", "loader", "images_per_s", "wait_s", "step_s")
 
 
 def write_photos(root: Path, photo: Image.Image, count: int) -> None:
@@ -72,40 +81,61 @@ def loader_rate(kind: type[TorchLoader], domain: Domain, config: DataConfig, bat
     return statistics.median(rates)
 
 
-def measure(
-    root: Path, photo: Image.Image, workers: int, count: int, batches: int
-) -> list[dict[str, object]]:
-    """All rows: what, file, crop, loader, images per second."""
+def data_wait(name: str, source: str, config: DataConfig, steps: int) -> tuple[float, float]:
+    """Median seconds that a training step waits for its batch, and of the whole step."""
+    chosen = {f"data.{key}": value for key, value in plain(dataclasses.asdict(config)).items()}
+    chosen |= {
+        "data.source": source, "data.target": source, "data.eval_split": "none", "data.loader": name,
+        "data.check_labels": 1, "method.name": "source_only", "model.backbone": "small",
+        "train.device": "cpu",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as out:
+        run = Trainer(resolve("scenes", chosen, {}), Path(out), distributed.start("cpu"), quiet=True)
+        run.method.train()
+        found = []
+        for _ in range(steps + 2 * max(config.workers, 1)):
+            run._train_step()
+            found.append(run._take_means())
+        run.loader.close()
+    kept = found[-steps:]  # those before find the batches that were read while the workers started
+    return tuple(statistics.median(step[f"perf/{key}"] for step in kept) for key in ("data_s", "step_s"))
+
+
+Row = tuple[str, int, str, float, str, str]
+
+
+def measure(root: Path, photo: Image.Image, workers: int, count: int, batches: int) -> Iterator[Row]:
+    """All rows, one after the other: file, crop, loader, images per second, seconds that a step waits and
+    takes."""
     write_photos(root, photo, count)
-    rows: list[dict[str, object]] = []
-
-    def row(file: str, crop: int, loader: str, rate: float) -> None:
-        rows.append({"file": file, "crop": crop, "loader": loader, "images_per_s": round(rate, 1)})
-        print(
-            f"{file.ljust(22)} {str(crop or '').rjust(5)}  {loader.ljust(14)} {rate:8.1f} images/s",
-            flush=True,
-        )
-
     loaders = {"torch": TorchLoader} | ({"dali-cpu": DaliLoader} if available() else {})
+
+    def all_loaders(file: str, source: str, crop: int) -> Iterator[Row]:
+        domain = open_domain(source, role="source", data_root=root)
+        edges = (crop, round(1.3 * crop))
+        config = DataConfig(
+            crop=(crop, crop), source_resize=edges, target_resize=edges, batch_size=2, workers=workers
+        )
+        for name, loader in loaders.items():
+            rate = loader_rate(loader, domain, config, batches)
+            wait, step = data_wait(name.partition("-")[0], source, config, batches)
+            yield file, crop, name, round(rate, 1), f"{wait:.3f}", f"{step:.3f}"
+
     for kind in ("jpg", "png"):
         domain = open_domain(f"gta5:{root / kind}", role="source", data_root=root)
-        row(f"2048x1024 {kind}", 0, "decoder, 1 core", decode_rate(domain))
+        yield f"2048x1024 {kind}", 0, "decoder, 1 core", round(decode_rate(domain), 1), "", ""
         for crop in (1024, 512):
-            edges = (crop, round(1.3 * crop))
-            config = DataConfig(
-                crop=(crop, crop), source_resize=edges, target_resize=edges, batch_size=2, workers=workers
-            )
-            for name, loader in loaders.items():
-                row(f"2048x1024 {kind}", crop, name, loader_rate(loader, domain, config, batches))
+            yield from all_loaders(f"2048x1024 {kind}", f"gta5:{root / kind}", crop)
     original = open_domain(f"gta5:{root / 'png'}", role="source", data_root=root)
     build_cache(original, CacheSettings(root / "cache", 512, "jpg", 95), quiet=True)
-    copies = open_domain(f"folder:{root / 'cache'}", role="source", data_root=root)
-    config = DataConfig(
-        crop=(512, 512), source_resize=(512, 666), target_resize=(512, 666), batch_size=2, workers=workers
-    )
-    for name, loader in loaders.items():
-        row("1024x512 cached jpg", 512, name, loader_rate(loader, copies, config, batches))
-    return rows
+    yield from all_loaders("1024x512 cached jpg", f"folder:{root / 'cache'}", 512)
+
+
+def told(row: Row) -> str:
+    """A row in a line."""
+    file, crop, name, rate, wait, step = row
+    waits = f", a step waits {wait} s of {step} s" if wait else ""
+    return f"{file:22} {crop or '':5}  {name:15} {rate:8.1f} images/s{waits}"
 
 
 def main() -> int:
@@ -122,14 +152,16 @@ def main() -> int:
     else:
         noise = np.random.default_rng(0).integers(0, 256, (256, 512, 3), dtype=np.uint8)
         photo = Image.fromarray(noise)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), photo, args.workers, args.count, args.batches)
-    if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        table = None
+        if args.csv:
+            args.csv.parent.mkdir(parents=True, exist_ok=True)
+            table = csv.writer(stack.enter_context(open(args.csv, "w", newline="", buffering=1)))
+            table.writerow(COLUMNS)
+        for row in measure(Path(folder), photo, args.workers, args.count, args.batches):
+            print(told(row), flush=True)
+            if table:
+                table.writerow(row)
     return 0
 
 

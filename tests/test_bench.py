@@ -9,9 +9,10 @@ import sys
 import pytest
 
 import fastuda.ops as F
-from bench import end_to_end, measure, published, table
+from bench import end_to_end, loader, measure, published, table
 from bench.providers import PROVIDERS, CannotExpress
 from bench.registry import CASES, Case
+from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
 
 SMALL = list(dict.fromkeys(dataclasses.replace(c, pixels=96, channels=min(c.channels, 24)) for c in CASES))
@@ -121,3 +122,10 @@ def test_what_bounds_a_step_is_told_from_its_profile():
     told = " ".join(table.reason(row).split())
     assert "Ops are 25% of the published step: with ops that take no time it would be 1.33" in told
     assert "backbone 60% and heads 20%" in told
+
+
+def test_a_step_waits_for_its_batch(scenes_root):
+    config = DataConfig(crop=(16, 32), batch_size=1, workers=0)
+    wait, step = loader.data_wait("torch", f"gta5:{scenes_root / 'scenes' / 'gta5'}", config, 2)
+    assert 0 < wait < step
+    assert "a step waits 0.010 s of 0.500 s" in loader.told(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
