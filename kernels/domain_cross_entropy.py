@@ -1,5 +1,5 @@
-"""The domain loss of upsampled discriminator logits: labels, loss and low-resolution gradient in one pass over
-the pixels.
+"""The domain loss of upsampled discriminator logits: labels, loss and low-resolution gradient in one pass
+over the pixels.
 
 As :mod:`fastuda.kernels.upsample_cross_entropy`, with labels that are made of the upsampled segmentation
 logits on the way: neither they nor their zero half are written.

@@ -36,7 +36,7 @@ def losses(run, steps):
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_three_steps_by_float32(method, amp, scenes_root, tmp_path):
-    """Finite, begun where float32 begins (a teacher's confidence tells them apart later), and the model moves."""
+    """Finite, begun where float32 begins (a teacher's confidence parts them later); the model moves."""
     run, plain = (
         trainer(scenes_root, tmp_path / mode, ("method.name", method), ("train.amp", mode))
         for mode in (amp, "off")
