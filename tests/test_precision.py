@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastuda.config import OptimConfig
 from fastuda.methods import METHODS
 from fastuda.optim import build_optimizer
+from tests.precision import BAND, WINDOW, drift, losses, tiny
 from tests.program import TINY, curves, equal, fastuda, state, without_clocks
-from tests.test_step import trainer
 
 
 @pytest.mark.parametrize("impl", ["auto", "foreach"])
@@ -46,54 +46,32 @@ def test_a_parameter_may_meet_its_first_gradient_late():
     torch.testing.assert_close(momentum[1], torch.full((2,), 1 + 0.9))
 
 
-# the heads beside the segmentor, narrow: what they compute is the same
-NARROW = {
-    "asanet": {"width": 16},
-    "fada": {"width": 16},
-    "sepico": {"width": 16, "contrast_start": 20, "tau": 0.1},
-    "weakseg": {"category_width": 16},
-}
-WINDOW = 50
-BAND = 0.1
-"""Of the mean loss over 50 steps: bf16 against float32. Two runs in float32 whose weights begin 0.1% apart
-drift as far, and further with one image per batch where a teacher's confidence decides."""
-
-
-def tiny(root, out, method, amp):
-    settings = [(f"method.{key}", value) for key, value in NARROW.get(method, {}).items()]
-    images = 2 if method in ("self_training", "sepico") else 1
-    settings += [("data.crop", [32, 32]), ("data.batch_size", images), ("train.steps", 200)]
-    return trainer(root, out, ("method.name", method), ("train.amp", amp), *settings)
-
-
-def losses(run, steps):
-    """The loss of every step."""
-    found = []
-    for _ in range(steps):
-        run._train_step()
-        found.append(run._take_means()["train/loss"])
-    return torch.tensor(found)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_bf16_stays_by_float32_for_200_steps(method, scenes_root, tmp_path):
-    exact, half = (losses(tiny(scenes_root, tmp_path, method, amp), 200) for amp in ("off", "bf16"))
-    assert not torch.equal(exact, half)
-    a, b = (x.unflatten(0, (-1, WINDOW)).mean(1) for x in (exact, half))
-    assert ((b - a).abs() <= BAND * a.abs()).all(), (a, b)
+def test_bf16_stays_by_float32(method, scenes_root, tmp_path):
+    """One window of the 200 steps of ``python -m tests.precision``."""
+    exact, half = (losses(tiny(scenes_root, tmp_path, method, amp), WINDOW) for amp in ("off", "bf16"))
+    assert not torch.equal(exact, half) and drift(exact, half) <= BAND
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_fp16_starts_as_float32_does(method, scenes_root, tmp_path):
-    """Few steps, for lack of fp16 convolutions on a CPU; at a scale that overflows nowhere."""
-    a = losses(tiny(scenes_root, tmp_path, method, "off"), 3)
-    half = tiny(scenes_root, tmp_path, method, "fp16")
-    half.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    """Few steps, for lack of fp16 convolutions on a CPU."""
+    a, half = (
+        losses(tiny(scenes_root, tmp_path, method, "off"), 3),
+        tiny(scenes_root, tmp_path, method, "fp16"),
+    )
     b = losses(half, 3)
     assert not torch.equal(a, b) and half.scaler.get_scale() == 256
     torch.testing.assert_close(b, a, rtol=0.01, atol=0.01)
+
+
+def test_drift_is_that_of_the_worst_window():
+    exact = torch.ones(150)
+    half = torch.cat([torch.full((50,), 1.02), torch.full((50,), 0.95), torch.full((50,), 9.0)])
+    assert drift(exact[:120], half[:120]) == pytest.approx(0.05)
+    assert drift(exact, half) == pytest.approx(8)
 
 
 DELICATE = {
