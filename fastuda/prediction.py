@@ -20,6 +20,7 @@ from tqdm import tqdm
 import fastuda.ops as F
 from fastuda.checkpoint import write_atomic
 from fastuda.data.decode import BadFile, open_rgb
+from fastuda.data.domains import Domain
 from fastuda.data.labels import ClassSet
 from fastuda.data.layouts import IMAGE_SUFFIXES
 from fastuda.data.transforms import resize_image
@@ -28,7 +29,7 @@ from fastuda.inference import Inference, probabilities
 from fastuda.methods import Method
 from fastuda.settings import to_yaml
 from fastuda.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
-from fastuda.visualize import overlay, save_palette_png
+from fastuda.visualize import overlay, panels, save_palette_png
 
 log = logging.getLogger("fastuda")
 
@@ -67,6 +68,19 @@ class Predictor:
             prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
         )
         return found[1][0].cpu().numpy(), None
+
+
+def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
+    """Image and prediction side by side, of ``count`` evenly spread images of a domain, its labels unread; a
+    file that cannot be read is left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist():
+        try:
+            image = domain.read_image(index)
+        except BadFile:
+            continue
+        row = panels(image, predictor(image)[0], None, predictor.classes)
+        Image.fromarray(row).save(folder / f"{domain.items[index].image.stem}.png")
 
 
 @dataclass

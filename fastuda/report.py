@@ -27,7 +27,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     """
     from fastuda import checkpoint
     from fastuda import report_sections as sections
-    from fastuda.data.domains import short_name
+    from fastuda.data.domains import NO_SPLIT, short_name
     from fastuda.report_facts import Record, measure, read_pictures
     from fastuda.saved import load_config
 
@@ -41,7 +41,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
         measured = measure(folder, config, beside, device)
     finally:
         checkpoint.set_rng_state(before)
-    pictures = read_pictures(folder, beside)
+    pictures = read_pictures(folder, beside, record.result.get("split") != NO_SPLIT)
     source, target = short_name(config.data.source), short_name(config.data.target)
     title = f"{method}: {source} to {target} ({record.result.get('split', '')})"
     body = [

@@ -154,33 +154,35 @@ def _distances(method: Method, domain: Domain, config: RunConfig, device: torch.
     return class_centre_distance(statistics_).tolist()
 
 
-def read_pictures(folder: Path, baseline: Path | None) -> list[dict[str, str]]:
-    """The pictures in ``preds/`` taken apart: name, and image, prediction, label (and the baseline's
-    prediction) as data URIs."""
+def read_pictures(folder: Path, baseline: Path | None, labelled: bool) -> list[dict[str, str]]:
+    """The pictures in ``preds/`` taken apart: name, and image, prediction, label where there is one (and the
+    baseline's prediction) as data URIs."""
+    parts = 3 if labelled else 2
     out = []
     for path in sorted((folder / "preds").glob("*.png")):
-        image, prediction, label = _panels(path)
+        image, prediction, *label = _panels(path, parts)
         layers = {"image": image, "prediction": prediction}
         other = baseline / "preds" / path.name if baseline else None
         if other is not None and other.is_file():
-            layers[BASELINE] = _panels(other)[1]
-        layers["label"] = label
+            layers[BASELINE] = _panels(other, parts)[1]
+        if label:
+            layers["label"] = label[0]
         said = {name: data_uri(part, photo=name == "image") for name, part in layers.items()}
         out.append({"name": path.stem, **said})
     return out
 
 
-def _panels(path: Path) -> list[np.ndarray]:
-    """The three parts of a picture that evaluation left, which have four white columns between them.
+def _panels(path: Path, parts: int) -> list[np.ndarray]:
+    """The parts of a picture that a run left, which have four white columns between them.
 
     Raises:
         UserError: it is none.
     """
     row = np.asarray(open_rgb(path))
-    width, rest = divmod(row.shape[1] - 8, 3)
+    width, rest = divmod(row.shape[1] - 4 * (parts - 1), parts)
     if rest or width < 1:
-        raise UserError(f"{path} is no picture that an evaluation left; remove it")
-    return [row[:, i * (width + 4) : i * (width + 4) + width] for i in range(3)]
+        raise UserError(f"{path} is no picture that a run left; remove it")
+    return [row[:, i * (width + 4) : i * (width + 4) + width] for i in range(parts)]
 
 
 def data_uri(picture: np.ndarray, photo: bool) -> str:

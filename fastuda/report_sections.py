@@ -151,7 +151,7 @@ def _mean(values: list[float]) -> float:
 def viewer(pictures: list[dict[str, str]], measured: Measured) -> str:
     """Two layers of one picture with a divider to move, and buttons to choose among the pictures."""
     if not pictures:
-        return "<p>The run left no pictures (eval.pictures=0, or no held-out images).</p>"
+        return "<p>The run left no pictures (eval.pictures=0).</p>"
     layers = [key for key in pictures[0] if key != "name"]
 
     def side(which: str) -> str:

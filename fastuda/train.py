@@ -125,7 +125,9 @@ def main() -> int:
         last = out / "3_distill" if args.stages else out
         page = last / "report.html"
         look = f"open {page}" if page.is_file() else f"pictures in {last / 'preds'}"
-        print(f"{table(scores)}\n\nrun folder: {out} ({look})")
+        scored = any(value == value for one in scores.values() for value in one.iou)
+        said = table(scores) if scored else "no scores: the target has no held-out labels"
+        print(f"{said}\n\nrun folder: {out} ({look})")
     return 0
 
 

@@ -30,6 +30,7 @@ from fastuda.metrics import Scores
 from fastuda.models import build_model
 from fastuda.optim import build_optimizer, lr_factor, network_config, set_lr
 from fastuda.parallel import Parallel, bare, sync_batch_norm
+from fastuda.prediction import Predictor, leave_pictures
 from fastuda.run_state import BEST, LAST, RunState
 from fastuda.saved import save_model
 
@@ -232,6 +233,8 @@ class Trainer:
             pictures=folder,
             count=self.config.eval.pictures,
         )
+        if folder and not len(self.held_out) and self.config.eval.pictures and self.world.first:
+            self._look(folder)
         per_class = dict(zip(scores.classes, scores.iou, strict=True))
         values = {f"val/{key}": value for key, value in scores.protocols().items() if value == value}
         values |= {f"iou/{name}": value for name, value in per_class.items() if value == value}
@@ -243,6 +246,15 @@ class Trainer:
             self.state.best = scores.miou
             self._checkpoint(BEST, loggers)
         return scores
+
+    def _look(self, folder: Path) -> None:
+        """Pictures of the training images, for want of held-out ones."""
+        how = Inference(amp=self.amp)
+        size = self.config.data.eval_size
+        self.method.eval()
+        predictor = Predictor(self.method, self.target.classes, self.world.device, size, how)
+        leave_pictures(predictor, self.target, folder, self.config.eval.pictures)
+        self.method.train()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop_signal = number

@@ -8,11 +8,11 @@ import importlib
 import importlib.util
 import inspect
 import io
-import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,29 +140,41 @@ def test_commands_are_understood(page, monkeypatch):
                 pytest.fail(f"{' '.join(words)}: {said.getvalue()}")
 
 
+def followed(script: str) -> Iterator[subprocess.CompletedProcess]:
+    """Run a page's lines in their order: those of fastuda in this process, which spares each an import of
+    torch, the rest in bash."""
+    shell: list[str] = []
+    for line in [*script.replace("\\\n", " ").splitlines(), ""]:
+        words = shlex.split(line, comments=True) if line.startswith("python -m fastuda.") else []
+        if not words and line:
+            shell.append(line)
+            continue
+        if shell:
+            yield subprocess.run(["bash", "-euc", "\n".join(shell)], capture_output=True, text=True)
+            shell = []
+        if words:
+            words, into = (words[:-2], words[-1]) if words[-2] == ">" else (words, None)
+            module = words[2].removeprefix("fastuda.")
+            done = fastuda("data.__main__" if module == "data" else module, *words[3:])
+            if into:
+                Path(into).write_text(done.stdout)
+            yield done
+
+
 @pytest.mark.slow
-def test_your_own_data_in_ten_minutes_is_followed_literally(tmp_path):
-    script = "set -euo pipefail\n" + "\n".join(blocks(DOCS / "ten-minutes.md", "bash"))
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    python.chmod(0o755)
-    extra = {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-        "FASTUDA_CACHE": str(tmp_path / "cache"),
-    }
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env=environment(extra),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "same by name: sidewalk = pavement" in done.stderr and "mIoU7" in done.stdout
+def test_your_own_data_in_ten_minutes_is_followed_literally(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTUDA_CACHE", str(tmp_path / "cache"))
+    out = err = ""
+    for done in followed("\n".join(blocks(DOCS / "ten-minutes.md", "bash"))):
+        assert done.returncode == 0, f"{done.args}: {done.stderr[-3000:]}"
+        out, err = out + done.stdout, err + done.stderr
+    assert "same by name: sidewalk = pavement" in err and "mIoU7" in out
     assert len(list((tmp_path / "predictions" / "overlay").rglob("*.png"))) == 6
     assert (tmp_path / "photos.png").is_file() and "steps: 20000" in (tmp_path / "real.yaml").read_text()
+    assert (tmp_path / "mine" / "photos" / "classes.yaml").is_file() and not (
+        tmp_path / "drawn/gta5"
+    ).exists()
 
 
 def templates() -> list[str]:

@@ -121,14 +121,18 @@ def test_asanet_is_the_published_objective():
 def test_asanet_cleaning():
     method, data = half("asanet", strategy="asc", cleaning_weight=0.3), data64()
     assert list(method.networks()) == ["model"]
-    losses, _ = collect(method, data)
+    losses, grads = collect(method, data)
     p = up(method.model(data.target_image).logits).softmax(1)
     padded = nnf.pad(p, (1, 1, 1, 1), mode="replicate")
     terms = [
         1 - (p * padded[:, :, y : y + 32, x : x + 64]).sum(1)
         for y in range(3) for x in range(3) if (y, x) != (1, 1)
     ]  # fmt: skip
-    assert losses["cleaning"].item() == pytest.approx(0.3 * torch.stack(terms).mean().item(), rel=1e-9)
+    cleaning = 0.3 * torch.stack(terms).mean()
+    assert losses["cleaning"].item() == pytest.approx(cleaning.item(), rel=1e-9)
+    logits = up(method.model(data.source_image).logits)
+    seg = nnf.cross_entropy(logits, data.source_label, ignore_index=255)
+    same(grads["model"], gradients(seg + cleaning, method.model))
 
 
 def test_weakseg_is_the_published_objective():

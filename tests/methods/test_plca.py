@@ -74,6 +74,12 @@ def test_objective(settings):
     assert set(phase.losses) == set(wanted)
     for name, value in wanted.items():
         assert phase.losses[name].item() == pytest.approx(value.item(), abs=2e-6), name
+    if settings:
+        return
+    parameters = list(method.model.parameters())
+    one, two = (torch.autograd.grad(sum(x.values()), parameters) for x in (phase.losses, wanted))
+    for mine, truth in zip(one, two, strict=True):
+        assert (mine - truth).norm() <= 1e-4 * truth.norm().clamp(min=1e-3)
 
 
 @pytest.mark.parametrize(

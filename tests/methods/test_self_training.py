@@ -13,7 +13,7 @@ from fastuda.methods import get_method
 from fastuda.methods.sepico import balanced_crops, downsample_labels
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import PrototypeBank
-from tests.methods.test_adversarial import collect, data64, same
+from tests.methods.test_adversarial import collect, data64, gradients, same
 from tests.methods.test_protocol import batch, build
 
 PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.3}
@@ -24,10 +24,11 @@ def up(x):
 
 
 def test_self_training_is_the_published_objective():
-    method, data = build("self_training", **PLAIN, ignore_top=2, ignore_bottom=5).eval(), batch()
-    found = {k: v.item() for p in method.phases(data, 0) for k, v in p.losses.items()}
-    probability, label = up(method.model(data.target_image).logits).softmax(1).max(1)
-    share = (probability >= 0.3).float().mean()
+    method, data = build("self_training", **PLAIN, ignore_top=2, ignore_bottom=5).double().eval(), data64()
+    found, grads = collect(method, data)
+    with torch.no_grad():
+        probability, label = up(method.model(data.target_image).logits).softmax(1).max(1)
+    share = (probability >= 0.3).double().mean()
     assert 0 < share < 1
     weight = share.expand(2, 32, 64).clone()
     weight[:, :2] = weight[:, -5:] = 0
@@ -36,11 +37,14 @@ def test_self_training_is_the_published_objective():
     label = torch.where(mask, data.source_label, label)
     weight = torch.where(mask, 1.0, weight)
     ce = nnf.cross_entropy(up(method.model(image).logits), label, reduction="none")
-    assert found["mixed"] == pytest.approx((weight * ce).mean().item(), rel=1e-5)
+    mixed = (weight * ce).mean()
+    assert found["mixed"].item() == pytest.approx(mixed.item(), rel=1e-6)
     plain = nnf.cross_entropy(
         up(method.model(data.source_image).logits), data.source_label, ignore_index=255, reduction="sum"
     )
-    assert found["ce"] == pytest.approx((plain / mask.numel()).item(), rel=1e-5)
+    plain = plain / mask.numel()
+    assert found["ce"].item() == pytest.approx(plain.item(), rel=1e-6)
+    same(grads["model"], gradients(mixed + plain, method.model))
 
 
 def test_the_teacher_follows_without_gradients():
