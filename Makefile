@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m fastuda.train --method plca --amp
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
