@@ -8,6 +8,7 @@ import torch
 
 import fastuda.ops as F
 from fastuda.kernels import local_affinity as affinity
+from fastuda.kernels import lovasz_softmax as lovasz
 from fastuda.kernels import upsample_confusion as confusion
 from tests.helpers import within_budget
 
@@ -226,3 +227,87 @@ def test_domain_cross_entropy_options(settings, dtype):
     x, z = (3 * torch.randn(1, 38, 3, 7)).to(dtype), (4 * torch.randn(1, 19, 4, 5)).to(dtype)
     settings = dict(encode="target", size=(9, 19), **settings)
     check(lambda x, backend: F.domain_cross_entropy(x, z.to(x.dtype), **settings, backend=backend), x)
+
+
+def prototypes(kind, classes, width, length=40):
+    if kind == "bank":
+        vectors, count = torch.randn(classes, length, width), torch.randint(0, length + 1, (classes,))
+        vectors[torch.arange(length) >= count[:, None]] = torch.nan
+        return F.PrototypeBank(vectors, count)
+    return F.ClassStatistics(torch.ones(classes), torch.randn(classes, width), torch.rand(classes, width))
+
+
+@pytest.mark.parametrize("kind", ["proto", "dist", "bank"])
+@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 2), (70, 40, 5), (33, 7, 40)])
+def test_prototype_contrast(kind, n, width, classes):
+    x, labels = torch.randn(n, width), torch.randint(0, classes, (n,))
+    labels[1::5] = 255
+    given = prototypes(kind, classes, width)
+    if kind == "bank":
+        plain = F.PrototypeBank(given.vectors.nan_to_num(), given.count)
+    else:
+        plain = given
+
+    def contrast(x, backend):
+        these = given if backend == "triton" else plain
+        return F.prototype_contrast(x, labels, these, kind=kind, tau=0.5, backend=backend)
+
+    check(contrast, x)
+
+
+@pytest.mark.parametrize("kind", ["proto", "dist", "bank"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prototype_contrast_error_budget(kind, dtype):
+    x = torch.nn.functional.normalize(torch.randn(64, 33), dim=1).to(dtype)
+    labels, given = torch.randint(0, 3, (64,)), prototypes(kind, 19, 33, 20)
+    if kind == "bank":
+        given = F.PrototypeBank(given.vectors.nan_to_num(), given.count)
+    check(lambda x, backend: F.prototype_contrast(x, labels, given, kind=kind, backend=backend), x)
+
+
+@pytest.mark.parametrize("kind", ["proto", "bank"])
+def test_prototype_contrast_shows_alien_labels_and_needs_no_valid_one(kind):
+    given = prototypes(kind, 5, 4)
+    x = torch.randn(9, 4, requires_grad=True)
+    labels = torch.full((9,), 255)
+    loss = F.prototype_contrast(x, labels, given, kind=kind, backend="triton")
+    assert loss == 0 and (torch.autograd.grad(loss, x)[0] == 0).all()
+    labels[3] = 7
+    assert F.prototype_contrast(x, labels, given, kind=kind, backend="triton").isnan()
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((1, 1), (1, 1)), ((1, 5), (7, 1)), ((3, 4), (11, 40)), ((5, 9), (3, 4))]
+)
+@pytest.mark.parametrize("align", [False, True])
+def test_lovasz_from_logits(low, high, align, monkeypatch):
+    monkeypatch.setattr(lovasz, "OUTPUTS", 32)
+    x, labels = 3 * torch.randn(2, 4, *low), torch.randint(0, 3, (2, *high))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    settings = dict(from_logits=True, align_corners=align)
+    check(lambda x, backend: F.lovasz_softmax(x, labels, **settings, backend=backend), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_lovasz_error_budget(from_logits, dtype):
+    x, labels = 3 * torch.randn(2, 3, 4, 7), torch.randint(0, 3, (2, 4, 7))
+    x = (x if from_logits else x.softmax(1)).to(dtype)
+    found, plain, truth = runs(
+        lambda x, backend: F.lovasz_softmax(
+            x, labels, from_logits=from_logits, per_image=True, backend=backend
+        ),
+        x,
+    )
+    within_budget(found[0], plain[0], truth[0], "loss", torch.float32)
+    if from_logits or dtype == torch.float32:  # equal errors have several right orders in half precision
+        within_budget(found[1], plain[1], truth[1], "gradient", dtype)
+
+
+def test_lovasz_of_right_wrong_and_no_labels():
+    labels = torch.tensor([[[0, 1], [1, 255]]])
+    right = torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]])[None].requires_grad_()
+    assert F.lovasz_softmax(right, labels, backend="triton") == 0
+    assert F.lovasz_softmax(1 - right, labels, backend="triton") == pytest.approx(1)
+    nothing = F.lovasz_softmax(right, torch.full_like(labels, 255), backend="triton")
+    assert nothing == 0 and (torch.autograd.grad(nothing, right)[0] == 0).all()
