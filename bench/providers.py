@@ -40,6 +40,8 @@ OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
     "prototype_contrast": lambda t, b: F.prototype_contrast(
         t["x"], t["labels"], _prototypes(t), tau=0.1, backend=b
     ),
+    "smooth_max_pool": lambda t, b: F.smooth_max_pool(t["x"], backend=b),
+    "category_pool": lambda t, b: F.category_pool(t["x"], t["seg"], backend=b),
 }
 """Each memory-bound op of fastuda on one backend."""
 

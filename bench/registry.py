@@ -114,6 +114,11 @@ def _prototypes(case: Case, n: int, generator: torch.Generator) -> dict[str, tor
     return {**made, "mean": found.mean, "variance": found.variance}
 
 
+def _attention(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    x = torch.randn(case.batch, n, case.channels, generator=generator).relu_()
+    return {"x": x, "seg": 4 * torch.randn(case.batch, n, 19, generator=generator)}
+
+
 def _square_shape(c: Case) -> str:
     return f"{c.batch}x{c.channels}x{_low(c.pixels)}² to {c.pixels}²"
 
@@ -151,6 +156,16 @@ MEMORY_BOUND = {
         lambda c: 3 * 4 * c.pixels * c.channels,
         lambda c: f"{c.pixels}x{c.channels}, 19 prototypes",
     ),
+    "smooth_max_pool": MemoryBound(
+        _planes,
+        lambda c: (1 if c.mode == "fwd" else 3) * 4 * c.batch * c.channels * c.pixels**2 // 2,
+        lambda c: f"{c.batch}x{c.channels}x{c.pixels // 2}x{c.pixels}",
+    ),
+    "category_pool": MemoryBound(
+        _attention,
+        lambda c: (1 if c.mode == "fwd" else 2) * 4 * c.batch * c.pixels * c.channels,
+        lambda c: f"{c.batch}x{c.pixels}x{c.channels}, 19 classes",
+    ),
 }
 BOTH = ("fwd", "fwd+bwd")
 CASES = [
@@ -175,6 +190,8 @@ CASES = [
     *(Case("local_affinity", mode, "float32", 1024, 19) for mode in BOTH),
     Case("class_statistics", "fwd", "float32", 12800, 512),
     Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512),
+    Case("smooth_max_pool", "fwd+bwd", "float32", 1024, 19),
+    Case("category_pool", "fwd+bwd", "float32", 8464, 2048),
 ]
 SWEEP = [
     Case(op, "fwd+bwd", "float32", pixels, 256)

@@ -8,22 +8,13 @@
 #include <atomic>
 #include <optional>
 
-#include "gemm.h"
+#include "panel.h"
+#include "tile.h"
 #include "widen.h"
 
 namespace fastuda {
 
 namespace {
-
-// x and its square, where wanted.
-template <class T, class S>
-FASTUDA_INLINE void load_body(const T* from, int64_t n, S* x, S* square) {
-#pragma omp simd
-  for (int64_t a = 0; a < n; ++a) x[a] = widen(from[a]);
-  if (!square) return;
-#pragma omp simd
-  for (int64_t a = 0; a < n; ++a) square[a] = x[a] * x[a];
-}
 
 // scale (by_mean + x by_spread), or without the spread.
 template <class T, class S>
@@ -81,8 +72,7 @@ FASTUDA_INLINE S bank_body(S* z, int64_t n, S other, S* slope_of_other) {
 }
 
 // target_clones does not apply to templates.
-#define CONTRAST_SWEEPS(T, S, CLONES)                                                               \
-  CLONES void load(const T* from, int64_t n, S* x, S* square) { load_body(from, n, x, square); }    \
+#define CONTRAST_STORE(T, S, CLONES)                                                                \
   CLONES void store(const S* by_mean, const T* x, const S* by_spread, S scale, int64_t n, T* out) { \
     store_body(by_mean, x, by_spread, scale, n, out);                                               \
   }
@@ -90,28 +80,13 @@ FASTUDA_INLINE S bank_body(S* z, int64_t n, S other, S* slope_of_other) {
   CLONES S inner_product(const S* x, const S* y, int64_t n) { return inner_body(x, y, n); } \
   CLONES S softmax(const S* z, int64_t n, S* out) { return softmax_body(z, n, out); }       \
   CLONES S bank_loss(S* z, int64_t n, S other, S* slope) { return bank_body(z, n, other, slope); }
-CONTRAST_SWEEPS(float, float, FASTUDA_CLONES)
-CONTRAST_SWEEPS(BFloat16, float, FASTUDA_CLONES)
-CONTRAST_SWEEPS(double, double, )
+CONTRAST_STORE(float, float, FASTUDA_CLONES)
+CONTRAST_STORE(BFloat16, float, FASTUDA_CLONES)
+CONTRAST_STORE(double, double, )
 CONTRAST_ROWS(float, FASTUDA_CLONES)
 CONTRAST_ROWS(double, )
-#undef CONTRAST_SWEEPS
+#undef CONTRAST_STORE
 #undef CONTRAST_ROWS
-
-// Calls f with a T() of the features' type; float16 is widened as a whole.
-template <class F>
-void with_rows(const Tensor& features, F&& f) {
-  if (features.scalar_type() == at::kDouble) {
-    f(double());
-  } else if (features.scalar_type() == at::kBFloat16) {
-    f(BFloat16());
-  } else {
-    f(float());
-  }
-}
-Tensor readable(const Tensor& features) {
-  return (features.scalar_type() == at::kHalf ? features.to(at::kFloat) : features).contiguous();
-}
 
 enum class Kind { kOwn, kIgnored, kAlien };
 Kind kind_of(int64_t label, int64_t ignore, int64_t classes) {
@@ -120,19 +95,6 @@ Kind kind_of(int64_t label, int64_t ignore, int64_t classes) {
 }
 void check_labels(bool alien, int64_t classes) {
   TORCH_CHECK_VALUE(!alien, "labels hold classes outside 0..", classes - 1, " other than ignore_index");
-}
-
-// a [kRows, depth] . b -> out [kRows, b.columns]; always whole panels, since every size has its own generated
-// code.
-template <class S>
-void product(const Scratch<S>& a, int64_t lda, const Packed<S>& b, const Scratch<S>& out) {
-  for (int64_t block = 0; block < b.blocks(); ++block) {
-    tile_product<S>(kRows, b.depth, a.data(), lda, b, block, out.data() + block * kCols, b.columns, false);
-  }
-}
-template <class S>
-Scratch<S> panel_of(int64_t columns) {
-  return Scratch<S>::zeros(kRows * columns);
 }
 
 std::tuple<Tensor, Tensor> prototype_contrast_fwd(const Tensor& features, const Tensor& labels,
@@ -160,7 +122,7 @@ std::tuple<Tensor, Tensor> prototype_contrast_fwd(const Tensor& features, const 
         const int64_t first = p * kRows, count = std::min(kRows, rows - first);
         for (int64_t r = 0; r < count; ++r) {
           S* to = panel.data() + r * stride;
-          load(x.const_data_ptr<T>() + (first + r) * width, width, to, variance ? to + width : nullptr);
+          load_row(x.const_data_ptr<T>() + (first + r) * width, width, to, variance ? to + width : nullptr);
         }
         product(panel, stride, packed, logits);
         for (int64_t r = 0; r < count; ++r) {
@@ -282,8 +244,8 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
         for (int64_t p = begin; p < end; ++p) {
           const int64_t first = p * kRows, here = std::min(kRows, int64_t(member.size()) - first);
           for (int64_t r = 0; r < here; ++r) {
-            load(x.const_data_ptr<T>() + member[first + r] * width, width, panel.data() + r * stride,
-                 static_cast<S*>(nullptr));
+            load_row(x.const_data_ptr<T>() + member[first + r] * width, width, panel.data() + r * stride,
+                     static_cast<S*>(nullptr));
           }
           product(panel, stride, to_bank, positive);
           product(panel, stride, to_centres, other);

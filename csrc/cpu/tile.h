@@ -106,6 +106,14 @@ double inner(const double* x, const double* y, int64_t n);
 template <class T, class S>
 void unit_gradient(const S* g, const T* x, S norm, int64_t n, T* out);
 
+// A row in its accumulation type, and its squares where wanted.
+template <class T>
+void load_row(const T* from, int64_t n, acc_t<T>* x, acc_t<T>* square);
+
+// log sum exp(k x) in one pass; -inf without a finite value.
+template <class T>
+acc_t<T> log_sum_exp(const T* x, int64_t n, acc_t<T> k);
+
 // contrast_softmax, row by row: the statistics of given values; out = exp((x - best) inverse_t) and its sum;
 // out = scale e; and the gradient (g - mean) y scale.
 template <class T>

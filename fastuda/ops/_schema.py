@@ -178,6 +178,26 @@ def _smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float)
     return logits.new_empty(logits.shape)
 
 
+def _category_pool_fwd(features: Tensor, logits: Tensor):
+    (b, _, c), k = features.shape, logits.shape[2]
+    return _stat(features, b, k, c), _stat(features, b, k)
+
+
+def _category_pool_bwd(
+    grad: Tensor,
+    features: Tensor,
+    logits: Tensor,
+    pooled: Tensor,
+    lse: Tensor,
+    for_features: bool,
+    for_logits: bool,
+):
+    return (
+        features.new_empty(features.shape if for_features else (0,)),
+        logits.new_empty(logits.shape if for_logits else (0,)),
+    )
+
+
 def _lovasz_softmax_fwd(
     x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
 ):
@@ -284,4 +304,11 @@ define(
     "smooth_max_pool_bwd",
     "(Tensor grad, Tensor logits, Tensor pooled, float k) -> Tensor",
     _smooth_max_pool_bwd,
+)
+define("category_pool_fwd", "(Tensor features, Tensor logits) -> (Tensor, Tensor)", _category_pool_fwd)
+define(
+    "category_pool_bwd",
+    "(Tensor grad, Tensor features, Tensor logits, Tensor pooled, Tensor lse, bool for_features,"
+    " bool for_logits) -> (Tensor, Tensor)",
+    _category_pool_bwd,
 )

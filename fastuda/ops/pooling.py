@@ -12,7 +12,7 @@ from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_float, check_rank
 
 _backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), cpu=False, triton=True)
-_backends.register("category_pool")
+_backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"))
 
 
 class _SmoothMax(torch.autograd.Function):
@@ -31,6 +31,22 @@ class _SmoothMax(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _CategoryPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, logits: Tensor, name: str):
+        pooled, lse = _backends.overload("category_pool_fwd", name)(features, logits)
+        ctx.save_for_backward(features, logits, pooled, lse)
+        ctx.name = name
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        wanted = ctx.needs_input_grad[:2]
+        found = _backends.overload("category_pool_bwd", ctx.name)(grad, *ctx.saved_tensors, *wanted)
+        return (*(x if needed else None for x, needed in zip(found, wanted, strict=True)), None)
 
 
 def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") -> Tensor:
@@ -83,6 +99,8 @@ def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") ->
         raise ValueError(
             f"features {tuple(features.shape)} and logits {tuple(logits.shape)} must share batch and pixels"
         )
-    _backends.select("category_pool", features, logits, backend=backend)
+    name = _backends.select("category_pool", features, logits, backend=backend)
     with torch.autocast(features.device.type, enabled=False):
+        if name != "reference":
+            return _CategoryPool.apply(features, logits, name)
         return reference_losses.category_pool(features, logits)

@@ -14,9 +14,7 @@ from fastuda.ops._checks import check_choice, check_float, check_labels, check_r
 from fastuda.ops.class_statistics import ClassStatistics
 
 _backends.register(
-    "prototype_contrast",
-    ("prototype_contrast_fwd", "prototype_contrast_bwd", "bank_contrast_fwd"),
-    triton=True,
+    "prototype_contrast", ("prototype_contrast_fwd", "prototype_contrast_bwd", "bank_contrast_fwd")
 )
 
 

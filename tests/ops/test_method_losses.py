@@ -161,37 +161,6 @@ def test_statistics_survive_a_large_common_mean():
     assert torch.allclose(found.variance[0], x.double().var(0, unbiased=False).float(), rtol=1e-3)
 
 
-# WeakSegDA
-
-
-def test_pooling_values_of_the_notes():
-    z = torch.tensor([[[[2.0, -1.0], [0.0, -3.0]]]], dtype=torch.float64)
-    t = F.smooth_max_pool(z)
-    assert t.item() == pytest.approx(0.789221, abs=1e-6) and t.sigmoid().item() == pytest.approx(
-        0.687664, abs=1e-6
-    )
-    z = torch.tensor([0.0, 1, 2, 3], dtype=torch.float64).reshape(1, 4, 1)
-    f = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64).reshape(1, 4, 1)
-    assert F.category_pool(f, z).item() == pytest.approx(3.492653, abs=1e-6)
-
-
-@pytest.mark.parametrize("k", [0.1, 1.0, 20.0])
-def test_smooth_max_lies_between_mean_and_max_and_does_not_overflow(k):
-    z = torch.randn(2, 3, 5, 7) * 300
-    t = F.smooth_max_pool(z.bfloat16().float(), k=k)
-    assert torch.isfinite(t).all()
-    assert (t <= z.bfloat16().float().flatten(2).amax(2) + 1e-3).all()
-    assert (t >= z.bfloat16().float().flatten(2).mean(2) - 1e-3).all()
-    assert F.smooth_max_pool(z.bfloat16(), k=k).dtype == torch.float32
-
-
-def test_gradients():
-    x = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
-    assert torch.autograd.gradcheck(F.smooth_max_pool, x(2, 3, 2, 4))
-    assert torch.autograd.gradcheck(F.category_pool, (x(2, 5, 3), x(2, 5, 4)))
-    assert torch.autograd.gradcheck(F.affinity_cleaning_loss, x(1, 3, 3, 4))
-
-
 def prototypes():
     return ClassStatistics(torch.ones(3), torch.rand(3, 5), torch.rand(3, 5))
 

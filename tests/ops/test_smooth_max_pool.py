@@ -1,0 +1,93 @@
+"""smooth_max_pool: the published values, its bounds, and every backend's error."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastuda.ops as F
+from tests.helpers import cpu_backends, within_budget
+
+BACKENDS = cpu_backends("smooth_max_pool")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_value_of_the_notes(backend):
+    z = torch.tensor([[[[2.0, -1.0], [0.0, -3.0]]]], dtype=torch.float64)
+    t = F.smooth_max_pool(z, backend=backend)
+    assert t.item() == pytest.approx(0.789221, abs=1e-6)
+    assert t.sigmoid().item() == pytest.approx(0.687664, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 70), st.integers(1, 40),
+    st.sampled_from([0.1, 1.0, 20.0]), st.integers(0, 50),
+)  # fmt: skip
+def test_any_size_is_the_definition(backend, batch, classes, height, width, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = 5 * torch.randn(batch, classes, height, width, generator=generator, dtype=torch.float64)
+    z.requires_grad_()
+    found = F.smooth_max_pool(z, k=k, backend=backend)
+    wanted = (k * z).exp().mean((2, 3)).log() / k
+    assert torch.allclose(found, wanted, atol=1e-10)
+    weight = torch.randn(batch, classes, generator=generator, dtype=torch.float64)
+    one, two = (torch.autograd.grad((x * weight).sum(), z)[0] for x in (found, wanted))
+    assert torch.allclose(one, two, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [0.3, 4.0])
+def test_error_budget(backend, dtype, k):
+    z = (6 * torch.randn(2, 5, 47, 61, generator=torch.Generator().manual_seed(0))).to(dtype)
+    z = z.transpose(2, 3)
+
+    def run(z, name):
+        leaf = z.clone().requires_grad_()
+        t = F.smooth_max_pool(leaf, k=k, backend=name)
+        weight = torch.linspace(-1, 2, t.numel(), dtype=t.dtype).reshape(t.shape)
+        return t.detach(), torch.autograd.grad(t, leaf, weight)[0]
+
+    found, plain, truth = run(z, backend), run(z, "reference"), run(z.double(), "reference")
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    within_budget(found[0], plain[0], truth[0], "value", torch.float32)
+    within_budget(found[1], plain[1], truth[1], "gradient", dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [0.1, 1.0, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_lies_between_mean_and_max_and_does_not_overflow(backend, k, dtype):
+    z = (torch.randn(2, 3, 50, 70) * 300).to(dtype)
+    t = F.smooth_max_pool(z, k=k, backend=backend)
+    assert t.dtype == torch.float32 and torch.isfinite(t).all()
+    assert (t <= z.float().flatten(2).amax(2) + 1e-3).all()
+    assert (t >= z.float().flatten(2).mean(2) - 1e-3).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_part_without_probability_and_a_nan(backend):
+    z = torch.full((1, 3, 40, 40), -torch.inf)
+    z[0, 0, 39] = 2.0
+    z[0, 1, 20] = torch.nan
+    t = F.smooth_max_pool(z, backend=backend)[0]
+    assert t[0].item() == pytest.approx(2 - torch.tensor(40.0).log().item(), abs=1e-5)
+    assert t[1].isnan() and t[2] == -torch.inf
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operators(backend):
+    if backend == "reference":
+        pytest.skip("not a registered operator")
+    z = torch.randn(2, 3, 5, 7)
+    assert torch.autograd.gradcheck(
+        lambda z: F.smooth_max_pool(z, k=2.0, backend=backend), z.double().requires_grad_()
+    )
+    operators = torch.ops.fastuda
+    torch.library.opcheck(operators.smooth_max_pool_fwd.cpu, (z, 2.0))
+    pooled = operators.smooth_max_pool_fwd.cpu(z, 2.0)
+    torch.library.opcheck(operators.smooth_max_pool_bwd.cpu, (torch.ones(2, 3), z, pooled, 2.0))
+    compiled = torch.compile(lambda z: F.smooth_max_pool(z), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(z), F.smooth_max_pool(z))
