@@ -177,6 +177,18 @@ def options() -> argparse.Namespace:
     return args
 
 
+class Table(csv.DictWriter):
+    """Rows of two threads."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.lock = threading.Lock()
+
+    def writerow(self, row: Any) -> Any:
+        with self.lock:
+            return super().writerow(row)
+
+
 class Undisturbed(threading.Thread):
     """One life to its end."""
 
@@ -222,7 +234,7 @@ def main() -> int:
     print(f"{steps} steps, a checkpoint every {every}", flush=True)
     with open(args.out / "samples.csv", "w", newline="", buffering=1) as file:
         fields = ["run", "life", "seconds", "trainer_mib", "children_mib", "handles", "children"]
-        table = csv.DictWriter(file, fields)
+        table = Table(file, fields)
         table.writeheader()
         calm = Undisturbed([*common, "--out", args.out / "calm"], log, table, args.sample_every)
         if args.together:
