@@ -89,6 +89,7 @@ STEPS = """
 `python -m bench.end_to_end`: whole steps of the trainer (data, forward, backward, optimiser) on the fused
 ops, and on the formulations of the authors' code ([published.py](published.py)), from the same seed on the
 same scenes; the losses of both agree step by step. MiB at the peak above what stays between steps.
+Rows of `x1` are from one thread of a machine that was busy otherwise: their ratio counts, not their seconds.
 """
 SHARES = """
 Where a step goes (`python -m fastuda.profile`, one more step), on the fused ops / as published. The last

@@ -119,9 +119,12 @@ def _check(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from fastuda.data.domains import open_domain
+    from fastuda.data.files import written
     from fastuda.data.index import build_index
     from fastuda.data.sampling import class_probabilities
 
+    if args.weak and args.weak.suffix == ".csv":
+        raise UserError(f"--weak writes JSON: give {args.weak} another suffix than .csv")
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
     index = build_index(domain, workers=args.workers, quiet=args.quiet)
     chances = class_probabilities(index.frequency, temperature=0.01)
@@ -148,7 +151,8 @@ def _index(args: argparse.Namespace) -> int:
                 for i, item in enumerate(domain.items)
             },
         }
-        args.weak.write_text(json.dumps(said, indent=1))
+        with written(args.weak) as draft:
+            draft.write_text(json.dumps(said, indent=1))
         print(f"weak labels: {args.weak}", file=sys.stderr)
     return 1 if index.bad else 0
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ from PIL import Image
 
 from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
+from fastuda.data.files import draft
 from fastuda.data.parallel import each
 from fastuda.errors import UserError
 
@@ -50,19 +48,8 @@ def _atomic(path: Path, image: Image.Image, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()  # Pillow's JPEG writer takes a file that a full disk has cut short for written
     image.save(encoded, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
-    with _draft(path) as draft:
-        draft.write_bytes(encoded.getbuffer())
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """Another name to write to, renamed to ``path`` where the block succeeds."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft(path) as name:
+        name.write_bytes(encoded.getbuffer())
 
 
 def relative(domain: Domain, index: int) -> Path:
@@ -136,8 +123,8 @@ def build_cache(
         elif any(settings.out.iterdir()):
             raise UserError(f"{settings.out} is not empty and holds no copy; choose another --out")
         classes.unlink(missing_ok=True)
-        with _draft(manifest) as draft:
-            draft.write_text(json.dumps(said, indent=1))
+        with draft(manifest) as name:
+            name.write_text(json.dumps(said, indent=1))
     except OSError as error:
         raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
     except ValueError as error:
@@ -157,8 +144,8 @@ def build_cache(
         "labels": "labels/{path}.png",
     }
     try:
-        with _draft(classes) as draft:
-            draft.write_text(yaml.safe_dump(said_classes, sort_keys=False))
+        with draft(classes) as name:
+            name.write_text(yaml.safe_dump(said_classes, sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write {classes}: {error.strerror}") from error
     return bad

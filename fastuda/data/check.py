@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
+from fastuda.data.files import written
 from fastuda.data.labels import IGNORE
 from fastuda.data.parallel import each
 
@@ -149,6 +150,6 @@ def contact_sheet(domain: Domain, path: Path, rows: int = 4, columns: int = 3) -
         row, column = divmod(place, columns)
         top, left = row * (height + 4), column * (SHEET_WIDTH + 4)
         sheet[top : top + cell.shape[0], left : left + SHEET_WIDTH] = cell
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    with written(path) as draft:
+        Image.fromarray(sheet).save(draft, "PNG")
     return path

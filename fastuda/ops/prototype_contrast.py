@@ -14,7 +14,9 @@ from fastuda.ops._checks import check_choice, check_float, check_labels, check_r
 from fastuda.ops.class_statistics import ClassStatistics
 
 _backends.register(
-    "prototype_contrast", ("prototype_contrast_fwd", "prototype_contrast_bwd", "bank_contrast_fwd")
+    "prototype_contrast",
+    ("prototype_contrast_fwd", "prototype_contrast_bwd", "bank_contrast_fwd"),
+    triton=True,
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fastuda.data.torch_loader import build_loader
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 from tests.data.data_files import picture, save
+from tests.program import fastuda
 
 
 @pytest.fixture
@@ -306,3 +308,24 @@ def test_relative_tags_are_weaksegs_rule_at_any_resolution():
     # the published trap: Cityscapes' pixels at four times the resolution of the means
     trap = 4 * counts > 0.1 * m
     assert (index.relative_tags(0.025) == trap).mean() > 0.95 and tags.sum() < trap.sum()
+
+
+def test_what_the_commands_write_is_whole_or_one_line_says_why(gta5, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTUDA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("")
+    for command, flag in (("check", "--sheet"), ("index", "--weak")):
+        args = [command, f"gta5:{gta5}", "--workers", 0, "--quiet", flag]
+        out = tmp_path / "file" / command
+        done = fastuda("data.__main__", *args, out)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.splitlines() == [f"error: cannot write {out.parent}: File exists"]
+        out = tmp_path / "limited" / command
+        done = fastuda(
+            "data.__main__", *args, out,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400)),
+        )  # fmt: skip
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.splitlines() == [f"error: cannot write {out}: File too large"]
+        assert list(out.parent.iterdir()) == []
+    done = fastuda("data.__main__", *args, tmp_path / "weak.csv")
+    assert done.returncode == 2 and "--weak writes JSON" in done.stderr

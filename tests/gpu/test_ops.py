@@ -63,6 +63,23 @@ def domain(x, backend, **options):
     return F.domain_cross_entropy(x, z, encode="target", size=(61, 93), backend=backend, **options)
 
 
+def contrast(kind):
+    mean, variance = normal(19, 40, seed=6), normal(19, 40, seed=7).square()
+    bank = normal(19, 50, 40, seed=8)
+
+    def run(x, backend):
+        counts = torch.arange(19, device=DEVICE) * 3
+        prototypes = (
+            F.PrototypeBank(bank.to(DEVICE), counts)
+            if kind == "bank"
+            else F.ClassStatistics(counts, mean.to(DEVICE), variance.to(DEVICE))
+        )
+        labels = classes_of(700, seed=9)
+        return F.prototype_contrast(x, labels, prototypes, kind=kind, tau=2.0, backend=backend)
+
+    return run
+
+
 LOGITS = 3 * normal(2, 19, 11, 17)
 DOMAIN_LOGITS = 3 * normal(2, 38, 11, 17)
 PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
@@ -82,6 +99,9 @@ CASES = {
         DOMAIN_LOGITS,
         lambda x, b: domain(x, b, hard_threshold=0.4, align_corners=False),
     ),
+    "proto": ("prototype_contrast", normal(700, 40), contrast("proto")),
+    "dist": ("prototype_contrast", normal(700, 40), contrast("dist")),
+    "bank": ("prototype_contrast", normal(700, 40), contrast("bank")),
     "affinity": ("local_affinity", PROBABILITIES, lambda x, b: F.local_affinity(x, backend=b)),
     "far affinity": (
         "local_affinity",
@@ -99,6 +119,7 @@ CASES = {
 TRITON = {
     "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
     "affinity", "far affinity", "product", "cleaning", "domain", "hard domain",
+    "proto", "dist", "bank",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 

@@ -123,6 +123,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     from fastuda.kernels import class_statistics, smooth_max_pool, upsample_confusion, upsample_cross_entropy
     from fastuda.kernels import domain_cross_entropy as domain
     from fastuda.kernels import local_affinity as affinity
+    from fastuda.kernels import prototype_contrast as contrast
 
     x = torch.randn(1, 19, 16, 16).to(dtype)
     labels = torch.zeros(1, 128, 128, dtype=torch.long)
@@ -138,6 +139,19 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
         "affinity cleaning": partial(cleaning.affinity_cleaning_fwd, maps.float(), 8, True),
     }
+    mean, share = torch.rand(19, 512), torch.rand(256, 19)
+    bank, count = torch.rand(19, 40, 512), torch.full((19,), 40)
+    for name, variance in (("proto", None), ("dist", mean)):
+        rest = (mean, variance, 100.0, 255)
+        calls[f"prototype contrast forward {name}"] = partial(
+            contrast.prototype_contrast_fwd, features, classes_of, *rest
+        )
+        calls[f"prototype contrast backward {name}"] = partial(
+            contrast.prototype_contrast_bwd, mean[0, 0], features, classes_of, share, *rest
+        )
+    calls["bank contrast"] = partial(
+        contrast.bank_contrast_fwd, features, classes_of, bank, count, 100.0, 255, True
+    )
     pair = torch.randn(1, 38, 16, 16).to(dtype)
     for name, threshold in (("soft", None), ("hard", 0.5)):
         rest = (19, 128, 128, True, 1.8, 0.9, threshold, True)

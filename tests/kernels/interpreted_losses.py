@@ -226,3 +226,50 @@ def test_domain_cross_entropy_options(settings, dtype):
     x, z = (3 * torch.randn(1, 38, 3, 7)).to(dtype), (4 * torch.randn(1, 19, 4, 5)).to(dtype)
     settings = dict(encode="target", size=(9, 19), **settings)
     check(lambda x, backend: F.domain_cross_entropy(x, z.to(x.dtype), **settings, backend=backend), x)
+
+
+def prototypes(kind, classes, width, length=40):
+    if kind == "bank":
+        vectors, count = torch.randn(classes, length, width), torch.randint(0, length + 1, (classes,))
+        vectors[torch.arange(length) >= count[:, None]] = torch.nan
+        return F.PrototypeBank(vectors, count)
+    return F.ClassStatistics(torch.ones(classes), torch.randn(classes, width), torch.rand(classes, width))
+
+
+@pytest.mark.parametrize("kind", ["proto", "dist", "bank"])
+@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 2), (70, 40, 5), (33, 7, 40)])
+def test_prototype_contrast(kind, n, width, classes):
+    x, labels = torch.randn(n, width), torch.randint(0, classes, (n,))
+    labels[1::5] = 255
+    given = prototypes(kind, classes, width)
+    if kind == "bank":
+        plain = F.PrototypeBank(given.vectors.nan_to_num(), given.count)
+    else:
+        plain = given
+
+    def contrast(x, backend):
+        these = given if backend == "triton" else plain
+        return F.prototype_contrast(x, labels, these, kind=kind, tau=0.5, backend=backend)
+
+    check(contrast, x)
+
+
+@pytest.mark.parametrize("kind", ["proto", "dist", "bank"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prototype_contrast_error_budget(kind, dtype):
+    x = torch.nn.functional.normalize(torch.randn(64, 33), dim=1).to(dtype)
+    labels, given = torch.randint(0, 3, (64,)), prototypes(kind, 19, 33, 20)
+    if kind == "bank":
+        given = F.PrototypeBank(given.vectors.nan_to_num(), given.count)
+    check(lambda x, backend: F.prototype_contrast(x, labels, given, kind=kind, backend=backend), x)
+
+
+@pytest.mark.parametrize("kind", ["proto", "bank"])
+def test_prototype_contrast_shows_alien_labels_and_needs_no_valid_one(kind):
+    given = prototypes(kind, 5, 4)
+    x = torch.randn(9, 4, requires_grad=True)
+    labels = torch.full((9,), 255)
+    loss = F.prototype_contrast(x, labels, given, kind=kind, backend="triton")
+    assert loss == 0 and (torch.autograd.grad(loss, x)[0] == 0).all()
+    labels[3] = 7
+    assert F.prototype_contrast(x, labels, given, kind=kind, backend="triton").isnan()
