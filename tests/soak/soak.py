@@ -160,6 +160,7 @@ def options() -> argparse.Namespace:
     p.add_argument(
         "--kill-every", type=float, default=240, help="mean seconds from a life's first checkpoint"
     )
+    p.add_argument("--most-kills", type=int, help="then let it run to its end (default: no limit)")
     p.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints, evaluations")
     p.add_argument("--save-steps", type=int, help="steps between them, instead of --save-every")
     p.add_argument("--method", default="plca")
@@ -273,7 +274,7 @@ def killed(args: argparse.Namespace, common: list[object], log: Any, table: Any)
             table.writerow({"run": "killed", "life": lives, **sample})
             if stamp(out) != before:
                 saved = min(saved, life.age)
-            if life.age >= saved + patience:
+            if life.age >= saved + patience and kills != args.most_kills:
                 break
         lives += 1
         code = life.process.poll()
