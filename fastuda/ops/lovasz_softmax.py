@@ -12,7 +12,7 @@ from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_float, check_labels, check_rank
 
 # sorting is in float32: float64 stays with the reference
-_backends.register("lovasz_softmax", ("lovasz_softmax_fwd",), dtypes=_backends.FLOATS)
+_backends.register("lovasz_softmax", ("lovasz_softmax_fwd",), dtypes=_backends.FLOATS, triton=True)
 
 
 class _Lovasz(torch.autograd.Function):

@@ -99,6 +99,11 @@ CASES = {
         DOMAIN_LOGITS,
         lambda x, b: domain(x, b, hard_threshold=0.4, align_corners=False),
     ),
+    "lovasz": (
+        "lovasz_softmax",
+        LOGITS,
+        lambda x, b: F.lovasz_softmax(x, classes_of(2, 61, 93), from_logits=True, backend=b),
+    ),
     "proto": ("prototype_contrast", normal(700, 40), contrast("proto")),
     "dist": ("prototype_contrast", normal(700, 40), contrast("dist")),
     "bank": ("prototype_contrast", normal(700, 40), contrast("bank")),
@@ -119,7 +124,7 @@ CASES = {
 TRITON = {
     "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
     "affinity", "far affinity", "product", "cleaning", "domain", "hard domain",
-    "proto", "dist", "bank",
+    "proto", "dist", "bank", "lovasz",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 

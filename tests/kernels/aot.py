@@ -123,6 +123,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     from fastuda.kernels import class_statistics, smooth_max_pool, upsample_confusion, upsample_cross_entropy
     from fastuda.kernels import domain_cross_entropy as domain
     from fastuda.kernels import local_affinity as affinity
+    from fastuda.kernels import lovasz_softmax as lovasz
     from fastuda.kernels import prototype_contrast as contrast
 
     x = torch.randn(1, 19, 16, 16).to(dtype)
@@ -152,6 +153,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     calls["bank contrast"] = partial(
         contrast.bank_contrast_fwd, features, classes_of, bank, count, 100.0, 255, True
     )
+    calls["lovasz softmax"] = partial(lovasz.lovasz_softmax_fwd, x, labels, True, False, 255, True)
     pair = torch.randn(1, 38, 16, 16).to(dtype)
     for name, threshold in (("soft", None), ("hard", 0.5)):
         rest = (19, 128, 128, True, 1.8, 0.9, threshold, True)

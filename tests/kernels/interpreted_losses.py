@@ -8,6 +8,7 @@ import torch
 
 import fastuda.ops as F
 from fastuda.kernels import local_affinity as affinity
+from fastuda.kernels import lovasz_softmax as lovasz
 from fastuda.kernels import upsample_confusion as confusion
 from tests.helpers import within_budget
 
@@ -273,3 +274,41 @@ def test_prototype_contrast_shows_alien_labels_and_needs_no_valid_one(kind):
     assert loss == 0 and (torch.autograd.grad(loss, x)[0] == 0).all()
     labels[3] = 7
     assert F.prototype_contrast(x, labels, given, kind=kind, backend="triton").isnan()
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((1, 1), (1, 1)), ((1, 5), (7, 1)), ((2, 3), (5, 40)), ((5, 9), (3, 4))]
+)
+@pytest.mark.parametrize("align", [False, True])
+def test_lovasz_from_logits(low, high, align, monkeypatch):
+    monkeypatch.setattr(lovasz, "OUTPUTS", 32)
+    x, labels = 3 * torch.randn(2, 4, *low), torch.randint(0, 3, (2, *high))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    settings = dict(from_logits=True, align_corners=align)
+    check(lambda x, backend: F.lovasz_softmax(x, labels, **settings, backend=backend), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_lovasz_error_budget(from_logits, dtype):
+    x, labels = 3 * torch.randn(2, 3, 4, 7), torch.randint(0, 3, (2, 4, 7))
+    x = (x if from_logits else x.softmax(1)).to(dtype)
+    found, plain, truth = runs(
+        lambda x, backend: F.lovasz_softmax(
+            x, labels, from_logits=from_logits, per_image=True, backend=backend
+        ),
+        x,
+    )
+    within_budget(found[0], plain[0], truth[0], "loss", torch.float32)
+    if from_logits or dtype == torch.float32:  # equal errors have several right orders in half precision
+        within_budget(found[1], plain[1], truth[1], "gradient", dtype)
+
+
+def test_lovasz_of_right_wrong_and_no_labels():
+    labels = torch.tensor([[[0, 1], [1, 255]]])
+    right = torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [1, 0]]])[None].requires_grad_()
+    assert F.lovasz_softmax(right, labels, backend="triton") == 0
+    assert F.lovasz_softmax(1 - right, labels, backend="triton").item() == pytest.approx(1)
+    nothing = F.lovasz_softmax(right, torch.full_like(labels, 255), backend="triton")
+    assert nothing == 0 and (torch.autograd.grad(nothing, right)[0] == 0).all()
+    assert F.lovasz_softmax(right * torch.nan, labels, backend="triton").isnan()

@@ -77,6 +77,10 @@ def test_every_kernel_compiles_without_spills(arch):
         "prototype_gradient",
         "bank_losses",
         "bank_gradient",
+        "jaccard_slopes",
+        "upsampled_sums",
+        "class_plane",
+        "class_gradient",
     }
     for row in rows:
         # ptxas may give up one register, stored once, to fit another block on the multiprocessor

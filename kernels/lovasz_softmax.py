@@ -1,0 +1,305 @@
+"""Lovasz-Softmax straight from low-resolution logits: one class at a time, so that no one-hot plane and no
+full-resolution logit is stored.
+
+Of a class only the errors that matter are sorted: past the smallest error of its own pixels the Jaccard loss
+is 1 and its gradient 0. The gradient is gathered at low resolution, without atomics: two runs agree bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import on_device
+from fastuda.kernels._upsample import Stretch, padded_classes, stretch, stretched_rows
+
+TILE = 2048
+"""Classes times outputs of a tile."""
+
+OUTPUTS = 256
+"""Outputs of a tile of one class."""
+
+COLUMNS = 32
+"""Source columns of a program that gathers the gradient."""
+
+
+def lovasz_softmax_fwd(
+    x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """``(loss, its gradient or [0])`` in float32; the low-level op of the same name."""
+    x, labels = x.contiguous(), labels.contiguous()
+    classes = x.shape[1]
+    device = x.device
+    known = (labels != ignore_index) & (labels >= 0) & (labels < classes)
+    labels = torch.where(known, labels, -1).int()
+    # also what every launch needs on the host: which classes there are
+    counts = torch.bincount(labels.flatten() + 1, minlength=classes + 1)[1:].tolist()
+    present = [c for c in range(classes) if counts[c]]
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    grad = torch.zeros(x.shape if gradient else (0,), dtype=torch.float32, device=device)
+    if not present:
+        return loss.float(), grad
+    with on_device(x):
+        upsampled = _Upsampled(x, labels, from_logits, align_corners)
+        slopes = {}
+        inner = torch.zeros(labels.shape if gradient else (0,), dtype=torch.float32, device=device)
+        for c in present:
+            place, slope, part = _class_slopes(upsampled.errors(c), labels, c, counts[c])
+            loss += part
+            if gradient:
+                slopes[c] = place, slope / len(present)
+                if from_logits:
+                    share = upsampled.probability(c).flatten()
+                    inner.view(-1)[place] += slopes[c][1] * share[place]
+        for c in range(classes) if gradient else ():
+            dense = torch.zeros(labels.shape, dtype=torch.float32, device=device)
+            if c in slopes:
+                dense.view(-1)[slopes[c][0]] = slopes[c][1]
+            if from_logits:
+                upsampled.shrink(c, dense - inner, grad)
+            else:
+                grad[:, c] = dense
+    return (loss / len(present)).float(), grad
+
+
+def _class_slopes(errors: Tensor, labels: Tensor, c: int, own: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one class: the pixels that matter in falling order of their errors, the loss's slope by their
+    probabilities, and the loss."""
+    errors, member = errors.flatten(), labels.flatten() == c
+    least = torch.where(member, errors, 2).amin()
+    place = (~(errors < least)).nonzero()[:, 0]  # a NaN matters
+    error, order = errors[place].sort(descending=True, stable=True)
+    place = place[order]
+    hit = member[place]
+    hits = hit.cumsum(0)
+    slope = torch.empty_like(error)
+    weighted = torch.empty_like(error)
+    jaccard_slopes[(triton.cdiv(len(error), OUTPUTS),)](
+        error, hit, hits, slope, weighted, len(error), own, BX=OUTPUTS, num_warps=4
+    )
+    return place, slope, weighted.sum(dtype=torch.float64)
+
+
+class _Upsampled:
+    """The probabilities of the upsampled logits, class by class, from the pixels' log-sum-exp; or those that
+    are given."""
+
+    def __init__(self, x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool) -> None:
+        self.x, self.labels, self.from_logits = x, labels, from_logits
+        self.batch, self.classes, self.h, self.w = x.shape
+        self.height, self.width = labels.shape[1:]
+        self.rows: Stretch = stretch(self.h, self.height, align_corners, x.device)
+        self.columns: Stretch = stretch(self.w, self.width, align_corners, x.device)
+        self.lse = torch.empty(labels.shape, dtype=torch.float32, device=x.device)
+        if from_logits:
+            padded = padded_classes(self.classes)
+            outputs = max(16, TILE // padded)
+            upsampled_sums[(self.batch * self.h * triton.cdiv(self.width, outputs),)](
+                *(x, self.lse, *self._tables(), self.classes, *self._sizes()),
+                KP=padded,
+                BX=outputs,
+                num_warps=4,
+            )
+
+    def errors(self, c: int) -> Tensor:
+        """``|[y = c] - p_c|`` [B, H, W]; -1 where there is no label."""
+        return self._plane(c, True)
+
+    def probability(self, c: int) -> Tensor:
+        """``p_c`` [B, H, W]."""
+        return self._plane(c, False)
+
+    def _plane(self, c: int, errors: bool) -> Tensor:
+        out = torch.empty_like(self.lse)
+        class_plane[(self.batch * self.h * triton.cdiv(self.width, OUTPUTS),)](
+            *(self.x, self.labels, self.lse, out, *self._tables(), c, self.classes, *self._sizes()),
+            FROM_LOGITS=self.from_logits,
+            ERRORS=errors,
+            BX=OUTPUTS,
+            num_warps=4,
+        )
+        return out
+
+    def shrink(self, c: int, slope: Tensor, grad: Tensor) -> None:
+        """``grad[:, c]`` = the low-resolution gradient of ``p_c slope``."""
+        owned = max(1, min(COLUMNS, OUTPUTS * self.w // max(self.width, 1) - 1))
+        class_gradient[(self.batch * self.h * triton.cdiv(self.w, owned),)](
+            *(self.x, self.lse, slope, grad, self.rows.share, self.rows.start, *self.columns),
+            *(c, self.classes, *self._sizes()),
+            OWNED=owned,
+            BC=COLUMNS,
+            BX=OUTPUTS,
+            num_warps=4,
+        )
+
+    def _tables(self) -> tuple[Tensor, ...]:
+        return self.rows.share, self.rows.start, self.columns.first, self.columns.share
+
+    def _sizes(self) -> tuple[int, ...]:
+        return self.h, self.w, self.height, self.width
+
+
+@triton.jit
+def jaccard_slopes(error, hit, hits, slope, weighted, n, own, BX: tl.constexpr):
+    """Differences of the Jaccard loss along the sorted pixels, without cancellation; the sign is that of the
+    error's derivative."""
+    i = tl.program_id(0).to(tl.int64) * BX + tl.arange(0, BX)
+    ok = i < n
+    mine = tl.load(hit + i, mask=ok, other=0) != 0
+    found = tl.load(hits + i, mask=ok, other=0)
+    union = (own + i + 1 - found).to(tl.float32)
+    step = tl.where(mine, 1.0, (own - found).to(tl.float32) / tl.maximum(union - 1.0, 1.0)) / union
+    tl.store(slope + i, tl.where(mine, -step, step), mask=ok)
+    tl.store(weighted + i, step * tl.load(error + i, mask=ok, other=0.0), mask=ok)
+
+
+@triton.jit
+def upsampled_sums(
+    logits,
+    lse,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    classes,
+    h,
+    w,
+    height,
+    width,
+    KP: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """A program per image, source row and ``BX`` outputs along it: log-sum-exp of the outputs below it."""
+    across = tl.cdiv(width, BX)
+    pid = tl.program_id(0)
+    b = (pid // (across * h)).to(tl.int64)
+    r = pid // across % h
+    x = pid % across * BX + tl.arange(0, BX)
+    ok = x < width
+    k = tl.arange(0, KP).to(tl.int64)
+    k_ok = k < classes
+    plane = tl.cast(h, tl.int64) * w
+    first = tl.load(column_first + x, mask=ok, other=0)
+    share = tl.load(column_share + x, mask=ok, other=0.0)
+    mask = k_ok[:, None] & ok[None, :]
+    top, bottom = stretched_rows(logits + b * classes * plane, plane, r, h, w, first, share, k, mask)
+    for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
+        value = tl.where(k_ok[:, None], top + tl.load(row_share + y) * (bottom - top), float("-inf"))
+        best = tl.max(value, 0)
+        total = tl.sum(tl.exp(value - best[None, :]), 0)
+        tl.store(lse + (b * height + y) * width + x, best + tl.log(total), mask=ok)
+
+
+@triton.jit(do_not_specialize=["c"])
+def class_plane(
+    x,
+    labels,
+    lse,
+    out,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    c,
+    classes,
+    h,
+    w,
+    height,
+    width,
+    FROM_LOGITS: tl.constexpr,
+    ERRORS: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """A program per image, source row and ``BX`` outputs along it: the class's probabilities, or errors."""
+    across = tl.cdiv(width, BX)
+    pid = tl.program_id(0)
+    b = (pid // (across * h)).to(tl.int64)
+    r = pid // across % h
+    i = pid % across * BX + tl.arange(0, BX)
+    ok = i < width
+    plane = tl.cast(h, tl.int64) * w
+    first = tl.load(column_first + i, mask=ok, other=0)
+    share = tl.load(column_share + i, mask=ok, other=0.0)
+    second = tl.minimum(first + 1, w - 1)
+    upper = x + (b * classes + c) * plane + tl.cast(r, tl.int64) * w
+    lower = x + (b * classes + c) * plane + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
+    top = tl.load(upper + first, mask=ok, other=0.0).to(tl.float32)
+    top += share * (tl.load(upper + second, mask=ok, other=0.0).to(tl.float32) - top)
+    bottom = tl.load(lower + first, mask=ok, other=0.0).to(tl.float32)
+    bottom += share * (tl.load(lower + second, mask=ok, other=0.0).to(tl.float32) - bottom)
+    for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
+        at = (b * height + y) * width + i
+        found = top + tl.load(row_share + y) * (bottom - top)
+        if FROM_LOGITS:
+            found = tl.exp(found - tl.load(lse + at, mask=ok, other=0.0))
+        if ERRORS:
+            label = tl.load(labels + at, mask=ok, other=-1)
+            found = tl.where(label == c, 1.0 - found, found)
+            found = tl.where(found < 0.0, 0.0, found)
+            found = tl.where(label < 0, -1.0, found)
+        tl.store(out + at, found, mask=ok)
+
+
+@triton.jit(do_not_specialize=["c"])
+def class_gradient(
+    x,
+    lse,
+    slope,
+    grad,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    column_start,
+    c,
+    classes,
+    h,
+    w,
+    height,
+    width,
+    OWNED: tl.constexpr,
+    BC: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """A program per image, source row and ``OWNED`` source columns: it collects ``p_c slope`` of the outputs
+    between them and their neighbours."""
+    across = tl.cdiv(w, OWNED)
+    pid = tl.program_id(0)
+    b = (pid // (across * h)).to(tl.int64)
+    r0 = pid // across % h
+    c0 = pid % across * OWNED
+    column = tl.arange(0, BC)
+    plane = tl.cast(h, tl.int64) * w
+    image = x + (b * classes + c) * plane
+    begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
+    end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
+    total = tl.zeros((BC,), tl.float32)
+    for x0 in range(begin, end, BX):
+        i = x0 + tl.arange(0, BX)
+        ok = i < end
+        first = tl.load(column_first + i, mask=ok, other=0)
+        share = tl.load(column_share + i, mask=ok, other=0.0)
+        second = tl.minimum(first + 1, w - 1)
+        gathered = tl.zeros((BX,), tl.float32)
+        for r in range(tl.maximum(r0 - 1, 0), r0 + 1):
+            upper = image + tl.cast(r, tl.int64) * w
+            lower = image + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
+            top = tl.load(upper + first, mask=ok, other=0.0).to(tl.float32)
+            top += share * (tl.load(upper + second, mask=ok, other=0.0).to(tl.float32) - top)
+            bottom = tl.load(lower + first, mask=ok, other=0.0).to(tl.float32)
+            bottom += share * (tl.load(lower + second, mask=ok, other=0.0).to(tl.float32) - bottom)
+            for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
+                at = (b * height + y) * width + i
+                row = tl.load(row_share + y)
+                p = tl.exp(top + row * (bottom - top) - tl.load(lse + at, mask=ok, other=0.0))
+                # below the last source row there is none: its share belongs to the last row itself
+                weight = tl.where(r == r0, tl.where(r0 == h - 1, 1.0, 1.0 - row), row)
+                gathered += weight * tl.where(ok, p * tl.load(slope + at, mask=ok, other=0.0), 0.0)
+        hat = tl.where(first[:, None] == c0 + column[None, :], 1.0 - share[:, None], 0.0)
+        hat += tl.where(second[:, None] == c0 + column[None, :], share[:, None], 0.0)
+        total += tl.sum(hat * gathered[:, None], 0)
+    here = (column < OWNED) & (c0 + column < w)
+    tl.store(grad + (b * classes + c) * plane + tl.cast(r0, tl.int64) * w + c0 + column, total, mask=here)
