@@ -235,7 +235,8 @@ def speed(record: Record, baseline: Record | None, config: RunConfig, method: st
         for what, cells in rows.items()
     )
     return (
-        f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Speed and memory"><table>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody>"
         "</table></div>"
         '<p class="soft">Memory: the most that was allocated on the GPU, or, on a CPU, the most that the'
         f" process has held since it began{both}.</p>"
@@ -264,4 +265,5 @@ def about(folder: Path) -> str:
 
 
 def _details(what: str, text: str, opened: str) -> str:
-    return f"<details{opened}><summary>{what}</summary><pre>{html.escape(text)}</pre></details>"
+    scrolls = f'tabindex="0" role="region" aria-label="{what}"'
+    return f"<details{opened}><summary>{what}</summary><pre {scrolls}>{html.escape(text)}</pre></details>"

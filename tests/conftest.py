@@ -1,6 +1,7 @@
 """Shared fixtures and rules: seeds, real data where it is, tiny scenes, skips by capability."""
 
 import importlib.util
+import logging
 import os
 import re
 from pathlib import Path
@@ -33,6 +34,15 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logger():
+    """A command line that ran in this process leaves its handlers, which would count a record twice."""
+    logger = logging.getLogger("fastuda")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -56,14 +56,12 @@ def test_environment_variable_sets_the_default():
 def test_reference_says_once_why_it_runs(caplog, monkeypatch):
     monkeypatch.setattr(_backends, "_said", set())
     monkeypatch.setattr(_backends, "EXTENSION_ERROR", "the C++ extension is not built")
-    monkeypatch.setattr(_backends.log, "propagate", True)
     x = torch.randn(1, 3, 4)
     with caplog.at_level("WARNING", logger="fastuda"):
         F.cycle_match(x, x)
         F.cycle_match(x, x)
         F.spatial_aggregate(x)
-    assert len({id(record) for record in caplog.records}) == 1
-    assert "the C++ extension is not built" in caplog.text
+    assert len(caplog.records) == 1 and "the C++ extension is not built" in caplog.text
 
 
 @pytest.mark.parametrize("implementation", _schema.IMPLEMENTATIONS)
