@@ -22,7 +22,18 @@ if importlib.util.find_spec("hypothesis") is None:
     ]
 
 
+# fixtures of a module that train or compile for long: the tests that share one run in one process
+COSTLY = ("two_ranks", "whole", "checkout", "emulated", "built")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
+    # several processes end together when the long tests begin first
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        shared = next((name for name in COSTLY if name in item.fixturenames), None)
+        if shared and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__}:{shared}"))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
