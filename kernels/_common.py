@@ -120,7 +120,8 @@ def narrow(x, like, UPCAST: tl.constexpr):
     if UPCAST and like.dtype.element_ty == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.int32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
-        x = bits.to(tl.float32, bitcast=True)
+        # it also takes what is left of a rounded zero for a number
+        x = (bits & -0x10000).to(tl.float32, bitcast=True)
     return x.to(like.dtype.element_ty)
 
 

@@ -12,7 +12,7 @@ from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_float, check_rank
 
 _backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), cpu=False, triton=True)
-_backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"))
+_backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), triton=True)
 
 
 class _SmoothMax(torch.autograd.Function):

@@ -87,6 +87,16 @@ PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
 # name: (op, input, function)
 CASES = {
     "pooling": ("smooth_max_pool", LOGITS, lambda x, b: F.smooth_max_pool(x, k=3.0, backend=b)),
+    "category features": (
+        "category_pool",
+        normal(2, 700, 40, seed=10),
+        lambda x, b: F.category_pool(x, 4 * normal(2, 700, 19, seed=11).to(x), backend=b),
+    ),
+    "category attention": (
+        "category_pool",
+        4 * normal(2, 700, 19, seed=11),
+        lambda x, b: F.category_pool(normal(2, 700, 40, seed=10).to(x), x, backend=b),
+    ),
     "association": ("cycle_association_loss", features(97), association),
     "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
     "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),
@@ -124,7 +134,7 @@ CASES = {
 TRITON = {
     "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
     "affinity", "far affinity", "product", "cleaning", "domain", "hard domain",
-    "proto", "dist", "bank", "lovasz",
+    "proto", "dist", "bank", "lovasz", "category features", "category attention",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 

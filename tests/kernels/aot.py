@@ -120,7 +120,13 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """As :func:`launches`, of the losses and statistics."""
     from fastuda.kernels import affinity_cleaning_loss as cleaning
-    from fastuda.kernels import class_statistics, smooth_max_pool, upsample_confusion, upsample_cross_entropy
+    from fastuda.kernels import (
+        category_pool,
+        class_statistics,
+        smooth_max_pool,
+        upsample_confusion,
+        upsample_cross_entropy,
+    )
     from fastuda.kernels import domain_cross_entropy as domain
     from fastuda.kernels import local_affinity as affinity
     from fastuda.kernels import lovasz_softmax as lovasz
@@ -140,6 +146,12 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
         "affinity cleaning": partial(cleaning.affinity_cleaning_fwd, maps.float(), 8, True),
     }
+    scores = torch.randn(1, 256, 19).to(dtype)
+    calls["category pool forward"] = partial(category_pool.category_pool_fwd, features[None], scores)
+    pooled = torch.rand(1, 19, 512)
+    calls["category pool backward"] = partial(
+        category_pool.category_pool_bwd, pooled, features[None], scores, pooled, plane, True, True
+    )
     mean, share = torch.rand(19, 512), torch.rand(256, 19)
     bank, count = torch.rand(19, 40, 512), torch.full((19,), 40)
     for name, variance in (("proto", None), ("dist", mean)):

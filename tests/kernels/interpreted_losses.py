@@ -312,3 +312,19 @@ def test_lovasz_of_right_wrong_and_no_labels():
     nothing = F.lovasz_softmax(right, torch.full_like(labels, 255), backend="triton")
     assert nothing == 0 and (torch.autograd.grad(nothing, right)[0] == 0).all()
     assert F.lovasz_softmax(right * torch.nan, labels, backend="triton").isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 1), (70, 40, 5), (600, 7, 19)])
+def test_category_pool(n, width, classes, dtype):
+    features, logits = torch.randn(2, n, width).to(dtype), (10 * torch.randn(2, n, classes)).to(dtype)
+    check(lambda x, backend: F.category_pool(x, logits.to(x.dtype), backend=backend), features)
+    check(lambda x, backend: F.category_pool(features.to(x.dtype), x, backend=backend), logits)
+
+
+def test_category_pool_of_large_logits_and_of_no_pixel():
+    features, logits = torch.randn(1, 40, 3), torch.zeros(1, 40, 2)
+    logits[0, 5, 0], logits[0, 33, 1] = 1e30, 1e4
+    pooled = F.category_pool(features, logits, backend="triton")
+    assert torch.equal(pooled[0], features[0, [5, 33]])
+    assert (F.category_pool(features[:, :0], logits[:, :0], backend="triton") == 0).all()

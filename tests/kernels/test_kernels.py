@@ -81,6 +81,9 @@ def test_every_kernel_compiles_without_spills(arch):
         "upsampled_sums",
         "class_plane",
         "class_gradient",
+        "pooled_chunks",
+        "pooled_features_gradient",
+        "pooled_logits_gradient",
     }
     for row in rows:
         # ptxas may give up one register, stored once, to fit another block on the multiprocessor

@@ -1,0 +1,207 @@
+"""Features under each class's soft-max over the pixels: one pass, with a running maximum per class.
+
+Products are of float32 whatever the inputs are, by three of TF32 each.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import INTERPRETED, narrow, on_device
+from fastuda.kernels._upsample import padded_classes
+
+ROWS, CHANNELS = 32, 32
+"""Pixels and channels of a tile."""
+
+TILES = 16
+"""Tiles of a program, one below the other."""
+
+
+def category_pool_fwd(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``(pooled features [B, K, C], log-sum-exp over the pixels [B, K])`` in float32; the low-level op of the
+    same name."""
+    features, logits = features.contiguous(), logits.contiguous()
+    (batch, n, width), classes = features.shape, logits.shape[2]
+    options = dict(dtype=torch.float32, device=features.device)
+    if not n:
+        return torch.zeros(batch, classes, width, **options), torch.zeros(batch, classes, **options)
+    chunks = triton.cdiv(n, ROWS * TILES)
+    partial = torch.empty(batch, chunks, classes, width, **options)
+    top = torch.empty(batch, chunks, classes, **options)
+    total = torch.empty_like(top)
+    with on_device(features):
+        if top.numel():
+            pooled_chunks[(batch * chunks, max(1, triton.cdiv(width, CHANNELS)))](
+                features,
+                logits,
+                partial,
+                top,
+                total,
+                n,
+                width,
+                classes,
+                KP=padded_classes(classes),
+                BN=ROWS,
+                BA=CHANNELS,
+                TILES=TILES,
+                num_warps=4,
+            )
+    best = top.amax(1)
+    share = (top - best[:, None]).exp()
+    mass = (share * total).sum(1)
+    return (share[..., None] * partial).sum(1) / mass[..., None], best + mass.log()
+
+
+def category_pool_bwd(
+    grad: Tensor,
+    features: Tensor,
+    logits: Tensor,
+    pooled: Tensor,
+    lse: Tensor,
+    for_features: bool,
+    for_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(gradient of the features or [0], of the logits or [0])``; the low-level op of the same name."""
+    features, logits = features.contiguous(), logits.contiguous()
+    grad, lse = grad.float().contiguous(), lse.contiguous()
+    (batch, n, width), classes = features.shape, logits.shape[2]
+    blocks = triton.cdiv(n, ROWS)
+    by_features = features.new_empty(features.shape if for_features else (0,))
+    by_logits = logits.new_empty(logits.shape if for_logits else (0,))
+    sizes = (n, width, classes)
+    constants = dict(UPCAST=INTERPRETED, KP=padded_classes(classes), BN=ROWS, BA=CHANNELS, num_warps=4)
+    with on_device(features):
+        if by_features.numel():
+            pooled_features_gradient[(batch * blocks, triton.cdiv(width, CHANNELS))](
+                grad, logits, lse, by_features, *sizes, **constants
+            )
+        if by_logits.numel():
+            along = (grad * pooled).sum(2)
+            pooled_logits_gradient[(batch * blocks,)](
+                grad, features, logits, lse, along, by_logits, *sizes, **constants
+            )
+    return by_features, by_logits
+
+
+@triton.jit
+def pooled_chunks(
+    features,
+    logits,
+    partial,
+    tops,
+    totals,
+    n,
+    width,
+    classes,
+    KP: tl.constexpr,
+    BN: tl.constexpr,
+    BA: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """A program per image, ``TILES BN`` pixels and ``BA`` channels: sums of ``exp(z - top) f``."""
+    chunks = tl.cdiv(n, BN * TILES)
+    pid = tl.program_id(0).to(tl.int64)
+    b = pid // chunks
+    k = tl.arange(0, KP)
+    k_ok = k < classes
+    a = tl.program_id(1) * BA + tl.arange(0, BA)
+    a_ok = a < width
+    top = tl.full((KP,), -3.0e38, tl.float32)
+    total = tl.zeros((KP,), tl.float32)
+    found = tl.zeros((KP, BA), tl.float32)
+    for tile in range(TILES):
+        i = (pid % chunks * TILES + tile) * BN + tl.arange(0, BN)
+        ok = i < n
+        z_at = logits + (b * n + i)[None, :] * classes + k[:, None]
+        z = tl.load(z_at, mask=k_ok[:, None] & ok[None, :], other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(top, tl.max(z, 1))
+        e = tl.exp(z - higher[:, None])
+        scale = tl.exp(top - higher)
+        total = total * scale + tl.sum(e, 1)
+        f = tl.load(
+            features + (b * n + i)[:, None] * width + a[None, :], mask=ok[:, None] & a_ok[None, :], other=0.0
+        )
+        found = tl.dot(e, f.to(tl.float32), found * scale[:, None], input_precision="tf32x3")
+        top = higher
+    to = partial + (pid * classes + k)[:, None] * width + a[None, :]
+    tl.store(to, found, mask=k_ok[:, None] & a_ok[None, :])
+    if tl.program_id(1) == 0:
+        tl.store(tops + pid * classes + k, top, mask=k_ok)
+        tl.store(totals + pid * classes + k, total, mask=k_ok)
+
+
+@triton.jit
+def pooled_features_gradient(
+    grad,
+    logits,
+    lse,
+    out,
+    n,
+    width,
+    classes,
+    UPCAST: tl.constexpr,
+    KP: tl.constexpr,
+    BN: tl.constexpr,
+    BA: tl.constexpr,
+):
+    """A program per image, ``BN`` pixels and ``BA`` channels."""
+    blocks = tl.cdiv(n, BN)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    i = tl.program_id(0) % blocks * BN + tl.arange(0, BN)
+    ok = i < n
+    k = tl.arange(0, KP)
+    k_ok = k < classes
+    a = tl.program_id(1) * BA + tl.arange(0, BA)
+    a_ok = a < width
+    mask = ok[:, None] & k_ok[None, :]
+    z = tl.load(logits + (b * n + i)[:, None] * classes + k[None, :], mask=mask, other=0.0).to(tl.float32)
+    share = tl.where(mask, tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :]), 0.0)
+    g_at = grad + (b * classes + k)[:, None] * width + a[None, :]
+    g = tl.load(g_at, mask=k_ok[:, None] & a_ok[None, :], other=0.0)
+    found = tl.dot(share, g, input_precision="tf32x3")
+    to = out + (b * n + i)[:, None] * width + a[None, :]
+    tl.store(to, narrow(found, out, UPCAST), mask=ok[:, None] & a_ok[None, :])
+
+
+@triton.jit
+def pooled_logits_gradient(
+    grad,
+    features,
+    logits,
+    lse,
+    along,
+    out,
+    n,
+    width,
+    classes,
+    UPCAST: tl.constexpr,
+    KP: tl.constexpr,
+    BN: tl.constexpr,
+    BA: tl.constexpr,
+):
+    """A program per image and ``BN`` pixels."""
+    blocks = tl.cdiv(n, BN)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    i = tl.program_id(0) % blocks * BN + tl.arange(0, BN)
+    ok = i < n
+    k = tl.arange(0, KP)
+    k_ok = k < classes
+    inner = tl.zeros((BN, KP), tl.float32)
+    for start in range(0, width, BA):
+        a = start + tl.arange(0, BA)
+        a_ok = a < width
+        f = tl.load(
+            features + (b * n + i)[:, None] * width + a[None, :], mask=ok[:, None] & a_ok[None, :], other=0.0
+        )
+        g_at = grad + (b * classes + k)[None, :] * width + a[:, None]
+        g = tl.load(g_at, mask=a_ok[:, None] & k_ok[None, :], other=0.0)
+        inner = tl.dot(f.to(tl.float32), g, inner, input_precision="tf32x3")
+    mask = ok[:, None] & k_ok[None, :]
+    at = (b * n + i)[:, None] * classes + k[None, :]
+    z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
+    share = tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :])
+    mean = tl.load(along + b * classes + k, mask=k_ok, other=0.0)
+    tl.store(out + at, narrow(share * (inner - mean[None, :]), out, UPCAST), mask=mask)
