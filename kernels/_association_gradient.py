@@ -23,10 +23,10 @@ from fastuda.kernels._common import (
     add_product,
     divides,
     grouped,
-    halves,
     narrow,
     prepare,
     product,
+    quarters,
     tile_product,
     tile_shape,
 )
@@ -217,8 +217,7 @@ def association_panel(
     inv = tl.load(pull_inv + first + at_row)
     lse = tl.load(pull_lse + first + at_row)
     match = tl.load(pull_index + first + at_row)
-    left, right = halves(s, BM, BN)
-    parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    parts = quarters(s, BM, BN)
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
         col_ok = cols < m

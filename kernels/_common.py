@@ -76,6 +76,11 @@ def divides(x: Tensor, block: int) -> bool:
     return x.shape[-1] % block == 0
 
 
+def padded_classes(classes: int) -> int:
+    """Classes of a tile: a power of two that the tile product takes."""
+    return max(16, triton.next_power_of_2(classes))
+
+
 @triton.jit
 def tile_product(
     a,
@@ -129,6 +134,13 @@ def narrow(x, like, UPCAST: tl.constexpr):
 def halves(s, BM: tl.constexpr, BN: tl.constexpr):
     """The left and the right half of a tile."""
     return tl.split(tl.permute(tl.reshape(s, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def quarters(s, BM: tl.constexpr, BN: tl.constexpr):
+    """A tile in four strips of columns."""
+    left, right = halves(s, BM, BN)
+    return halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
 
 
 @triton.jit

@@ -7,13 +7,12 @@ agree bit for bit. Rows are processed in chunks that keep the column partials wi
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastuda.kernels._best import Best, merge
 from fastuda.kernels._common import (
     INTERPRETED,
     LOG2E,
@@ -21,34 +20,13 @@ from fastuda.kernels._common import (
     Side,
     divides,
     grouped,
-    halves,
+    quarters,
     tile_product,
     tile_shape,
 )
 
 PROGRAMS = 2048
 """Programs to aim for: enough for several waves of any GPU, few enough that row partials stay small."""
-
-
-class Best(NamedTuple):
-    """Of every query, over all keys."""
-
-    index: Tensor
-    """[B, N] int64: the most similar key, the lowest of equals."""
-    similarity: Tensor
-    """[B, N] float32."""
-    sum: Tensor
-    """[B, N] float32: sum of ``exp((s - similarity) / temperature)``."""
-
-    @classmethod
-    def empty(cls, row: Tensor) -> Best:
-        """Before any key is seen."""
-        index = torch.zeros(row.shape, dtype=torch.int64, device=row.device)
-        return cls(index, torch.full_like(row, float("-inf")), torch.zeros_like(row))
-
-    def lse(self, temperature: Tensor) -> Tensor:
-        """[B, N] log-sum-exp of ``s / temperature``; the division matches that of the loss bit for bit."""
-        return self.similarity / temperature + self.sum.log()
 
 
 def search(
@@ -108,34 +86,14 @@ def _pass(
             **shape,
         )
         if columns:
-            _merge(col_part, here, chunk, col_t, cols)
-    _merge(row_part, splits, splits, row_t, rows)
+            merge(col_part, here, chunk, col_t, cols)
+    merge(row_part, splits, splits, row_t, rows)
     return rows, cols
 
 
 def _partials(like: Tensor, batch: int, parts: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     value, total = like.new_empty(2, batch, parts, length)
     return value, torch.empty(value.shape, dtype=torch.int32, device=like.device), total
-
-
-def _merge(
-    part: tuple[Tensor, Tensor, Tensor], count: int, stride: int, temperature: Tensor, into: Best
-) -> None:
-    batch, length = into.index.shape
-    merge_best[(triton.cdiv(length, 64), batch)](
-        *part,
-        temperature,
-        into.similarity,
-        into.index,
-        into.sum,
-        length,
-        count,
-        stride,
-        LOG2E=LOG2E,
-        BP=16,
-        BL=64,
-        num_warps=4,
-    )
 
 
 @triton.jit
@@ -242,8 +200,7 @@ def search_tiles(
         at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
         # The epilogue takes the tile in four strips of columns: whole, its column vectors would spill.
-        left, right = halves(s, BM, BN)
-        parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+        parts = quarters(s, BM, BN)
         for strip in tl.static_range(4):
             best, best_index, total = reduce_strip(
                 parts[strip],
@@ -274,47 +231,3 @@ def search_tiles(
     tl.store(row_index + to, best_index, mask=row_ok)
     if LSE:
         tl.store(row_sum + to, total, mask=row_ok)
-
-
-@triton.jit
-def merge_best(
-    part_value,
-    part_index,
-    part_sum,
-    temperature,
-    value_out,
-    index_out,
-    sum_out,
-    length,
-    parts,
-    stride,
-    LOG2E: tl.constexpr,
-    BP: tl.constexpr,
-    BL: tl.constexpr,
-):
-    """Merge ``parts`` partials [B, stride, L] into the running best; the lowest index of equals stays."""
-    batch = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BL + tl.arange(0, BL)
-    ok = at < length
-    mine = batch * length + at
-    inv = LOG2E / tl.load(temperature + mine, mask=ok, other=1.0)
-    best = tl.load(value_out + mine, mask=ok, other=0.0)
-    best_index = tl.load(index_out + mine, mask=ok, other=0)
-    total = tl.load(sum_out + mine, mask=ok, other=0.0)
-    p = tl.arange(0, BP)
-    for start in range(0, parts, BP):
-        here = start + p
-        where = (batch * stride + here)[:, None] * length + at[None, :]
-        mask = (here < parts)[:, None] & ok[None, :]
-        value = tl.load(part_value + where, mask=mask, other=float("-inf"))
-        index = tl.load(part_index + where, mask=mask, other=0)
-        sums = tl.load(part_sum + where, mask=mask, other=0.0)
-        top = tl.maximum(tl.max(value, 0), best)
-        found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)
-        total = total * tl.exp2((best - top) * inv)
-        total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
-        best_index = tl.where(top > best, found.to(tl.int64), best_index)
-        best = top
-    tl.store(value_out + mine, best, mask=ok)
-    tl.store(index_out + mine, best_index, mask=ok)
-    tl.store(sum_out + mine, total, mask=ok)

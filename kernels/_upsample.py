@@ -36,23 +36,76 @@ def stretch(sources: int, outputs: int, align_corners: bool, device: torch.devic
     return Stretch(*(table.to(device) for table in tables))
 
 
-def padded_classes(classes: int) -> int:
-    """Classes of a tile: a power of two that the tile product takes."""
-    return max(16, triton.next_power_of_2(classes))
+def owned_columns(outputs: int, sources: int, width: int, most: int) -> int:
+    """Source columns of a program that gathers a gradient from about ``outputs`` of the ``width`` outputs."""
+    return max(1, min(most, outputs * sources // max(width, 1) - 1))
 
 
 @triton.jit
-def stretched_rows(image, plane, r, h, w, first, share, k, mask):
-    """Source rows ``r`` and the next, stretched to the outputs: two tiles [classes, outputs] in float32.
+def program_block(rows, columns, BR: tl.constexpr, BC: tl.constexpr):
+    """The program's image (int64), and the first row and column of its block of ``BR`` by ``BC``."""
+    across = tl.cdiv(columns, BC)
+    down = tl.cdiv(rows, BR)
+    pid = tl.program_id(0)
+    return (pid // (across * down)).to(tl.int64), pid // across % down * BR, pid % across * BC
 
-    ``image`` points to the classes' first plane; ``k`` is int64 [classes], ``first`` and ``share`` [outputs].
+
+@triton.jit
+def stretched_rows(planes, r, h, w, first, share, mask):
+    """Source rows ``r`` and the next, stretched to the outputs: two tiles as ``mask`` in float32.
+
+    ``planes`` points to the first source of one plane, or of several down a column; ``first`` and ``share``
+    are the outputs', along a row.
     """
     second = tl.minimum(first + 1, w - 1)
-    upper = image + k[:, None] * plane + tl.cast(r, tl.int64) * w
-    lower = image + k[:, None] * plane + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
-    a = tl.load(upper + first[None, :], mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(upper + second[None, :], mask=mask, other=0.0).to(tl.float32)
-    top = a + share[None, :] * (b - a)
-    a = tl.load(lower + first[None, :], mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(lower + second[None, :], mask=mask, other=0.0).to(tl.float32)
-    return top, a + share[None, :] * (b - a)
+    upper = planes + tl.cast(r, tl.int64) * w
+    lower = planes + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
+    a = tl.load(upper + first, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(upper + second, mask=mask, other=0.0).to(tl.float32)
+    top = a + share * (b - a)
+    a = tl.load(lower + first, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(lower + second, mask=mask, other=0.0).to(tl.float32)
+    return top, a + share * (b - a)
+
+
+@triton.jit
+def stretched_block(
+    x,
+    column_first,
+    column_share,
+    classes,
+    h,
+    w,
+    width,
+    KP: tl.constexpr,
+    BX: tl.constexpr,
+):
+    """The program's image, source row and outputs [BX] along it, the classes [KP], the two stretched rows."""
+    b, r, start = program_block(h, width, 1, BX)
+    i = start + tl.arange(0, BX)
+    ok = i < width
+    k = tl.arange(0, KP).to(tl.int64)
+    first = tl.load(column_first + i, mask=ok, other=0)
+    share = tl.load(column_share + i, mask=ok, other=0.0)
+    plane = tl.cast(h, tl.int64) * w
+    planes = x + b * classes * plane + k[:, None] * plane
+    mask = (k < classes)[:, None] & ok[None, :]
+    top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
+    return b, r, i, k, top, bottom
+
+
+@triton.jit
+def column_weights(first, share, w, columns):
+    """[outputs, columns]: the weight of every source column in every output."""
+    second = tl.minimum(first + 1, w - 1)
+    weight = tl.where(first[:, None] == columns[None, :], 1.0 - share[:, None], 0.0)
+    return weight + tl.where(second[:, None] == columns[None, :], share[:, None], 0.0)
+
+
+@triton.jit
+def store_gradient_row(planes, columns, r, h, w, upper, lower, mask):
+    """Write source row ``r`` of a gradient: ``upper`` is what it has in the outputs around it, ``lower`` what
+    the next row has in those below it."""
+    # below the last source row there is none: its share belongs to the last row itself
+    found = tl.where(r == h - 1, upper + lower, upper)
+    tl.store(planes + tl.cast(r, tl.int64) * w + columns[None, :], found, mask=mask)

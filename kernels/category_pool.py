@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, narrow, on_device
-from fastuda.kernels._upsample import padded_classes
+from fastuda.kernels._common import INTERPRETED, narrow, on_device, padded_classes
 
 ROWS, CHANNELS = 32, 32
 """Pixels and channels of a tile."""

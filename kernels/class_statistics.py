@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import on_device
-from fastuda.kernels._upsample import padded_classes
+from fastuda.kernels._common import on_device, padded_classes
 
 ROWS, CHANNELS = 32, 32
 """Features and channels of a tile."""

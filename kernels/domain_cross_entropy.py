@@ -12,8 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import on_device
-from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
+from fastuda.kernels._common import on_device, padded_classes
+from fastuda.kernels._upsample import (
+    column_weights,
+    owned_columns,
+    program_block,
+    store_gradient_row,
+    stretch,
+    stretched_rows,
+)
 
 TILE = 1024
 """Domain channels times outputs of a tile."""
@@ -44,7 +51,7 @@ def domain_cross_entropy_fwd(
     device = domain_logits.device
     padded = padded_classes(channels)
     outputs = max(16, TILE // padded)
-    owned = max(1, min(COLUMNS, outputs * w // max(width, 1) - 1))
+    owned = owned_columns(outputs, w, width, COLUMNS)
     grid = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, owned),)
     grad = torch.empty(domain_logits.shape if gradient else (0,), dtype=torch.float32, device=device)
     partial = torch.empty(grid, dtype=torch.float32, device=device)
@@ -122,21 +129,15 @@ def encoded_losses(
 ):
     """A program per image, ``BR`` source rows and ``OWNED`` source columns of the domain logits; tiles are
     [KP channels, BX outputs]. ``level`` clips soft labels, or is the least probability of hard ones."""
-    across = tl.cdiv(w, OWNED)
-    down = tl.cdiv(h, BR)
-    pid = tl.program_id(0)
-    b = (pid // (across * down)).to(tl.int64)
-    r0 = pid // across % down * BR
-    c0 = pid % across * OWNED
-    k = tl.arange(0, KP).to(tl.int64)
+    b, r0, c0 = program_block(h, w, BR, OWNED)
+    k = tl.arange(0, KP)
     k_ok = k < channels
     s = k - offset
     s_ok = (s >= 0) & (s < classes)
-    c = tl.arange(0, BC)
+    c = c0 + tl.arange(0, BC)
     plane = tl.cast(h, tl.int64) * w
-    seg_plane = tl.cast(seg_h, tl.int64) * seg_w
     image = domain + b * channels * plane
-    seg_image = seg + b * classes * seg_plane
+    seg_planes = seg + (b * classes + s)[:, None] * tl.cast(seg_h, tl.int64) * seg_w
     begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
     end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
     loss = tl.zeros((BX,), tl.float32)
@@ -151,19 +152,18 @@ def encoded_losses(
             ok = x < end
             first = tl.load(column_first + x, mask=ok, other=0)
             share = tl.load(column_share + x, mask=ok, other=0.0)
-            seg_first = tl.load(seg_column_first + x, mask=ok, other=0)
-            seg_share = tl.load(seg_column_share + x, mask=ok, other=0.0)
+            seg_first = tl.load(seg_column_first + x, mask=ok, other=0)[None, :]
+            seg_share = tl.load(seg_column_share + x, mask=ok, other=0.0)[None, :]
             mask = k_ok[:, None] & ok[None, :]
             seg_mask = s_ok[:, None] & ok[None, :]
-            top, bottom = stretched_rows(image, plane, r, h, w, first, share, k, mask)
+            planes = image + k[:, None] * plane
+            top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
             mine = ok & (first >= c0) & (r >= r0)
             by_top = tl.zeros((KP, BX), tl.float32)
             by_bottom = tl.zeros((KP, BX), tl.float32)
             for y in range(top_y, end_y):
                 seg_r = tl.load(seg_row_first + y)
-                a, z = stretched_rows(
-                    seg_image, seg_plane, seg_r, seg_h, seg_w, seg_first, seg_share, s, seg_mask
-                )
+                a, z = stretched_rows(seg_planes, seg_r, seg_h, seg_w, seg_first, seg_share, seg_mask)
                 z = a + tl.load(seg_row_share + y) * (z - a)
                 z = tl.where(s_ok[:, None], z * sharpness, float("-inf"))
                 best = tl.max(z, 0)
@@ -186,16 +186,12 @@ def encoded_losses(
                     by_top += (1.0 - row) * g
                     by_bottom += row * g
             if GRADIENT:
-                second = tl.minimum(first + 1, w - 1)
-                hat = tl.where(first[:, None] == c0 + c[None, :], 1.0 - share[:, None], 0.0)
-                hat += tl.where(second[:, None] == c0 + c[None, :], share[:, None], 0.0)
+                hat = column_weights(first, share, w, c)
                 upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
                 lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
         if GRADIENT:
-            # below the last source row there is none: its share belongs to the last row itself
-            found = tl.where(r == h - 1, upper + lower, upper)
-            to = grad + (b * channels + k)[:, None] * plane + tl.cast(r, tl.int64) * w + c0 + c[None, :]
-            here = (c < OWNED) & (c0 + c < w) & (r >= r0)
-            tl.store(to, found, mask=k_ok[:, None] & here[None, :])
+            here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]
+            planes = grad + (b * channels + k)[:, None] * plane
+            store_gradient_row(planes, c, r, h, w, upper, lower, here)
             carried = lower
-    tl.store(partial + pid, tl.sum(loss, 0))
+    tl.store(partial + tl.program_id(0), tl.sum(loss, 0))

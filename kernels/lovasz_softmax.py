@@ -13,8 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import on_device
-from fastuda.kernels._upsample import Stretch, padded_classes, stretch, stretched_rows
+from fastuda.kernels._common import on_device, padded_classes
+from fastuda.kernels._upsample import (
+    Stretch,
+    column_weights,
+    owned_columns,
+    program_block,
+    stretch,
+    stretched_block,
+    stretched_rows,
+)
 
 TILE = 2048
 """Classes times outputs of a tile."""
@@ -125,7 +133,7 @@ class _Upsampled:
 
     def shrink(self, c: int, slope: Tensor, grad: Tensor) -> None:
         """``grad[:, c]`` = the low-resolution gradient of ``p_c slope``."""
-        owned = max(1, min(COLUMNS, OUTPUTS * self.w // max(self.width, 1) - 1))
+        owned = owned_columns(OUTPUTS, self.w, self.width, COLUMNS)
         class_gradient[(self.batch * self.h * triton.cdiv(self.w, owned),)](
             *(self.x, self.lse, slope, grad, self.rows.share, self.rows.start, *self.columns),
             *(c, self.classes, *self._sizes()),
@@ -173,21 +181,12 @@ def upsampled_sums(
     BX: tl.constexpr,
 ):
     """A program per image, source row and ``BX`` outputs along it: log-sum-exp of the outputs below it."""
-    across = tl.cdiv(width, BX)
-    pid = tl.program_id(0)
-    b = (pid // (across * h)).to(tl.int64)
-    r = pid // across % h
-    x = pid % across * BX + tl.arange(0, BX)
+    b, r, x, k, top, bottom = stretched_block(
+        logits, column_first, column_share, classes, h, w, width, KP, BX
+    )
     ok = x < width
-    k = tl.arange(0, KP).to(tl.int64)
-    k_ok = k < classes
-    plane = tl.cast(h, tl.int64) * w
-    first = tl.load(column_first + x, mask=ok, other=0)
-    share = tl.load(column_share + x, mask=ok, other=0.0)
-    mask = k_ok[:, None] & ok[None, :]
-    top, bottom = stretched_rows(logits + b * classes * plane, plane, r, h, w, first, share, k, mask)
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
-        value = tl.where(k_ok[:, None], top + tl.load(row_share + y) * (bottom - top), float("-inf"))
+        value = tl.where((k < classes)[:, None], top + tl.load(row_share + y) * (bottom - top), float("-inf"))
         best = tl.max(value, 0)
         total = tl.sum(tl.exp(value - best[None, :]), 0)
         tl.store(lse + (b * height + y) * width + x, best + tl.log(total), mask=ok)
@@ -214,22 +213,13 @@ def class_plane(
     BX: tl.constexpr,
 ):
     """A program per image, source row and ``BX`` outputs along it: the class's probabilities, or errors."""
-    across = tl.cdiv(width, BX)
-    pid = tl.program_id(0)
-    b = (pid // (across * h)).to(tl.int64)
-    r = pid // across % h
-    i = pid % across * BX + tl.arange(0, BX)
+    b, r, start = program_block(h, width, 1, BX)
+    i = start + tl.arange(0, BX)
     ok = i < width
-    plane = tl.cast(h, tl.int64) * w
+    plane = x + (b * classes + c) * tl.cast(h, tl.int64) * w
     first = tl.load(column_first + i, mask=ok, other=0)
     share = tl.load(column_share + i, mask=ok, other=0.0)
-    second = tl.minimum(first + 1, w - 1)
-    upper = x + (b * classes + c) * plane + tl.cast(r, tl.int64) * w
-    lower = x + (b * classes + c) * plane + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
-    top = tl.load(upper + first, mask=ok, other=0.0).to(tl.float32)
-    top += share * (tl.load(upper + second, mask=ok, other=0.0).to(tl.float32) - top)
-    bottom = tl.load(lower + first, mask=ok, other=0.0).to(tl.float32)
-    bottom += share * (tl.load(lower + second, mask=ok, other=0.0).to(tl.float32) - bottom)
+    top, bottom = stretched_rows(plane, r, h, w, first, share, ok)
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
         at = (b * height + y) * width + i
         found = top + tl.load(row_share + y) * (bottom - top)
@@ -266,14 +256,9 @@ def class_gradient(
 ):
     """A program per image, source row and ``OWNED`` source columns: it collects ``p_c slope`` of the outputs
     between them and their neighbours."""
-    across = tl.cdiv(w, OWNED)
-    pid = tl.program_id(0)
-    b = (pid // (across * h)).to(tl.int64)
-    r0 = pid // across % h
-    c0 = pid % across * OWNED
-    column = tl.arange(0, BC)
-    plane = tl.cast(h, tl.int64) * w
-    image = x + (b * classes + c) * plane
+    b, r0, c0 = program_block(h, w, 1, OWNED)
+    column = c0 + tl.arange(0, BC)
+    plane = (b * classes + c) * tl.cast(h, tl.int64) * w
     begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
     end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
     total = tl.zeros((BC,), tl.float32)
@@ -282,15 +267,9 @@ def class_gradient(
         ok = i < end
         first = tl.load(column_first + i, mask=ok, other=0)
         share = tl.load(column_share + i, mask=ok, other=0.0)
-        second = tl.minimum(first + 1, w - 1)
         gathered = tl.zeros((BX,), tl.float32)
         for r in range(tl.maximum(r0 - 1, 0), r0 + 1):
-            upper = image + tl.cast(r, tl.int64) * w
-            lower = image + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
-            top = tl.load(upper + first, mask=ok, other=0.0).to(tl.float32)
-            top += share * (tl.load(upper + second, mask=ok, other=0.0).to(tl.float32) - top)
-            bottom = tl.load(lower + first, mask=ok, other=0.0).to(tl.float32)
-            bottom += share * (tl.load(lower + second, mask=ok, other=0.0).to(tl.float32) - bottom)
+            top, bottom = stretched_rows(x + plane, r, h, w, first, share, ok)
             for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
                 at = (b * height + y) * width + i
                 row = tl.load(row_share + y)
@@ -298,8 +277,6 @@ def class_gradient(
                 # below the last source row there is none: its share belongs to the last row itself
                 weight = tl.where(r == r0, tl.where(r0 == h - 1, 1.0, 1.0 - row), row)
                 gathered += weight * tl.where(ok, p * tl.load(slope + at, mask=ok, other=0.0), 0.0)
-        hat = tl.where(first[:, None] == c0 + column[None, :], 1.0 - share[:, None], 0.0)
-        hat += tl.where(second[:, None] == c0 + column[None, :], share[:, None], 0.0)
-        total += tl.sum(hat * gathered[:, None], 0)
-    here = (column < OWNED) & (c0 + column < w)
-    tl.store(grad + (b * classes + c) * plane + tl.cast(r0, tl.int64) * w + c0 + column, total, mask=here)
+        total += tl.sum(column_weights(first, share, w, column) * gathered[:, None], 0)
+    here = (column < c0 + OWNED) & (column < w)
+    tl.store(grad + plane + tl.cast(r0, tl.int64) * w + column, total, mask=here)

@@ -11,22 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, narrow, on_device
-from fastuda.kernels._upsample import padded_classes
+from fastuda.kernels._bank import DEPTH, bank_contrast_fwd, judged_labels, tile_rows
+from fastuda.kernels._common import INTERPRETED, narrow, on_device, padded_classes
 
-TILE = 2048
-"""Features times classes of a tile."""
-
-DEPTH = 32
-"""Channels of a step of a product, and of a tile of the gradient."""
-
-MEMBERS = 32
-"""Vectors of a bank at a time."""
-
-
-def tile_rows(padded: int) -> int:
-    """Features of a program."""
-    return max(16, min(64, TILE // padded))
+__all__ = ["bank_contrast_fwd", "prototype_contrast_bwd", "prototype_contrast_fwd"]
 
 
 def weights(mean: Tensor, variance: Tensor | None, tau: float) -> Tensor:
@@ -105,53 +93,6 @@ def prototype_contrast_bwd(
     return out
 
 
-def bank_contrast_fwd(
-    features: Tensor,
-    labels: Tensor,
-    vectors: Tensor,
-    count: Tensor,
-    tau: float,
-    ignore_index: int,
-    gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """``(sum of the losses, gradient [N, A] or [0])`` in float32; the low-level op of the same name.
-
-    Features are taken in the order of their labels, so that a tile meets one bank, seldom two.
-    """
-    features, labels = features.contiguous(), labels.contiguous()
-    (n, width), (classes, length, _) = features.shape, vectors.shape
-    options = dict(dtype=torch.float32, device=features.device)
-    count = count.to(features.device).clamp(max=length)
-    filled = torch.arange(length, device=features.device) < count[:, None]
-    bank = torch.where(filled[..., None], vectors.to(**options) / tau, 0)
-    centre = bank.sum(1) / count.clamp(min=1)[:, None]
-    order = torch.where(labels == ignore_index, classes, labels).argsort(stable=True)
-    padded = padded_classes(classes)
-    rows = tile_rows(padded)
-    grad = torch.empty((n, width) if gradient else (0,), **options)
-    slope = torch.empty((n, length), **options)
-    other = torch.empty((n, classes), **options)
-    partial = torch.empty(triton.cdiv(n, rows), **options)
-    sizes = (n, width, classes, length, ignore_index)
-    constants = dict(KP=padded, BN=rows, BM=MEMBERS)
-    with on_device(features):
-        if n:
-            bank_losses[(len(partial),)](
-                *(features, labels, order, bank, count, centre, slope, other, partial, *sizes),
-                **constants,
-                BK=DEPTH,
-                num_warps=8,
-            )
-        if grad.numel():
-            bank_gradient[(len(partial), triton.cdiv(width, DEPTH))](
-                *(labels, order, bank, count, centre, slope, other, grad, *sizes),
-                **constants,
-                BA=DEPTH,
-                num_warps=4,
-            )
-    return partial.sum(dtype=torch.float64).float(), grad
-
-
 @triton.jit
 def prototype_losses(
     features,
@@ -187,9 +128,7 @@ def prototype_losses(
         if DIST:
             w = tl.load(w_at + width, mask=mask, other=0.0)
             spread = tl.dot(x * x, w, spread, input_precision="tf32x3")
-    label = tl.load(labels + i, mask=ok, other=ignore)
-    known = (label != ignore) & (label >= 0) & (label < classes)
-    alien = (label != ignore) & (known == 0)
+    label, known, alien = judged_labels(labels, i, ok, classes, ignore)
     logits = tl.where(k_ok[None, :], z + spread, float("-inf"))
     best = tl.max(logits, 1)
     e = tl.exp(logits - best[:, None])
@@ -240,127 +179,3 @@ def prototype_gradient(
         x = tl.load(features + at, mask=mask, other=0.0).to(tl.float32)
         found += 2.0 * x * tl.dot(p, w, input_precision="tf32x3")
     tl.store(out + at, narrow(tl.load(grad) * found, out, UPCAST), mask=mask)
-
-
-@triton.jit
-def bank_losses(
-    features,
-    labels,
-    order,
-    bank,
-    count,
-    centre,
-    slope,
-    other,
-    partial,
-    n,
-    width,
-    classes,
-    length,
-    ignore,
-    KP: tl.constexpr,
-    BN: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """A program per ``BN`` features, in the order of their labels: the losses, and the slopes by the products
-    with the own bank [N, M] and with the centres [N, K]."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    row = tl.load(order + i, mask=ok, other=0)
-    label = tl.load(labels + row, mask=ok, other=ignore)
-    known = (label != ignore) & (label >= 0) & (label < classes)
-    alien = (label != ignore) & (known == 0)
-    k = tl.arange(0, KP)
-    m = tl.arange(0, BM)
-    x_at = features + row[:, None] * width
-    z = tl.zeros((BN, KP), tl.float32)
-    for start in range(0, width, BK):
-        a = start + tl.arange(0, BK)
-        a_ok = a < width
-        x = tl.load(x_at + a[None, :], mask=ok[:, None] & a_ok[None, :], other=0.0).to(tl.float32)
-        mask = a_ok[:, None] & (k < classes)[None, :]
-        w = tl.load(centre + k[None, :] * width + a[:, None], mask=mask, other=0.0)
-        z = tl.dot(x, w, z, input_precision="tf32x3")
-    rest = (k < classes)[None, :] & (k[None, :] != label[:, None])
-    best = tl.max(tl.where(rest, z, -3.0e38), 1)
-    e = tl.where(rest, tl.exp(z - best[:, None]), 0.0)
-    total = tl.sum(e, 1)
-    negative = best + tl.log(total)
-    loss = tl.where(alien, float("nan"), 0.0)
-    push = tl.zeros((BN,), tl.float32)
-    low = tl.min(tl.where(known, label, classes), 0)
-    high = tl.max(tl.where(known, label, -1), 0)
-    for c in range(low, high + 1):
-        filled = tl.load(count + c)
-        mine = known & (label == c)
-        for first in range(0, filled, BM):
-            positive = tl.zeros((BN, BM), tl.float32)
-            own = bank + (tl.cast(c, tl.int64) * length + first + m[None, :]) * width
-            here = first + m < filled
-            for start in range(0, width, BK):
-                a = start + tl.arange(0, BK)
-                a_ok = a < width
-                x = tl.load(x_at + a[None, :], mask=mine[:, None] & a_ok[None, :], other=0.0).to(tl.float32)
-                w = tl.load(own + a[:, None], mask=a_ok[:, None] & here[None, :], other=0.0)
-                positive = tl.dot(x, w, positive, input_precision="tf32x3")
-            gap = negative[:, None] - positive
-            near = tl.exp(-tl.abs(gap))
-            term = tl.maximum(gap, 0.0) + tl.log(1.0 + near)
-            s = tl.where(gap > 0, 1.0, near) / (1.0 + near) / filled
-            valid = mine[:, None] & here[None, :]
-            loss += tl.sum(tl.where(valid, term, 0.0), 1) / filled
-            push += tl.sum(tl.where(valid, s, 0.0), 1)
-            tl.store(slope + i[:, None] * length + first + m[None, :], s, mask=valid)
-    to = other + i[:, None] * classes + k[None, :]
-    tl.store(to, e / total[:, None] * push[:, None], mask=ok[:, None] & (k < classes)[None, :])
-    tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
-
-
-@triton.jit
-def bank_gradient(
-    labels,
-    order,
-    bank,
-    count,
-    centre,
-    slope,
-    other,
-    grad,
-    n,
-    width,
-    classes,
-    length,
-    ignore,
-    KP: tl.constexpr,
-    BN: tl.constexpr,
-    BM: tl.constexpr,
-    BA: tl.constexpr,
-):
-    """A program per ``BN`` features, in the order of their labels, and ``BA`` channels."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    row = tl.load(order + i, mask=ok, other=0)
-    label = tl.load(labels + row, mask=ok, other=ignore)
-    known = (label != ignore) & (label >= 0) & (label < classes)
-    k = tl.arange(0, KP)
-    m = tl.arange(0, BM)
-    a = tl.program_id(1) * BA + tl.arange(0, BA)
-    a_ok = a < width
-    k_ok = k < classes
-    p = tl.load(other + i[:, None] * classes + k[None, :], mask=known[:, None] & k_ok[None, :], other=0.0)
-    w = tl.load(centre + k[:, None] * width + a[None, :], mask=k_ok[:, None] & a_ok[None, :], other=0.0)
-    found = tl.dot(p, w, input_precision="tf32x3")
-    low = tl.min(tl.where(known, label, classes), 0)
-    high = tl.max(tl.where(known, label, -1), 0)
-    for c in range(low, high + 1):
-        filled = tl.load(count + c)
-        mine = known & (label == c)
-        for first in range(0, filled, BM):
-            here = first + m < filled
-            s_at = slope + i[:, None] * length + first + m[None, :]
-            s = tl.load(s_at, mask=mine[:, None] & here[None, :], other=0.0)
-            own = bank + (tl.cast(c, tl.int64) * length + first + m[:, None]) * width
-            w = tl.load(own + a[None, :], mask=here[:, None] & a_ok[None, :], other=0.0)
-            found = tl.dot(-s, w, found, input_precision="tf32x3")
-    tl.store(grad + row[:, None] * width + a[None, :], found, mask=ok[:, None] & a_ok[None, :])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastuda.kernels import _temperature
-from fastuda.kernels._aggregate_panels import fill_slopes, fill_weights, own_similarity
+from fastuda.kernels._aggregate_gradient import fill_slopes
+from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
 from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, product
 from fastuda.kernels._panels import Panel, project
 

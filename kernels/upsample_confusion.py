@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import on_device
-from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
+from fastuda.kernels._common import on_device, padded_classes
+from fastuda.kernels._upsample import stretch, stretched_block
 
 TILE = 2048
 """Classes times outputs of a tile."""
@@ -85,19 +85,11 @@ def upsampled_counts(
 ):
     """A program per image, source row and ``BX`` outputs along it; the last entry of ``matrix`` counts the
     labels that are no class."""
-    across = tl.cdiv(width, BX)
-    pid = tl.program_id(0)
-    b = (pid // (across * h)).to(tl.int64)
-    r = pid // across % h
-    x = pid % across * BX + tl.arange(0, BX)
+    b, r, x, k, top, bottom = stretched_block(
+        scores, column_first, column_share, classes, h, w, width, KP, BX
+    )
     ok = x < width
-    k = tl.arange(0, KP).to(tl.int64)
     k_ok = k < classes
-    plane = tl.cast(h, tl.int64) * w
-    first = tl.load(column_first + x, mask=ok, other=0)
-    share = tl.load(column_share + x, mask=ok, other=0.0)
-    mask = k_ok[:, None] & ok[None, :]
-    top, bottom = stretched_rows(scores + b * classes * plane, plane, r, h, w, first, share, k, mask)
     counts = tl.zeros((BINS,), tl.int32)
     alien = tl.zeros((BX,), tl.int32)
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):

@@ -13,8 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import on_device
-from fastuda.kernels._upsample import padded_classes, stretch, stretched_rows
+from fastuda.kernels._common import on_device, padded_classes
+from fastuda.kernels._upsample import (
+    column_weights,
+    owned_columns,
+    program_block,
+    store_gradient_row,
+    stretch,
+    stretched_rows,
+)
 
 TILE = 1024
 """Classes times outputs of a tile; half of it for soft labels, which are a tile themselves."""
@@ -49,7 +56,7 @@ def upsample_cross_entropy_fwd(
         class_weight = torch.ones(classes, dtype=full, device=device)
     padded = padded_classes(classes)
     outputs = max(16, TILE // padded // (2 if soft else 1))
-    owned = max(1, min(COLUMNS, outputs * w // max(width, 1) - 1))
+    owned = owned_columns(outputs, w, width, COLUMNS)
     grid = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, owned),)
     grad = torch.empty(logits.shape if gradient else (0,), dtype=full, device=device)
     losses = torch.empty((batch, height, width) if per_pixel else (0,), dtype=full, device=device)
@@ -85,7 +92,7 @@ def upsample_cross_entropy_fwd(
             BR=ROWS,
             BC=COLUMNS,
             BX=outputs,
-            num_warps=8,
+            num_warps=8 if padded * outputs >= TILE else 4,
         )
     loss, norm = partial.sum(1, dtype=torch.float64).to(full).unbind()
     if soft:
@@ -127,15 +134,10 @@ def upsampled_losses(
 ):
     """A program per image, ``BR`` source rows and ``OWNED`` source columns; tiles are [KP classes, BX
     outputs]."""
-    across = tl.cdiv(w, OWNED)
-    down = tl.cdiv(h, BR)
-    pid = tl.program_id(0)
-    b = (pid // (across * down)).to(tl.int64)
-    r0 = pid // across % down * BR
-    c0 = pid % across * OWNED
-    k = tl.arange(0, KP).to(tl.int64)
+    b, r0, c0 = program_block(h, w, BR, OWNED)
+    k = tl.arange(0, KP)
     k_ok = k < classes
-    c = tl.arange(0, BC)
+    c = c0 + tl.arange(0, BC)
     plane = tl.cast(h, tl.int64) * w
     image = logits + b * classes * plane
     weight = tl.load(class_weight + k, mask=k_ok, other=0.0)
@@ -157,7 +159,8 @@ def upsampled_losses(
             first = tl.load(column_first + x, mask=ok, other=0)
             share = tl.load(column_share + x, mask=ok, other=0.0)
             mask = k_ok[:, None] & ok[None, :]
-            top, bottom = stretched_rows(image, plane, r, h, w, first, share, k, mask)
+            planes = image + k[:, None] * plane
+            top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
             mine = ok & (first >= c0) & (r >= r0)
             by_top = tl.zeros((KP, BX), tl.float32)
             by_bottom = tl.zeros((KP, BX), tl.float32)
@@ -176,7 +179,7 @@ def upsampled_losses(
                 else:
                     label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)
                     valid = ok & (label != ignore) & (label >= 0) & (label < classes)
-                    hit = k[:, None] == label[None, :]
+                    hit = k[:, None] == label.to(tl.int32)[None, :]
                     target = weight[:, None] * tl.where(hit, smooth + sharp, smooth)
                     pixel = tl.where(valid, 1.0, 0.0)
                     norm += tl.where(mine & valid, tl.sum(tl.where(hit, weight[:, None], 0.0), 0), 0.0)
@@ -192,17 +195,13 @@ def upsampled_losses(
                     by_top += (1.0 - row) * g
                     by_bottom += row * g
             if GRADIENT:
-                second = tl.minimum(first + 1, w - 1)
-                hat = tl.where(first[:, None] == c0 + c[None, :], 1.0 - share[:, None], 0.0)
-                hat += tl.where(second[:, None] == c0 + c[None, :], share[:, None], 0.0)
+                hat = column_weights(first, share, w, c)
                 upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
                 lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
         if GRADIENT:
-            # below the last source row there is none: its share belongs to the last row itself
-            found = tl.where(r == h - 1, upper + lower, upper)
-            to = grad + (b * classes + k)[:, None] * plane + tl.cast(r, tl.int64) * w + c0 + c[None, :]
-            here = (c < OWNED) & (c0 + c < w) & (r >= r0)
-            tl.store(to, found, mask=k_ok[:, None] & here[None, :])
+            here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]
+            planes = grad + (b * classes + k)[:, None] * plane
+            store_gradient_row(planes, c, r, h, w, upper, lower, here)
             carried = lower
-    tl.store(partial + pid, tl.sum(loss, 0))
-    tl.store(partial + tl.num_programs(0) + pid, tl.sum(norm, 0))
+    tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
+    tl.store(partial + tl.num_programs(0) + tl.program_id(0), tl.sum(norm, 0))

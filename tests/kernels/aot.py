@@ -1,23 +1,22 @@
 """Compile what the launchers launch, for a GPU that is not there, and report what the compiler made of it.
 
-    python tests/kernels/aot.py [--arch 80 90] [--only SUBSTRING]
+    python tests/kernels/aot.py [--arch 80 90] [--only SUBSTRING] [--all]
 
 The launchers run on CPU tensors under a stand-in driver that compiles every kernel with its real
-specialisation and launches nothing. Prints one JSON line per compiled kernel: registers, spills, shared
-memory, and the tensor-core instructions in the machine code.
+specialisation and launches nothing. Prints one JSON line per compiled kernel: registers, stack, shared
+memory, and the tensor-core instructions.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -59,39 +58,44 @@ class Driver:
 
 
 def resources(kernel) -> dict[str, object]:
-    """Registers, spilled bytes, shared memory and instruction counts of a compiled kernel."""
-    arch = kernel.metadata.target.arch
-    with tempfile.TemporaryDirectory() as folder:
-        ptx, cubin = Path(folder, "k.ptx"), Path(folder, "k.cubin")
-        ptx.write_text(kernel.asm["ptx"])
-        cubin.write_bytes(kernel.asm["cubin"])
-        name = f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
-        report = subprocess.run(
-            [BIN / "ptxas", "-v", f"--gpu-name={name}", ptx, "-o", os.devnull],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stderr
-        sass = subprocess.run(
-            [BIN / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True
-        ).stdout
-    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report).groups()
-    opcodes = collections.Counter(re.findall(r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDGSTS)\b", sass))
+    """Registers, stack (spilled registers lie there), shared memory and tensor-core instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        command = [BIN / "cuobjdump", "--dump-resource-usage", cubin.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
     return {
         "kernel": kernel.metadata.name,
-        "arch": arch,
+        "arch": kernel.metadata.target.arch,
         "warps": kernel.metadata.num_warps,
-        "registers": int(re.search(r"Used (\d+) registers", report)[1]),
-        "spills": int(stores) + int(loads),
+        "registers": int(registers),
+        "stack": int(stack),
         "shared": kernel.metadata.shared,
-        **opcodes,
+        "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync\.[\w.]+", kernel.asm["ptx"]))),
     }
 
 
-def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """One call per low-level op and similarity, at the widths that matter; the kernels do not run, so the
-    sizes are small and the values meaningless."""
-    from fastuda.kernels import contrast_softmax as softmax
+LOSSES = {80: torch.float32, 90: torch.bfloat16}
+"""A loss widens what it reads: its dtype changes a load, and one for each GPU will do."""
+
+
+def launches(arch: int, everything: bool) -> Iterator[tuple[torch.dtype, str, Callable[[], object]]]:
+    """What to compile for ``arch``: each op and similarity, in every dtype or where the dtype matters."""
+    for dtype in (torch.bfloat16, torch.float32):
+        # float32 tiles are the same for both GPUs, and bfloat16's KL is float32 inside
+        calls = tile_launches(dtype) if everything or (arch, dtype) != (90, torch.float32) else {}
+        losses = loss_launches(dtype)
+        if everything or dtype == LOSSES[arch]:
+            calls |= losses
+        calls["lovasz softmax"] = losses["lovasz softmax"]
+        for name, call in calls.items():
+            yield dtype, name, call
+
+
+def tile_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """One call per low-level op of similarity tiles, at the widths that matter; the kernels do not run, so
+    the sizes are small and the values meaningless."""
     from fastuda.kernels import cycle_association_loss as association
     from fastuda.kernels import cycle_match
     from fastuda.kernels import spatial_aggregate as aggregate
@@ -108,17 +112,11 @@ def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         calls[f"association backward {kind}"] = partial(association.association_bwd, y, y, *residuals, kind)
         calls[f"aggregate forward {kind}"] = partial(aggregate.aggregate_fwd, y, kind, True, 0.5)
         calls[f"aggregate backward {kind}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
-    for width in (8464, 40000):
-        rows = torch.rand(4, width).to(dtype)
-        calls[f"contrast softmax forward {width}"] = partial(softmax.contrast_softmax_fwd, rows, 1e-10)
-        calls[f"contrast softmax backward {width}"] = partial(
-            softmax.contrast_softmax_bwd, rows, rows, stat[0, :4]
-        )
-    return calls | loss_launches(dtype)
+    return calls
 
 
 def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """As :func:`launches`, of the losses and statistics."""
+    """As :func:`tile_launches`, of the row soft-max, the losses and the statistics."""
     from fastuda.kernels import affinity_cleaning_loss as cleaning
     from fastuda.kernels import (
         category_pool,
@@ -127,6 +125,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         upsample_confusion,
         upsample_cross_entropy,
     )
+    from fastuda.kernels import contrast_softmax as softmax
     from fastuda.kernels import domain_cross_entropy as domain
     from fastuda.kernels import local_affinity as affinity
     from fastuda.kernels import lovasz_softmax as lovasz
@@ -146,6 +145,12 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
         "affinity cleaning": partial(cleaning.affinity_cleaning_fwd, maps.float(), 8, True),
     }
+    for width in (8464, 40000):
+        rows = torch.rand(4, width).to(dtype)
+        calls[f"contrast softmax forward {width}"] = partial(softmax.contrast_softmax_fwd, rows, 1e-10)
+        calls[f"contrast softmax backward {width}"] = partial(
+            softmax.contrast_softmax_bwd, rows, rows, torch.rand(4)
+        )
     scores = torch.randn(1, 256, 19).to(dtype)
     calls["category pool forward"] = partial(category_pool.category_pool_fwd, features[None], scores)
     pooled = torch.rand(1, 19, 512)
@@ -207,8 +212,8 @@ def compiled(arch: int) -> list[object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", type=int, nargs="*", default=[80, 90])
-    parser.add_argument("--dtype", nargs="*", default=["bfloat16", "float32"])
     parser.add_argument("--only", default="")
+    parser.add_argument("--all", action="store_true", help="every dtype on every GPU")
     args = parser.parse_args()
     from fastuda.kernels import _common
 
@@ -216,14 +221,14 @@ def main() -> None:
         triton.runtime.driver.set_active(Driver(arch))
         _common.generation = lambda x, arch=arch: arch // 10
         seen: set[int] = set()
-        for dtype in args.dtype:
-            for name, call in launches(getattr(torch, dtype)).items():
-                if args.only in name:
-                    call()
-                    for kernel in compiled(arch):
-                        if id(kernel) not in seen:
-                            seen.add(id(kernel))
-                            print(json.dumps({"call": name, "dtype": dtype, **resources(kernel)}), flush=True)
+        for dtype, name, call in launches(arch, args.all):
+            if args.only in name:
+                call()
+                for kernel in compiled(arch):
+                    if id(kernel) not in seen:
+                        seen.add(id(kernel))
+                        row = {"call": name, "dtype": str(dtype).removeprefix("torch."), **resources(kernel)}
+                        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,13 @@ def machine_code(arch: int) -> list[dict]:
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
+ARCHS = [pytest.param(arch, marks=pytest.mark.xdist_group(f"triton-aot-{arch}")) for arch in SHARED_MEMORY]
+"""Both tests of a GPU share its compilation, in one worker."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.xdist_group("triton-aot")
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_compiles_without_spills(arch):
     rows = machine_code(arch)
     assert {row["kernel"] for row in rows} >= {
@@ -86,22 +89,25 @@ def test_every_kernel_compiles_without_spills(arch):
         "pooled_logits_gradient",
     }
     for row in rows:
-        # ptxas may give up one register, stored once, to fit another block on the multiprocessor
-        assert row["spills"] <= 8 and row.get("STL", 0) <= 1, row
+        assert row["stack"] == 0, row
         assert row["shared"] <= SHARED_MEMORY[arch], row
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.xdist_group("triton-aot")
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_half_precision_tiles_run_on_tensor_cores(arch):
+    """And those of float32, to which KL goes in every dtype, do not: there they would be TF32."""
     tiles = {"search_tiles", "tile_moments", "association_panel", "weight_panel", "slope_panel"}
+    instruction = "wgmma" if arch == 90 else "mma"
     found = set()
     for row in machine_code(arch):
-        if row["kernel"] in tiles and row["dtype"] == "bfloat16" and row["call"].endswith("cosine"):
+        if row["kernel"] not in tiles:
+            continue
+        if row["dtype"] == "bfloat16" and row["call"].endswith("cosine"):
             found.add(row["kernel"])
-            assert row.get("HGMMA" if arch == 90 else "HMMA", 0) > 0, row
-        if row["kernel"] in tiles and row["dtype"] == "float32":
-            assert not row.get("HGMMA") and not row.get("HMMA"), "float32 dropped to a narrower type"
+            assert row["products"], row
+            assert all(x.startswith(instruction) and x.count("bf16") == 2 for x in row["products"]), row
+        else:
+            assert not row["products"], "float32 dropped to a narrower type"
     assert found == tiles

@@ -1,9 +1,7 @@
-"""The panels of the aggregation: softmax weights forward, weights and the gradient of the products
-backward."""
+"""The panels of the aggregation's gradient: the weights again, and the slopes by the products."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,54 +12,10 @@ from fastuda.kernels._common import (
     Side,
     divides,
     grouped,
-    halves,
     narrow,
-    tile_product,
+    quarters,
     tile_shape,
 )
-
-
-def own_similarity(side: Side, similarity: str) -> Tensor:
-    """[B, N] similarity of every pixel to itself, the largest of its row: 1, or 0 for a vanishing feature or
-    for KL."""
-    if similarity == "kl":
-        return torch.zeros_like(side.row)
-    norm = torch.linalg.vector_norm(side.query, dim=-1, dtype=torch.float32)
-    return (norm * side.row).square()
-
-
-def fill_weights(
-    weights: Tensor, side: Side, b: int, start: int, own: Tensor, temperature: Tensor, similarity: str
-) -> Tensor:
-    """``exp((s_ij - s_ii) / t_i)`` of the rows from ``start`` of image ``b`` into ``weights`` [R, N], and its
-    row sums [R]."""
-    shape = tile_shape(weights)
-    rows, n = weights.shape
-    blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
-    sums = own.new_empty(splits, rows)
-    weight_panel[(blocks * splits,)](
-        side.query[b],
-        side.key[b],
-        side.row[b],
-        own[b],
-        temperature[b],
-        weights,
-        sums,
-        weights.stride(0),
-        start,
-        rows,
-        n,
-        side.query.shape[2],
-        blocks,
-        splits,
-        KL=similarity == "kl",
-        LOG2E=LOG2E,
-        EVEN=divides(side.query, shape["BK"]),
-        UPCAST=INTERPRETED,
-        GROUP=8,
-        **shape,
-    )
-    return sums.sum(0)
 
 
 def fill_slopes(
@@ -137,61 +91,6 @@ def fill_slopes(
         BC=width,
         num_warps=4,
     )
-
-
-@triton.jit
-def weight_panel(
-    a,
-    b,
-    row,
-    own,
-    temperature,
-    weights,
-    sums,
-    stride,
-    first,
-    n,
-    m,
-    channels,
-    blocks,
-    splits,
-    KL: tl.constexpr,
-    LOG2E: tl.constexpr,
-    EVEN: tl.constexpr,
-    UPCAST: tl.constexpr,
-    GROUP: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """Rows ``first`` to ``first + n`` of ``m``: weights relative to the pixel's own, and sums [splits, n]."""
-    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
-    rows = block * BM + tl.arange(0, BM)
-    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)
-    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
-    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
-    scale = tl.load(row + at_row)
-    top = tl.load(own + at_row)
-    inv = LOG2E / tl.load(temperature + at_row)
-    left, right = halves(s, BM, BN)
-    parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
-    total = tl.zeros((BM,), tl.float32)
-    for strip in tl.static_range(4):
-        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
-        col_ok = cols < m
-        s = parts[strip]
-        if KL:
-            s = s + scale[:, None]
-        else:
-            s = s * scale[:, None] * tl.load(row + cols, mask=col_ok, other=0.0)[None, :]
-        s = tl.where(cols[None, :] == first + rows[:, None], top[:, None], s)
-        # At a vanishing temperature rounding must not lift a weight to infinity.
-        e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))
-        e = tl.where(col_ok[None, :], e, 0.0)
-        total += tl.sum(e, 1)
-        to = weights + rows.to(tl.int64)[:, None] * stride + cols[None, :]
-        tl.store(to, narrow(e, weights, UPCAST), mask=(rows < n)[:, None] & col_ok[None, :])
-    tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)
 
 
 @triton.jit
@@ -284,10 +183,8 @@ def slope_panel(
     norm = tl.load(log_sum + at_row) * LOG2E
     middle = tl.load(centre + at_row)
     step = tl.load(factor + at_row)
-    left, right = halves(s, BM, BN)
-    parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
-    left, right = halves(d, BM, BN)
-    d_parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    parts = quarters(s, BM, BN)
+    d_parts = quarters(d, BM, BN)
     total = tl.zeros((BM,), tl.float32)
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)

@@ -1,0 +1,202 @@
+"""SePiCo's contrast with banks: every vector of the own class's against the mean similarity to each other."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import on_device, padded_classes
+
+TILE = 2048
+"""Features times classes of a tile."""
+
+DEPTH = 32
+"""Channels of a step of a product, and of a tile of the gradient."""
+
+MEMBERS = 32
+"""Vectors of a bank at a time."""
+
+
+def tile_rows(padded: int) -> int:
+    """Features of a program."""
+    return max(16, min(64, TILE // padded))
+
+
+def bank_contrast_fwd(
+    features: Tensor,
+    labels: Tensor,
+    vectors: Tensor,
+    count: Tensor,
+    tau: float,
+    ignore_index: int,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(sum of the losses, gradient [N, A] or [0])`` in float32; the low-level op of the same name.
+
+    Features are taken in the order of their labels, so that a tile meets one bank, seldom two.
+    """
+    features, labels = features.contiguous(), labels.contiguous()
+    (n, width), (classes, length, _) = features.shape, vectors.shape
+    options = dict(dtype=torch.float32, device=features.device)
+    count = count.to(features.device).clamp(max=length)
+    filled = torch.arange(length, device=features.device) < count[:, None]
+    bank = torch.where(filled[..., None], vectors.to(**options) / tau, 0)
+    centre = bank.sum(1) / count.clamp(min=1)[:, None]
+    order = torch.where(labels == ignore_index, classes, labels).argsort(stable=True)
+    padded = padded_classes(classes)
+    rows = tile_rows(padded)
+    grad = torch.empty((n, width) if gradient else (0,), **options)
+    slope = torch.empty((n, length), **options)
+    other = torch.empty((n, classes), **options)
+    partial = torch.empty(triton.cdiv(n, rows), **options)
+    sizes = (n, width, classes, length, ignore_index)
+    constants = dict(KP=padded, BN=rows, BM=MEMBERS)
+    with on_device(features):
+        if n:
+            bank_losses[(len(partial),)](
+                *(features, labels, order, bank, count, centre, slope, other, partial, *sizes),
+                **constants,
+                BK=DEPTH,
+                num_warps=8,
+            )
+        if grad.numel():
+            bank_gradient[(len(partial), triton.cdiv(width, DEPTH))](
+                *(labels, order, bank, count, centre, slope, other, grad, *sizes),
+                **constants,
+                BA=DEPTH,
+                num_warps=4,
+            )
+    return partial.sum(dtype=torch.float64).float(), grad
+
+
+@triton.jit
+def judged_labels(labels, at, ok, classes, ignore):
+    """The labels at ``at``, which of them are classes, and which neither that nor ``ignore``."""
+    label = tl.load(labels + at, mask=ok, other=ignore)
+    known = (label != ignore) & (label >= 0) & (label < classes)
+    return label, known, (label != ignore) & (known == 0)
+
+
+@triton.jit
+def add_products(z, x_at, x_ok, w_at, w_ok, width, BK: tl.constexpr):
+    """``z`` plus the products of the rows that begin at ``x_at`` and at ``w_at``, of ``width`` channels."""
+    for start in range(0, width, BK):
+        a = start + tl.arange(0, BK)
+        a_ok = a < width
+        x = tl.load(x_at[:, None] + a[None, :], mask=x_ok[:, None] & a_ok[None, :], other=0.0)
+        w = tl.load(w_at[None, :] + a[:, None], mask=a_ok[:, None] & w_ok[None, :], other=0.0)
+        z = tl.dot(x.to(tl.float32), w, z, input_precision="tf32x3")
+    return z
+
+
+@triton.jit
+def bank_losses(
+    features,
+    labels,
+    order,
+    bank,
+    count,
+    centre,
+    slope,
+    other,
+    partial,
+    n,
+    width,
+    classes,
+    length,
+    ignore,
+    KP: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """A program per ``BN`` features, in the order of their labels: the losses, and the slopes by the products
+    with the own bank [N, M] and with the centres [N, K]."""
+    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    ok = i < n
+    row = tl.load(order + i, mask=ok, other=0)
+    label, known, alien = judged_labels(labels, row, ok, classes, ignore)
+    k = tl.arange(0, KP)
+    m = tl.arange(0, BM)
+    k_ok = k < classes
+    x_at = features + row * width
+    z = tl.zeros((BN, KP), tl.float32)
+    z = add_products(z, x_at, ok, centre + k * width, k_ok, width, BK)
+    rest = k_ok[None, :] & (k[None, :] != label[:, None])
+    best = tl.max(tl.where(rest, z, -3.0e38), 1)
+    e = tl.where(rest, tl.exp(z - best[:, None]), 0.0)
+    total = tl.sum(e, 1)
+    negative = best + tl.log(total)
+    loss = tl.where(alien, float("nan"), 0.0)
+    push = tl.zeros((BN,), tl.float32)
+    low = tl.min(tl.where(known, label, classes), 0)
+    high = tl.max(tl.where(known, label, -1), 0)
+    for c in range(low, high + 1):
+        filled = tl.load(count + c)
+        mine = known & (label == c)
+        for first in range(0, filled, BM):
+            positive = tl.zeros((BN, BM), tl.float32)
+            own = bank + (tl.cast(c, tl.int64) * length + first + m) * width
+            here = first + m < filled
+            positive = add_products(positive, x_at, mine, own, here, width, BK)
+            gap = negative[:, None] - positive
+            near = tl.exp(-tl.abs(gap))
+            term = tl.maximum(gap, 0.0) + tl.log(1.0 + near)
+            s = tl.where(gap > 0, 1.0, near) / (1.0 + near) / filled
+            valid = mine[:, None] & here[None, :]
+            loss += tl.sum(tl.where(valid, term, 0.0), 1) / filled
+            push += tl.sum(tl.where(valid, s, 0.0), 1)
+            tl.store(slope + i[:, None] * length + first + m[None, :], s, mask=valid)
+    to = other + i[:, None] * classes + k[None, :]
+    tl.store(to, e / total[:, None] * push[:, None], mask=ok[:, None] & k_ok[None, :])
+    tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
+
+
+@triton.jit
+def bank_gradient(
+    labels,
+    order,
+    bank,
+    count,
+    centre,
+    slope,
+    other,
+    grad,
+    n,
+    width,
+    classes,
+    length,
+    ignore,
+    KP: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BA: tl.constexpr,
+):
+    """A program per ``BN`` features, in the order of their labels, and ``BA`` channels."""
+    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    ok = i < n
+    row = tl.load(order + i, mask=ok, other=0)
+    label, known, _ = judged_labels(labels, row, ok, classes, ignore)
+    k = tl.arange(0, KP)
+    m = tl.arange(0, BM)
+    a = tl.program_id(1) * BA + tl.arange(0, BA)
+    a_ok = a < width
+    k_ok = k < classes
+    p = tl.load(other + i[:, None] * classes + k[None, :], mask=known[:, None] & k_ok[None, :], other=0.0)
+    w = tl.load(centre + k[:, None] * width + a[None, :], mask=k_ok[:, None] & a_ok[None, :], other=0.0)
+    found = tl.dot(p, w, input_precision="tf32x3")
+    low = tl.min(tl.where(known, label, classes), 0)
+    high = tl.max(tl.where(known, label, -1), 0)
+    for c in range(low, high + 1):
+        filled = tl.load(count + c)
+        mine = known & (label == c)
+        for first in range(0, filled, BM):
+            here = first + m < filled
+            s_at = slope + i[:, None] * length + first + m[None, :]
+            s = tl.load(s_at, mask=mine[:, None] & here[None, :], other=0.0)
+            own = bank + (tl.cast(c, tl.int64) * length + first + m[:, None]) * width
+            w = tl.load(own + a[None, :], mask=here[:, None] & a_ok[None, :], other=0.0)
+            found = tl.dot(-s, w, found, input_precision="tf32x3")
+    tl.store(grad + row[:, None] * width + a[None, :], found, mask=ok[:, None] & a_ok[None, :])

@@ -1,0 +1,98 @@
+"""The best match of every query, and how the parts of a search are merged into it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import LOG2E
+
+
+class Best(NamedTuple):
+    """Of every query, over all keys."""
+
+    index: Tensor
+    """[B, N] int64: the most similar key, the lowest of equals."""
+    similarity: Tensor
+    """[B, N] float32."""
+    sum: Tensor
+    """[B, N] float32: sum of ``exp((s - similarity) / temperature)``."""
+
+    @classmethod
+    def empty(cls, row: Tensor) -> Best:
+        """Before any key is seen."""
+        index = torch.zeros(row.shape, dtype=torch.int64, device=row.device)
+        return cls(index, torch.full_like(row, float("-inf")), torch.zeros_like(row))
+
+    def lse(self, temperature: Tensor) -> Tensor:
+        """[B, N] log-sum-exp of ``s / temperature``; the division matches that of the loss bit for bit."""
+        return self.similarity / temperature + self.sum.log()
+
+
+def merge(
+    part: tuple[Tensor, Tensor, Tensor], count: int, stride: int, temperature: Tensor, into: Best
+) -> None:
+    """Fold ``count`` parts [B, stride, L] of value, index and sum into ``into``, in a fixed order."""
+    batch, length = into.index.shape
+    merge_best[(triton.cdiv(length, 64), batch)](
+        *part,
+        temperature,
+        into.similarity,
+        into.index,
+        into.sum,
+        length,
+        count,
+        stride,
+        LOG2E=LOG2E,
+        BP=16,
+        BL=64,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def merge_best(
+    part_value,
+    part_index,
+    part_sum,
+    temperature,
+    value_out,
+    index_out,
+    sum_out,
+    length,
+    parts,
+    stride,
+    LOG2E: tl.constexpr,
+    BP: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """Merge ``parts`` partials [B, stride, L] into the running best; the lowest index of equals stays."""
+    batch = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BL + tl.arange(0, BL)
+    ok = at < length
+    mine = batch * length + at
+    inv = LOG2E / tl.load(temperature + mine, mask=ok, other=1.0)
+    best = tl.load(value_out + mine, mask=ok, other=0.0)
+    best_index = tl.load(index_out + mine, mask=ok, other=0)
+    total = tl.load(sum_out + mine, mask=ok, other=0.0)
+    p = tl.arange(0, BP)
+    for start in range(0, parts, BP):
+        here = start + p
+        where = (batch * stride + here)[:, None] * length + at[None, :]
+        mask = (here < parts)[:, None] & ok[None, :]
+        value = tl.load(part_value + where, mask=mask, other=float("-inf"))
+        index = tl.load(part_index + where, mask=mask, other=0)
+        sums = tl.load(part_sum + where, mask=mask, other=0.0)
+        top = tl.maximum(tl.max(value, 0), best)
+        found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)
+        total = total * tl.exp2((best - top) * inv)
+        total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
+        best_index = tl.where(top > best, found.to(tl.int64), best_index)
+        best = top
+    tl.store(value_out + mine, best, mask=ok)
+    tl.store(index_out + mine, best_index, mask=ok)
+    tl.store(sum_out + mine, total, mask=ok)
