@@ -1,5 +1,5 @@
-"""Most of the time of Triton's interpreter goes to what changes nothing here: it patches its language again at
-every call of a helper function, and it works out integer overflows that it reports in debug mode only."""
+"""Most of the time of Triton's interpreter goes to what changes nothing here: it patches its language again
+at every call of a helper function, and it works out integer overflows that it reports in debug mode only."""
 
 from __future__ import annotations
 
