@@ -33,7 +33,7 @@ void soft_max(const Tensor& z, S* lse, bool given) {
   at::parallel_for(0, z.size(0) * z.size(1), 1, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       S* row = values + plane * pixels;
-      if (!given) lse[plane] = log_sum_exp(row, pixels, S(1));
+      if (!given) lse[plane] = S(log_sum_exp(row, pixels, S(1)));
       exp_row(row, pixels, lse[plane], S(1), row);
     }
   });

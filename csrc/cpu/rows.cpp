@@ -65,7 +65,7 @@ FASTUDA_INLINE void load_body(const T* from, int64_t n, S* x, S* square) {
 }
 
 template <class T, class S>
-FASTUDA_INLINE S log_sum_exp_body(const T* x, int64_t n, S k) {
+FASTUDA_INLINE double log_sum_exp_body(const T* x, int64_t n, S k) {
   constexpr int64_t kBlock = 1024;  // read twice, the second time from the cache
   S best = -std::numeric_limits<S>::infinity();
   double total = 0;
@@ -83,57 +83,59 @@ FASTUDA_INLINE S log_sum_exp_body(const T* x, int64_t n, S k) {
     total = (higher > best ? total * std::exp(double(best - higher)) : total) + sum;
     best = higher;
   }
-  return S(best + std::log(total));
+  return best + std::log(total);
 }
 
 }  // namespace
 
 // target_clones does not apply to templates: a named function per element type behind each instance.
-#define ROW_SWEEPS(T, S, SUFFIX, CLONES)                                                                 \
-  CLONES static S mean_##SUFFIX(const T* x, int64_t n) { return mean_of_body(x, n); }                    \
-  template <>                                                                                            \
-  S mean_of(const T* x, int64_t n) {                                                                     \
-    return mean_##SUFFIX(x, n);                                                                          \
-  }                                                                                                      \
-  CLONES static void statistics_##SUFFIX(const T* x, int64_t n, RowStatistics<S>& out) {                 \
-    row_statistics_body(x, n, out);                                                                      \
-  }                                                                                                      \
-  CLONES static S exp_##SUFFIX(const T* x, int64_t n, S best, S inverse_t, S* out) {                     \
-    return exp_row_body(x, n, best, inverse_t, out);                                                     \
-  }                                                                                                      \
-  CLONES static void scale_##SUFFIX(const S* e, S scale, int64_t n, T* out) {                            \
-    scale_to_body(e, scale, n, out);                                                                     \
-  }                                                                                                      \
-  CLONES static void gradient_##SUFFIX(const T* g, const T* y, S mean, S scale, int64_t n, T* out) {     \
-    softmax_gradient_body(g, y, mean, scale, n, out);                                                    \
-  }                                                                                                      \
-  CLONES static void load_##SUFFIX(const T* from, int64_t n, S* x, S* square) {                          \
-    load_body(from, n, x, square);                                                                       \
-  }                                                                                                      \
-  CLONES static S log_sum_exp_##SUFFIX(const T* x, int64_t n, S k) { return log_sum_exp_body(x, n, k); } \
-  template <>                                                                                            \
-  void load_row(const T* from, int64_t n, S* x, S* square) {                                             \
-    load_##SUFFIX(from, n, x, square);                                                                   \
-  }                                                                                                      \
-  template <>                                                                                            \
-  S log_sum_exp(const T* x, int64_t n, S k) {                                                            \
-    return log_sum_exp_##SUFFIX(x, n, k);                                                                \
-  }                                                                                                      \
-  template <>                                                                                            \
-  void row_statistics(const T* x, int64_t n, RowStatistics<S>& out) {                                    \
-    statistics_##SUFFIX(x, n, out);                                                                      \
-  }                                                                                                      \
-  template <>                                                                                            \
-  S exp_row(const T* x, int64_t n, S best, S inverse_t, S* out) {                                        \
-    return exp_##SUFFIX(x, n, best, inverse_t, out);                                                     \
-  }                                                                                                      \
-  template <>                                                                                            \
-  void scale_to(const S* e, S scale, int64_t n, T* out) {                                                \
-    scale_##SUFFIX(e, scale, n, out);                                                                    \
-  }                                                                                                      \
-  template <>                                                                                            \
-  void softmax_gradient(const T* g, const T* y, S mean, S scale, int64_t n, T* out) {                    \
-    gradient_##SUFFIX(g, y, mean, scale, n, out);                                                        \
+#define ROW_SWEEPS(T, S, SUFFIX, CLONES)                                                             \
+  CLONES static S mean_##SUFFIX(const T* x, int64_t n) { return mean_of_body(x, n); }                \
+  template <>                                                                                        \
+  S mean_of(const T* x, int64_t n) {                                                                 \
+    return mean_##SUFFIX(x, n);                                                                      \
+  }                                                                                                  \
+  CLONES static void statistics_##SUFFIX(const T* x, int64_t n, RowStatistics<S>& out) {             \
+    row_statistics_body(x, n, out);                                                                  \
+  }                                                                                                  \
+  CLONES static S exp_##SUFFIX(const T* x, int64_t n, S best, S inverse_t, S* out) {                 \
+    return exp_row_body(x, n, best, inverse_t, out);                                                 \
+  }                                                                                                  \
+  CLONES static void scale_##SUFFIX(const S* e, S scale, int64_t n, T* out) {                        \
+    scale_to_body(e, scale, n, out);                                                                 \
+  }                                                                                                  \
+  CLONES static void gradient_##SUFFIX(const T* g, const T* y, S mean, S scale, int64_t n, T* out) { \
+    softmax_gradient_body(g, y, mean, scale, n, out);                                                \
+  }                                                                                                  \
+  CLONES static void load_##SUFFIX(const T* from, int64_t n, S* x, S* square) {                      \
+    load_body(from, n, x, square);                                                                   \
+  }                                                                                                  \
+  CLONES static double log_sum_exp_##SUFFIX(const T* x, int64_t n, S k) {                            \
+    return log_sum_exp_body(x, n, k);                                                                \
+  }                                                                                                  \
+  template <>                                                                                        \
+  void load_row(const T* from, int64_t n, S* x, S* square) {                                         \
+    load_##SUFFIX(from, n, x, square);                                                               \
+  }                                                                                                  \
+  template <>                                                                                        \
+  double log_sum_exp(const T* x, int64_t n, S k) {                                                   \
+    return log_sum_exp_##SUFFIX(x, n, k);                                                            \
+  }                                                                                                  \
+  template <>                                                                                        \
+  void row_statistics(const T* x, int64_t n, RowStatistics<S>& out) {                                \
+    statistics_##SUFFIX(x, n, out);                                                                  \
+  }                                                                                                  \
+  template <>                                                                                        \
+  S exp_row(const T* x, int64_t n, S best, S inverse_t, S* out) {                                    \
+    return exp_##SUFFIX(x, n, best, inverse_t, out);                                                 \
+  }                                                                                                  \
+  template <>                                                                                        \
+  void scale_to(const S* e, S scale, int64_t n, T* out) {                                            \
+    scale_##SUFFIX(e, scale, n, out);                                                                \
+  }                                                                                                  \
+  template <>                                                                                        \
+  void softmax_gradient(const T* g, const T* y, S mean, S scale, int64_t n, T* out) {                \
+    gradient_##SUFFIX(g, y, mean, scale, n, out);                                                    \
   }
 
 ROW_SWEEPS(float, float, f, FASTUDA_CLONES)

@@ -112,7 +112,7 @@ void load_row(const T* from, int64_t n, acc_t<T>* x, acc_t<T>* square);
 
 // log sum exp(k x) in one pass; -inf without a finite value.
 template <class T>
-acc_t<T> log_sum_exp(const T* x, int64_t n, acc_t<T> k);
+double log_sum_exp(const T* x, int64_t n, acc_t<T> k);
 
 // contrast_softmax, row by row: the statistics of given values; out = exp((x - best) inverse_t) and its sum;
 // out = scale e; and the gradient (g - mean) y scale.

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._checks import check_float, check_rank
 
-_backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), cpu=False, triton=True)
+_backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), triton=True)
 _backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), triton=True)
 
 

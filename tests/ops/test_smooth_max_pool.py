@@ -72,9 +72,24 @@ def test_a_part_without_probability_and_a_nan(backend):
     z = torch.full((1, 3, 40, 40), -torch.inf)
     z[0, 0, 39] = 2.0
     z[0, 1, 20] = torch.nan
+    z.requires_grad_()
     t = F.smooth_max_pool(z, backend=backend)[0]
     assert t[0].item() == pytest.approx(2 - torch.tensor(40.0).log().item(), abs=1e-5)
     assert t[1].isnan() and t[2] == -torch.inf
+    grad = torch.autograd.grad(t.sum(), z)[0][0]
+    assert torch.allclose(grad[0, 39], torch.tensor(1 / 40)) and grad[0, :39].abs().max() < 1e-30
+    assert grad[1:].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_add_up_whatever_the_score_is_rounded_to(backend, seed):
+    z = (100 + torch.randn(1, 3, 33, 64, generator=torch.Generator().manual_seed(seed))).requires_grad_()
+    (grad,) = torch.autograd.grad(F.smooth_max_pool(z, k=20.0, backend=backend).sum(), z)
+    exact = (20 * z.detach().double()).flatten(2).softmax(2).reshape(z.shape)
+    # 20 z = 2000 is rounded to 6e-5: the reference cannot do better
+    limit = 2e-4 if backend == "reference" else 4e-6
+    assert (grad - exact).abs().max() < limit * exact.max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
