@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
+from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import check_choice, check_float, check_rank
 
 _backends.register(
@@ -17,25 +15,6 @@ _backends.register(
     triton=True,
     triton_limit=_backends.most_classes(128),
 )
-
-
-class _Sum(torch.autograd.Function):
-    """The loss summed over the pixels; the forward gathers its gradient at low resolution in the same
-    pass."""
-
-    @staticmethod
-    def forward(ctx: Any, domain_logits: Tensor, seg_logits: Tensor, rest: tuple[Any, ...], name: str):
-        forward = _backends.overload("domain_cross_entropy_fwd", name)
-        total, grad = forward(domain_logits, seg_logits, *rest, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)
-        ctx.dtype = domain_logits.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor):
-        (grad,) = ctx.saved_tensors
-        return (grad * grad_total).to(ctx.dtype), None, None, None
 
 
 def domain_cross_entropy(
@@ -92,6 +71,8 @@ def domain_cross_entropy(
             rest = (offset, size, temperature, clip, hard_threshold, align_corners)
             return reference_losses.domain_cross_entropy(domain_logits, seg_logits, *rest)
         height, width = domain_logits.shape[2:] if size is None else size
-        arguments = (offset, height, width, align_corners, temperature, clip, hard_threshold)
-        total = _Sum.apply(domain_logits, seg_logits.detach(), arguments, name)
+        how = (offset, height, width, align_corners, temperature, clip, hard_threshold)
+        total = GradientInForward.apply(
+            domain_logits, (seg_logits.detach(), *how), "domain_cross_entropy_fwd", name
+        )
         return total / (batch * height * width)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
+from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import check_choice, check_float, check_rank
 
 _backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"), triton=True)
@@ -27,24 +28,6 @@ class _Affinity(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):
         (p,) = ctx.saved_tensors
         return _backends.overload("local_affinity_bwd", ctx.name)(grad, p, *ctx.settings), None, None
-
-
-class _ProductSum(torch.autograd.Function):
-    """The sum of all inner products, its gradient gathered in the forward."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, neighbours: int, name: str):
-        forward = _backends.overload("affinity_cleaning_fwd", name)
-        total, grad = forward(p, neighbours, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)
-        ctx.dtype = p.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor):
-        (grad,) = ctx.saved_tensors
-        return (grad * grad_total).to(ctx.dtype), None, None
 
 
 def _check_neighbours(neighbours: int) -> None:
@@ -110,5 +93,5 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
         if name != "reference":
             p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
             pairs = neighbours * p.numel() // p.shape[1]
-            return 1 - _ProductSum.apply(p, neighbours, name) / pairs
+            return 1 - GradientInForward.apply(p, (neighbours,), "affinity_cleaning_fwd", name) / pairs
         return reference_losses.affinity_cleaning(logits, neighbours)

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
+from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import check_float, check_labels, check_rank
 
 # sorting is in float32: float64 stays with the reference
 _backends.register("lovasz_softmax", ("lovasz_softmax_fwd",), dtypes=_backends.FLOATS, triton=True)
-
-
-class _Lovasz(torch.autograd.Function):
-    """The forward gathers the gradient, too: it falls out of the sorted errors."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, labels: Tensor, settings: tuple[bool, bool, int], name: str):
-        forward = _backends.overload("lovasz_softmax_fwd", name)
-        loss, grad = forward(x, labels, *settings, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)
-        ctx.dtype = x.dtype
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor):
-        (grad,) = ctx.saved_tensors
-        return (grad * grad_loss).to(ctx.dtype), None, None, None
 
 
 def lovasz_softmax(
@@ -73,7 +53,11 @@ def lovasz_softmax(
             settings = (from_logits, align_corners, ignore_index)
             images = range(len(x)) if per_image else ()
             parts = [(x[i : i + 1], labels[i : i + 1]) for i in images] or [(x, labels)]
-            return torch.stack([_Lovasz.apply(*part, settings, name) for part in parts]).mean()
+            losses = [
+                GradientInForward.apply(image, (truth, *settings), "lovasz_softmax_fwd", name)
+                for image, truth in parts
+            ]
+            return torch.stack(losses).mean()
         if from_logits:
             x = reference.upsample(x, (size[0], size[1]), align_corners).softmax(1)
         return reference.lovasz_softmax(x, labels, ignore_index, per_image)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
+from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import check_choice, check_float, check_labels, check_rank
 from fastuda.ops.class_statistics import ClassStatistics
 
@@ -47,24 +48,6 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):
         backward = _backends.overload("prototype_contrast_bwd", ctx.name)
         return backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
-
-
-class _BankSum(torch.autograd.Function):
-    """BankCL summed over the pixels; the forward leaves the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, labels: Tensor, rest: tuple[Any, ...], name: str):
-        forward = _backends.overload("bank_contrast_fwd", name)
-        total, grad = forward(features, labels, *rest, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)
-        ctx.dtype = features.dtype
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor):
-        (grad,) = ctx.saved_tensors
-        return (grad * grad_total).to(ctx.dtype), None, None, None
 
 
 def prototype_contrast(
@@ -117,8 +100,8 @@ def prototype_contrast(
         if name != "reference":
             labels = labels.long()
             if isinstance(prototypes, PrototypeBank):
-                bank = (prototypes.vectors.detach(), prototypes.count, tau, ignore_index)
-                total = _BankSum.apply(features, labels, bank, name)
+                bank = (labels, prototypes.vectors.detach(), prototypes.count, tau, ignore_index)
+                total = GradientInForward.apply(features, bank, "bank_contrast_fwd", name)
             else:
                 spread = prototypes.variance.detach() if kind == "dist" else None
                 rest = (spread, tau, ignore_index)
