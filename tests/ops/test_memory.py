@@ -1,5 +1,8 @@
-"""No N x N array, measured: the peak of the resident size; and more elements than an int32 counts."""
+"""No N x N array and no full-resolution plane, measured: the peak of the resident size; and more elements
+than an int32 counts."""
 
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +16,27 @@ ROOT = Path(__file__).resolve().parents[2]
 N, CHANNELS = 6000, 64
 SQUARE = 4 * N * N / 2**20  # MiB of one float32 N x N array: 137
 
-PROGRAM = f"""
+HEAD = """
 import sys
 import torch
 import fastuda.ops as F
 from bench.measure import peak, start_peak
 
 torch.manual_seed(0)
-similarity, backend, *ops = sys.argv[1:]
+backend, *ops = sys.argv[1:]
+"""
+
+TAIL = """
+for op in ops:
+    if backend != "reference":
+        run(op)  # generated code and thread stacks stay
+    before = start_peak("cpu")
+    run(op)
+    print(peak("cpu") - before)
+"""
+
+ASSOCIATION = f"""
+similarity, *ops = ops
 dtype = torch.bfloat16 if similarity == "bf16" else torch.float32
 similarity = "cosine" if similarity == "bf16" else similarity
 
@@ -39,14 +55,51 @@ def run(op):
         return y.float().square().sum().backward()
     loss, _ = F.cycle_association_loss(source, target, labels, similarity=similarity, backend=backend)
     loss.backward()
-
-for op in ops:
-    if backend != "reference":
-        run(op)  # generated code and thread stacks stay
-    before = start_peak("cpu")
-    run(op)
-    print(peak("cpu") - before)
 """
+
+PIXELS, WIDTH, CLASSES, BANK, LOW, HIGH = 40000, 16, 150, 500, (64, 128), (512, 1024)
+
+LOSSES = f"""
+torch.set_num_threads(2)
+
+def leaf(*shape):
+    return torch.randn(shape).requires_grad_()
+
+domain, seg = leaf(1, 38, *{LOW}), torch.randn(1, 19, *{LOW})
+features, labels = leaf({PIXELS}, {WIDTH}), torch.randint(0, {CLASSES}, ({PIXELS},))
+statistics = F.ClassStatistics(torch.ones({CLASSES}), *torch.rand(2, {CLASSES}, {WIDTH}))
+bank = F.PrototypeBank(torch.rand(19, {BANK}, {WIDTH}), torch.full((19,), {BANK}))
+attended, attention, planes = leaf(1, {PIXELS}, {WIDTH}), leaf(1, {PIXELS}, {CLASSES}), leaf(1, 8, *{HIGH})
+cases = {{
+    "domain_cross_entropy": (F.domain_cross_entropy, (domain,), (seg,), dict(encode="target", size={HIGH})),
+    "dist": (F.prototype_contrast, (features,), (labels, statistics), dict(kind="dist")),
+    "bank": (F.prototype_contrast, (features,), (labels % 19, bank), dict(kind="bank")),
+    "category_pool": (F.category_pool, (attended, attention), (), {{}}),
+    "smooth_max_pool": (F.smooth_max_pool, (planes,), (), {{}}),
+}}
+
+def run(op):
+    call, leaves, rest, options = cases[op]
+    torch.autograd.grad(call(*leaves, *rest, **options, backend=backend).sum(), leaves)
+"""
+
+
+def mib(*shape: int) -> float:
+    """Of a float32 array."""
+    return 4 * math.prod(shape) / 2**20
+
+
+EXTRA = {
+    "domain_cross_entropy": 2 * mib(38, *LOW),
+    "dist": mib(PIXELS, CLASSES) + mib(PIXELS, WIDTH),
+    "bank": 2 * mib(PIXELS, WIDTH),
+    "category_pool": 2 * mib(PIXELS, CLASSES) + mib(PIXELS, WIDTH),
+    "smooth_max_pool": mib(8, *HIGH),
+}
+"""MiB that each loss may hold forward and backward: its results, what its backward needs, and once
+category_pool's soft-max; nothing at full resolution, nothing of pixels x classes or bank twice."""
+PANELS = 8
+"""MiB of scratch."""
 
 needs_cpp = pytest.mark.skipif(
     not any(s.usable for s in F.backends("cycle_match", torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
@@ -56,13 +109,18 @@ needs_cpp = pytest.mark.skipif(
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
 
 
-def peaks(similarity: str, backend: str, *ops: str) -> dict[str, float]:
-    """MiB above what was resident before each op."""
+def peaks(program: str, backend: str, *arguments: str) -> dict[str, float]:
+    """MiB above what was resident before each op; freed blocks go back to the system at once."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, similarity, backend, *ops], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", HEAD + program + TAIL, backend, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(ops, map(float, done.stdout.split()), strict=True))
+    found = [float(value) for value in done.stdout.split()]
+    return dict(zip(arguments[-len(found) :], found, strict=True))
 
 
 @needs_cpp
@@ -70,7 +128,8 @@ def peaks(similarity: str, backend: str, *ops: str) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["cosine", "bf16", "kl"])
 def test_no_square_array_at_any_time(similarity):
-    found = peaks(similarity, "cpu", "cycle_match", "cycle_association_loss", "spatial_aggregate")
+    ops = ("cycle_match", "cycle_association_loss", "spatial_aggregate")
+    found = peaks(ASSOCIATION, "cpu", similarity, *ops)
     limit = 64 + 8 * 4 * N * CHANNELS / 2**20
     assert limit < SQUARE and all(extra < limit for extra in found.values()), found
 
@@ -78,7 +137,20 @@ def test_no_square_array_at_any_time(similarity):
 @linux
 @pytest.mark.slow
 def test_the_measurement_sees_a_square_array():
-    assert peaks("cosine", "reference", "spatial_aggregate")["spatial_aggregate"] > SQUARE
+    assert peaks(ASSOCIATION, "reference", "cosine", "spatial_aggregate")["spatial_aggregate"] > SQUARE
+
+
+@needs_cpp
+@linux
+def test_losses_hold_no_more_than_their_results():
+    found = peaks(LOSSES, "cpu", *EXTRA)
+    assert all(found[op] < extra + PANELS for op, extra in EXTRA.items()), found
+
+
+@linux
+def test_the_reference_holds_more():
+    found = peaks(LOSSES, "reference", *EXTRA)
+    assert all(found[op] > extra + PANELS for op, extra in EXTRA.items()), found
 
 
 def available() -> int:
