@@ -51,6 +51,20 @@ def program_block(rows, columns, BR: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
+def outputs_around(column_start, c0, w, OWNED: tl.constexpr):
+    """The outputs that touch ``OWNED`` source columns from ``c0``: the first, and that after the last."""
+    return tl.load(column_start + tl.maximum(c0 - 1, 0)), tl.load(column_start + tl.minimum(c0 + OWNED, w))
+
+
+@triton.jit
+def output_columns(start, end, column_first, column_share, BX: tl.constexpr):
+    """Outputs [BX] from ``start``, which of them are before ``end``, and their entries of the two tables."""
+    x = start + tl.arange(0, BX)
+    ok = x < end
+    return x, ok, tl.load(column_first + x, mask=ok, other=0), tl.load(column_share + x, mask=ok, other=0.0)
+
+
+@triton.jit
 def stretched_rows(planes, r, h, w, first, share, mask):
     """Source rows ``r`` and the next, stretched to the outputs: two tiles as ``mask`` in float32.
 
@@ -70,7 +84,7 @@ def stretched_rows(planes, r, h, w, first, share, mask):
 
 @triton.jit
 def stretched_block(
-    x,
+    scores,
     column_first,
     column_share,
     classes,
@@ -82,16 +96,13 @@ def stretched_block(
 ):
     """The program's image, source row and outputs [BX] along it, the classes [KP], the two stretched rows."""
     b, r, start = program_block(h, width, 1, BX)
-    i = start + tl.arange(0, BX)
-    ok = i < width
+    x, ok, first, share = output_columns(start, width, column_first, column_share, BX)
     k = tl.arange(0, KP).to(tl.int64)
-    first = tl.load(column_first + i, mask=ok, other=0)
-    share = tl.load(column_share + i, mask=ok, other=0.0)
     plane = tl.cast(h, tl.int64) * w
-    planes = x + b * classes * plane + k[:, None] * plane
+    planes = scores + b * classes * plane + k[:, None] * plane
     mask = (k < classes)[:, None] & ok[None, :]
     top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
-    return b, r, i, k, top, bottom
+    return b, r, x, k, top, bottom
 
 
 @triton.jit

@@ -15,6 +15,8 @@ from torch import Tensor
 from fastuda.kernels._common import on_device, padded_classes
 from fastuda.kernels._upsample import (
     column_weights,
+    output_columns,
+    outputs_around,
     owned_columns,
     program_block,
     store_gradient_row,
@@ -138,8 +140,7 @@ def encoded_losses(
     plane = tl.cast(h, tl.int64) * w
     image = domain + b * channels * plane
     seg_planes = seg + (b * classes + s)[:, None] * tl.cast(seg_h, tl.int64) * seg_w
-    begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
-    end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
+    begin, end = outputs_around(column_start, c0, w, OWNED)
     loss = tl.zeros((BX,), tl.float32)
     carried = tl.zeros((KP, BC), tl.float32)
     for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
@@ -148,10 +149,7 @@ def encoded_losses(
         top_y = tl.load(row_start + r)
         end_y = tl.load(row_start + r + 1)
         for x0 in range(begin, end, BX):
-            x = x0 + tl.arange(0, BX)
-            ok = x < end
-            first = tl.load(column_first + x, mask=ok, other=0)
-            share = tl.load(column_share + x, mask=ok, other=0.0)
+            x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)
             seg_first = tl.load(seg_column_first + x, mask=ok, other=0)[None, :]
             seg_share = tl.load(seg_column_share + x, mask=ok, other=0.0)[None, :]
             mask = k_ok[:, None] & ok[None, :]

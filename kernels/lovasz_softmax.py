@@ -17,6 +17,8 @@ from fastuda.kernels._common import on_device, padded_classes
 from fastuda.kernels._upsample import (
     Stretch,
     column_weights,
+    output_columns,
+    outputs_around,
     owned_columns,
     program_block,
     stretch,
@@ -214,11 +216,8 @@ def class_plane(
 ):
     """A program per image, source row and ``BX`` outputs along it: the class's probabilities, or errors."""
     b, r, start = program_block(h, width, 1, BX)
-    i = start + tl.arange(0, BX)
-    ok = i < width
+    i, ok, first, share = output_columns(start, width, column_first, column_share, BX)
     plane = x + (b * classes + c) * tl.cast(h, tl.int64) * w
-    first = tl.load(column_first + i, mask=ok, other=0)
-    share = tl.load(column_share + i, mask=ok, other=0.0)
     top, bottom = stretched_rows(plane, r, h, w, first, share, ok)
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
         at = (b * height + y) * width + i
@@ -259,14 +258,10 @@ def class_gradient(
     b, r0, c0 = program_block(h, w, 1, OWNED)
     column = c0 + tl.arange(0, BC)
     plane = (b * classes + c) * tl.cast(h, tl.int64) * w
-    begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
-    end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
+    begin, end = outputs_around(column_start, c0, w, OWNED)
     total = tl.zeros((BC,), tl.float32)
     for x0 in range(begin, end, BX):
-        i = x0 + tl.arange(0, BX)
-        ok = i < end
-        first = tl.load(column_first + i, mask=ok, other=0)
-        share = tl.load(column_share + i, mask=ok, other=0.0)
+        i, ok, first, share = output_columns(x0, end, column_first, column_share, BX)
         gathered = tl.zeros((BX,), tl.float32)
         for r in range(tl.maximum(r0 - 1, 0), r0 + 1):
             top, bottom = stretched_rows(x + plane, r, h, w, first, share, ok)

@@ -16,6 +16,8 @@ from torch import Tensor
 from fastuda.kernels._common import on_device, padded_classes
 from fastuda.kernels._upsample import (
     column_weights,
+    output_columns,
+    outputs_around,
     owned_columns,
     program_block,
     store_gradient_row,
@@ -143,8 +145,7 @@ def upsampled_losses(
     weight = tl.load(class_weight + k, mask=k_ok, other=0.0)
     sharp = 1.0 - smoothing
     smooth = smoothing / classes
-    begin = tl.load(column_start + tl.maximum(c0 - 1, 0))
-    end = tl.load(column_start + tl.minimum(c0 + OWNED, w))
+    begin, end = outputs_around(column_start, c0, w, OWNED)
     loss = tl.zeros((BX,), tl.float32)
     norm = tl.zeros((BX,), tl.float32)
     carried = tl.zeros((KP, BC), tl.float32)
@@ -154,10 +155,7 @@ def upsampled_losses(
         top_y = tl.load(row_start + r)
         end_y = tl.load(row_start + r + 1)
         for x0 in range(begin, end, BX):
-            x = x0 + tl.arange(0, BX)
-            ok = x < end
-            first = tl.load(column_first + x, mask=ok, other=0)
-            share = tl.load(column_share + x, mask=ok, other=0.0)
+            x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)
             mask = k_ok[:, None] & ok[None, :]
             planes = image + k[:, None] * plane
             top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
