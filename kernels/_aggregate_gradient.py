@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastuda.kernels._aggregate_weights import strip_similarity
 from fastuda.kernels._common import (
     INTERPRETED,
     LOG2E,
@@ -189,13 +190,7 @@ def slope_panel(
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
         col_ok = cols < m
-        s = parts[strip]
-        if KL:
-            s = s + scale[:, None]
-        else:
-            scale_col = tl.load(row + cols, mask=col_ok, other=0.0)
-            s = s * scale[:, None] * scale_col[None, :]
-        s = tl.where(cols[None, :] == first + rows[:, None], top[:, None], s)
+        s, scale_col = strip_similarity(parts[strip], first + rows, cols, scale, row, top, m, KL)
         w = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None] - norm[:, None], 0.0))
         w = tl.where(col_ok[None, :], w, 0.0)
         d = d_parts[strip] - middle[:, None]

@@ -64,6 +64,17 @@ def fill_weights(
 
 
 @triton.jit
+def strip_similarity(s, rows, cols, scale, row, top, m, KL: tl.constexpr):
+    """Similarities from a strip of products, the pixel's own exact, and the scales of its columns."""
+    scale_col = tl.load(row + cols, mask=cols < m, other=0.0)
+    if KL:
+        s = s + scale[:, None]
+    else:
+        s = s * scale[:, None] * scale_col[None, :]
+    return tl.where(cols[None, :] == rows[:, None], top[:, None], s), scale_col
+
+
+@triton.jit
 def weight_panel(
     a,
     b,
@@ -102,12 +113,7 @@ def weight_panel(
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
         col_ok = cols < m
-        s = parts[strip]
-        if KL:
-            s = s + scale[:, None]
-        else:
-            s = s * scale[:, None] * tl.load(row + cols, mask=col_ok, other=0.0)[None, :]
-        s = tl.where(cols[None, :] == first + rows[:, None], top[:, None], s)
+        s, _ = strip_similarity(parts[strip], first + rows, cols, scale, row, top, m, KL)
         # At a vanishing temperature rounding must not lift a weight to infinity.
         e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))
         e = tl.where(col_ok[None, :], e, 0.0)
