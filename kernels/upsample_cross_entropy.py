@@ -94,7 +94,7 @@ def upsample_cross_entropy_fwd(
             BR=ROWS,
             BC=COLUMNS,
             BX=outputs,
-            num_warps=8 if padded * outputs >= TILE else 4,
+            num_warps=8 if padded * outputs >= TILE else 4,  # half a tile on all warps spills
         )
     loss, norm = partial.sum(1, dtype=torch.float64).to(full).unbind()
     if soft:
