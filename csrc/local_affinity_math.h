@@ -28,28 +28,31 @@ FASTUDA_HOST_DEVICE OwnLogs<S> own_logs(S p) {
   return {fast_log(clamp_probability(p)), fast_log(clamp_probability(S(1) - p))};
 }
 
-// p r of a pixel and its neighbour, clamped, and 1 - p r, clamped, with their logarithms.
+// p r of a pixel and its neighbour and 1 - p r, clamped, and the logarithms of their ratios to the pixel's
+// own clamped p and 1 - p. Of probabilities, an unclamped p r has an unclamped p and r: the ratio to p is r,
+// whose logarithm is known.
 template <class S>
 struct Joint {
-  S value, one, zero, log_one, log_zero;
+  S value, one, zero, gain_one, gain_zero;
 };
 template <class S>
-FASTUDA_HOST_DEVICE Joint<S> joint_of(S p, S r) {
+FASTUDA_HOST_DEVICE Joint<S> joint_of(S p, S r, const OwnLogs<S>& own, S other_one) {
   const S value = p * r, one = clamp_probability(value), zero = clamp_probability(S(1) - value);
-  return {value, one, zero, fast_log(one), fast_log(zero)};
+  const S gain_one = value >= S(1e-4) ? other_one : S(-9.210340371976182) - own.one;
+  return {value, one, zero, gain_one, fast_log(zero) - own.zero};
 }
 
 // KL(Bern(joint) || Bern(p)).
 template <class S>
-FASTUDA_HOST_DEVICE S affinity_of(const Joint<S>& joint, const OwnLogs<S>& own) {
-  return joint.one * (joint.log_one - own.one) + joint.zero * (joint.log_zero - own.zero);
+FASTUDA_HOST_DEVICE S affinity_of(const Joint<S>& joint) {
+  return joint.one * joint.gain_one + joint.zero * joint.gain_zero;
 }
 
 // Its derivative by p r; a clamped quantity passes no gradient.
 template <class S>
-FASTUDA_HOST_DEVICE S slope_by_joint(const Joint<S>& joint, const OwnLogs<S>& own) {
-  return inside(joint.value) * (joint.log_one - own.one + S(1)) -
-         inside(S(1) - joint.value) * (joint.log_zero - own.zero + S(1));
+FASTUDA_HOST_DEVICE S slope_by_joint(const Joint<S>& joint) {
+  return inside(joint.value) * (joint.gain_one + S(1)) -
+         inside(S(1) - joint.value) * (joint.gain_zero + S(1));
 }
 
 // Its derivative by the p of Bern(p) alone.

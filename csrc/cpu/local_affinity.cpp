@@ -31,14 +31,15 @@ std::vector<Offset> offsets(int64_t neighbours, int64_t distance) {
 template <class S>
 class Padded {
  public:
-  Padded(const S* plane, int64_t height, int64_t width, int64_t pad)
-      : height_(height), stride_(width + 2 * pad), pad_(pad), values_(height * stride_) {
-    for (int64_t y = 0; y < height; ++y) {
+  Padded(int64_t height, int64_t width, int64_t pad)
+      : height_(height), width_(width), stride_(width + 2 * pad), pad_(pad), values_(height * stride_) {}
+  void load(const S* plane) {
+    for (int64_t y = 0; y < height_; ++y) {
       S* to = values_.data() + y * stride_;
-      const S* from = plane + y * width;
-      std::fill(to, to + pad, from[0]);
-      std::copy(from, from + width, to + pad);
-      std::fill(to + pad + width, to + stride_, from[width - 1]);
+      const S* from = plane + y * width_;
+      std::fill(to, to + pad_, from[0]);
+      std::copy(from, from + width_, to + pad_);
+      std::fill(to + pad_ + width_, to + stride_, from[width_ - 1]);
     }
   }
   const S* row(int64_t y, int64_t x = 0) const {
@@ -46,8 +47,47 @@ class Padded {
   }
 
  private:
-  int64_t height_, stride_, pad_;
+  int64_t height_, width_, stride_, pad_;
   std::vector<S> values_;
+};
+
+// A padded plane with the logarithms of its rows, which follow as far as they are needed, while the rows are
+// in the cache.
+template <class S>
+class PaddedLogs {
+ public:
+  PaddedLogs(int64_t height, int64_t width, int64_t pad)
+      : height_(height),
+        width_(width),
+        stride_(width + 2 * pad),
+        pad_(pad),
+        plane_(height, width, pad),
+        log_one_(height * stride_),
+        log_zero_(width) {}
+  void load(const S* plane) {
+    plane_.load(plane);
+    known_ = 0;
+  }
+  // Row y and the one at offset o; y does not go back between two loads.
+  NeighbourRow<S> pair(int64_t y, Offset o) {
+    return {width_,     plane_.row(y),    plane_.row(y + o.y, o.x),
+            log_row(y), log_zero_.data(), log_row(y + o.y, o.x)};
+  }
+  void reach(int64_t y) {
+    for (const int64_t last = std::min(y + pad_, height_ - 1); known_ <= last; ++known_) {
+      affinity_log_one(plane_.row(known_, -pad_), stride_, log_one_.data() + known_ * stride_);
+    }
+    affinity_log_zero(plane_.row(y), width_, log_zero_.data());
+  }
+
+ private:
+  const S* log_row(int64_t y, int64_t x = 0) const {
+    return log_one_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
+  }
+
+  int64_t height_, width_, stride_, pad_, known_ = 0;
+  Padded<S> plane_;
+  std::vector<S> log_one_, log_zero_;
 };
 
 // Gradients of a padded plane; fold() adds those of the repeated borders to the border itself.
@@ -101,10 +141,11 @@ Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64
     S* to = out.mutable_data_ptr<S>();
     if (product) {
       at::parallel_for(0, batch * directions, 1, [&](int64_t begin, int64_t end) {
+        Padded<S> padded(height, width, distance);
         for (int64_t task = begin; task < end; ++task) {
           const Offset o = around[task % directions];
           for (int64_t k = 0; k < classes; ++k) {
-            const Padded<S> padded(from + (task / directions * classes + k) * plane, height, width, distance);
+            padded.load(from + (task / directions * classes + k) * plane);
             for (int64_t y = 0; y < height; ++y) {
               product_row(padded.row(y), padded.row(y + o.y, o.x), width, to + task * plane + y * width);
             }
@@ -114,16 +155,15 @@ Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64
       return;
     }
     at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
-      std::vector<S> logs(2 * width);
+      PaddedLogs<S> padded(height, width, distance);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task / classes, k = task % classes;
-        const Padded<S> padded(from + task * plane, height, width, distance);
+        padded.load(from + task * plane);
         for (int64_t y = 0; y < height; ++y) {
-          affinity_logs(padded.row(y), width, logs.data(), logs.data() + width);
+          padded.reach(y);
           for (int64_t d = 0; d < directions; ++d) {
-            const NeighbourRow<S> row{width, padded.row(y), padded.row(y + around[d].y, around[d].x),
-                                      logs.data(), logs.data() + width};
-            affinity_row(row, to + ((b * directions + d) * classes + k) * plane + y * width);
+            affinity_row(padded.pair(y, around[d]),
+                         to + ((b * directions + d) * classes + k) * plane + y * width);
           }
         }
       }
@@ -145,23 +185,23 @@ Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64
     const S *from = p.const_data_ptr<S>(), *by = g.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
     at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
-      std::vector<S> logs(2 * width), aside(width);
+      PaddedLogs<S> padded(height, width, distance);
+      std::vector<S> aside(width);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t b = task / classes, k = task % classes;
-        const Padded<S> padded(from + task * plane, height, width, distance);
+        padded.load(from + task * plane);
         PaddedSum<S> sum(height, width, distance);
         for (int64_t y = 0; y < height; ++y) {
-          if (!product) affinity_logs(padded.row(y), width, logs.data(), logs.data() + width);
+          if (!product) padded.reach(y);
           for (int64_t d = 0; d < directions; ++d) {
             const Offset o = around[d];
-            const S* other = padded.row(y + o.y, o.x);
+            const NeighbourRow<S> row = padded.pair(y, o);
             std::fill(aside.begin(), aside.end(), S(0));
             const int64_t at = product ? b * directions + d : (b * directions + d) * classes + k;
             const S* weight = by + at * plane + y * width;
             if (product) {
-              product_gradient_row(padded.row(y), other, weight, width, sum.row(y), aside.data());
+              product_gradient_row(row.own, row.other, weight, width, sum.row(y), aside.data());
             } else {
-              const NeighbourRow<S> row{width, padded.row(y), other, logs.data(), logs.data() + width};
               affinity_gradient_row(row, weight, sum.row(y), aside.data());
             }
             S* place = sum.row(y + o.y, o.x);
@@ -190,8 +230,9 @@ std::tuple<Tensor, Tensor> affinity_cleaning_fwd(const Tensor& probabilities, in
     S* to = gradient ? grad.mutable_data_ptr<S>() : nullptr;
     at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
       std::vector<S> total(width), ones(width, S(1)), aside(width);
+      Padded<S> padded(height, width, 1);
       for (int64_t task = begin; task < end; ++task) {
-        const Padded<S> padded(from + task * plane, height, width, 1);
+        padded.load(from + task * plane);
         PaddedSum<S> sum(gradient ? height : 0, gradient ? width : 0, gradient ? 1 : 0);
         for (int64_t y = 0; y < height; ++y) {
           std::fill(total.begin(), total.end(), S(0));

@@ -11,11 +11,14 @@ struct NeighbourRow {
   int64_t width;
   const S *own, *other;
   const S *log_one, *log_zero;  // of the clamped own p and 1 - p
+  const S* other_log;           // of the neighbours' clamped p
 };
 
-// log of clamp(p) and clamp(1 - p) of a row.
+// log of clamp(p), or of clamp(1 - p), of a row.
 template <class S>
-void affinity_logs(const S* p, int64_t width, S* log_one, S* log_zero);
+void affinity_log_one(const S* p, int64_t width, S* out);
+template <class S>
+void affinity_log_zero(const S* p, int64_t width, S* out);
 
 // out = KL(Bern(q) || Bern(p)).
 template <class S>

@@ -7,13 +7,15 @@ namespace fastuda {
 namespace {
 
 template <class S>
-FASTUDA_INLINE void logs_body(const S* p, int64_t width, S* log_one, S* log_zero) {
+FASTUDA_INLINE void log_one_body(const S* p, int64_t width, S* out) {
 #pragma omp simd
-  for (int64_t x = 0; x < width; ++x) {
-    const OwnLogs<S> logs = own_logs(p[x]);
-    log_one[x] = logs.one;
-    log_zero[x] = logs.zero;
-  }
+  for (int64_t x = 0; x < width; ++x) out[x] = own_logs(p[x]).one;
+}
+
+template <class S>
+FASTUDA_INLINE void log_zero_body(const S* p, int64_t width, S* out) {
+#pragma omp simd
+  for (int64_t x = 0; x < width; ++x) out[x] = own_logs(p[x]).zero;
 }
 
 template <class S>
@@ -21,7 +23,7 @@ FASTUDA_INLINE void affinity_body(const NeighbourRow<S>& row, S* out) {
 #pragma omp simd
   for (int64_t x = 0; x < row.width; ++x) {
     const OwnLogs<S> own{row.log_one[x], row.log_zero[x]};
-    out[x] = affinity_of(joint_of(row.own[x], row.other[x]), own);
+    out[x] = affinity_of(joint_of(row.own[x], row.other[x], own, row.other_log[x]));
   }
 }
 
@@ -31,8 +33,8 @@ FASTUDA_INLINE void gradient_body(const NeighbourRow<S>& row, const S* grad, S* 
   for (int64_t x = 0; x < row.width; ++x) {
     const S p = row.own[x], r = row.other[x];
     const OwnLogs<S> own{row.log_one[x], row.log_zero[x]};
-    const Joint<S> joint = joint_of(p, r);
-    const S by_joint = slope_by_joint(joint, own), by_own = slope_by_own(joint, p);
+    const Joint<S> joint = joint_of(p, r, own, row.other_log[x]);
+    const S by_joint = slope_by_joint(joint), by_own = slope_by_own(joint, p);
     own_grad[x] += grad[x] * (r * by_joint + by_own);
     other_grad[x] += grad[x] * p * by_joint;
   }
@@ -57,39 +59,44 @@ FASTUDA_INLINE void product_gradient_body(const S* own, const S* other, const S*
 }  // namespace
 
 // target_clones does not apply to templates: a named function per element type behind each instance.
-#define AFFINITY_SWEEPS(S, SUFFIX, CLONES)                                                                 \
-  CLONES static void logs_##SUFFIX(const S* p, int64_t n, S* one, S* zero) { logs_body(p, n, one, zero); } \
-  CLONES static void affinity_##SUFFIX(const NeighbourRow<S>& row, S* out) { affinity_body(row, out); }    \
-  CLONES static void gradient_##SUFFIX(const NeighbourRow<S>& row, const S* g, S* own, S* other) {         \
-    gradient_body(row, g, own, other);                                                                     \
-  }                                                                                                        \
-  CLONES static void product_##SUFFIX(const S* own, const S* other, int64_t n, S* sum) {                   \
-    product_body(own, other, n, sum);                                                                      \
-  }                                                                                                        \
-  CLONES static void product_gradient_##SUFFIX(const S* own, const S* other, const S* g, int64_t n,        \
-                                               S* own_grad, S* other_grad) {                               \
-    product_gradient_body(own, other, g, n, own_grad, other_grad);                                         \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void affinity_logs(const S* p, int64_t width, S* one, S* zero) {                                         \
-    logs_##SUFFIX(p, width, one, zero);                                                                    \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void affinity_row(const NeighbourRow<S>& row, S* out) {                                                  \
-    affinity_##SUFFIX(row, out);                                                                           \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void affinity_gradient_row(const NeighbourRow<S>& row, const S* grad, S* own, S* other) {                \
-    gradient_##SUFFIX(row, grad, own, other);                                                              \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void product_row(const S* own, const S* other, int64_t width, S* sum) {                                  \
-    product_##SUFFIX(own, other, width, sum);                                                              \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void product_gradient_row(const S* own, const S* other, const S* grad, int64_t width, S* own_grad,       \
-                            S* other_grad) {                                                               \
-    product_gradient_##SUFFIX(own, other, grad, width, own_grad, other_grad);                              \
+#define AFFINITY_SWEEPS(S, SUFFIX, CLONES)                                                              \
+  CLONES static void log_one_##SUFFIX(const S* p, int64_t n, S* out) { log_one_body(p, n, out); }       \
+  CLONES static void log_zero_##SUFFIX(const S* p, int64_t n, S* out) { log_zero_body(p, n, out); }     \
+  CLONES static void affinity_##SUFFIX(const NeighbourRow<S>& row, S* out) { affinity_body(row, out); } \
+  CLONES static void gradient_##SUFFIX(const NeighbourRow<S>& row, const S* g, S* own, S* other) {      \
+    gradient_body(row, g, own, other);                                                                  \
+  }                                                                                                     \
+  CLONES static void product_##SUFFIX(const S* own, const S* other, int64_t n, S* sum) {                \
+    product_body(own, other, n, sum);                                                                   \
+  }                                                                                                     \
+  CLONES static void product_gradient_##SUFFIX(const S* own, const S* other, const S* g, int64_t n,     \
+                                               S* own_grad, S* other_grad) {                            \
+    product_gradient_body(own, other, g, n, own_grad, other_grad);                                      \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void affinity_log_one(const S* p, int64_t width, S* out) {                                            \
+    log_one_##SUFFIX(p, width, out);                                                                    \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void affinity_log_zero(const S* p, int64_t width, S* out) {                                           \
+    log_zero_##SUFFIX(p, width, out);                                                                   \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void affinity_row(const NeighbourRow<S>& row, S* out) {                                               \
+    affinity_##SUFFIX(row, out);                                                                        \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void affinity_gradient_row(const NeighbourRow<S>& row, const S* grad, S* own, S* other) {             \
+    gradient_##SUFFIX(row, grad, own, other);                                                           \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void product_row(const S* own, const S* other, int64_t width, S* sum) {                               \
+    product_##SUFFIX(own, other, width, sum);                                                           \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void product_gradient_row(const S* own, const S* other, const S* grad, int64_t width, S* own_grad,    \
+                            S* other_grad) {                                                            \
+    product_gradient_##SUFFIX(own, other, grad, width, own_grad, other_grad);                           \
   }
 
 AFFINITY_SWEEPS(float, f, FASTUDA_CLONES)

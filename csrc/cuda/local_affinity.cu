@@ -136,16 +136,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   FASTUDA_SHARED(float, memory);
   const Tile tile = tile_of_block(height, width);
   const int64_t plane = int64_t(height) * width;
-  Window<Shared, false> window(memory, height, width, distance);
+  Window<Shared, true> window(memory, height, width, distance);
   window.load(p + tile.plane * plane, tile);
   float* to = out + (tile.plane / classes * D * classes + tile.plane % classes) * plane;
   for_pixels(tile, height, width, [&](int y, int x) {
     const float own = window.at(y, x);
-    const OwnLogs<float> logs = own_logs(own);
+    const OwnLogs<float> logs = window.logs(y, x);
 #pragma unroll
     for (int d = 0; d < D; ++d) {
-      const float other = window.at(y + row_offset<D>(d, distance), x + column_offset<D>(d, distance));
-      to[int64_t(d) * classes * plane + int64_t(y) * width + x] = affinity_of(joint_of(own, other), logs);
+      const int ny = y + row_offset<D>(d, distance), nx = x + column_offset<D>(d, distance);
+      const Joint<float> joint = joint_of(own, window.at(ny, nx), logs, window.logs(ny, nx).one);
+      to[int64_t(d) * classes * plane + int64_t(y) * width + x] = affinity_of(joint);
     }
   });
 }
@@ -165,20 +166,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const OwnLogs<float> logs = window.logs(y, x);
     const int64_t here = int64_t(y) * width + x;
     float sum = 0;
-#pragma unroll
+#pragma unroll 2  // more at once spill registers
     for (int d = 0; d < D; ++d) {
       const int ny = y + row_offset<D>(d, distance), nx = x + column_offset<D>(d, distance);
       const float other = window.at(ny, nx);
-      const Joint<float> joint = joint_of(own, other);
-      sum += by[d * apart + here] * (other * slope_by_joint(joint, logs) + slope_by_own(joint, own));
+      const OwnLogs<float> theirs = window.logs(ny, nx);
+      const Joint<float> joint = joint_of(own, other, logs, theirs.one);
+      sum += by[d * apart + here] * (other * slope_by_joint(joint) + slope_by_own(joint, own));
       if (ny >= 0 && nx >= 0 && ny < height && nx < width) {  // the same pair, seen from the neighbour
         const float weight = by[(D - 1 - d) * apart + int64_t(ny) * width + nx];
-        sum += weight * other * slope_by_joint(joint, window.logs(ny, nx));
+        sum += weight * other * slope_by_joint(joint_of(other, own, theirs, logs.one));
       }
     }
     for_border_senders<D>(y, x, height, width, distance, [&](int d, int iy, int ix) {
       const float sender = window.at(iy, ix);
-      const float slope = slope_by_joint(joint_of(sender, own), window.logs(iy, ix));
+      const float slope = slope_by_joint(joint_of(sender, own, window.logs(iy, ix), logs.one));
       sum += by[d * apart + int64_t(iy) * width + ix] * sender * slope;
     });
     p_grad[tile.plane * plane + here] = sum;
@@ -322,7 +324,7 @@ const char* fastuda_cuda_error(int code) { return cudaGetErrorString(cudaError_t
 int fastuda_local_affinity_fwd(const float* p, float* out, AffinityShape s, bool product, void* stream) {
   const int64_t planes = product ? s.batch : s.batch * s.classes;
   return launch(product ? PICK(product_forward) : PICK(affinity_forward), tiles(s) * planes, kThreads,
-                window_bytes(s, false), stream, p, out, s.classes, s.height, s.width, s.distance);
+                window_bytes(s, !product), stream, p, out, s.classes, s.height, s.width, s.distance);
 }
 
 int fastuda_local_affinity_bwd(const float* grad, const float* p, float* p_grad, AffinityShape s,
