@@ -89,7 +89,7 @@ class Backward {
         key_position_(positions(key_order_)),
         channels_(queries.channels),
         transposed_(channels_, keys.count),
-        straight_(keys.count, channels_),
+        straight_(keys.count, channels_, kUnit),
         ld_(padded(channels_)),
         key_scale_(keys.count),
         key_grad_(keys.count * ld_) {
@@ -118,7 +118,7 @@ class Backward {
   template <class Take>
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
-    const int64_t depth = round_up(columns, 2), ld = ld_;
+    const int64_t depth = round_up(columns, kUnit), ld = ld_;
     const int64_t fit = (int64_t(24) << 20) / (2 * depth * int64_t(sizeof(T))) / kPanel * kPanel;
     const int64_t panel = std::min(std::max(fit, kPanel), round_up(end - begin, kRows));
     const Scratch<T> row_operand(panel * depth), column_operand(columns * panel), gathered(panel * channels_);
@@ -128,11 +128,11 @@ class Backward {
     for (int64_t first = begin; first < end; first += panel) {
       const int64_t count = std::min(panel, end - first);
       const Left<T> q{gathered.data(), count, channels_}, g{row_operand.data(), count, depth};
-      const Left<T> gt{column_operand.data(), columns, round_up(count, 2)};
+      const Left<T> gt{column_operand.data(), columns, round_up(count, kUnit)};
       at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
         for (; r < last; ++r) q.set_row(r, rows_ + order_[first + r] * channels_);
       });
-      Packed<T> panel_rows(count, channels_);
+      Packed<T> panel_rows(count, channels_, kUnit);
       pack_rows(rows_, channels_, order_.data() + first, count, channels_, panel_rows);
 
       const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
@@ -149,7 +149,7 @@ class Backward {
       at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
         for (; task < last; ++task) {
           const int64_t r0 = task % row_panels * kPanel, block = task / row_panels;
-          tile_product(g, r0, std::min(kPanel, count - r0), 0, round_up(columns, kPair<T>), straight_, block,
+          tile_product(g, r0, std::min(kPanel, count - r0), 0, depth, straight_, block,
                        dq + r0 * ld + block * kCols, ld, false);
         }
         release_tiles<T>();
@@ -209,11 +209,14 @@ class Backward {
     for (int64_t r = 0; r < rows; ++r) {
       T* to = g.at(r0 + r, j0);
       store_scaled(tile + r * kCols, key_scale_.data() + j0, width, to);
-      if (j0 + width == columns && columns < g.depth) to[width] = T(0);
+      if (j0 + width == columns) std::fill(to + width, to + g.depth - j0, T(0));
     }
     store_transposed(tile, kCols, scale, rows, width, gt.at(j0, r0), gt.width(r0));
-    if (r0 + rows == count && count < gt.depth) {
-      for (int64_t j = 0; j < width; ++j) *gt.at(j0 + j, count) = T(0);
+    if (r0 + rows == count) {
+      for (int64_t j = 0; j < width; ++j) {
+        T* to = gt.at(j0 + j, r0);
+        std::fill(to + rows, to + gt.depth - r0, T(0));
+      }
     }
   }
 

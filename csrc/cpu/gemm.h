@@ -14,6 +14,10 @@ constexpr int64_t kCols = 256;   // columns of a tile
 constexpr int64_t kDepth = 512;  // depth of one brgemm call
 constexpr int64_t kPanel = 256;  // rows of one brgemm call, at most
 
+// brgemm generates code for every shape that it meets and keeps it for good. Counts that differ from step to
+// step, such as that of matched pixels, are padded to this as depths, and cut at it as rows.
+constexpr int64_t kUnit = 64;
+
 // brgemm reads bf16 right-hand sides as pairs of rows.
 template <class T>
 constexpr int64_t kPair = std::is_same_v<T, BFloat16> ? 2 : 1;
@@ -24,11 +28,11 @@ bool has_bf16_gemm();
 // A [depth, columns] right-hand side, stored as blocks of kCols columns.
 template <class T>
 struct Packed {
-  int64_t depth = 0, columns = 0;  // padded to the pair and to 16
+  int64_t depth = 0, columns = 0;  // padded to the unit (at least the pair) and to 16
   Scratch<T> storage;
 
-  Packed(int64_t depth_, int64_t columns_)
-      : depth(round_up(depth_, kPair<T>)), columns(round_up(columns_, 16)), storage(depth * columns) {}
+  Packed(int64_t depth_, int64_t columns_, int64_t unit = kPair<T>)
+      : depth(round_up(depth_, unit)), columns(round_up(columns_, 16)), storage(depth * columns) {}
   int64_t blocks() const { return blocks_of(columns, kCols); }
   int64_t width(int64_t block) const { return std::min(kCols, columns - block * kCols); }
   T* block(int64_t index) const { return storage.data() + index * kCols * depth; }
@@ -93,10 +97,16 @@ void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packe
 template <class T>
 void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64_t end, const Packed<T>& b,
                   int64_t block, acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
-  for (int64_t k = begin; k < end;) {
-    const int64_t stop = std::min(end, (k / kDepth + 1) * kDepth);
-    tile_product(m, stop - k, a.at(row, k), a.width(k), b, block, out, ldo, add || k > begin, skip + k);
-    k = stop;
+  for (const int64_t last = row + m; row < last; row += m, out += m * ldo) {
+    m = last - row;
+    for (const int64_t unit : {kUnit, int64_t(16)}) {
+      if (m > unit) m = m / unit * unit;
+    }
+    for (int64_t k = begin; k < end;) {
+      const int64_t stop = std::min(end, (k / kDepth + 1) * kDepth);
+      tile_product(m, stop - k, a.at(row, k), a.width(k), b, block, out, ldo, add || k > begin, skip + k);
+      k = stop;
+    }
   }
 }
 

@@ -153,6 +153,34 @@ def test_the_reference_holds_more():
     assert all(found[op] > extra + PANELS for op, extra in EXTRA.items()), found
 
 
+MATCHES = """
+import torch
+import fastuda.ops as F
+from bench.measure import resident
+
+torch.manual_seed(0)
+source = torch.randn(1, 600, 64).bfloat16().requires_grad_()
+target = torch.randn(1, 700, 64).bfloat16().requires_grad_()
+for step in range(500):
+    labels = torch.randint(0, 3, (1, 600))
+    labels[:, torch.randint(0, 600, ()) :] = 255
+    F.cycle_association_loss(source, target, labels, backend="cpu")[0].backward()
+    if step == 300:
+        before = resident("VmRSS")
+print(resident("VmRSS") - before)
+"""
+
+
+@needs_cpp
+@linux
+@pytest.mark.slow
+def test_another_number_of_matches_in_each_step_keeps_nothing():
+    """The matrix library keeps generated code of every shape: unlimited shapes grew by 200 MiB here."""
+    done = subprocess.run([sys.executable, "-c", MATCHES], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 40
+
+
 def available() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
         if line.startswith("MemAvailable"):
