@@ -80,6 +80,18 @@ def judged_labels(labels, at, ok, classes, ignore):
 
 
 @triton.jit
+def sorted_features(labels, order, n, classes, ignore, BN: tl.constexpr):
+    """The program's places [BN] in the order of the labels, which of them there are, the features there with
+    what :func:`judged_labels` says, and the range of their classes."""
+    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    ok = i < n
+    row = tl.load(order + i, mask=ok, other=0)
+    label, known, alien = judged_labels(labels, row, ok, classes, ignore)
+    low = tl.min(tl.where(known, label, classes), 0)
+    return i, ok, row, label, known, alien, low, tl.max(tl.where(known, label, -1), 0)
+
+
+@triton.jit
 def add_products(z, x_at, x_ok, w_at, w_ok, width, BK: tl.constexpr):
     """``z`` plus the products of the rows that begin at ``x_at`` and at ``w_at``, of ``width`` channels."""
     for start in range(0, width, BK):
@@ -114,10 +126,7 @@ def bank_losses(
 ):
     """A program per ``BN`` features, in the order of their labels: the losses, and the slopes by the products
     with the own bank [N, M] and with the centres [N, K]."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    row = tl.load(order + i, mask=ok, other=0)
-    label, known, alien = judged_labels(labels, row, ok, classes, ignore)
+    i, ok, row, label, known, alien, low, high = sorted_features(labels, order, n, classes, ignore, BN)
     k = tl.arange(0, KP)
     m = tl.arange(0, BM)
     k_ok = k < classes
@@ -131,8 +140,6 @@ def bank_losses(
     negative = best + tl.log(total)
     loss = tl.where(alien, float("nan"), 0.0)
     push = tl.zeros((BN,), tl.float32)
-    low = tl.min(tl.where(known, label, classes), 0)
-    high = tl.max(tl.where(known, label, -1), 0)
     for c in range(low, high + 1):
         filled = tl.load(count + c)
         mine = known & (label == c)
@@ -175,10 +182,7 @@ def bank_gradient(
     BA: tl.constexpr,
 ):
     """A program per ``BN`` features, in the order of their labels, and ``BA`` channels."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    row = tl.load(order + i, mask=ok, other=0)
-    label, known, _ = judged_labels(labels, row, ok, classes, ignore)
+    i, ok, row, label, known, _, low, high = sorted_features(labels, order, n, classes, ignore, BN)
     k = tl.arange(0, KP)
     m = tl.arange(0, BM)
     a = tl.program_id(1) * BA + tl.arange(0, BA)
@@ -187,8 +191,6 @@ def bank_gradient(
     p = tl.load(other + i[:, None] * classes + k[None, :], mask=known[:, None] & k_ok[None, :], other=0.0)
     w = tl.load(centre + k[:, None] * width + a[None, :], mask=k_ok[:, None] & a_ok[None, :], other=0.0)
     found = tl.dot(p, w, input_precision="tf32x3")
-    low = tl.min(tl.where(known, label, classes), 0)
-    high = tl.max(tl.where(known, label, -1), 0)
     for c in range(low, high + 1):
         filled = tl.load(count + c)
         mine = known & (label == c)

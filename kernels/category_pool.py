@@ -133,6 +133,21 @@ def pooled_chunks(
 
 
 @triton.jit
+def pixel_shares(logits, lse, b, n, classes, KP: tl.constexpr, BN: tl.constexpr):
+    """The program's pixels [BN] of image ``b``, which of them there are, where their logits [BN, KP] are and
+    which of those exist, and the soft-max over the pixels, 0 elsewhere."""
+    i = tl.program_id(0) % tl.cdiv(n, BN) * BN + tl.arange(0, BN)
+    ok = i < n
+    k = tl.arange(0, KP)
+    k_ok = k < classes
+    at = (b * n + i)[:, None] * classes + k[None, :]
+    mask = ok[:, None] & k_ok[None, :]
+    z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
+    share = tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :])
+    return i, ok, at, mask, tl.where(mask, share, 0.0)
+
+
+@triton.jit
 def pooled_features_gradient(
     grad,
     logits,
@@ -147,17 +162,12 @@ def pooled_features_gradient(
     BA: tl.constexpr,
 ):
     """A program per image, ``BN`` pixels and ``BA`` channels."""
-    blocks = tl.cdiv(n, BN)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    i = tl.program_id(0) % blocks * BN + tl.arange(0, BN)
-    ok = i < n
+    b = (tl.program_id(0) // tl.cdiv(n, BN)).to(tl.int64)
+    i, ok, _, _, share = pixel_shares(logits, lse, b, n, classes, KP, BN)
     k = tl.arange(0, KP)
     k_ok = k < classes
     a = tl.program_id(1) * BA + tl.arange(0, BA)
     a_ok = a < width
-    mask = ok[:, None] & k_ok[None, :]
-    z = tl.load(logits + (b * n + i)[:, None] * classes + k[None, :], mask=mask, other=0.0).to(tl.float32)
-    share = tl.where(mask, tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :]), 0.0)
     g_at = grad + (b * classes + k)[:, None] * width + a[None, :]
     g = tl.load(g_at, mask=k_ok[:, None] & a_ok[None, :], other=0.0)
     found = tl.dot(share, g, input_precision="tf32x3")
@@ -182,10 +192,8 @@ def pooled_logits_gradient(
     BA: tl.constexpr,
 ):
     """A program per image and ``BN`` pixels."""
-    blocks = tl.cdiv(n, BN)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    i = tl.program_id(0) % blocks * BN + tl.arange(0, BN)
-    ok = i < n
+    b = (tl.program_id(0) // tl.cdiv(n, BN)).to(tl.int64)
+    i, ok, at, mask, share = pixel_shares(logits, lse, b, n, classes, KP, BN)
     k = tl.arange(0, KP)
     k_ok = k < classes
     inner = tl.zeros((BN, KP), tl.float32)
@@ -198,9 +206,5 @@ def pooled_logits_gradient(
         g_at = grad + (b * classes + k)[None, :] * width + a[:, None]
         g = tl.load(g_at, mask=a_ok[:, None] & k_ok[None, :], other=0.0)
         inner = tl.dot(f.to(tl.float32), g, inner, input_precision="tf32x3")
-    mask = ok[:, None] & k_ok[None, :]
-    at = (b * n + i)[:, None] * classes + k[None, :]
-    z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
-    share = tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :])
     mean = tl.load(along + b * classes + k, mask=k_ok, other=0.0)
     tl.store(out + at, narrow(share * (inner - mean[None, :]), out, UPCAST), mask=mask)

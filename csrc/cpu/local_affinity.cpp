@@ -42,11 +42,11 @@ class Padded {
       std::fill(to + pad_ + width_, to + stride_, from[width_ - 1]);
     }
   }
-  const S* row(int64_t y, int64_t x = 0) const {
+  S* row(int64_t y, int64_t x = 0) {
     return values_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
   }
 
- private:
+ protected:
   int64_t height_, width_, stride_, pad_;
   std::vector<S> values_;
 };
@@ -62,7 +62,7 @@ class PaddedLogs {
         stride_(width + 2 * pad),
         pad_(pad),
         plane_(height, width, pad),
-        log_one_(height * stride_),
+        log_one_(height, width, pad),
         log_zero_(width) {}
   void load(const S* plane) {
     plane_.load(plane);
@@ -70,53 +70,38 @@ class PaddedLogs {
   }
   // Row y and the one at offset o; y does not go back between two loads.
   NeighbourRow<S> pair(int64_t y, Offset o) {
-    return {width_,     plane_.row(y),    plane_.row(y + o.y, o.x),
-            log_row(y), log_zero_.data(), log_row(y + o.y, o.x)};
+    return {width_,          plane_.row(y),    plane_.row(y + o.y, o.x),
+            log_one_.row(y), log_zero_.data(), log_one_.row(y + o.y, o.x)};
   }
   void reach(int64_t y) {
     for (const int64_t last = std::min(y + pad_, height_ - 1); known_ <= last; ++known_) {
-      affinity_log_one(plane_.row(known_, -pad_), stride_, log_one_.data() + known_ * stride_);
+      affinity_log_one(plane_.row(known_, -pad_), stride_, log_one_.row(known_, -pad_));
     }
     affinity_log_zero(plane_.row(y), width_, log_zero_.data());
   }
 
  private:
-  const S* log_row(int64_t y, int64_t x = 0) const {
-    return log_one_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
-  }
-
   int64_t height_, width_, stride_, pad_, known_ = 0;
-  Padded<S> plane_;
-  std::vector<S> log_one_, log_zero_;
+  Padded<S> plane_, log_one_;
+  std::vector<S> log_zero_;
 };
 
 // Gradients of a padded plane; fold() adds those of the repeated borders to the border itself.
 template <class S>
-class PaddedSum {
+class PaddedSum : public Padded<S> {
  public:
-  PaddedSum(int64_t height, int64_t width, int64_t pad)
-      : height_(height),
-        width_(width),
-        stride_(width + 2 * pad),
-        pad_(pad),
-        values_(height * stride_, S(0)) {}
-  S* row(int64_t y, int64_t x = 0) {
-    return values_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
-  }
+  using Padded<S>::Padded;
   void fold(S* out) {
-    for (int64_t y = 0; y < height_; ++y) {
-      S* from = row(y);
-      for (int64_t x = 1; x <= pad_; ++x) {
+    const int64_t width = this->width_;
+    for (int64_t y = 0; y < this->height_; ++y) {
+      S* from = this->row(y);
+      for (int64_t x = 1; x <= this->pad_; ++x) {
         from[0] += from[-x];
-        from[width_ - 1] += from[width_ - 1 + x];
+        from[width - 1] += from[width - 1 + x];
       }
-      std::copy(from, from + width_, out + y * width_);
+      std::copy(from, from + width, out + y * width);
     }
   }
-
- private:
-  int64_t height_, width_, stride_, pad_;
-  std::vector<S> values_;
 };
 
 template <class F>
