@@ -3,6 +3,8 @@
 #include <Python.h>
 #include <torch/version.h>
 
+#include "cpu/scratch.h"
+
 #ifndef FASTUDA_FLAGS
 #define FASTUDA_FLAGS "unknown flags"
 #endif
@@ -12,8 +14,16 @@
 #define COMPILER "GCC " __VERSION__
 #endif
 
+static PyObject* release_memory(PyObject*, PyObject*) {
+  fastuda::release_blocks();
+  Py_RETURN_NONE;
+}
+
 extern "C" PyObject* PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  static PyMethodDef methods[] = {{"release_memory", release_memory, METH_NOARGS,
+                                   "Free the memory that the kernels keep for their next call."},
+                                  {nullptr, nullptr, 0, nullptr}};
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods};
   PyObject* module = PyModule_Create(&definition);
   if (module != nullptr &&
       PyModule_AddStringConstant(module, "BUILD", COMPILER ", torch " TORCH_VERSION ", " FASTUDA_FLAGS) < 0) {

@@ -135,12 +135,12 @@ class Backward {
       Packed<T> panel_rows(count, channels_, kUnit);
       pack_rows(rows_, channels_, order_.data() + first, count, channels_, panel_rows);
 
-      const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
+      const int64_t row_blocks = blocks_of(count, kTile), column_blocks = blocks_of(columns, kCols);
       const int64_t depth_blocks = straight_.blocks();
       at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
-        std::vector<S> tile(kRows * kCols);
+        const Scratch<S> tile(kTile * kCols);
         for (; task < last; ++task) {
-          const int64_t r0 = task % row_blocks * kRows, block = task / row_blocks;
+          const int64_t r0 = task % row_blocks * kTile, block = task / row_blocks;
           gradient_tile(first, count, r0, block, columns, q, terms, tile.data(), g, gt);
         }
         release_tiles<T>();
@@ -182,13 +182,13 @@ class Backward {
   void gradient_tile(int64_t first, int64_t count, int64_t r0, int64_t block, int64_t columns,
                      const Left<T>& q, const Terms<S>* terms, S* tile, const Left<T>& g,
                      const Left<T>& gt) const {
-    const int64_t rows = std::min(kRows, count - r0), j0 = block * kCols;
+    const int64_t rows = std::min(kTile, count - r0), j0 = block * kCols;
     const int64_t width = std::min(kCols, columns - j0);
     tile_product(q, r0, rows, 0, channels_, transposed_, block, tile, kCols, false);
     const ColumnTerm<S> column{column_weight_.data() + j0, column_inverse_.data() + j0,
                                column_lse_.data() + j0};
     const bool has_columns = j0 < column_count_;
-    S scale[kRows];
+    S scale[kTile];
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = order_[first + r0 + r];
       scale[r] = scales_[i];

@@ -77,15 +77,15 @@ template <class T>
 void pack_transposed(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
                      const Packed<T>& out) {
   using Word = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
-  at::parallel_for(0, out.blocks(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<const Word*> row(kCols);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kCols, taken = std::min(kCols, count - first);
+  at::parallel_for(0, out.strips(), kCols / kStrip<T>, [&](int64_t begin, int64_t end) {
+    std::vector<const Word*> row(kStrip<T>);
+    for (int64_t strip = begin; strip < end; ++strip) {
+      const int64_t first = strip * kStrip<T>, taken = std::min(kStrip<T>, count - first);
       for (int64_t j = 0; j < taken; ++j) {
         row[j] = reinterpret_cast<const Word*>(rows + (index ? index[first + j] : first + j) * ld);
       }
-      transpose_block(row.data(), taken, channels / kPair<T>, reinterpret_cast<Word*>(out.block(block)),
-                      out.width(block));
+      transpose_block(row.data(), taken, channels / kPair<T>, reinterpret_cast<Word*>(out.strip(strip)),
+                      out.strip_width(strip));
     }
   });
 }
@@ -96,13 +96,14 @@ void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, i
   constexpr int64_t pair = kPair<T>;
   at::parallel_for(0, out.depth / pair, 16, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      for (int64_t block = 0; block < out.blocks(); ++block) {
-        const int64_t width = out.width(block), taken = std::min(width, channels - block * kCols);
-        T* to = out.block(block) + k * pair * width;
+      for (int64_t strip = 0; strip < out.strips(); ++strip) {
+        const int64_t width = out.strip_width(strip), column = strip * kStrip<T>;
+        const int64_t taken = std::min(width, channels - column);
+        T* to = out.strip(strip) + k * pair * width;
         if constexpr (pair == 2) {
           if (k * pair + 1 < count) {
             const auto half = [&](int64_t at) {
-              const T* row = rows + (index ? index[at] : at) * ld + block * kCols;
+              const T* row = rows + (index ? index[at] : at) * ld + column;
               return reinterpret_cast<const uint16_t*>(row);
             };
             interleave(half(k * pair), half(k * pair + 1), taken, reinterpret_cast<uint32_t*>(to));
@@ -116,7 +117,7 @@ void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, i
             for (int64_t j = 0; j < width; ++j) to[j * pair + p] = T(0);
             continue;
           }
-          const T* from = rows + (index ? index[at] : at) * ld + block * kCols;
+          const T* from = rows + (index ? index[at] : at) * ld + column;
           for (int64_t j = 0; j < taken; ++j) to[j * pair + p] = from[j];
           for (int64_t j = taken; j < width; ++j) to[j * pair + p] = T(0);
         }

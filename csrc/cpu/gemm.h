@@ -10,6 +10,7 @@
 namespace fastuda {
 
 constexpr int64_t kRows = 64;    // rows of a tile that is worked on element by element
+constexpr int64_t kTile = 128;   // rows of such a tile where products are most of the work on it
 constexpr int64_t kCols = 256;   // columns of a tile
 constexpr int64_t kDepth = 512;  // depth of one brgemm call
 constexpr int64_t kPanel = 256;  // rows of one brgemm call, at most
@@ -22,10 +23,14 @@ constexpr int64_t kUnit = 64;
 template <class T>
 constexpr int64_t kPair = std::is_same_v<T, BFloat16> ? 2 : 1;
 
+// Columns of one brgemm call, at most: narrow strips of float32 stay in the first cache while rows pass.
+template <class T>
+constexpr int64_t kStrip = std::is_same_v<T, float> ? 64 : kCols;
+
 // Whether bf16 brgemm computes on this machine; otherwise bf16 inputs are widened to float32.
 bool has_bf16_gemm();
 
-// A [depth, columns] right-hand side, stored as blocks of kCols columns.
+// A [depth, columns] right-hand side, stored as strips of kStrip columns, worked on in blocks of kCols.
 template <class T>
 struct Packed {
   int64_t depth = 0, columns = 0;  // padded to the unit (at least the pair) and to 16
@@ -35,7 +40,9 @@ struct Packed {
       : depth(round_up(depth_, unit)), columns(round_up(columns_, 16)), storage(depth * columns) {}
   int64_t blocks() const { return blocks_of(columns, kCols); }
   int64_t width(int64_t block) const { return std::min(kCols, columns - block * kCols); }
-  T* block(int64_t index) const { return storage.data() + index * kCols * depth; }
+  int64_t strips() const { return blocks_of(columns, kStrip<T>); }
+  int64_t strip_width(int64_t strip) const { return std::min(kStrip<T>, columns - strip * kStrip<T>); }
+  T* strip(int64_t index) const { return storage.data() + index * kStrip<T> * depth; }
 };
 
 // rows [count, channels] of leading dimension ld, rows taken through index where given -> rows^T, packed.
@@ -68,27 +75,41 @@ struct Left {
 // A leading dimension for sums that are as many columns wide, off the powers of two likewise.
 inline int64_t padded(int64_t columns) { return round_up(columns, 16) + 16; }
 
-// out [m, width of the block] (+)= a [m, depth] . b[skip : skip + depth, block]; m at most kPanel, depth and
-// skip even for bf16.
+// out [m, n] (+)= a [m, depth] . b [depth, n], right-hand sides as they are: not of bf16. n a multiple of 16.
 template <class T>
-void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packed<T>& b, int64_t block,
-                  acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
-  const int64_t n = b.width(block);
-  const T* right = b.block(block) + skip * n;
+void plain_product(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
+                   T* out, int64_t ldo, bool add) {
+  static_assert(kPair<T> == 1);
   if constexpr (std::is_same_v<T, double>) {
     for (int64_t r = 0; r < m; ++r) {
       double* o = out + r * ldo;
       if (!add) std::fill(o, o + n, 0.0);
       for (int64_t k = 0; k < depth; ++k) {
-        const double x = a[r * lda + k];
-        const double* y = right + k * n;
-        for (int64_t j = 0; j < n; ++j) o[j] += x * y[j];
+        for (int64_t j = 0; j < n; ++j) o[j] += a[r * lda + k] * b[k * ldb + j];
       }
     }
   } else {
+    at::native::cpublas::brgemm(m, n, depth, lda, ldb, ldo, add, a, b, out, false);
+  }
+}
+
+// out [m, width of the block] (+)= a [m, depth] . b[skip : skip + depth, block]; m at most kPanel, depth and
+// skip even for bf16.
+template <class T>
+void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packed<T>& b, int64_t block,
+                  acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
+  const int64_t first = block * (kCols / kStrip<T>), last = std::min(first + kCols / kStrip<T>, b.strips());
+  if constexpr (std::is_same_v<T, double>) {
+    const int64_t n = b.width(block);
+    plain_product(m, n, depth, a, lda, b.strip(first) + skip * n, n, out, ldo, add);
+  } else {
     for (int64_t k = 0; k < depth; k += kDepth) {
-      at::native::cpublas::brgemm(m, n, std::min(kDepth, depth - k), lda, n, ldo, add || k > 0, a + k,
-                                  right + k * n, out, kPair<T> == 2);
+      for (int64_t strip = first; strip < last; ++strip) {
+        const int64_t n = b.strip_width(strip);
+        at::native::cpublas::brgemm(m, n, std::min(kDepth, depth - k), lda, n, ldo, add || k > 0, a + k,
+                                    b.strip(strip) + (skip + k) * n, out + (strip - first) * kStrip<T>,
+                                    kPair<T> == 2);
+      }
     }
   }
 }

@@ -5,9 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include <cstdlib>
 #include <memory>
-#include <new>
+#include <utility>
 
 #include "../common.h"
 #ifdef __linux__
@@ -43,17 +42,24 @@ void parallel_zero(T* data, int64_t count) {
   });
 }
 
-// Room for count elements, released with the object.
+// Memory of at least as many bytes, and how many those are. Blocks of huge pages come from those that were
+// given back, where one fits: the first touch of a page costs more than what most kernels do with it.
+std::pair<void*, size_t> take_block(size_t bytes);
+// Keeps blocks of huge pages for the next call, the latest kKeptBytes of them.
+void give_block(void* block, size_t bytes);
+// Frees what is kept.
+void release_blocks();
+
+constexpr size_t kKeptBytes = size_t(256) << 20;
+
+// Room for count elements, given back with the object.
 template <class T>
 class Scratch {
  public:
   Scratch() = default;
   explicit Scratch(int64_t count) {
-    const size_t bytes = size_t(count) * sizeof(T), unit = bytes < kHugePage ? 64 : kHugePage;
-    const size_t room = std::max(unit, (bytes + unit - 1) / unit * unit);
-    data_.reset(static_cast<T*>(std::aligned_alloc(unit, room)));
-    if (!data_) throw std::bad_alloc();
-    prefer_huge_pages(data_.get(), room);
+    const auto [block, bytes] = take_block(size_t(count) * sizeof(T));
+    data_ = {static_cast<T*>(block), GiveBack{bytes}};
   }
   static Scratch zeros(int64_t count) {
     Scratch made(count);
@@ -63,10 +69,11 @@ class Scratch {
   T* data() const { return data_.get(); }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
+  struct GiveBack {
+    size_t bytes = 0;
+    void operator()(T* p) const { give_block(p, bytes); }
   };
-  std::unique_ptr<T, Free> data_;
+  std::unique_ptr<T, GiveBack> data_;
 };
 
 }  // namespace fastuda

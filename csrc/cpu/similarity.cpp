@@ -94,7 +94,7 @@ void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
   Packed<T> packed(queries.channels, m);
   pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
   std::vector<ColumnBest<S>> found(at::get_num_threads());
-  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S));
+  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S), queries.channels);
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
     const Scratch<S> s(most * ld);
@@ -130,9 +130,10 @@ void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
   }
 }
 
-int64_t panel_rows(int64_t columns, int64_t element) {
+int64_t panel_rows(int64_t columns, int64_t element, int64_t channels) {
   const int64_t fit = (int64_t(16) << 20) / (columns * element) / kRows * kRows;
-  return std::clamp(fit, kRows, kPanel);
+  // keys as narrow as there are classes stay near by themselves, which a smaller panel then does too
+  return channels <= kRows ? kRows : std::clamp(fit, kRows, kPanel);
 }
 
 template <class T>
@@ -142,7 +143,7 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   const int64_t n = queries.count, m = keys.count;
   Packed<T> packed(queries.channels, m);
   pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
-  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S));
+  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S), queries.channels);
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
     const Scratch<S> s(most * ld);

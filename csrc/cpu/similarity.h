@@ -48,7 +48,7 @@ struct RowResults {
 };
 
 // Rows of similarities to hold at a time: a multiple of kRows, kPanel at most.
-int64_t panel_rows(int64_t columns, int64_t element);
+int64_t panel_rows(int64_t columns, int64_t element, int64_t channels);
 
 // Similarities of rows [first, first + count) to all keys into s, of leading dimension padded(keys.count),
 // and their statistics; operand has room for the rows.

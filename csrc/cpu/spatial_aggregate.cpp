@@ -18,7 +18,7 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   pack_transposed(x.key(b), channels, nullptr, n, channels, keys);
   pack_rows(x.query(b), channels, nullptr, n, channels, values);
   const T* rows = x.query(b);
-  const int64_t ld = padded(n), panel = panel_rows(ld, sizeof(S));
+  const int64_t ld = padded(n), panel = panel_rows(ld, sizeof(S), channels);
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
     const Scratch<S> s(most * ld), o(most * kCols);
@@ -32,12 +32,12 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
       for (int64_t r = 0; r < count; ++r) {
         const S* row = s.data() + r * ld;
         const S best = statistics[r].best, t = contrast ? statistics[r].temperature(n) : S(1);
-        sums[r] = sum_exp(row, n, best, 1 / t);
+        sums[r] = 0;
+        for (int64_t j = 0; j < n; j += kDepth) {
+          sums[r] += store_softmax(row + j, std::min(kDepth, n - j), best, 1 / t, w.at(r, j));
+        }
         temperature[first + r] = t;
         lse[first + r] = best / t + std::log(sums[r]);
-        for (int64_t j = 0; j < n; j += kDepth) {
-          store_softmax(row + j, std::min(kDepth, n - j), best, 1 / t, w.at(r, j));
-        }
         if (n < depth) *w.at(r, n) = T(0);
       }
       for (int64_t j = 0; j < values.blocks(); ++j) {
@@ -72,15 +72,15 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_fwd(const Tensor& x, c10::string_vi
   return {as_result(out, channels, x.scalar_type()), temperature, lse};
 }
 
-// The backward of one image. Cosine: a tile (i, j) serves (j, i) too, so kPanel rows meet the columns from
-// their own first row on; the square on the diagonal is computed whole. KL: all rows meet all columns.
+// The cosine's backward of one image. A tile (i, j) serves (j, i) too, so kPanel rows meet the columns from
+// their own first row on; the square on the diagonal is computed whole.
 template <class T>
-class AggregateBackward {
+class CosineBackward {
  public:
   using S = acc_t<T>;
 
-  AggregateBackward(const Features<T>& x, const Tensor& grad, int64_t b, S alpha, const S* temperature,
-                    const S* lse, const S* delta)
+  CosineBackward(const Features<T>& x, const Tensor& grad, int64_t b, S alpha, const S* temperature,
+                 const S* lse, const S* delta)
       : x_(x),
         b_(b),
         n_(x.count),
@@ -93,10 +93,8 @@ class AggregateBackward {
         inverse_t_(n_),
         ones_(kCols, S(1)),
         keys_t_(channels_, n_),
-        values_t_(x.kl ? channels_ : 0, x.kl ? n_ : 0),
-        grad_t_(x.kl ? 0 : channels_, x.kl ? 0 : n_),
+        grad_t_(channels_, n_),
         keys_(n_, channels_),
-        values_(x.kl ? n_ : 0, x.kl ? channels_ : 0),
         grads_(n_, channels_),
         ld_(padded(channels_)),
         sum_(Scratch<S>::zeros(n_ * ld_)),
@@ -105,13 +103,7 @@ class AggregateBackward {
     pack_transposed(x.key(b), channels_, nullptr, n_, channels_, keys_t_);
     pack_rows(x.key(b), channels_, nullptr, n_, channels_, keys_);
     pack_rows(grad_, channels_, nullptr, n_, channels_, grads_);
-    if (x.kl) {
-      pack_transposed(rows_, channels_, nullptr, n_, channels_, values_t_);
-      pack_rows(rows_, channels_, nullptr, n_, channels_, values_);
-      key_sum_ = Scratch<S>::zeros(n_ * ld_);
-    } else {
-      pack_transposed(grad_, channels_, nullptr, n_, channels_, grad_t_);
-    }
+    pack_transposed(grad_, channels_, nullptr, n_, channels_, grad_t_);
   }
 
   void run(T* out) {
@@ -130,7 +122,7 @@ class AggregateBackward {
           grad.set_row(r, grad_ + (first + r) * channels_);
         }
       });
-      for (int64_t column = x_.kl ? 0 : first; column < n_; column += chunk) {
+      for (int64_t column = first; column < n_; column += chunk) {
         step(x, grad, first, column, std::min(chunk, n_ - column));
       }
     }
@@ -144,22 +136,20 @@ class AggregateBackward {
     const Left<T> z{z_.data(), count, round_up(columns, 2)}, back{back_.data(), count, z.depth};
     const Left<T> z_t{z_t_.data(), columns, round_up(count, 2)},
         forward_t{forward_t_.data(), columns, z_t.depth};
-    const int64_t row_blocks = blocks_of(count, kRows), column_blocks = blocks_of(columns, kCols);
+    const int64_t row_blocks = blocks_of(count, kTile), column_blocks = blocks_of(columns, kCols);
     // the first column that row r of the panel meets, and the rows that column j meets from above
     const auto start = [&](int64_t r) {
-      return x_.kl ? 0 : std::clamp<int64_t>(first + r / kPanel * kPanel - column, 0, columns);
+      return std::clamp<int64_t>(first + r / kPanel * kPanel - column, 0, columns);
     };
-    const auto above = [&](int64_t j) {
-      return x_.kl ? count : std::min(count, (column + j - first) / kPanel * kPanel);
-    };
+    const auto above = [&](int64_t j) { return std::min(count, (column + j - first) / kPanel * kPanel); };
     std::vector<S> row_sums(column_blocks * count), column_sums(row_blocks * columns);
     at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
-      std::vector<S> tiles(3 * kRows * kCols);
+      const Scratch<S> tiles(3 * kTile * kCols);
       for (; task < last; ++task) {
-        const int64_t block = task / row_blocks, r0 = task % row_blocks * kRows, j0 = block * kCols;
+        const int64_t block = task / row_blocks, r0 = task % row_blocks * kTile, j0 = block * kCols;
         if (j0 < start(r0)) continue;
         tile(x, grad, first, r0, column, j0, std::min(kCols, columns - j0), tiles.data(),
-             row_sums.data() + block * count + r0, column_sums.data() + r0 / kRows * columns + j0, z, z_t,
+             row_sums.data() + block * count + r0, column_sums.data() + r0 / kTile * columns + j0, z, z_t,
              back, forward_t);
       }
       release_tiles<T>();
@@ -169,13 +159,11 @@ class AggregateBackward {
       for (int64_t r = 0; r < count; ++r) projection_[first + r] += row_sums[block * count + r];
     }
     for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t r0 = 0; r0 < above(j); r0 += kRows) {
-        projection_[column + j] += column_sums[r0 / kRows * columns + j];
+      for (int64_t r0 = 0; r0 < above(j); r0 += kTile) {
+        projection_[column + j] += column_sums[r0 / kTile * columns + j];
       }
     }
     S* sum = sum_.data();
-    S* key_sum = x_.kl ? key_sum_.data() : sum;
-    const Packed<T>& queries = x_.kl ? values_ : keys_;
     const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(columns, kPanel);
     at::parallel_for(0, row_panels * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
       for (; task < last; ++task) {
@@ -183,7 +171,7 @@ class AggregateBackward {
         const int64_t m = std::min(kPanel, count - r0), depth = round_up(columns, kPair<T>);
         S* to = sum + (first + r0) * ld_ + block * kCols;
         tile_product(z, r0, m, start(r0), depth, keys_, block, to, ld_, true, column);
-        if (!x_.kl) tile_product(back, r0, m, start(r0), depth, grads_, block, to, ld_, true, column);
+        tile_product(back, r0, m, start(r0), depth, grads_, block, to, ld_, true, column);
       }
       release_tiles<T>();
     });
@@ -192,7 +180,7 @@ class AggregateBackward {
         const int64_t block = task / key_panels, j0 = task % key_panels * kPanel;
         const int64_t m = std::min(kPanel, columns - j0), depth = round_up(above(j0), kPair<T>);
         const int64_t at = (column + j0) * ld_ + block * kCols;
-        tile_product(z_t, j0, m, 0, depth, queries, block, key_sum + at, ld_, true, first);
+        tile_product(z_t, j0, m, 0, depth, keys_, block, sum + at, ld_, true, first);
         tile_product(forward_t, j0, m, 0, depth, grads_, block, sum + at, ld_, true, first);
       }
       release_tiles<T>();
@@ -202,22 +190,25 @@ class AggregateBackward {
   void tile(const Left<T>& x, const Left<T>& grad, int64_t first, int64_t r0, int64_t column, int64_t j0,
             int64_t width, S* tiles, S* row_sums, S* column_sums, const Left<T>& z, const Left<T>& z_t,
             const Left<T>& back, const Left<T>& forward_t) const {
-    constexpr int64_t size = kRows * kCols;
+    constexpr int64_t size = kTile * kCols;
     S *s = tiles, *forward = tiles + size, *backward = tiles + 2 * size;
-    const int64_t rows = std::min(kRows, x.rows - r0), key = column + j0, block = key / kCols;
-    const Packed<T>& values_t = x_.kl ? values_t_ : keys_t_;
-    tile_product(x, r0, rows, 0, channels_, keys_t_, block, s, kCols, false);
-    tile_product(grad, r0, rows, 0, channels_, values_t, block, forward, kCols, false);
-    if (!x_.kl) tile_product(x, r0, rows, 0, channels_, grad_t_, block, backward, kCols, false);
+    const int64_t rows = std::min(kTile, x.rows - r0), key = column + j0, block = key / kCols;
+    // chunk by chunk, so that operands which two products share are still near
+    for (int64_t k = 0; k < channels_; k += kDepth) {
+      const int64_t end = std::min(k + kDepth, channels_);
+      tile_product(x, r0, rows, k, end, keys_t_, block, s, kCols, k > 0);
+      tile_product(grad, r0, rows, k, end, keys_t_, block, forward, kCols, k > 0);
+      tile_product(x, r0, rows, k, end, grad_t_, block, backward, kCols, k > 0);
+    }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first + r0 + r;
       const AggregateTerm<S> term{alpha_,     x_.scales(b_)[i], x_.biases(b_)[i],    inverse_t_[i],
                                   lse_[i],    delta_[i],        x_.scales(b_) + key, inverse_t_.data() + key,
                                   lse_ + key, delta_ + key};
-      row_sums[r] = aggregate_row(s + r * kCols, forward + r * kCols, x_.kl ? nullptr : backward + r * kCols,
-                                  width, term, column_sums);
+      row_sums[r] =
+          aggregate_row(s + r * kCols, forward + r * kCols, backward + r * kCols, width, term, column_sums);
       store_scaled(s + r * kCols, ones_.data(), width, z.at(r0 + r, j0));
-      if (!x_.kl) store_scaled(backward + r * kCols, ones_.data(), width, back.at(r0 + r, j0));
+      store_scaled(backward + r * kCols, ones_.data(), width, back.at(r0 + r, j0));
     }
     store_transposed(s, kCols, ones_.data(), rows, width, z_t.at(j0, r0), z_t.width(r0));
     store_transposed(forward, kCols, ones_.data(), rows, width, forward_t.at(j0, r0), forward_t.width(r0));
@@ -233,12 +224,7 @@ class AggregateBackward {
       for (int64_t i = begin; i < end; ++i) {
         const T* x = rows_ + i * channels_;
         S *g = sum + i * ld_, scale = x_.scales(b_)[i];
-        if (x_.kl) {
-          const S* k = key_sum_.data() + i * ld_;
-          for (int64_t c = 0; c < channels_; ++c) g[c] += k[c] / (S(x[c]) + S(1e-10));
-        } else {
-          add_scaled(-projection_[i] * scale * scale, x, channels_, g);
-        }
+        add_scaled(-projection_[i] * scale * scale, x, channels_, g);
         mix_rows(1 - alpha_, grad_ + i * channels_, S(1), g, channels_, out + i * channels_);
       }
     });
@@ -250,12 +236,80 @@ class AggregateBackward {
   const S *lse_, *delta_;
   const T *rows_, *grad_;
   std::vector<S> inverse_t_, ones_;
-  Packed<T> keys_t_, values_t_, grad_t_, keys_, values_, grads_;
+  Packed<T> keys_t_, grad_t_, keys_, grads_;
   int64_t ld_;  // of sums over the channels
-  Scratch<S> sum_, key_sum_;
+  Scratch<S> sum_;
   Scratch<T> x_rows_, grad_rows_, z_, z_t_, back_, forward_t_;
   std::vector<S> projection_;
 };
+
+// The KL similarity's backward of one image, all rows against all columns. Its features are as narrow as
+// there are classes: a tile is multiplied where it lies, for the keys as the right-hand side of transposed
+// sums.
+template <class S>
+void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const S* temperature, const S* lse,
+                 const S* delta, S* out) {
+  const int64_t n = x.count, channels = x.channels, ld = round_up(channels, 16);
+  const S *rows = x.query(b), *biases = x.biases(b);
+  Packed<S> keys_t(channels, n), values_t(channels, n), keys(n, channels);
+  pack_transposed(x.key(b), channels, nullptr, n, channels, keys_t);
+  pack_transposed(rows, channels, nullptr, n, channels, values_t);
+  pack_rows(x.key(b), channels, nullptr, n, channels, keys);
+  const auto transposed = [&](const S* from) {
+    Scratch<S> to(channels * n);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t c = 0; c < channels; ++c) to.data()[c * n + i] = from[i * channels + c];
+    }
+    return to;
+  };
+  const Scratch<S> rows_t = transposed(rows), grad_t = transposed(grad);
+  const std::vector<S> ones(kCols, S(1));
+  std::vector<Scratch<S>> query_sum(at::get_num_threads());  // of the columns that one thread saw
+
+  at::parallel_for(0, keys_t.blocks(), 1, [&](int64_t block, int64_t last) {
+    Scratch<S>& queries = query_sum[at::get_thread_num()] = Scratch<S>(n * ld);
+    std::fill_n(queries.data(), n * ld, S(0));
+    const Scratch<S> z(kRows * kCols), w(kRows * kCols), key_sum(channels * kCols),
+        value_sum(channels * kCols);
+    for (; block < last; ++block) {
+      const int64_t j0 = block * kCols, width = std::min(kCols, n - j0), whole = keys_t.width(block);
+      for (int64_t first = 0; first < n; first += kRows) {
+        const int64_t count = std::min(kRows, n - first);
+        tile_product(count, channels, rows + first * channels, channels, keys_t, block, z.data(), kCols,
+                     false);
+        tile_product(count, channels, grad + first * channels, channels, values_t, block, w.data(), kCols,
+                     false);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t i = first + r;
+          const AggregateTerm<S> term{alpha,   S(1),     biases[i],   1 / temperature[i],
+                                      lse[i],  delta[i], ones.data(), nullptr,
+                                      nullptr, nullptr};
+          aggregate_row(z.data() + r * kCols, w.data() + r * kCols, nullptr, width, term, nullptr);
+        }
+        for (int64_t c = 0; c < keys.blocks(); ++c) {
+          tile_product(count, width, z.data(), kCols, keys, c, queries.data() + first * ld + c * kCols, ld,
+                       true, j0);
+        }
+        plain_product(channels, whole, count, rows_t.data() + first, n, z.data(), kCols, key_sum.data(),
+                      kCols, first > 0);
+        plain_product(channels, whole, count, grad_t.data() + first, n, w.data(), kCols, value_sum.data(),
+                      kCols, first > 0);
+      }
+      for (int64_t j = 0; j < width; ++j) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t at = (j0 + j) * channels + c;
+          out[at] = (1 - alpha) * grad[at] + value_sum.data()[c * kCols + j] +
+                    key_sum.data()[c * kCols + j] / (rows[at] + S(1e-10));
+        }
+      }
+    }
+    release_tiles<S>();
+  });
+  for (const Scratch<S>& part : query_sum) {
+    if (!part.data()) continue;
+    for (int64_t i = 0; i < n; ++i) add_scaled(S(1), part.data() + i * ld, channels, out + i * channels);
+  }
+}
 
 Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, const Tensor& temperature,
                      const Tensor& lse, c10::string_view similarity, double alpha) {
@@ -283,9 +337,17 @@ Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, con
     if (g.size(2) != rows.channels) g = at::constant_pad_nd(g, {0, 1});
     result = empty_result({batch, n, rows.channels}, rows.queries.options());
     for (int64_t b = 0; b < batch; ++b) {
-      AggregateBackward<T>(rows, g, b, S(alpha), t.const_data_ptr<S>() + b * n, l.const_data_ptr<S>() + b * n,
-                           delta.const_data_ptr<S>() + b * n)
-          .run(result.mutable_data_ptr<T>() + b * n * rows.channels);
+      const S *temperatures = t.const_data_ptr<S>() + b * n, *sums = l.const_data_ptr<S>() + b * n;
+      const S* deltas = delta.const_data_ptr<S>() + b * n;
+      T* to = result.mutable_data_ptr<T>() + b * n * rows.channels;
+      if constexpr (!std::is_same_v<T, BFloat16>) {
+        if (kl) {
+          const T* from = g.template const_data_ptr<T>() + b * n * channels;
+          kl_backward<S>(rows, from, b, S(alpha), temperatures, sums, deltas, to);
+          continue;
+        }
+      }
+      CosineBackward<T>(rows, g, b, S(alpha), temperatures, sums, deltas).run(to);
     }
   });
   return as_result(result, channels, x.scalar_type());

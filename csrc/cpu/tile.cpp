@@ -1,6 +1,7 @@
 // Sweeps over tiles of similarities: scaling, running statistics, soft-max and its gradients.
 #include "tile.h"
 
+#include "gemm.h"
 #include "widen.h"
 
 namespace fastuda {
@@ -68,10 +69,22 @@ FASTUDA_INLINE void column_best_body(const S* s, int64_t n, int32_t row, S* best
   }
 }
 
+// At most kDepth values: a loop that both sums and rounds to another type is not vectorised well.
 template <class T, class S>
-FASTUDA_INLINE void store_softmax_body(const S* s, int64_t n, S best, S inverse_t, T* out) {
+FASTUDA_INLINE S store_softmax_body(const S* s, int64_t n, S best, S inverse_t, T* out) {
+  S room[kDepth], *w = room;
+  if constexpr (std::is_same_v<T, S>) w = out;
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    w[j] = fast_exp((s[j] - best) * inverse_t);
+    sum += w[j];
+  }
+  if constexpr (!std::is_same_v<T, S>) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) narrow(fast_exp((s[j] - best) * inverse_t), out + j);
+    for (int64_t j = 0; j < n; ++j) narrow(w[j], out + j);
+  }
+  return sum;
 }
 
 template <class S>
@@ -189,24 +202,24 @@ double aggregate_row(double* s, double* forward, double* backward, int64_t n,
 }
 
 // target_clones does not apply to templates: one named function per element type.
-FASTUDA_CLONES static void softmax_f(const float* s, int64_t n, float b, float t, float* out) {
-  store_softmax_body(s, n, b, t, out);
+FASTUDA_CLONES static float softmax_f(const float* s, int64_t n, float b, float t, float* out) {
+  return store_softmax_body(s, n, b, t, out);
 }
-FASTUDA_CLONES static void softmax_h(const float* s, int64_t n, float b, float t, BFloat16* out) {
-  store_softmax_body(s, n, b, t, out);
+FASTUDA_CLONES static float softmax_h(const float* s, int64_t n, float b, float t, BFloat16* out) {
+  return store_softmax_body(s, n, b, t, out);
 }
 
 template <>
-void store_softmax(const float* s, int64_t n, float b, float t, float* out) {
-  softmax_f(s, n, b, t, out);
+float store_softmax(const float* s, int64_t n, float b, float t, float* out) {
+  return softmax_f(s, n, b, t, out);
 }
 template <>
-void store_softmax(const float* s, int64_t n, float b, float t, BFloat16* out) {
-  softmax_h(s, n, b, t, out);
+float store_softmax(const float* s, int64_t n, float b, float t, BFloat16* out) {
+  return softmax_h(s, n, b, t, out);
 }
 template <>
-void store_softmax(const double* s, int64_t n, double b, double t, double* out) {
-  store_softmax_body(s, n, b, t, out);
+double store_softmax(const double* s, int64_t n, double b, double t, double* out) {
+  return store_softmax_body(s, n, b, t, out);
 }
 
 }  // namespace fastuda

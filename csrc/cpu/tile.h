@@ -52,9 +52,10 @@ void scale_row(double* s, int64_t n, const RowScale<double>& scale, RowStatistic
 float sum_exp(const float* s, int64_t n, float best, float inverse_t);
 double sum_exp(const double* s, int64_t n, double best, double inverse_t);
 
-// w_j = exp(s_j inverse_t - lse), written as the product's operand.
+// w_j = exp((s_j - best) inverse_t), written as the product's operand, and their sum before rounding; n at
+// most kDepth.
 template <class T, class S>
-void store_softmax(const S* s, int64_t n, S best, S inverse_t, T* out);
+S store_softmax(const S* s, int64_t n, S best, S inverse_t, T* out);
 
 // Products to w_i softmax_j(s_i / t_i) + v_j softmax_i(s_j / u_j) in place.
 void softmax_row(float* s, int64_t n, const RowScale<float>& scale, const RowTerm<float>* row,
@@ -65,7 +66,8 @@ void softmax_row(double* s, int64_t n, const RowScale<double>& scale, const RowT
 // One row i of the aggregation's backward against keys j, in place. With w_ij = exp(x_ij / t_i - lse_i):
 //   s -> (h_ij + h_ji) scale_i scale_j, h_ij = w_ij (alpha weight_grad_ij - delta_i) / t_i
 //   forward_grad (weight_grad_ij) -> alpha w_ij;  backward_grad (weight_grad_ji) -> alpha w_ji
-// and (h_ij + h_ji) x_ij is added to column_sum; its sum over j is returned. Without backward_grad only h_ij.
+// and (h_ij + h_ji) x_ij is added to column_sum; its sum over j is returned. Without backward_grad only h_ij,
+// and no sums.
 template <class S>
 struct AggregateTerm {
   S alpha, scale, bias, inverse_t, lse, delta;

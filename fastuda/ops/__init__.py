@@ -4,7 +4,7 @@ Every op takes ``backend="auto"``; :func:`backends` says which implementations c
 the others cannot.
 """
 
-from fastuda.ops._backends import BackendStatus, backends
+from fastuda.ops._backends import BackendStatus, backends, release_memory
 from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
 from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
@@ -35,6 +35,7 @@ __all__ = [
     "local_affinity",
     "lovasz_softmax",
     "prototype_contrast",
+    "release_memory",
     "smooth_max_pool",
     "spatial_aggregate",
     "upsample_confusion",

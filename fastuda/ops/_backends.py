@@ -97,6 +97,17 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
+def release_memory() -> None:
+    """Free the memory that the C++ kernels keep for their next call.
+
+    Their panels and packed operands are kept, the latest 256 MiB of them, because the first touch of fresh
+    pages costs up to a fifth of an op. The system may take them when it runs short; until then they count as
+    resident. For PyTorch's own memory on a GPU there is ``torch.cuda.empty_cache``.
+    """
+    if not EXTENSION_ERROR:
+        _C.release_memory()
+
+
 def _has_kernel(operator: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
 

@@ -134,6 +134,27 @@ def test_no_square_array_at_any_time(similarity):
     assert limit < SQUARE and all(extra < limit for extra in found.values()), found
 
 
+KEPT = """
+from bench.measure import resident
+
+x = torch.randn(1, 3000, 2048).requires_grad_()
+F.spatial_aggregate(x, backend=backend).sum().backward()
+x.grad = None
+kept = resident("VmRSS")
+F.release_memory()
+print(kept - resident("VmRSS"))
+"""
+
+
+@needs_cpp
+@linux
+def test_kept_memory_is_bounded_and_handed_back():
+    run = [sys.executable, "-c", HEAD + KEPT, "cpu"]
+    released = float(subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    packed = 4 * mib(3000, 2048)  # both sides of features and gradients
+    assert packed < released <= 256, released
+
+
 @linux
 @pytest.mark.slow
 def test_the_measurement_sees_a_square_array():
