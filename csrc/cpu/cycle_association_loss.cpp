@@ -34,8 +34,16 @@ Residuals association_fwd(const Tensor& source, const Tensor& target, c10::strin
                            t.mutable_data_ptr<S>() + offset, lse.mutable_data_ptr<S>() + offset};
     };
     for (int64_t i = 0; i < batch; ++i) {
-      row_pass<T>(a, b, i, contrast, results(index_a, best_a, t_a, lse_a, i * n));
-      row_pass<T>(b, a, i, contrast, results(index_b, best_b, t_b, lse_b, i * m));
+      const RowResults<S> rows = results(index_a, best_a, t_a, lse_a, i * n);
+      const RowResults<S> columns = results(index_b, best_b, t_b, lse_b, i * m);
+      if (!kl && (!contrast || covariance_is_cheaper(a, b))) {
+        t_a.select(0, i).copy_(contrast ? covariance_temperatures(a, b, i) : at::ones({n}, t_a.options()));
+        t_b.select(0, i).copy_(contrast ? covariance_temperatures(b, a, i) : at::ones({m}, t_b.options()));
+        both_hops<T>(a, b, i, rows, columns);
+        continue;
+      }
+      row_pass<T>(a, b, i, contrast, rows);
+      row_pass<T>(b, a, i, contrast, columns);
     }
   });
   return {index_a, index_b, best_a, best_b, t_a, t_b, lse_a, lse_b};

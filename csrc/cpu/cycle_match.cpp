@@ -26,7 +26,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> cycle_match_fwd(const Tensor& 
         row_pass<T>(a, b, i, false, rows);
         row_pass<T>(b, a, i, false, columns);
       } else {
-        match_pass<T>(a, b, i, rows, columns);
+        both_hops<T>(a, b, i, rows, columns);
       }
     }
   });

@@ -33,13 +33,10 @@ Features<T>::Features(const Tensor& x, bool kl_) : count(x.size(1)), kl(kl_) {
   scale = norm.reciprocal().masked_fill_(norm.le(1e-12), 0);
 }
 
-namespace {
-
-// take(row, columns, first column, count of columns) while a row of a tile is near.
-template <class T, class Take>
-void rows_with(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
-               int64_t first, int64_t count, T* operand, acc_t<T>* s, RowStatistics<acc_t<T>>* statistics,
-               Take&& take) {
+template <class T>
+void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
+                     int64_t first, int64_t count, T* operand, acc_t<T>* s,
+                     RowStatistics<acc_t<T>>* statistics) {
   using S = acc_t<T>;
   const int64_t depth = queries.channels, ld = padded(keys.count);
   const S *scales = queries.scales(b) + first, *biases = queries.biases(b) + first;
@@ -56,76 +53,6 @@ void rows_with(const Features<T>& queries, const Features<T>& keys, const Packed
       if (j == 0) statistics[r].shift = mean_row(row, width, scale);
       scale_row(row, width, scale, statistics[r]);
       if (statistics[r].best > best) statistics[r].best_block = j;
-      take(first + r, row, column, width);
-    }
-  }
-}
-
-// The first column that holds the best of a row.
-template <class S>
-int64_t best_column(const S* row, int64_t columns, const RowStatistics<S>& statistics) {
-  const int64_t start = statistics.best_block * kCols;
-  return start + first_index(row + start, std::min(kCols, columns - start), statistics.best);
-}
-
-// The best row of every column so far, of the rows that one thread saw.
-template <class S>
-struct ColumnBest {
-  std::vector<S> best;
-  std::vector<int32_t> index;
-};
-
-}  // namespace
-
-template <class T>
-void similarity_rows(const Features<T>& queries, const Features<T>& keys, const Packed<T>& packed, int64_t b,
-                     int64_t first, int64_t count, T* operand, acc_t<T>* s,
-                     RowStatistics<acc_t<T>>* statistics) {
-  rows_with(queries, keys, packed, b, first, count, operand, s, statistics,
-            [](int64_t, const acc_t<T>*, int64_t, int64_t) {});
-}
-
-template <class T>
-void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
-                const RowResults<acc_t<T>>& rows, const RowResults<acc_t<T>>& columns) {
-  using S = acc_t<T>;
-  const int64_t n = queries.count, m = keys.count;
-  TORCH_CHECK_VALUE(n <= std::numeric_limits<int32_t>::max(), "more pixels than an int32 can count");
-  Packed<T> packed(queries.channels, m);
-  pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
-  std::vector<ColumnBest<S>> found(at::get_num_threads());
-  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S), queries.channels);
-  at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
-    const Scratch<S> s(most * ld);
-    const Scratch<T> operand(most * queries.channels);
-    ColumnBest<S>& mine = found[at::get_thread_num()];
-    mine.best.assign(m, -std::numeric_limits<S>::infinity());
-    mine.index.assign(m, 0);
-    for (int64_t first = begin * kRows; first < stop; first += panel) {
-      const int64_t count = std::min(panel, stop - first);
-      RowStatistics<S> statistics[kPanel];
-      rows_with(queries, keys, packed, b, first, count, operand.data(), s.data(), statistics,
-                [&](int64_t row, const S* values, int64_t column, int64_t width) {
-                  column_best(values, width, int32_t(row), mine.best.data() + column,
-                              mine.index.data() + column);
-                });
-      for (int64_t r = 0; r < count; ++r) {
-        rows.best[first + r] = statistics[r].best;
-        rows.index[first + r] = best_column(s.data() + r * ld, m, statistics[r]);
-      }
-    }
-    release_tiles<T>();
-  });
-  std::fill(columns.best, columns.best + m, -std::numeric_limits<S>::infinity());
-  std::fill(columns.index, columns.index + m, int64_t(0));
-  for (const ColumnBest<S>& part : found) {
-    for (int64_t j = 0; j < int64_t(part.best.size()); ++j) {
-      const bool earlier = part.best[j] == columns.best[j] && part.index[j] < columns.index[j];
-      if (part.best[j] > columns.best[j] || earlier) {
-        columns.best[j] = part.best[j];
-        columns.index[j] = part.index[j];
-      }
     }
   }
 }
@@ -156,7 +83,8 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
         const S* row = s.data() + r * ld;
         const S best = statistics[r].best;
         if (out.index) {
-          out.index[first + r] = best_column(row, m, statistics[r]);
+          const int64_t start = statistics[r].best_block * kCols;
+          out.index[first + r] = start + first_index(row + start, std::min(kCols, m - start), best);
           out.best[first + r] = best;
         }
         if (out.lse) {
@@ -170,14 +98,12 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   });
 }
 
-#define INSTANTIATE(T)                                                                                      \
-  template struct Features<T>;                                                                              \
-  template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t,       \
-                                   int64_t, int64_t, T*, acc_t<T>*, RowStatistics<acc_t<T>>*);              \
-  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                          \
-                            const RowResults<acc_t<T>>&);                                                   \
-  template void match_pass<T>(const Features<T>&, const Features<T>&, int64_t, const RowResults<acc_t<T>>&, \
-                              const RowResults<acc_t<T>>&);
+#define INSTANTIATE(T)                                                                                \
+  template struct Features<T>;                                                                        \
+  template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t, \
+                                   int64_t, int64_t, T*, acc_t<T>*, RowStatistics<acc_t<T>>*);        \
+  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                    \
+                            const RowResults<acc_t<T>>&);
 INSTANTIATE(BFloat16)
 INSTANTIATE(float)
 INSTANTIATE(double)

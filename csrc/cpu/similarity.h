@@ -62,10 +62,19 @@ template <class T>
 void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bool contrast,
               const RowResults<acc_t<T>>& out);
 
-// One product for both hops of a symmetric similarity: argmax (lowest index) and best of the rows and of the
-// columns.
+// The temperatures of all rows of a cosine similarity by the keys' covariance, t_i^2 = x_i . Cov(y) x_i,
+// without a product of all rows with all keys.
 template <class T>
-void match_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
-                const RowResults<acc_t<T>>& rows, const RowResults<acc_t<T>>& columns);
+Tensor covariance_temperatures(const Features<T>& queries, const Features<T>& keys, int64_t b);
+
+// Whether those of both sides cost less than the product that they save.
+template <class T>
+bool covariance_is_cheaper(const Features<T>& queries, const Features<T>& keys);
+
+// One product for both hops of a cosine similarity: argmax (lowest index) and best of the rows and of the
+// columns, and their log-sum-exps where wanted, with the temperatures that are given then.
+template <class T>
+void both_hops(const Features<T>& queries, const Features<T>& keys, int64_t b,
+               const RowResults<acc_t<T>>& rows, const RowResults<acc_t<T>>& columns);
 
 }  // namespace fastuda

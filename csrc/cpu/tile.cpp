@@ -37,6 +37,24 @@ FASTUDA_INLINE S mean_row_body(const S* s, int64_t n, const RowScale<S>& scale) 
 }
 
 template <class S>
+FASTUDA_INLINE S scale_best_body(S* s, int64_t n, S scale, const S* key_scale) {
+  S best = -std::numeric_limits<S>::infinity();
+#pragma omp simd reduction(max : best)
+  for (int64_t j = 0; j < n; ++j) {
+    const S x = s[j] * scale * key_scale[j];
+    s[j] = x;
+    best = x > best ? x : best;
+  }
+  return best;
+}
+
+template <class S>
+FASTUDA_INLINE void add_column_exp_body(const S* s, int64_t n, const S* best, const S* inverse_t, S* sum) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) sum[j] += fast_exp((s[j] - best[j]) * inverse_t[j]);
+}
+
+template <class S>
 FASTUDA_INLINE S sum_exp_body(const S* s, int64_t n, S best, S inverse_t) {
   S sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -162,6 +180,21 @@ FASTUDA_CLONES float mean_row(const float* s, int64_t n, const RowScale<float>& 
 }
 double mean_row(const double* s, int64_t n, const RowScale<double>& scale) {
   return mean_row_body(s, n, scale);
+}
+
+FASTUDA_CLONES float scale_best(float* s, int64_t n, float scale, const float* key_scale) {
+  return scale_best_body(s, n, scale, key_scale);
+}
+double scale_best(double* s, int64_t n, double scale, const double* key_scale) {
+  return scale_best_body(s, n, scale, key_scale);
+}
+
+FASTUDA_CLONES void add_column_exp(const float* s, int64_t n, const float* best, const float* inverse_t,
+                                   float* sum) {
+  add_column_exp_body(s, n, best, inverse_t, sum);
+}
+void add_column_exp(const double* s, int64_t n, const double* best, const double* inverse_t, double* sum) {
+  add_column_exp_body(s, n, best, inverse_t, sum);
 }
 
 FASTUDA_CLONES float sum_exp(const float* s, int64_t n, float best, float inverse_t) {

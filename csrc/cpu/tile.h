@@ -48,6 +48,14 @@ double mean_row(const double* s, int64_t n, const RowScale<double>& scale);
 void scale_row(float* s, int64_t n, const RowScale<float>& scale, RowStatistics<float>& statistics);
 void scale_row(double* s, int64_t n, const RowScale<double>& scale, RowStatistics<double>& statistics);
 
+// The same without statistics or biases; the largest.
+float scale_best(float* s, int64_t n, float scale, const float* key_scale);
+double scale_best(double* s, int64_t n, double scale, const double* key_scale);
+
+// sum_j += exp((s_j - best_j) inverse_t_j)
+void add_column_exp(const float* s, int64_t n, const float* best, const float* inverse_t, float* sum);
+void add_column_exp(const double* s, int64_t n, const double* best, const double* inverse_t, double* sum);
+
 // sum_j exp((s_j - best) inverse_t)
 float sum_exp(const float* s, int64_t n, float best, float inverse_t);
 double sum_exp(const double* s, int64_t n, double best, double inverse_t);
