@@ -92,47 +92,63 @@ class CosineBackward {
         grad_(grad.const_data_ptr<T>() + b * n_ * channels_),
         inverse_t_(n_),
         ones_(kCols, S(1)),
-        keys_t_(channels_, n_),
-        grad_t_(channels_, n_),
-        keys_(n_, channels_),
-        grads_(n_, channels_),
         ld_(padded(channels_)),
         sum_(Scratch<S>::zeros(n_ * ld_)),
         projection_(n_, S(0)) {
     for (int64_t i = 0; i < n_; ++i) inverse_t_[i] = 1 / temperature[i];
-    pack_transposed(x.key(b), channels_, nullptr, n_, channels_, keys_t_);
-    pack_rows(x.key(b), channels_, nullptr, n_, channels_, keys_);
-    pack_rows(grad_, channels_, nullptr, n_, channels_, grads_);
-    pack_transposed(grad_, channels_, nullptr, n_, channels_, grad_t_);
   }
 
   void run(T* out) {
-    // deep enough that the sums are not read and written more than the operands
     const int64_t panel = std::min<int64_t>(4 * kPanel, round_up(n_, kPanel));
     const int64_t fit = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T))) / kDepth * kDepth;
-    const int64_t chunk = std::min(fit, round_up(n_, kCols));
+    const int64_t chunk = std::min(fit, round_up(n_, kPanel));
     for (Scratch<T>* room : {&z_, &z_t_, &back_, &forward_t_}) *room = Scratch<T>(panel * chunk);
     x_rows_ = Scratch<T>(panel * channels_), grad_rows_ = Scratch<T>(panel * channels_);
-    for (int64_t first = 0; first < n_; first += panel) {
-      const int64_t count = std::min(panel, n_ - first);
-      const Left<T> x{x_rows_.data(), count, channels_}, grad{grad_rows_.data(), count, channels_};
-      at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
-        for (; r < last; ++r) {
-          x.set_row(r, rows_ + (first + r) * channels_);
-          grad.set_row(r, grad_ + (first + r) * channels_);
-        }
-      });
-      for (int64_t column = first; column < n_; column += chunk) {
-        step(x, grad, first, column, std::min(chunk, n_ - column));
+    for (int64_t column = 0; column < n_; column += chunk) {
+      const Chunk keys(*this, column, std::min(chunk, n_ - column));
+      for (int64_t first = 0; first < column + keys.columns; first += panel) {
+        step(keys, first, std::min(panel, n_ - first));
       }
     }
     finish(out);
   }
 
  private:
-  // The panel's rows from `first` on against columns [column, column + columns).
-  void step(const Left<T>& x, const Left<T>& grad, int64_t first, int64_t column, int64_t columns) {
-    const int64_t count = x.rows;
+  // Columns [first, first + columns), and what the products read of them.
+  struct Chunk {
+    int64_t first, columns;
+    Packed<T> keys_t, grad_t, keys, grads;
+
+    Chunk(const CosineBackward& of, int64_t first_, int64_t columns_)
+        : first(first_),
+          columns(columns_),
+          keys_t(of.channels_, columns),
+          grad_t(of.channels_, columns),
+          keys(columns, of.channels_),
+          grads(columns, of.channels_) {
+      of.pack(first, columns, keys, grads);
+      pack_transposed(of.rows_ + first * of.channels_, of.channels_, nullptr, columns, of.channels_, keys_t);
+      pack_transposed(of.grad_ + first * of.channels_, of.channels_, nullptr, columns, of.channels_, grad_t);
+    }
+  };
+
+  void pack(int64_t first, int64_t count, const Packed<T>& keys, const Packed<T>& grads) const {
+    pack_rows(rows_ + first * channels_, channels_, nullptr, count, channels_, keys);
+    pack_rows(grad_ + first * channels_, channels_, nullptr, count, channels_, grads);
+  }
+
+  // Rows [first, first + count) against those columns of the chunk that do not lie before them.
+  void step(const Chunk& keys, int64_t first, int64_t count) {
+    const int64_t column = keys.first, columns = keys.columns;
+    const Left<T> x{x_rows_.data(), count, channels_}, grad{grad_rows_.data(), count, channels_};
+    at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
+      for (; r < last; ++r) {
+        x.set_row(r, rows_ + (first + r) * channels_);
+        grad.set_row(r, grad_ + (first + r) * channels_);
+      }
+    });
+    const Packed<T> row_keys(count, channels_), row_grads(count, channels_);
+    pack(first, count, row_keys, row_grads);
     const Left<T> z{z_.data(), count, round_up(columns, 2)}, back{back_.data(), count, z.depth};
     const Left<T> z_t{z_t_.data(), columns, round_up(count, 2)},
         forward_t{forward_t_.data(), columns, z_t.depth};
@@ -141,16 +157,17 @@ class CosineBackward {
     const auto start = [&](int64_t r) {
       return std::clamp<int64_t>(first + r / kPanel * kPanel - column, 0, columns);
     };
-    const auto above = [&](int64_t j) { return std::min(count, (column + j - first) / kPanel * kPanel); };
+    const auto above = [&](int64_t j) {
+      return std::clamp<int64_t>((column + j - first) / kPanel * kPanel, 0, count);
+    };
     std::vector<S> row_sums(column_blocks * count), column_sums(row_blocks * columns);
     at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
       const Scratch<S> tiles(3 * kTile * kCols);
       for (; task < last; ++task) {
         const int64_t block = task / row_blocks, r0 = task % row_blocks * kTile, j0 = block * kCols;
         if (j0 < start(r0)) continue;
-        tile(x, grad, first, r0, column, j0, std::min(kCols, columns - j0), tiles.data(),
-             row_sums.data() + block * count + r0, column_sums.data() + r0 / kTile * columns + j0, z, z_t,
-             back, forward_t);
+        tile(x, grad, first, r0, keys, block, tiles.data(), row_sums.data() + block * count + r0,
+             column_sums.data() + r0 / kTile * columns + j0, z, z_t, back, forward_t);
       }
       release_tiles<T>();
     });
@@ -165,40 +182,42 @@ class CosineBackward {
     }
     S* sum = sum_.data();
     const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(columns, kPanel);
-    at::parallel_for(0, row_panels * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
+    const int64_t depth_blocks = row_keys.blocks();
+    at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
       for (; task < last; ++task) {
         const int64_t block = task / row_panels, r0 = task % row_panels * kPanel;
         const int64_t m = std::min(kPanel, count - r0), depth = round_up(columns, kPair<T>);
         S* to = sum + (first + r0) * ld_ + block * kCols;
-        tile_product(z, r0, m, start(r0), depth, keys_, block, to, ld_, true, column);
-        tile_product(back, r0, m, start(r0), depth, grads_, block, to, ld_, true, column);
+        tile_product(z, r0, m, start(r0), depth, keys.keys, block, to, ld_, true);
+        tile_product(back, r0, m, start(r0), depth, keys.grads, block, to, ld_, true);
       }
       release_tiles<T>();
     });
-    at::parallel_for(0, key_panels * keys_.blocks(), 1, [&](int64_t task, int64_t last) {
+    at::parallel_for(0, key_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
       for (; task < last; ++task) {
         const int64_t block = task / key_panels, j0 = task % key_panels * kPanel;
         const int64_t m = std::min(kPanel, columns - j0), depth = round_up(above(j0), kPair<T>);
         const int64_t at = (column + j0) * ld_ + block * kCols;
-        tile_product(z_t, j0, m, 0, depth, keys_, block, sum + at, ld_, true, first);
-        tile_product(forward_t, j0, m, 0, depth, grads_, block, sum + at, ld_, true, first);
+        tile_product(z_t, j0, m, 0, depth, row_keys, block, sum + at, ld_, true);
+        tile_product(forward_t, j0, m, 0, depth, row_grads, block, sum + at, ld_, true);
       }
       release_tiles<T>();
     });
   }
 
-  void tile(const Left<T>& x, const Left<T>& grad, int64_t first, int64_t r0, int64_t column, int64_t j0,
-            int64_t width, S* tiles, S* row_sums, S* column_sums, const Left<T>& z, const Left<T>& z_t,
+  void tile(const Left<T>& x, const Left<T>& grad, int64_t first, int64_t r0, const Chunk& keys,
+            int64_t block, S* tiles, S* row_sums, S* column_sums, const Left<T>& z, const Left<T>& z_t,
             const Left<T>& back, const Left<T>& forward_t) const {
     constexpr int64_t size = kTile * kCols;
     S *s = tiles, *forward = tiles + size, *backward = tiles + 2 * size;
-    const int64_t rows = std::min(kTile, x.rows - r0), key = column + j0, block = key / kCols;
-    // chunk by chunk, so that operands which two products share are still near
+    const int64_t j0 = block * kCols, width = std::min(kCols, keys.columns - j0), key = keys.first + j0;
+    const int64_t rows = std::min(kTile, x.rows - r0);
+    // all three by parts of the depth, so that operands which two products share are still near
     for (int64_t k = 0; k < channels_; k += kDepth) {
       const int64_t end = std::min(k + kDepth, channels_);
-      tile_product(x, r0, rows, k, end, keys_t_, block, s, kCols, k > 0);
-      tile_product(grad, r0, rows, k, end, keys_t_, block, forward, kCols, k > 0);
-      tile_product(x, r0, rows, k, end, grad_t_, block, backward, kCols, k > 0);
+      tile_product(x, r0, rows, k, end, keys.keys_t, block, s, kCols, k > 0);
+      tile_product(grad, r0, rows, k, end, keys.keys_t, block, forward, kCols, k > 0);
+      tile_product(x, r0, rows, k, end, keys.grad_t, block, backward, kCols, k > 0);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first + r0 + r;
@@ -236,7 +255,6 @@ class CosineBackward {
   const S *lse_, *delta_;
   const T *rows_, *grad_;
   std::vector<S> inverse_t_, ones_;
-  Packed<T> keys_t_, grad_t_, keys_, grads_;
   int64_t ld_;  // of sums over the channels
   Scratch<S> sum_;
   Scratch<T> x_rows_, grad_rows_, z_, z_t_, back_, forward_t_;

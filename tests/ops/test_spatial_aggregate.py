@@ -53,6 +53,16 @@ def test_value_and_gradient(backend, kind, contrast, dtype, b, n, c):
         within_budget(mine, theirs, exact, name, dtype)
 
 
+@pytest.mark.parametrize("n", [1030, 2600])
+def test_more_rows_than_a_panel_and_columns_than_a_chunk(n):
+    x = rows(1, n, 6, 3).double().requires_grad_()
+    g = rows(1, n, 6, 4).double()
+    found, wanted = F.spatial_aggregate(x), F.spatial_aggregate(x, backend="reference")
+    assert torch.allclose(found, wanted, atol=1e-12)
+    mine, theirs = (torch.autograd.grad(y, x, g)[0] for y in (found, wanted))
+    assert torch.allclose(mine, theirs, atol=1e-11)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_pixel_and_equal_pixels_stay(backend):
     x = torch.randn(2, 1, 7)
