@@ -11,6 +11,8 @@ namespace fastuda {
 
 namespace {
 
+constexpr int64_t kSquareOfTiles = 2048;  // rows and keys whose gradients are operands at a time
+
 using Residuals = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Residuals association_fwd(const Tensor& source, const Tensor& target, c10::string_view similarity,
@@ -126,50 +128,54 @@ class Backward {
   template <class Take>
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
-    const int64_t depth = round_up(columns, kUnit), ld = ld_;
-    const int64_t fit = (int64_t(24) << 20) / (2 * depth * int64_t(sizeof(T))) / kPanel * kPanel;
-    const int64_t panel = std::min(std::max(fit, kPanel), round_up(end - begin, kRows));
-    const Scratch<T> row_operand(panel * depth), column_operand(columns * panel), gathered(panel * channels_);
+    // squares: the sums of rows and those of keys are read and written equally often
+    const int64_t ld = ld_, panel = std::min(kSquareOfTiles, round_up(end - begin, kRows));
+    const int64_t chunk = std::min(kSquareOfTiles, round_up(columns, kUnit));
+    const Scratch<T> row_operand(panel * chunk), column_operand(panel * chunk), gathered(panel * channels_);
     const Scratch<S> row_grad(panel * ld);
     S *dq = row_grad.data(), *dk = key_grad_.data();
 
     for (int64_t first = begin; first < end; first += panel) {
       const int64_t count = std::min(panel, end - first);
-      const Left<T> q{gathered.data(), count, channels_}, g{row_operand.data(), count, depth};
-      const Left<T> gt{column_operand.data(), columns, round_up(count, kUnit)};
+      const Left<T> q{gathered.data(), count, channels_};
       at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
         for (; r < last; ++r) q.set_row(r, rows_ + order_[first + r] * channels_);
       });
       Packed<T> panel_rows(count, channels_, kUnit);
       pack_rows(rows_, channels_, order_.data() + first, count, channels_, panel_rows);
 
-      const int64_t row_blocks = blocks_of(count, kTile), column_blocks = blocks_of(columns, kCols);
-      const int64_t depth_blocks = straight_.blocks();
-      at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
-        const Scratch<S> tile(kTile * kCols);
-        for (; task < last; ++task) {
-          const int64_t r0 = task % row_blocks * kTile, block = task / row_blocks;
-          gradient_tile(first, count, r0, block, columns, q, terms, tile.data(), g, gt);
-        }
-        release_tiles<T>();
-      });
-      const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(columns, kPanel);
-      at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
-        for (; task < last; ++task) {
-          const int64_t r0 = task % row_panels * kPanel, block = task / row_panels;
-          tile_product(g, r0, std::min(kPanel, count - r0), 0, depth, straight_, block,
-                       dq + r0 * ld + block * kCols, ld, false);
-        }
-        release_tiles<T>();
-      });
-      at::parallel_for(0, key_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
-        for (; task < last; ++task) {
-          const int64_t j0 = task % key_panels * kPanel, block = task / key_panels;
-          tile_product(gt, j0, std::min(kPanel, columns - j0), 0, panel_rows.depth, panel_rows, block,
-                       dk + j0 * ld + block * kCols, ld, touched_ > 0);
-        }
-        release_tiles<T>();
-      });
+      for (int64_t column = 0; column < columns; column += chunk) {
+        const int64_t width = std::min(chunk, columns - column);
+        const Left<T> g{row_operand.data(), count, round_up(width, kUnit)};
+        const Left<T> gt{column_operand.data(), width, round_up(count, kUnit)};
+        const int64_t row_blocks = blocks_of(count, kTile), column_blocks = blocks_of(width, kCols);
+        const int64_t depth_blocks = straight_.blocks();
+        at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
+          const Scratch<S> tile(kTile * kCols);
+          for (; task < last; ++task) {
+            const int64_t r0 = task % row_blocks * kTile, j0 = task / row_blocks * kCols;
+            gradient_tile(first, r0, column, j0, q, terms, tile.data(), g, gt);
+          }
+          release_tiles<T>();
+        });
+        const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(width, kPanel);
+        at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
+          for (; task < last; ++task) {
+            const int64_t r0 = task % row_panels * kPanel, block = task / row_panels;
+            tile_product(g, r0, std::min(kPanel, count - r0), 0, g.depth, straight_, block,
+                         dq + r0 * ld + block * kCols, ld, column > 0, column);
+          }
+          release_tiles<T>();
+        });
+        at::parallel_for(0, key_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
+          for (; task < last; ++task) {
+            const int64_t j0 = task % key_panels * kPanel, block = task / key_panels;
+            tile_product(gt, j0, std::min(kPanel, width - j0), 0, panel_rows.depth, panel_rows, block,
+                         dk + (column + j0) * ld + block * kCols, ld, touched_ > 0);
+          }
+          release_tiles<T>();
+        });
+      }
       touched_ = std::max(touched_, columns);
       at::parallel_for(0, count, 16, [&](int64_t r, int64_t last) {
         for (; r < last; ++r) take(order_[first + r], dq + r * ld);
@@ -187,36 +193,36 @@ class Backward {
   }
 
  private:
-  void gradient_tile(int64_t first, int64_t count, int64_t r0, int64_t block, int64_t columns,
-                     const Left<T>& q, const Terms<S>* terms, S* tile, const Left<T>& g,
-                     const Left<T>& gt) const {
-    const int64_t rows = std::min(kTile, count - r0), j0 = block * kCols;
-    const int64_t width = std::min(kCols, columns - j0);
-    tile_product(q, r0, rows, 0, channels_, transposed_, block, tile, kCols, false);
-    const ColumnTerm<S> column{column_weight_.data() + j0, column_inverse_.data() + j0,
-                               column_lse_.data() + j0};
-    const bool has_columns = j0 < column_count_;
+  // The tile of rows first + r0 and keys column + j0 on, into both operands.
+  void gradient_tile(int64_t first, int64_t r0, int64_t column, int64_t j0, const Left<T>& q,
+                     const Terms<S>* terms, S* tile, const Left<T>& g, const Left<T>& gt) const {
+    const int64_t count = q.rows, columns = gt.rows, key = column + j0;
+    const int64_t rows = std::min(kTile, count - r0), width = std::min(kCols, columns - j0);
+    tile_product(q, r0, rows, 0, channels_, transposed_, key / kCols, tile, kCols, false);
+    const ColumnTerm<S> column_terms{column_weight_.data() + key, column_inverse_.data() + key,
+                                     column_lse_.data() + key};
+    const bool has_columns = key < column_count_;
     S scale[kTile];
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = order_[first + r0 + r];
       scale[r] = scales_[i];
-      const RowScale<S> similarity{scales_[i], biases_[i], key_scale_.data() + j0};
+      const RowScale<S> similarity{scales_[i], biases_[i], key_scale_.data() + key};
       RowTerm<S> row{};
       if (terms) row = {terms->weight[i] / terms->temperature[i], 1 / terms->temperature[i], terms->lse[i]};
       softmax_row(tile + r * kCols, width, similarity, terms ? &row : nullptr,
-                  has_columns ? &column : nullptr);
+                  has_columns ? &column_terms : nullptr);
       if (terms) {
-        const int64_t hit = key_position_[terms->index[i]] - j0;
+        const int64_t hit = key_position_[terms->index[i]] - key;
         if (hit >= 0 && hit < width) tile[r * kCols + hit] -= row.weight_over_t;
       }
     }
-    for (int64_t j = j0; j < std::min(j0 + width, column_count_); ++j) {
+    for (int64_t j = key; j < std::min(key + width, column_count_); ++j) {
       const int64_t hit = column_hit_[j] - first - r0;
-      if (hit >= 0 && hit < rows) tile[hit * kCols + j - j0] -= column_weight_[j];
+      if (hit >= 0 && hit < rows) tile[hit * kCols + j - key] -= column_weight_[j];
     }
     for (int64_t r = 0; r < rows; ++r) {
       T* to = g.at(r0 + r, j0);
-      store_scaled(tile + r * kCols, key_scale_.data() + j0, width, to);
+      store_scaled(tile + r * kCols, key_scale_.data() + key, width, to);
       if (j0 + width == columns) std::fill(to + width, to + g.depth - j0, T(0));
     }
     store_transposed(tile, kCols, scale, rows, width, gt.at(j0, r0), gt.width(r0));

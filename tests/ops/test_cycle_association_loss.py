@@ -90,6 +90,19 @@ def test_value_and_gradients_in_float64(backend, kind, contrast, b, n, m, c):
     assert int(stats.covered) == sum(len(set(row.tolist())) for row in stats.forward_index)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "kl"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_more_rows_and_keys_than_are_operands_at_a_time(kind, classes):
+    source, target, labels = case(1, 2100, 2250, 5, kind, classes=classes)
+    found, wanted = (
+        F.cycle_association_loss(source, target, labels, similarity=kind, backend=backend)[0]
+        for backend in ("auto", "reference")
+    )
+    assert found.item() == pytest.approx(wanted.item(), abs=1e-10)
+    mine, theirs = (torch.autograd.grad(loss, (source, target)) for loss in (found, wanted))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(mine, theirs, strict=True))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_narrow_features_that_are_nearly_parallel(backend, dtype):
