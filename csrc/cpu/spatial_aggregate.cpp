@@ -99,7 +99,7 @@ class CosineBackward {
   }
 
   void run(T* out) {
-    const int64_t panel = std::min<int64_t>(4 * kPanel, round_up(n_, kPanel));
+    const int64_t panel = std::min<int64_t>(8 * kPanel, round_up(n_, kPanel));
     const int64_t fit = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T))) / kDepth * kDepth;
     const int64_t chunk = std::min(fit, round_up(n_, kPanel));
     for (Scratch<T>* room : {&z_, &z_t_, &back_, &forward_t_}) *room = Scratch<T>(panel * chunk);
