@@ -11,7 +11,9 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kSquareOfTiles = 2048;  // rows and keys whose gradients are operands at a time
+// Rows and keys whose gradients are operands at a time.
+template <class T>
+constexpr int64_t kSquare = std::is_same_v<T, BFloat16> ? 1536 : 1024;
 
 using Residuals = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -129,8 +131,8 @@ class Backward {
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
     // squares: the sums of rows and those of keys are read and written equally often
-    const int64_t ld = ld_, panel = std::min(kSquareOfTiles, round_up(end - begin, kRows));
-    const int64_t chunk = std::min(kSquareOfTiles, round_up(columns, kUnit));
+    const int64_t ld = ld_, panel = std::min(kSquare<T>, round_up(end - begin, kRows));
+    const int64_t chunk = std::min(kSquare<T>, round_up(columns, kUnit));
     const Scratch<T> row_operand(panel * chunk), column_operand(panel * chunk), gathered(panel * channels_);
     const Scratch<S> row_grad(panel * ld);
     S *dq = row_grad.data(), *dk = key_grad_.data();
