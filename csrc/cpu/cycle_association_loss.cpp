@@ -11,9 +11,7 @@ namespace fastuda {
 
 namespace {
 
-// Rows and keys whose gradients are operands at a time.
-template <class T>
-constexpr int64_t kSquare = std::is_same_v<T, BFloat16> ? 1536 : 1024;
+constexpr int64_t kSquare = 1536;  // rows and keys whose gradients are operands at a time
 
 using Residuals = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -131,8 +129,8 @@ class Backward {
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
     // squares: the sums of rows and those of keys are read and written equally often
-    const int64_t ld = ld_, panel = std::min(kSquare<T>, round_up(end - begin, kRows));
-    const int64_t chunk = std::min(kSquare<T>, round_up(columns, kUnit));
+    const int64_t ld = ld_, panel = std::min(kSquare, round_up(end - begin, kRows));
+    const int64_t chunk = std::min(kSquare, round_up(columns, kUnit));
     const Scratch<T> row_operand(panel * chunk), column_operand(panel * chunk), gathered(panel * channels_);
     const Scratch<S> row_grad(panel * ld);
     S *dq = row_grad.data(), *dk = key_grad_.data();
