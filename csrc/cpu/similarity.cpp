@@ -82,11 +82,9 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
       for (int64_t r = 0; r < count; ++r) {
         const S* row = s.data() + r * ld;
         const S best = statistics[r].best;
-        if (out.index) {
-          const int64_t start = statistics[r].best_block * kCols;
-          out.index[first + r] = start + first_index(row + start, std::min(kCols, m - start), best);
-          out.best[first + r] = best;
-        }
+        const int64_t start = statistics[r].best_block * kCols;
+        out.index[first + r] = start + first_index(row + start, std::min(kCols, m - start), best);
+        out.best[first + r] = best;
         if (out.lse) {
           const S t = contrast ? statistics[r].temperature(m) : S(1);
           out.temperature[first + r] = t;

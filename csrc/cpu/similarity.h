@@ -40,7 +40,7 @@ inline bool is_kl(c10::string_view similarity) {
 // x without the channels that were padded, in the type of the input; never a view.
 Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type);
 
-// Results over all keys of every query row; null pointers are not computed.
+// Results over all keys of every query row; temperature and lse are null where they are not wanted.
 template <class S>
 struct RowResults {
   int64_t* index;
