@@ -80,7 +80,7 @@ void both_hops(const Features<T>& queries, const Features<T>& keys, int64_t b,
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(kPanel, stop - begin * kRows);
     const Scratch<S> tile(most * kCols);
-    const Scratch<T> operand(most * depth);
+    const Scratch<T> operand(Left<T>::room(most, depth));
     Columns<S>& mine = found[at::get_thread_num()];
     mine.best.assign(m, none), mine.index.assign(m, 0), mine.sum.assign(sums ? m : 0, 0);
     S before[kCols], added[kCols];

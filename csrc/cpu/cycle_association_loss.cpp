@@ -131,7 +131,8 @@ class Backward {
     // squares: the sums of rows and those of keys are read and written equally often
     const int64_t ld = ld_, panel = std::min(kSquare, round_up(end - begin, kRows));
     const int64_t chunk = std::min(kSquare, round_up(columns, kUnit));
-    const Scratch<T> row_operand(panel * chunk), column_operand(panel * chunk), gathered(panel * channels_);
+    const Scratch<T> row_operand(Left<T>::room(panel, chunk)), column_operand(Left<T>::room(chunk, panel));
+    const Scratch<T> gathered(Left<T>::room(panel, channels_));
     const Scratch<S> row_grad(panel * ld);
     S *dq = row_grad.data(), *dk = key_grad_.data();
 
@@ -225,7 +226,7 @@ class Backward {
       store_scaled(tile + r * kCols, key_scale_.data() + key, width, to);
       if (j0 + width == columns) std::fill(to + width, to + g.depth - j0, T(0));
     }
-    store_transposed(tile, kCols, scale, rows, width, gt.at(j0, r0), gt.width(r0));
+    store_transposed(tile, kCols, scale, rows, width, gt.at(j0, r0), gt.stride(r0));
     if (r0 + rows == count) {
       for (int64_t j = 0; j < width; ++j) {
         T* to = gt.at(j0 + j, r0);

@@ -55,21 +55,30 @@ template <class T>
 void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
                const Packed<T>& out);
 
-// A [rows, depth] left-hand side, stored as chunks of kDepth columns in which the rows are adjacent: rows
-// that lie a power of two apart would meet in the same few sets of the cache. A view.
+// A [rows, depth] left-hand side, stored as chunks of kDepth columns in which the rows are adjacent but for a
+// cache line: rows that lie a power of two apart would meet in the same few sets of the cache. A view.
 template <class T>
 struct Left {
+  static constexpr int64_t kGap = 64 / sizeof(T);
   T* data;
   int64_t rows, depth;  // depth even for bf16
 
-  int64_t width(int64_t column) const { return std::min(kDepth, depth - column / kDepth * kDepth); }
+  // elements that a view needs
+  static int64_t room(int64_t rows, int64_t depth) {
+    return rows * (depth + blocks_of(depth, kDepth) * kGap);
+  }
+  // elements between the rows of the chunk that holds the column
+  int64_t stride(int64_t column) const { return width(column) + kGap; }
   T* at(int64_t row, int64_t column) const {
-    const int64_t start = column / kDepth * kDepth;
-    return data + start * rows + row * width(column) + column - start;
+    const int64_t chunk = column / kDepth;
+    return data + chunk * (kDepth + kGap) * rows + row * stride(column) + column - chunk * kDepth;
   }
   void set_row(int64_t row, const T* values) const {
     for (int64_t k = 0; k < depth; k += kDepth) std::memcpy(at(row, k), values + k, sizeof(T) * width(k));
   }
+
+ private:
+  int64_t width(int64_t column) const { return std::min(kDepth, depth - column / kDepth * kDepth); }
 };
 
 // A leading dimension for sums that are as many columns wide, off the powers of two likewise.
@@ -125,7 +134,7 @@ void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64
     }
     for (int64_t k = begin; k < end;) {
       const int64_t stop = std::min(end, (k / kDepth + 1) * kDepth);
-      tile_product(m, stop - k, a.at(row, k), a.width(k), b, block, out, ldo, add || k > begin, skip + k);
+      tile_product(m, stop - k, a.at(row, k), a.stride(k), b, block, out, ldo, add || k > begin, skip + k);
       k = stop;
     }
   }

@@ -74,7 +74,7 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
     const Scratch<S> s(most * ld);
-    const Scratch<T> operand(most * queries.channels);
+    const Scratch<T> operand(Left<T>::room(most, queries.channels));
     for (int64_t first = begin * kRows; first < stop; first += panel) {
       const int64_t count = std::min(panel, stop - first);
       RowStatistics<S> statistics[kPanel];

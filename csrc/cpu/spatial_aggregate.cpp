@@ -22,7 +22,7 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
     const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
     const Scratch<S> s(most * ld), o(most * kCols);
-    const Scratch<T> operand(most * channels), weights(most * depth);
+    const Scratch<T> operand(Left<T>::room(most, channels)), weights(Left<T>::room(most, depth));
     for (int64_t first = begin * kRows; first < stop; first += panel) {
       const int64_t count = std::min(panel, stop - first);
       const Left<T> w{weights.data(), count, depth};
@@ -102,8 +102,10 @@ class CosineBackward {
     const int64_t panel = std::min<int64_t>(8 * kPanel, round_up(n_, kPanel));
     const int64_t fit = (int64_t(32) << 20) / (4 * panel * int64_t(sizeof(T))) / kDepth * kDepth;
     const int64_t chunk = std::min(fit, round_up(n_, kPanel));
-    for (Scratch<T>* room : {&z_, &z_t_, &back_, &forward_t_}) *room = Scratch<T>(panel * chunk);
-    x_rows_ = Scratch<T>(panel * channels_), grad_rows_ = Scratch<T>(panel * channels_);
+    for (Scratch<T>* room : {&z_, &z_t_, &back_, &forward_t_}) {
+      *room = Scratch<T>(std::max(Left<T>::room(panel, chunk), Left<T>::room(chunk, panel)));
+    }
+    for (Scratch<T>* room : {&x_rows_, &grad_rows_}) *room = Scratch<T>(Left<T>::room(panel, channels_));
     for (int64_t column = 0; column < n_; column += chunk) {
       const Chunk keys(*this, column, std::min(chunk, n_ - column));
       for (int64_t first = 0; first < column + keys.columns; first += panel) {
@@ -229,8 +231,8 @@ class CosineBackward {
       store_scaled(s + r * kCols, ones_.data(), width, z.at(r0 + r, j0));
       store_scaled(backward + r * kCols, ones_.data(), width, back.at(r0 + r, j0));
     }
-    store_transposed(s, kCols, ones_.data(), rows, width, z_t.at(j0, r0), z_t.width(r0));
-    store_transposed(forward, kCols, ones_.data(), rows, width, forward_t.at(j0, r0), forward_t.width(r0));
+    store_transposed(s, kCols, ones_.data(), rows, width, z_t.at(j0, r0), z_t.stride(r0));
+    store_transposed(forward, kCols, ones_.data(), rows, width, forward_t.at(j0, r0), forward_t.stride(r0));
   }
 
   static void pad(const Left<T>& operand, int64_t columns) {
