@@ -72,6 +72,8 @@ def test_drift_is_that_of_the_worst_window():
     half = torch.cat([torch.full((50,), 1.02), torch.full((50,), 0.95), torch.full((50,), 9.0)])
     assert drift(exact[:120], half[:120]) == pytest.approx(0.05)
     assert drift(exact, half) == pytest.approx(8)
+    assert drift(2 * exact, 2 * half) == pytest.approx(8)
+    assert drift(0.1 * exact, 0.1 * half) == pytest.approx(0.8)
 
 
 DELICATE = {
