@@ -13,6 +13,7 @@ import torch
 
 from bench.providers import PROVIDERS, CannotExpress, Inputs
 from bench.registry import DTYPES, Case, make_inputs
+from fastuda.memory import give_back_freed_memory
 from fastuda.ops import release_memory
 
 CHECK_PIXELS = 384
@@ -83,6 +84,7 @@ def start_peak(device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     release_memory()  # what earlier calls left for later ones counts as the measured call's own
+    give_back_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
     return resident("VmRSS")
 

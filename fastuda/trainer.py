@@ -25,6 +25,7 @@ from fastuda.evaluation import evaluate
 from fastuda.guard import LossGuard
 from fastuda.inference import Inference
 from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
+from fastuda.memory import keep_freed_memory
 from fastuda.methods import get_method
 from fastuda.metrics import Scores
 from fastuda.models import build_model
@@ -70,6 +71,8 @@ class Trainer:
             source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
         )
 
+        if world.device.type == "cpu" and config.train.keep_memory:
+            keep_freed_memory()
         checkpoint.seed_everything(config.train.seed)
         classes = len(self.source.classes)
         model = build_model(config.model, classes)

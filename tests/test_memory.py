@@ -1,0 +1,41 @@
+"""Freed memory that stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fastuda.config import resolve
+
+PROGRAM = """
+import sys, torch
+from fastuda.memory import give_back_freed_memory, keep_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+first = torch.ones(1 << 20)
+before = resident()
+large = torch.ones(64 << 20)
+assert resident() - before > 200 << 20
+del large
+print((resident() - before) >> 20)
+give_back_freed_memory()
+print((resident() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("mode", "kept"), [("keep", True), ("default", False)])
+def test_freed_memory_stays_where_it_is_told_to(mode, kept):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+    freed, given_back = map(int, done.stdout.split())
+    assert (freed > 200) is kept and given_back < 50
+
+
+def test_training_keeps_it_by_default():
+    assert resolve(None, {}, {}).train.keep_memory
+    assert not resolve(None, {"train.keep_memory": False}, {}).train.keep_memory
