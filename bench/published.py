@@ -196,4 +196,4 @@ def use(replace: Callable[[Any, str, Any], None] = setattr) -> None:
     replace(_backends, "DEFAULT_BACKEND", "reference")
     for name, op in OPS.items():
         replace(F, name, widened(op))
-    replace(CategoryDiscriminators, "forward", one_by_one)
+    replace(CategoryDiscriminators, "forward", widened(one_by_one))

@@ -18,7 +18,7 @@ import fastuda.ops as F
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_mean
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, at_least_float32, frozen, register
+from fastuda.methods.base import Method, Phase, frozen, register, upsampled
 from fastuda.models.discriminators import affinity_discriminator
 from fastuda.models.segmentor import Segmentor
 
@@ -107,7 +107,4 @@ class ASANet(Method):
         yield Phase("discriminator", losses)
 
     def _upsample(self, logits: Tensor, images: Tensor) -> Tensor:
-        wide = at_least_float32(logits)
-        return nnf.interpolate(
-            wide, images.shape[2:], mode="bilinear", align_corners=self.model.align_corners
-        )
+        return upsampled(logits, images, self.model.align_corners)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastuda.data.batch import Batch
@@ -142,6 +143,13 @@ def pixel_major(x: Tensor) -> Tensor:
 def channel_major(x: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, h w, C] to [B, C, h, w]."""
     return x.transpose(1, 2).unflatten(2, size)
+
+
+def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
+    """Logits [B, K, h, w] at the size of the images, bilinear, float32 at least; planes, which are
+    interpolated and soft-maxed over K three times as fast as channels-last pixels."""
+    planes = at_least_float32(logits).contiguous()
+    return nnf.interpolate(planes, images.shape[2:], mode="bilinear", align_corners=align_corners)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

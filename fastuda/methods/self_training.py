@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 import fastuda.ops as F
@@ -18,7 +17,7 @@ from fastuda import augment
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_share
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, SegPrediction, at_least_float32, register
+from fastuda.methods.base import Method, Phase, SegPrediction, register, upsampled
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.parallel import bare
@@ -183,10 +182,7 @@ class SelfTraining(Method):
         return self._weighted(probability, label)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        logits = self.teacher(images).logits
-        wide = at_least_float32(logits)
-        align = self.model.align_corners
-        return nnf.interpolate(wide, images.shape[2:], mode="bilinear", align_corners=align).softmax(1)
+        return upsampled(self.teacher(images).logits, images, self.model.align_corners).softmax(1)
 
     def _weighted(self, probability: Tensor, label: Tensor) -> PseudoLabel:
         confident = joint_share((probability >= self.config.threshold).to(probability.dtype).mean())

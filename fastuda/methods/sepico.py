@@ -56,6 +56,23 @@ class Student(nn.Module):
         return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
 
 
+def _averaged(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
+    """[B, count, h, w]: each value's share of each cell, cells that may overlap."""
+    values = torch.arange(count, device=index.device)[:, None, None]
+    return nnf.adaptive_avg_pool2d((index[:, None] == values).float(), size)
+
+
+def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
+    """The same for cells that divide the image, without a plane per value."""
+    batch, height, width = index.shape
+    h, w = size
+    pixels = index.view(batch, h, height // h, w, width // w)
+    cell = torch.arange(batch * h * w, device=index.device).view(batch, h, 1, w, 1)
+    counts = torch.zeros(batch * h * w * count, device=index.device)
+    counts.scatter_add_(0, (cell * count + pixels).flatten(), counts.new_ones(index.numel()))
+    return counts.view(batch, h, w, count).movedim(3, 1) / (height * width // (h * w))
+
+
 def downsample_labels(
     labels: Tensor, size: tuple[int, int], num_classes: int, min_share: float, ignore_index: int = 255
 ) -> Tensor:
@@ -72,8 +89,8 @@ def downsample_labels(
         [B, h, w] int64. Source: SePiCo, authors' losses/contrastive_loss.py.
     """
     index = torch.where(labels == ignore_index, num_classes, labels)
-    planes = (index[:, None] == torch.arange(num_classes + 1, device=labels.device)[:, None, None]).float()
-    share, winner = nnf.adaptive_avg_pool2d(planes, size).max(1)
+    shares = _counted if labels.shape[1] % size[0] == 0 == labels.shape[2] % size[1] else _averaged
+    share, winner = shares(index, size, num_classes + 1).max(1)
     sure = (share >= min_share) & (winner < num_classes)
     return torch.where(sure, winner, ignore_index)
 
@@ -251,7 +268,10 @@ class SePiCo(SelfTraining):
         # no early way out, no indexing: the ranks meet in the collectives, and the device is not waited for
         keep = y != 255
         count = keep.sum()
-        centre = joint_mean((at_least_float32(q) * keep[:, None]).sum(0) / count.clamp(min=1), count)
+        with torch.autocast(q.device.type, enabled=False):
+            rows = at_least_float32(q)
+            total = keep.to(rows.dtype) @ rows
+        centre = joint_mean(total / count.clamp(min=1), count)
         # every rank holds its share of the joint mean; the value is completed without gradient
         centre = centre + (joint_share(centre) - centre).detach()
         with torch.autocast(q.device.type, enabled=False):

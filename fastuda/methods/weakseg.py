@@ -19,7 +19,7 @@ from fastuda.data.batch import Batch
 from fastuda.distributed import joint_mean, joint_sum
 from fastuda.errors import UserError
 from fastuda.methods.asanet import SOURCE, TARGET, domain_loss
-from fastuda.methods.base import Method, Phase, at_least_float32, frozen, pixel_major, register
+from fastuda.methods.base import Method, Phase, at_least_float32, frozen, pixel_major, register, upsampled
 from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
 from fastuda.models.segmentor import Segmentor
 
@@ -127,7 +127,9 @@ class WeakSeg(Method):
         target_pooled = self._pool(target.features, target.logits) if config.category_weight else None
         if target_pooled is not None:
             with frozen(self.category):
-                losses["category"] = config.category_weight * self._judge(target_pooled, weak, SOURCE)
+                (category,) = self._judge((target_pooled, weak, SOURCE))
+            losses["category"] = config.category_weight * category
+            del category
         target_map = (
             self._probabilities(target.logits, batch.target_image) if config.adversarial_weight else None
         )
@@ -147,8 +149,9 @@ class WeakSeg(Method):
         if target_pooled is not None:
             tags = self._source_tags(batch.source_label)
             source_pooled = self._pool(source_features, source_logits)
-            on_source = self._judge(source_pooled, tags, SOURCE)
-            on_target = self._judge(target_pooled.detach(), weak, TARGET)
+            on_source, on_target = self._judge(
+                (source_pooled, tags, SOURCE), (target_pooled.detach(), weak, TARGET)
+            )
             yield Phase("category", {"category_source": 0.5 * on_source, "category_target": 0.5 * on_target})
 
     def _weak_labels(self, batch: Batch, logits: Tensor) -> Tensor:
@@ -189,15 +192,20 @@ class WeakSeg(Method):
         """[B, C, K]."""
         return F.category_pool(pixel_major(features), pixel_major(logits.detach())).transpose(1, 2)
 
-    def _judge(self, pooled: Tensor, present: Tensor, domain: float) -> Tensor:
-        """The category discriminators' loss; those of classes that no image shows are not run."""
-        classes = present.any(0).nonzero().flatten()
-        return present_class_loss(self.category(pooled, classes), present[:, classes], domain)
+    def _judge(self, *sides: tuple[Tensor, Tensor, float]) -> list[Tensor]:
+        """The category discriminators' losses of (pooled features, present classes, domain), in one pass;
+        those of classes that no image shows are not run."""
+        shown = torch.cat([present for _, present, _ in sides]).any(0).nonzero().flatten()
+        classes = shown if len(shown) < self.num_classes else None
+        logits = self.category(torch.cat([pooled for pooled, _, _ in sides]), classes)
+        parts = logits.split([len(pooled) for pooled, _, _ in sides])
+        return [
+            present_class_loss(part, present[:, shown], domain)
+            for part, (_, present, domain) in zip(parts, sides, strict=True)
+        ]
 
     def _probabilities(self, logits: Tensor, images: Tensor) -> Tensor:
-        wide = at_least_float32(logits)
-        size, align = images.shape[2:], self.model.align_corners
-        return nnf.interpolate(wide, size, mode="bilinear", align_corners=align).softmax(1)
+        return upsampled(logits, images, self.model.align_corners).softmax(1)
 
     @torch.no_grad()
     def _source_tags(self, labels: Tensor) -> Tensor:

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as nnf
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class UnitVectors(torch.autograd.Function):
+    """``y = x / max(|x|, 1e-12)`` over dimension 1, as ``nnf.normalize``, in a third of its sweeps:
+    ``dx = (g - <g, y> y) / max(|x|, 1e-12)``, without the inner product below the clamp."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        inverse = norm.clamp_min(1e-12).reciprocal()
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        y, inverse = ctx.saved_tensors
+        along = (grad * y).sum(1, keepdim=True) * (inverse < 1e12)
+        return torch.addcmul(grad, along, y, value=-1).mul_(inverse)
 
 
 class ProjectionHead(nn.Module):
@@ -37,4 +60,5 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.layers(features)
-        return nnf.normalize(x if x.element_size() >= 4 else x.float(), dim=1)
+        unit: Tensor = UnitVectors.apply(x if x.element_size() >= 4 else x.float())
+        return unit

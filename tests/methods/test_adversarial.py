@@ -194,7 +194,7 @@ def test_absent_classes_are_not_judged():
     present = torch.tensor([[True, False, False, False], [True, False, True, False]])
     widths = []
     method.category.layers[0].register_forward_hook(lambda _, args, __: widths.append(len(args[0])))
-    found = method._judge(pooled, present, 1.0)
+    (found,) = method._judge((pooled, present, 1.0))
     assert widths == [2]
     wanted = present_class_loss(method.category(pooled), present, 1.0)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
@@ -202,8 +202,23 @@ def test_absent_classes_are_not_judged():
     grad, truth = (torch.autograd.grad(x, weight)[0] for x in (found, wanted))
     torch.testing.assert_close(grad, truth)
     assert grad[1].abs().max() == 0 and grad[3].abs().max() == 0
-    nothing = method._judge(pooled, torch.zeros_like(present), 1.0)
+    (nothing,) = method._judge((pooled, torch.zeros_like(present), 1.0))
     assert nothing.item() == 0 and torch.autograd.grad(nothing, weight)[0].abs().max() == 0
+
+
+def test_both_domains_are_judged_in_one_pass():
+    method = build("weakseg", category_width=8)
+    calls = []
+    method.category.register_forward_hook(lambda _, args, __: calls.append(args[1]))
+    pooled = torch.randn(3, method.model.feature_channels, 4)
+    present = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    sides = [(pooled[:2], present[:2], 0.0), (pooled[2:], present[2:], 1.0)]
+    found = method._judge(*sides)
+    assert len(calls) == 1 and calls[0].tolist() == [0, 1, 2]
+    for value, side in zip(found, sides, strict=True):
+        torch.testing.assert_close(value, method._judge(side)[0])
+    method._judge((pooled, ~present, 0.0))
+    assert calls[-1] is None  # every class is shown: nothing is copied
 
 
 def test_no_class_present_anywhere_is_zero_not_a_crash():

@@ -105,6 +105,22 @@ def test_labels_of_cells():
     assert downsample_labels(torch.full((1, 4, 4), 255), (1, 1), 3, 0.0).tolist() == [[[255]]]
 
 
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (12, 18)])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.75])
+def test_labels_of_cells_are_the_averages_of_planes(size, share):
+    torch.manual_seed(0)
+    small = torch.randint(0, 4, (2, 4, 6))
+    noise = torch.randint(0, 4, (2, 12, 18))
+    coarse = small.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    labels = torch.where(torch.rand(noise.shape) < 0.3, noise, coarse)
+    planes = nnf.adaptive_avg_pool2d(nnf.one_hot(labels, 4).movedim(3, 1).double(), size)
+    wanted, winner = planes.max(1)
+    found = downsample_labels(torch.where(labels == 3, 255, labels), size, 3, share)
+    kept = (wanted >= share - 1e-6) & (winner < 3)
+    assert torch.equal(found, torch.where(kept, winner, 255))
+    assert kept.any() and (share == 0 or not kept.all())
+
+
 @pytest.mark.parametrize("variant", ["dist", "proto", "bank"])
 def test_sepico_gathers_and_contrasts(variant):
     settings = {**PLAIN, "width": 12, "variant": variant, "tau": 0.1, "contrast_start": 1, "bank_length": 2}

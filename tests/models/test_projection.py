@@ -1,9 +1,10 @@
 """SePiCo's projection head."""
 
 import torch
+import torch.nn.functional as nnf
 from torch import nn
 
-from fastuda.models.projection import ProjectionHead
+from fastuda.models.projection import ProjectionHead, UnitVectors
 from fastuda.models.weights import count_parameters
 
 
@@ -31,3 +32,17 @@ def test_half_precision_is_normalised_in_float32():
     out = head(torch.randn(2, 6, 4, 4, dtype=torch.bfloat16))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.norm(dim=1), torch.ones(2, 4, 4))
+
+
+def test_unit_vectors_are_those_of_normalize():
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        x[0, :, 1, 2] = 0  # as after a ReLU
+        x[0, :, 0, 0] *= 1e-14
+    weight = torch.randn_like(x)
+    found, wanted = UnitVectors.apply(x), nnf.normalize(x, dim=1)
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+    grad, truth = (torch.autograd.grad(y, x, weight)[0] for y in (found, wanted))
+    torch.testing.assert_close(grad, truth, rtol=1e-12, atol=1e-12)
+    like = x.detach().to(memory_format=torch.channels_last)
+    assert UnitVectors.apply(like).is_contiguous(memory_format=torch.channels_last)
