@@ -73,8 +73,8 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the segmentor."""
     channels_last: bool = True
-    """Pixel-major weights and features of the segmentor: what the ops take without a copy, and what tensor
-    cores and oneDNN are fastest on."""
+    """Pixel-major weights and features: what the ops take without a copy, and what tensor cores and oneDNN
+    are fastest on."""
     keep_memory: bool = True
     """On a CPU: memory that a step frees stays with the process for the next one, and is not given back to
     the system, which would clear it again (glibc only). off where other work on the machine needs it."""

@@ -76,13 +76,13 @@ class Trainer:
         checkpoint.seed_everything(config.train.seed)
         classes = len(self.source.classes)
         model = build_model(config.model, classes)
-        if not config.train.channels_last:
-            model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         method = get_method(config.method["name"])(config.method_config(), model, classes)
         if config.train.sync_bn and world.size > 1:
             sync_batch_norm(method, world.device)
         method.horizon = config.optim.horizon or config.train.steps
-        self.method, self.input = method.to(world.device), model.input
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.method = method.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.input = model.input
         self.networks = self.method.networks()
         self.settings = {name: network_config(config.optim, name) for name in self.networks}
         for setting in self.settings.values():

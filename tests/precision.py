@@ -94,7 +94,7 @@ def main() -> int:
         for method in args.method or sorted(METHODS):
             exact = losses(tiny(root, root / "run", method, "off"), args.steps)
             band = BAND
-            for seed in range(2):
+            for seed in range(4):
                 apart = nudge(tiny(root, root / "run", method, "off"), seed)
                 band = max(band, drift(exact, losses(apart, args.steps)))
             for amp in args.amp or ("bf16", "fp16"):

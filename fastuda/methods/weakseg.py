@@ -205,7 +205,8 @@ class WeakSeg(Method):
         ]
 
     def _probabilities(self, logits: Tensor, images: Tensor) -> Tensor:
-        return upsampled(logits, images, self.model.align_corners).softmax(1)
+        pixels = upsampled(logits, images, self.model.align_corners).permute(0, 2, 3, 1)
+        return pixels.softmax(3).permute(0, 3, 1, 2)  # pixel-major, as the discriminator reads them
 
     @torch.no_grad()
     def _source_tags(self, labels: Tensor) -> Tensor:
