@@ -88,8 +88,10 @@ STEPS = """
 
 `python -m bench.end_to_end`: whole steps of the trainer (data, forward, backward, optimiser) on the fused
 ops, and on the formulations of the authors' code ([published.py](published.py)), from the same seed on the
-same scenes; the losses of both agree step by step. MiB at the peak above what stays between steps.
-Rows of `x1` are from one thread of a machine that was busy otherwise: their ratio counts, not their seconds.
+same scenes; the losses of both agree step by step. MiB at the peak above what stays between steps. Both sides
+are the trainer's own, with all that it does for either: freed memory stays with the process
+(`train.keep_memory`). Under the C library's default a published step took 1.4 (ASANet, PLCA) and 1.2 (SePiCo)
+times as long as here, a fused one 1.7 (ASANet), 1.05 (PLCA) and 1.08 (SePiCo) times.
 """
 SHARES = """
 Where a step goes (`python -m fastuda.profile`, one more step), on the fused ops / as published. The last
