@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 
 from bench.providers import PROVIDERS, CannotExpress, Inputs
 from bench.registry import DTYPES, Case, make_inputs
-from fastuda.memory import give_back_freed_memory
+from fastuda.memory import give_back_freed_memory, keep_freed_memory
 from fastuda.ops import release_memory
 
 CHECK_PIXELS = 384
@@ -32,12 +33,18 @@ def seconds(run: Callable[[], object], repeats: int, device: str) -> list[float]
     return sorted(times)
 
 
-def _gradients(case: Case, out: torch.Tensor, inputs: Inputs) -> list[torch.Tensor]:
+def _weight(out: torch.Tensor) -> torch.Tensor:
+    """What the result's gradient is taken to be."""
+    return torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape).to(out.dtype)
+
+
+def _gradients(
+    case: Case, out: torch.Tensor, inputs: Inputs, weight: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     if case.mode == "fwd":
         return []
     leaves = [x for x in inputs.values() if x.requires_grad]
-    weight = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape).to(out.dtype)
-    return list(torch.autograd.grad(out, leaves, weight))
+    return list(torch.autograd.grad(out, leaves, _weight(out) if weight is None else weight))
 
 
 def error_of(case: Case, provider: str, device: str) -> float:
@@ -94,18 +101,36 @@ def peak(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM")
 
 
+def settle(step: Callable[[], object], seconds: float = 5.0) -> None:
+    """Runs until a step needs no page that the system has to clear; ten times or ``seconds`` at most."""
+    end = time.perf_counter() + seconds
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        step()
+        calm = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 16
+        if calm or time.perf_counter() > end:
+            return
+
+
 def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, object]:
     """Quantiles in milliseconds, peak extra MiB and error."""
     error = error_of(case, provider, device)
     inputs = make_inputs(case, device)
     run = PROVIDERS[provider](case)
 
+    weight: torch.Tensor | None = None
+
     def step() -> None:
-        _gradients(case, run(inputs), inputs)
+        _gradients(case, run(inputs), inputs, weight)
 
     before = start_peak(device)
     step()
     extra = peak(device) - before
+    if case.mode != "fwd":
+        weight = _weight(run(inputs).detach())
+    if device == "cpu":
+        keep_freed_memory()  # as the trainer does
+        settle(step)
     times = seconds(step, repeats, device)
     quantiles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
     return {"p20": 1e3 * quantiles[1], "p50": 1e3 * statistics.median(times), "p80": 1e3 * quantiles[7],

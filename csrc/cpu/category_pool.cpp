@@ -1,5 +1,7 @@
 // category_pool: the soft-max over the pixels is K rows of N, small beside the features, which are read once
 // in tiles that meet it while they are in the cache.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/bmm.h>
 #include <torch/library.h>
 
 #include "panel.h"
@@ -61,15 +63,21 @@ std::tuple<Tensor, Tensor> category_pool_fwd(const Tensor& features, const Tenso
         const int64_t b = task / blocks, c0 = task % blocks * kCols, columns = std::min(kCols, width - c0);
         for (int64_t i0 = 0; i0 < pixels; i0 += kDeep) {
           const int64_t depth = std::min(kDeep, pixels - i0);
-          for (int64_t i = 0; i < depth; ++i) {
-            load_row(x.const_data_ptr<T>() + (b * pixels + i0 + i) * width + c0, columns,
-                     tile.data() + i * columns, static_cast<S*>(nullptr));
+          const T* values = x.const_data_ptr<T>() + (b * pixels + i0) * width + c0;
+          const S* right = tile.data();
+          int64_t ld = columns;
+          if constexpr (std::is_same_v<T, S>) {
+            right = values, ld = width;
+          } else {
+            for (int64_t i = 0; i < depth; ++i) {
+              load_row(values + i * width, columns, tile.data() + i * columns, static_cast<S*>(nullptr));
+            }
           }
           for (int64_t k = 0; k < classes; ++k) {
             const S* from = share.const_data_ptr<S>() + (b * classes + k) * pixels + i0;
             std::copy(from, from + depth, weight.data() + k * kDeep);
           }
-          add_product(classes, columns, depth, weight.data(), kDeep, tile.data(), columns,
+          add_product(classes, columns, depth, weight.data(), kDeep, right, ld,
                       pooled.mutable_data_ptr<S>() + b * classes * width + c0, width);
         }
       }
@@ -93,6 +101,14 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
     using T = decltype(element);
     using S = acc_t<T>;
     soft_max(share, lse.mutable_data_ptr<S>(), true);
+    if constexpr (std::is_same_v<T, S>) {  // nothing to widen: the library's products leave nothing to gain
+      if (for_features) at::bmm_out(features_grad, share.transpose(1, 2), g);
+      if (for_logits) {
+        const Tensor slope = at::bmm(g, x.transpose(1, 2)).sub_((g * out).sum(2, true)).mul_(share);
+        logits_grad.copy_(slope.transpose(1, 2));
+      }
+      return;
+    }
     const int64_t panels = blocks_of(pixels, kRows), stride = padded(width);
     for (int64_t b = 0; b < batch; ++b) {
       const S *by = g.const_data_ptr<S>() + b * classes * width,
@@ -115,7 +131,7 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
             for (int64_t r = 0; r < count; ++r) weight.data()[r * classes + k] = p[k * pixels + first + r];
           }
           if (for_features) {
-            product(weight, classes, from_classes, mixed);
+            product(weight, classes, from_classes, mixed.data());
             for (int64_t r = 0; r < count; ++r) {
               scale_to(mixed.data() + r * from_classes.columns, S(1), width,
                        features_grad.mutable_data_ptr<T>() + (b * pixels + first + r) * width);
@@ -126,7 +142,7 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
             load_row(x.const_data_ptr<T>() + (b * pixels + first + r) * width, width,
                      panel.data() + r * stride, static_cast<S*>(nullptr));
           }
-          product(panel, stride, to_classes, slope);
+          product(panel, stride, to_classes, slope.data());
           for (int64_t r = 0; r < count; ++r) {
             S* to = logits_grad.mutable_data_ptr<S>() + (b * pixels + first + r) * classes;
             for (int64_t k = 0; k < classes; ++k) {
