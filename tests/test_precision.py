@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastuda.config import OptimConfig
 from fastuda.methods import METHODS
 from fastuda.optim import build_optimizer
-from tests.precision import BAND, WINDOW, drift, losses, tiny
+from tests.precision import BAND, SCALE, WINDOW, drift, losses, tiny
 from tests.program import TINY, curves, equal, fastuda, state, without_clocks
 
 
@@ -63,7 +63,7 @@ def test_fp16_starts_as_float32_does(method, scenes_root, tmp_path):
         tiny(scenes_root, tmp_path, method, "fp16"),
     )
     b = losses(half, 3)
-    assert not torch.equal(a, b) and half.scaler.get_scale() == 256
+    assert not torch.equal(a, b) and half.scaler.get_scale() == SCALE
     torch.testing.assert_close(b, a, rtol=0.01, atol=0.01)
 
 
