@@ -131,7 +131,7 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
             for (int64_t r = 0; r < count; ++r) weight.data()[r * classes + k] = p[k * pixels + first + r];
           }
           if (for_features) {
-            product(weight, classes, from_classes, mixed.data());
+            product(weight, classes, from_classes, mixed);
             for (int64_t r = 0; r < count; ++r) {
               scale_to(mixed.data() + r * from_classes.columns, S(1), width,
                        features_grad.mutable_data_ptr<T>() + (b * pixels + first + r) * width);
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
             load_row(x.const_data_ptr<T>() + (b * pixels + first + r) * width, width,
                      panel.data() + r * stride, static_cast<S*>(nullptr));
           }
-          product(panel, stride, to_classes, slope.data());
+          product(panel, stride, to_classes, slope);
           for (int64_t r = 0; r < count; ++r) {
             S* to = logits_grad.mutable_data_ptr<S>() + (b * pixels + first + r) * classes;
             for (int64_t k = 0; k < classes; ++k) {

@@ -28,9 +28,9 @@ Scratch<S> panel_of(int64_t columns) {
 // a [kRows, depth] . b -> out [kRows, b.columns]; always whole panels, since every size has its own generated
 // code.
 template <class S>
-void product(const Scratch<S>& a, int64_t lda, const Packed<S>& b, S* out) {
+void product(const Scratch<S>& a, int64_t lda, const Packed<S>& b, const Scratch<S>& out) {
   for (int64_t block = 0; block < b.blocks(); ++block) {
-    tile_product<S>(kRows, b.depth, a.data(), lda, b, block, out + block * kCols, b.columns, false);
+    tile_product<S>(kRows, b.depth, a.data(), lda, b, block, out.data() + block * kCols, b.columns, false);
   }
 }
 

@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> prototype_contrast_fwd(const Tensor& features, const 
           S* to = panel.data() + r * stride;
           load_row(x.const_data_ptr<T>() + (first + r) * width, width, to, variance ? to + width : nullptr);
         }
-        product(panel, stride, packed, logits.data());
+        product(panel, stride, packed, logits);
         for (int64_t r = 0; r < count; ++r) {
           const Kind kind = kind_of(label[first + r], ignore_index, classes);
           if (kind == Kind::kAlien) alien = true;
@@ -175,8 +175,8 @@ Tensor prototype_contrast_bwd(const Tensor& grad, const Tensor& features, const 
         for (int64_t r = 0; r < count; ++r) {
           if (own(r)) slope.data()[r * classes + label[first + r]] -= 1;
         }
-        product(slope, classes, by_mean, means.data());
-        if (variance) product(weight, classes, by_spread, spreads.data());
+        product(slope, classes, by_mean, means);
+        if (variance) product(weight, classes, by_spread, spreads);
         for (int64_t r = 0; r < count; ++r) {
           T* to = out.mutable_data_ptr<T>() + (first + r) * width;
           if (!own(r)) {
@@ -247,8 +247,8 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
             load_row(x.const_data_ptr<T>() + member[first + r] * width, width, panel.data() + r * stride,
                      static_cast<S*>(nullptr));
           }
-          product(panel, stride, to_bank, positive.data());
-          product(panel, stride, to_centres, other.data());
+          product(panel, stride, to_bank, positive);
+          product(panel, stride, to_centres, other);
           for (int64_t r = 0; r < here; ++r) {
             S *z = other.data() + r * to_centres.columns, slope;
             z[c] = -std::numeric_limits<S>::infinity();
@@ -257,8 +257,8 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
             for (int64_t k = 0; k < classes; ++k) z[k] = k == c ? S(0) : z[k] * slope;
           }
           if (!gradient) continue;
-          product(positive, to_bank.columns, from_bank, by_bank.data());
-          product(other, to_centres.columns, from_centres, by_centres.data());
+          product(positive, to_bank.columns, from_bank, by_bank);
+          product(other, to_centres.columns, from_centres, by_centres);
           for (int64_t r = 0; r < here; ++r) {
             S* to = grad.mutable_data_ptr<S>() + member[first + r] * width;
             const S *one = by_bank.data() + r * from_bank.columns,
