@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
     if constexpr (std::is_same_v<T, S>) {  // nothing to widen: the library's products leave nothing to gain
       if (for_features) at::bmm_out(features_grad, share.transpose(1, 2), g);
       if (for_logits) {
-        const Tensor slope = at::bmm(g, x.transpose(1, 2)).sub_((g * out).sum(2, true)).mul_(share);
-        logits_grad.copy_(slope.transpose(1, 2));
+        at::bmm_out(logits_grad, x, g.transpose(1, 2));
+        logits_grad.sub_((g * out).sum(2).unsqueeze(1)).mul_(share.transpose(1, 2));
       }
       return;
     }
