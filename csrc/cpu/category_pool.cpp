@@ -87,13 +87,64 @@ std::tuple<Tensor, Tensor> category_pool_fwd(const Tensor& features, const Tenso
   return {pooled, lse};
 }
 
+// Both gradients of bf16 features, widened panel by panel: the whole of them in float32 is never there.
+void widening_backward(const Tensor& g, const Tensor& x, const Tensor& share, const Tensor& out,
+                       const Tensor& features_grad, const Tensor& logits_grad, bool for_features,
+                       bool for_logits) {
+  using T = BFloat16;
+  using S = acc_t<T>;
+  const int64_t batch = x.size(0), pixels = x.size(1), width = x.size(2), classes = share.size(1);
+  const int64_t panels = blocks_of(pixels, kRows), stride = padded(width);
+  for (int64_t b = 0; b < batch; ++b) {
+    const S *by = g.const_data_ptr<S>() + b * classes * width,
+            *p = share.const_data_ptr<S>() + b * classes * pixels;
+    const Packed<S> from_classes(classes, for_features ? width : 0),
+        to_classes(width, for_logits ? classes : 0);
+    if (for_features) pack_rows(by, width, nullptr, classes, width, from_classes);
+    if (for_logits) pack_transposed(by, width, nullptr, classes, width, to_classes);
+    std::vector<S> mean(classes);
+    for (int64_t k = 0; k < classes; ++k) {
+      mean[k] = inner(by + k * width, out.const_data_ptr<S>() + (b * classes + k) * width, width);
+    }
+    at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      const Scratch<S> weight = panel_of<S>(classes), mixed = panel_of<S>(from_classes.columns);
+      const Scratch<S> panel = panel_of<S>(for_logits ? stride : 0), slope = panel_of<S>(to_classes.columns);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task * kRows, count = std::min(kRows, pixels - first);
+        for (int64_t k = 0; k < classes; ++k) {
+          for (int64_t r = 0; r < count; ++r) weight.data()[r * classes + k] = p[k * pixels + first + r];
+        }
+        if (for_features) {
+          product(weight, classes, from_classes, mixed);
+          for (int64_t r = 0; r < count; ++r) {
+            scale_to(mixed.data() + r * from_classes.columns, S(1), width,
+                     features_grad.mutable_data_ptr<T>() + (b * pixels + first + r) * width);
+          }
+        }
+        if (!for_logits) continue;
+        for (int64_t r = 0; r < count; ++r) {
+          load_row(x.const_data_ptr<T>() + (b * pixels + first + r) * width, width, panel.data() + r * stride,
+                   static_cast<S*>(nullptr));
+        }
+        product(panel, stride, to_classes, slope);
+        for (int64_t r = 0; r < count; ++r) {
+          S* to = logits_grad.mutable_data_ptr<S>() + (b * pixels + first + r) * classes;
+          for (int64_t k = 0; k < classes; ++k) {
+            to[k] = weight.data()[r * classes + k] * (slope.data()[r * to_classes.columns + k] - mean[k]);
+          }
+        }
+      }
+      release_tiles<S>();
+    });
+  }
+}
+
 std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& features, const Tensor& logits,
                                              const Tensor& pooled, const Tensor& log_sum, bool for_features,
                                              bool for_logits) {
   const auto type = statistics_type(features);
   const Tensor x = readable(features), share = by_class(logits, type);
   const Tensor g = grad.to(type).contiguous(), out = pooled.contiguous(), lse = log_sum.clone();
-  const int64_t batch = x.size(0), pixels = x.size(1), width = x.size(2), classes = share.size(1);
   const std::vector<int64_t> none{0};
   Tensor features_grad = empty_result(for_features ? x.sizes() : at::IntArrayRef(none), x.options());
   Tensor logits_grad = at::empty(for_logits ? logits.sizes() : at::IntArrayRef(none), share.options());
@@ -101,57 +152,15 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
     using T = decltype(element);
     using S = acc_t<T>;
     soft_max(share, lse.mutable_data_ptr<S>(), true);
-    if constexpr (std::is_same_v<T, S>) {  // nothing to widen: the library's products leave nothing to gain
-      if (for_features) at::bmm_out(features_grad, share.transpose(1, 2), g);
-      if (for_logits) {
-        at::bmm_out(logits_grad, x, g.transpose(1, 2));
-        logits_grad.sub_((g * out).sum(2).unsqueeze(1)).mul_(share.transpose(1, 2));
-      }
+    if constexpr (!std::is_same_v<T, S>) {
+      widening_backward(g, x, share, out, features_grad, logits_grad, for_features, for_logits);
       return;
     }
-    const int64_t panels = blocks_of(pixels, kRows), stride = padded(width);
-    for (int64_t b = 0; b < batch; ++b) {
-      const S *by = g.const_data_ptr<S>() + b * classes * width,
-              *p = share.const_data_ptr<S>() + b * classes * pixels;
-      const Packed<S> from_classes(classes, for_features ? width : 0),
-          to_classes(width, for_logits ? classes : 0);
-      if (for_features) pack_rows(by, width, nullptr, classes, width, from_classes);
-      if (for_logits) pack_transposed(by, width, nullptr, classes, width, to_classes);
-      std::vector<S> mean(classes);
-      for (int64_t k = 0; k < classes; ++k) {
-        mean[k] = inner(by + k * width, out.const_data_ptr<S>() + (b * classes + k) * width, width);
-      }
-      at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-        const Scratch<S> weight = panel_of<S>(classes), mixed = panel_of<S>(from_classes.columns);
-        const Scratch<S> panel = panel_of<S>(for_logits ? stride : 0),
-                         slope = panel_of<S>(to_classes.columns);
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t first = task * kRows, count = std::min(kRows, pixels - first);
-          for (int64_t k = 0; k < classes; ++k) {
-            for (int64_t r = 0; r < count; ++r) weight.data()[r * classes + k] = p[k * pixels + first + r];
-          }
-          if (for_features) {
-            product(weight, classes, from_classes, mixed);
-            for (int64_t r = 0; r < count; ++r) {
-              scale_to(mixed.data() + r * from_classes.columns, S(1), width,
-                       features_grad.mutable_data_ptr<T>() + (b * pixels + first + r) * width);
-            }
-          }
-          if (!for_logits) continue;
-          for (int64_t r = 0; r < count; ++r) {
-            load_row(x.const_data_ptr<T>() + (b * pixels + first + r) * width, width,
-                     panel.data() + r * stride, static_cast<S*>(nullptr));
-          }
-          product(panel, stride, to_classes, slope);
-          for (int64_t r = 0; r < count; ++r) {
-            S* to = logits_grad.mutable_data_ptr<S>() + (b * pixels + first + r) * classes;
-            for (int64_t k = 0; k < classes; ++k) {
-              to[k] = weight.data()[r * classes + k] * (slope.data()[r * to_classes.columns + k] - mean[k]);
-            }
-          }
-        }
-        release_tiles<S>();
-      });
+    // nothing to widen: the library's products leave nothing to gain
+    if (for_features) at::bmm_out(features_grad, share.transpose(1, 2), g);
+    if (for_logits) {
+      at::bmm_out(logits_grad, x, g.transpose(1, 2));
+      logits_grad.sub_((g * out).sum(2).unsqueeze(1)).mul_(share.transpose(1, 2));
     }
   });
   return {features_grad.to(features.scalar_type()), logits_grad.to(logits.scalar_type())};
