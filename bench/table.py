@@ -108,9 +108,7 @@ def step_rows() -> list[dict[str, str]]:
     for path in sorted((HERE / "results").glob("end_to_end*.csv")):
         with path.open(newline="") as stream:
             for row in csv.DictReader(stream):
-                rows[
-                    tuple(row[key] for key in ("method", "backbone", "crop", "batch", "dtype", "machine"))
-                ] = row
+                rows[tuple(row[key] for key in KEYS)] = row
     return list(rows.values())
 
 
