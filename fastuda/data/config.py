@@ -55,8 +55,13 @@ class DataConfig:
     rare_temperature: float = 0.01
     """Of rare-class sampling: lower draws rare classes more often."""
     rare_share: float = 0.0015
-    """Part of an image that a drawn class must fill, and half of it of the crop (DAFormer: 3000 pixels of
-    GTA5)."""
+    """Part of an image that a drawn class must fill (DAFormer: 3000 pixels of GTA5)."""
+    rare_crop_share: float | None = None
+    """Part of the crop that it must fill, in the best of ten (SePiCo: 1500 pixels of 640 x 640); none: half
+    of rare_share."""
+    max_class_share: float = 1.0
+    """Part of a source crop's labelled pixels that one class must stay below, if ten more draws find such a
+    crop (DAFormer and SePiCo: 0.75); 1: any crop is taken."""
     weak_labels: str | None = None
     """JSON or CSV file with tags and points of the target's images (WeakSegDA; see
     fastuda.data.weak_labels)."""

@@ -10,13 +10,15 @@ import numpy as np
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain
 from fastuda.data.index import build_index
+from fastuda.data.labels import IGNORE
 from fastuda.data.sampling import SAMPLINGS, BalancedSampler, RareSampler, build_sampler, order
 from fastuda.data.transforms import Augment, Window
 from fastuda.errors import UserError, nearest
 
 SOURCE, TARGET = 0, 1
 TRIES = 10
-"""Windows that are drawn at most, for one that shows the wanted class (DAFormer)."""
+"""Windows that are drawn at most, for one that shows the wanted class (DAFormer); and windows that are drawn
+anew for one that no class fills (mmsegmentation's RandomCrop)."""
 
 
 class Drawer:
@@ -31,7 +33,9 @@ class Drawer:
             Augment(config.target_crop or config.crop, config.target_resize, config.target_size, config.flip),
         )
         self.sampler = source_sampler(source, config, seed)
-        self.rare_pixels = config.rare_share * config.crop[0] * config.crop[1] / 2
+        share = config.rare_share / 2 if config.rare_crop_share is None else config.rare_crop_share
+        self.rare_pixels = share * config.crop[0] * config.crop[1]
+        self.max_class_share = config.max_class_share
 
     def candidates(self, side: int, k: int) -> Iterator[tuple[int, int | None, np.random.Generator]]:
         """(image, class that its window is to show, random numbers): first the one drawn, then those that
@@ -56,13 +60,26 @@ class Drawer:
     ) -> tuple[Window, np.ndarray | None]:
         """A window of an image of ``size`` (height, width), and the label in it; where a class is wanted,
         the first that shows enough of it, or the last of ten."""
-        augment = self.augment[side]
-        window = augment.draw(size[0], size[1], rng)
         if label is None:
-            return window, None
-        cut = augment.label(label, window)
+            return self.augment[side].draw(size[0], size[1], rng), None
+        window, cut = self._varied(side, size, label, rng)
         for _ in range(TRIES - 1 if wanted is not None else 0):
             if np.count_nonzero(cut == wanted) > self.rare_pixels:
+                break
+            window, cut = self._varied(side, size, label, rng)
+        return window, cut
+
+    def _varied(
+        self, side: int, size: tuple[int, int], label: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Window, np.ndarray]:
+        """A window and the label in it: the first with two classes of which none has ``max_class_share`` of
+        the labelled pixels, or the last of eleven."""
+        augment = self.augment[side]
+        window = augment.draw(size[0], size[1], rng)
+        cut = augment.label(label, window)
+        for _ in range(TRIES if self.max_class_share < 1 else 0):
+            counts = np.bincount(cut.ravel(), minlength=256)[:IGNORE]
+            if np.count_nonzero(counts) > 1 and counts.max() < self.max_class_share * counts.sum():
                 break
             window = augment.draw(size[0], size[1], rng)
             cut = augment.label(label, window)
