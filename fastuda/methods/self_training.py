@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda import augment
@@ -133,6 +133,8 @@ class SelfTraining(Method):
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
         super().__init__(config, model, num_classes)
         self.teacher = EMATeacher(model, config.ema_decay)
+        self.followed = -1
+        """The step that the teacher has met: it moves once a step, however many batches that has."""
         self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
 
     def _rarity(self, spread: float) -> Tensor | None:
@@ -154,7 +156,7 @@ class SelfTraining(Method):
         return SegPrediction(prediction.scores + weight.log().to(images.device)[:, None, None], False)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        self.teacher.update(bare(self.model))
+        self._follow(self.model, step)
         align = self.model.align_corners
         pseudo = self._pseudo_label(batch.target_image, batch.target_match)
         source = pixel_mean_ce(
@@ -162,7 +164,12 @@ class SelfTraining(Method):
         )
         yield Phase("model", {"ce": source}, {"confident": pseudo.confident})
         del source
-        yield self._mixed(batch, pseudo)
+        yield self._mixed(self.model, batch, batch.target_image, pseudo)
+
+    def _follow(self, student: nn.Module, step: int) -> None:
+        if step != self.followed:
+            self.teacher.update(bare(student))
+            self.followed = step
 
     def _pseudo_label(self, images: Tensor, match: Tensor | None) -> PseudoLabel:
         scores = self._probabilities(images)
@@ -192,12 +199,20 @@ class SelfTraining(Method):
             weight[:, -self.config.ignore_bottom :] = 0
         return PseudoLabel(label, weight, confident)
 
-    def _mixed(self, batch: Batch, pseudo: PseudoLabel) -> Phase:
+    def _mixed(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
+        """The loss on source classes pasted onto the target images of the pseudo-labels."""
+        if target.shape != batch.source_image.shape:
+            of_target, of_source = (f"{x.shape[2]} x {x.shape[3]}" for x in (target, batch.source_image))
+            raise UserError(
+                f"method {self.name} pastes source images onto target images, and these are {of_target},"
+                f" those {of_source}: make data.crop, data.target_crop and"
+                " method.balanced_crop (sepico) agree"
+            )
         mask = augment.class_mask(batch.source_label, self.config.mix_share)
-        image = augment.paste(mask, batch.source_image, batch.target_image)
+        image = augment.paste(mask, batch.source_image, target)
         label = augment.paste(mask, batch.source_label, pseudo.label)
         weight = torch.where(mask, 1.0, pseudo.weight)
-        logits = self.model(self._strong(image)).logits
+        logits = student(self._strong(image)).logits
         loss = pixel_mean_ce(logits, label, self.model.align_corners, weight, self.class_weight)
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
 

@@ -16,7 +16,6 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastuda.ops as F
-from fastuda import augment
 from fastuda.data.batch import Batch
 from fastuda.distributed import joint_mean, joint_share, joint_sum
 from fastuda.errors import UserError
@@ -26,7 +25,6 @@ from fastuda.models.ema import EMATeacher
 from fastuda.models.projection import ProjectionHead
 from fastuda.models.segmentor import Segmentor
 from fastuda.ops import ClassStatistics, PrototypeBank
-from fastuda.parallel import bare
 
 
 class StudentOutput(NamedTuple):
@@ -145,6 +143,9 @@ class SePiCo(SelfTraining):
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
         if config.variant not in ("dist", "bank", "proto"):
             raise UserError(f"method.variant is {config.variant!r}: choose dist, bank or proto")
+        for name, least in (("bank_length", 1), ("crop_candidates", 1), ("width", 1), ("tau", 1e-6)):
+            if not getattr(config, name) >= least:
+                raise UserError(f"method.{name} is {getattr(config, name)}; it must be at least {least}")
         super().__init__(config, model, num_classes)
         self.student = Student(model, config.width, config.hidden)
         self.teacher = EMATeacher(self.student, config.ema_decay)
@@ -167,17 +168,20 @@ class SePiCo(SelfTraining):
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config
         contrast = step >= config.contrast_start
-        self.teacher.update(bare(self.student))
+        self._follow(self.student, step)
         target, pseudo = self._target(batch)
         self._gather(batch)
 
         source = self.student(self._strong(batch.source_image), project=contrast)
-        losses: dict[str, Tensor] = {"ce": self._ce(source.logits, batch.source_label)}
+        ce = pixel_mean_ce(
+            source.logits, batch.source_label, self.model.align_corners, class_weight=self.class_weight
+        )
+        losses: dict[str, Tensor] = {"ce": ce}
         metrics: dict[str, Tensor] = {"confident": pseudo.confident}
         if source.embedding is not None:
             self._contrast("source", source.embedding, batch.source_label, losses, metrics)
         yield Phase("model", losses, metrics)
-        del source, losses
+        del source, losses, ce
 
         if contrast:
             strong = self.student(self._strong(target), project=True)
@@ -186,15 +190,7 @@ class SePiCo(SelfTraining):
             self._contrast("target", strong.embedding, trusted, losses, metrics)
             yield Phase("model", losses, metrics)
             del strong, losses
-        mask = augment.class_mask(batch.source_label, config.mix_share)
-        image = self._strong(augment.paste(mask, batch.source_image, target))
-        label = augment.paste(mask, batch.source_label, pseudo.label)
-        weight = torch.where(mask, 1.0, pseudo.weight)
-        mixed = self._ce(self.student(image).logits, label, weight)
-        yield Phase("model", {"mixed": config.ssl_weight * mixed})
-
-    def _ce(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        return pixel_mean_ce(logits, labels, self.model.align_corners, weight, self.class_weight)
+        yield self._mixed(self.student, batch, target, pseudo)
 
     def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
         """The target images to train on, with their labels: cropped by class balance where that is on."""
@@ -202,6 +198,11 @@ class SePiCo(SelfTraining):
         pseudo = self._pseudo_label(images, match)
         if size is None:
             return images, pseudo
+        if images.shape[2] < size[0] or images.shape[3] < size[1]:
+            raise UserError(
+                f"method.balanced_crop is {size[0]} x {size[1]} and the target images are {images.shape[2]} x"
+                f" {images.shape[3]}: raise data.target_crop, or lower method.balanced_crop"
+            )
         corners = balanced_crops(pseudo.label, size, self.config.crop_candidates, self.num_classes)
         images = cut(images, corners, size)
         return images, self._pseudo_label(images, None if match is None else cut(match, corners, size))

@@ -1,5 +1,6 @@
 """Self-training, SePiCo and compositions: teacher, mixing, prototypes, and what belongs together."""
 
+import dataclasses
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from fastuda.errors import UserError
 from fastuda.methods import get_method
 from fastuda.methods.sepico import balanced_crops, downsample_labels
 from fastuda.models import ModelConfig, build_model
+from fastuda.models.ema import EMATeacher
 from fastuda.ops import PrototypeBank
 from tests.methods.test_adversarial import collect, data64, gradients, same
 from tests.methods.test_protocol import batch, build
@@ -64,6 +66,26 @@ def test_the_teacher_follows_without_gradients():
         teacher = [alpha * t + (1 - alpha) * s for t, s in zip(teacher, history[step], strict=True)]
     for mine, wanted in zip(method.teacher.module.parameters(), teacher, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["self_training", "sepico", "plca+self_training"])
+def test_the_teacher_moves_once_a_step_of_several_batches(name):
+    method = build(name, **({"width": 8} if name == "sepico" else {})).train()
+    for step in range(3):
+        for seed in range(2):
+            list(method.phases(batch(seed=seed), step))
+        for part in (p for p in method.modules() if isinstance(p, EMATeacher)):
+            assert int(part.updates) == step + 1
+
+
+@pytest.mark.parametrize("name", ["self_training", "sepico"])
+def test_images_that_cannot_be_pasted_are_named_by_their_settings(name):
+    data, other = batch(), batch(size=(40, 48))
+    data = dataclasses.replace(data, target_image=other.target_image)
+    with pytest.raises(
+        UserError, match=r"these are 40 x 48, those 32 x 64: make data\.crop, data\.target_crop"
+    ):
+        list(build(name, **({"width": 8} if name == "sepico" else {})).phases(data, 0))
 
 
 def test_class_mask_takes_half_of_each_images_classes():
@@ -215,6 +237,20 @@ def test_sepico_on_balanced_crops_trains():
         loss = sum(phase.losses.values())
         assert torch.isfinite(loss)
         loss.backward()
+
+
+def test_senseless_settings_of_sepico_are_named():
+    for settings, said in (
+        ({"bank_length": 0}, r"method\.bank_length is 0; it must be at least 1"),
+        ({"crop_candidates": 0}, r"method\.crop_candidates is 0"),
+        ({"tau": 0.0}, r"method\.tau is 0\.0; it must be at least"),
+    ):
+        with pytest.raises(UserError, match=said):
+            build("sepico", **settings)
+    with pytest.raises(
+        UserError, match=r"method\.balanced_crop is 64 x 64 and the target images are 32 x 64"
+    ):
+        list(build("sepico", width=8, balanced_crop=(64, 64)).phases(batch(), 0))
 
 
 def test_composition_is_the_weighted_sum_of_its_parts():
