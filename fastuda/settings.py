@@ -82,7 +82,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def nest(dotted: dict[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
+    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``; where ``{"a": {"c": 2}}`` is given as well, both are in it."""
     out: dict[str, Any] = {}
     for key, value in dotted.items():
         *path, leaf = key.split(".")
@@ -91,7 +91,8 @@ def nest(dotted: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise UserError(f"{key} is given within {part}, which is given a value of its own")
-        node[leaf] = value
+        both = isinstance(value, dict) and isinstance(node.get(leaf), dict)
+        node[leaf] = merge(node[leaf], value) if both else value
     return out
 
 

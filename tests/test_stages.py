@@ -69,7 +69,18 @@ def test_the_second_stage_starts_from_the_first(tmp_path):
     )
     assert adapt.model.weights == str(tmp_path / "1_source" / "model.safetensors")
     assert adapt.method["name"] == "fada" and distill.model.weights is None
+    images = [stage.train.accumulate * stage.data.batch_size for stage in (source, adapt, distill)]
+    assert images == [8, 4, 8]
+    assert [stage.data.eval_size for stage in (source, adapt, distill)] == [(512, 1024)] * 2 + [(1024, 2048)]
+    assert distill.train.sync_bn and not adapt.train.sync_bn
     assert distill.data.source.startswith("folder:") and distill.data.sampling == "uniform"
+
+
+def test_a_setting_of_a_stage_leaves_its_others_alone(tmp_path):
+    own = {"stages": {"distill": {"data": {"batch_size": 2}, "train": {"steps": 7}}}}
+    distill = stage_config(resolve("gta5_cityscapes_fada", {}, own), "distill", tmp_path)
+    assert (distill.data.batch_size, distill.train.steps) == (2, 7)
+    assert distill.data.crop == (512, 1024) and distill.data.flip == 0.5 and distill.optim.horizon == 31250
 
 
 def test_unknown_stage():

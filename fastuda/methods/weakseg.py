@@ -86,10 +86,12 @@ class WeakSeg(Method):
         "optim.networks.output.lr": 1e-4,
         "optim.networks.output.betas": [0.9, 0.99],
         "optim.networks.output.weight_decay": 0.0,
+        "optim.networks.output.clip_norm": None,  # as published, the segmentor's gradient alone is clipped
         "optim.networks.category.name": "adam",
         "optim.networks.category.lr": 1e-4,
         "optim.networks.category.betas": [0.9, 0.99],
         "optim.networks.category.weight_decay": 0.0,
+        "optim.networks.category.clip_norm": None,
     }
     shown: Tensor
     mean_share: Tensor

@@ -9,6 +9,7 @@ import torch
 from fastuda.config import resolve, shipped
 from fastuda.methods import get_method
 from fastuda.models import build_model
+from fastuda.optim import network_config
 
 network = functools.cache(build_model)
 DATASETS = ("gta5_", "synthia_", "cityscapes_")
@@ -22,6 +23,8 @@ def test_builds(name):
         model = network(dataclasses.replace(config.model, weights=None), classes)
         method = get_method(config.method["name"])(config.method_config(), model, classes)
     networks = method.networks()
+    clipped = {net: network_config(config.optim, net).clip_norm for net in networks}
+    assert clipped == {net: 1.0 if "weakseg" in name and net == "model" else None for net in networks}
     assert "model" in networks
     assert all(sum(p.numel() for p in net.parameters()) for net in networks.values())
     if config.data.pairs:
