@@ -1,13 +1,13 @@
-"""The association's backward: only matched rows and the second hop's columns carry gradient.
+"""The association's backward, in row panels.
 
-Rows and columns are permuted so that those come first. Panels of matched rows see every column, panels of the
-others only the second hop's columns: what is zero is never computed. With ``H`` the gradient of the products
-of raw features (weights, temperatures and both inverse norms folded in), the gradients are ``H t`` and ``H^T
-s``, each then projected off its own feature.
+With ``H`` the gradient of the products of raw features (weights, temperatures and both inverse norms folded
+in), the gradients are ``H t`` and ``H^T s``, each then projected off its own feature. Rows and columns
+without a match are not left out: only the device knows how many there are, and to ask it would be to wait.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -41,53 +41,30 @@ class Hop(NamedTuple):
     temperature: Tensor
     lse: Tensor
 
-    def image(self, b: int) -> Hop:
-        """Those of image ``b``."""
-        return Hop(*(x[b] for x in self))
-
-
-class Order(NamedTuple):
-    """Queries with a weight first."""
-
-    permutation: Tensor
-    """[N] int64: where the query at each place came from."""
-    place: Tensor
-    """[N] int64: the inverse."""
-    active: int
-
-    @classmethod
-    def of(cls, weights: tuple[Tensor, ...]) -> list[Order]:
-        """Of several weight vectors, with one synchronisation."""
-        counts = torch.stack([(w != 0).sum() for w in weights]).tolist()
-        orders = []
-        for weight, active in zip(weights, counts, strict=True):
-            permutation = torch.argsort((weight == 0).to(torch.uint8), stable=True)
-            orders.append(cls(permutation, torch.argsort(permutation), active))
-        return orders
+    def epilogue(self, b: int) -> tuple[Tensor, ...]:
+        """Of image ``b``, per query: weight / temperature, log2(e) / temperature, log-sum-exp in base 2, and
+        the match."""
+        weight, index, temperature, lse = (x[b] for x in self)
+        return weight / temperature, LOG2E / temperature, lse * LOG2E, index.to(torch.int32)
 
 
 def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
     """Both gradients through the cosine."""
     # float16 cannot hold the scale of H.
     work = torch.float32 if source.dtype == torch.float16 else source.dtype
-    grad_source, grad_target = torch.zeros_like(source), torch.zeros_like(target)
+    grad_source, grad_target = torch.empty_like(source), torch.empty_like(target)
     s, t = prepare(source, "cosine"), prepare(target, "cosine")
     for b in range(source.shape[0]):
-        rows, cols = Order.of((forward.weight[b], backward.weight[b]))
-        if not rows.active and not cols.active:
-            continue
-        key, key_inv = t.key[b][cols.permutation].to(work), t.row[b][cols.permutation]
-        inv = s.row[b][rows.permutation]
-        gradient = key_inv.new_zeros(key.shape)
-        pull = _epilogue(forward.image(b), rows, cols)
-        push = _epilogue(backward.image(b), cols, rows)
-        for query, part, limit, panel in _panels(s.query[b], key, rows, cols.active, work):
+        key, key_inv, inv = t.key[b].to(work), t.row[b], s.row[b]
+        gradient = torch.zeros_like(key, dtype=torch.float32)
+        pull, push = forward.epilogue(b), backward.epilogue(b)
+        for query, part, panel in _panels(s.query[b], key):
             y = gradient.new_empty(query.shape)
             _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, kl=False)
-            product(panel, key[:limit], y)
-            add_product(gradient[:limit], panel.T, query)
-            project(y, query, inv[part], grad_source[b], rows.permutation[part])
-        project(gradient, key, key_inv, grad_target[b], cols.permutation)
+            product(panel, key, y)
+            add_product(gradient, panel.T, query)
+            project(y, query, inv[part], grad_source[b, part])
+        project(gradient, key, key_inv, grad_target[b])
     return grad_source, grad_target
 
 
@@ -102,39 +79,23 @@ def divergence(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> t
 
 def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Tensor) -> None:
     for b in range(query.query.shape[0]):
-        (rows,) = Order.of((hop.weight[b],))
-        if not rows.active:
-            continue
         k = key.key[b]
-        every = torch.arange(k.shape[0], device=k.device)
-        residuals = _epilogue(hop.image(b), rows, Order(every, every, 0))
-        entropy = query.row[b][rows.permutation]
+        residuals = hop.epilogue(b)
         gradient = torch.zeros_like(k)
-        for q, part, _, panel in _panels(query.query[b], k, rows, 0, k.dtype):
-            y = torch.empty_like(q)
-            _fill(panel, q, k, part.start, entropy[part], key.row[b], residuals, residuals, kl=True)
-            product(panel, k, y)
+        for q, part, panel in _panels(query.query[b], k):
+            _fill(panel, q, k, part.start, query.row[b, part], key.row[b], residuals, residuals, kl=True)
+            add_product(grad_query[b, part], panel, k)
             add_product(gradient, panel.T, q)
-            grad_query[b].index_add_(0, rows.permutation[part], y)
         grad_key[b] += gradient / (key.query[b] + EPS_KL)
 
 
-def _epilogue(hop: Hop, mine: Order, other: Order) -> tuple[Tensor, ...]:
-    """Per query in permuted order: weight / temperature, log2(e) / temperature, log-sum-exp in base 2, and
-    the place of its match."""
-    weight, index, temperature, lse = (x[mine.permutation] for x in hop)
-    return weight / temperature, LOG2E / temperature, lse * LOG2E, other.place[index].to(torch.int32)
-
-
-def _panels(source: Tensor, key: Tensor, rows: Order, active_columns: int, work: torch.dtype):
-    """``(gathered rows, their slice in the permuted order, columns that matter, scratch)`` panel by panel."""
+def _panels(source: Tensor, key: Tensor) -> Iterator[tuple[Tensor, slice, Tensor]]:
+    """``(rows in the key's dtype, their slice, scratch)`` panel by panel."""
     n, m = source.shape[0], key.shape[0]
     scratch = Panel(key, m, key.shape[1], n)
-    for first, last, limit in ((0, rows.active, m), (rows.active, n, active_columns)):
-        for start in range(first, last if limit else first, scratch.rows):
-            part = slice(start, min(start + scratch.rows, last))
-            query = source[rows.permutation[part]].to(work)
-            yield query, part, limit, scratch.view(len(query), limit)
+    for start in range(0, n, scratch.rows):
+        part = slice(start, min(start + scratch.rows, n))
+        yield source[part].to(key.dtype), part, scratch.view(part.stop - start, m)
 
 
 def _fill(
@@ -205,8 +166,8 @@ def association_panel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """The gradient of the loss with respect to ``a @ b.T``, rows ``first`` to ``first + n`` of the permuted
-    order. ``pull``: the first hop, per row; ``push``: the second, per column (cosine only)."""
+    """The gradient of the loss with respect to ``a @ b.T``, rows ``first`` to ``first + n`` of the image.
+    ``pull``: the first hop, per row; ``push``: the second, per column (cosine only)."""
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     rows = block * BM + tl.arange(0, BM)
     at_row = tl.minimum(rows, n - 1).to(tl.int64)

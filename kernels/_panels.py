@@ -35,13 +35,11 @@ def project(
     x: Tensor,
     inv_norm: Tensor,
     out: Tensor,
-    where: Tensor | None = None,
     rest: tuple[Tensor, Tensor, float] | None = None,
 ) -> None:
-    """``out[where] = y - u (u . y)`` per row with ``u = x inv_norm``: the gradient of the normalisation.
+    """``out = y - u (u . y)`` per row [R, C] with ``u = x inv_norm``: the gradient of the normalisation.
 
-    All but ``out`` [*, C] have the rows of ``y`` [R, C] float32. ``rest = (g, v, alpha)`` adds
-    ``(1 - alpha) g + alpha v``.
+    ``y`` is float32. ``rest = (g, v, alpha)`` adds ``(1 - alpha) g + alpha v``.
     """
     g, v, alpha = rest or (x, y, 0.0)
     rows, channels = y.shape
@@ -52,13 +50,11 @@ def project(
         x,
         inv_norm,
         out,
-        y if where is None else where,
         g,
         v,
         alpha,
         rows,
         channels,
-        GATHER=where is not None,
         REST=rest is not None,
         UPCAST=INTERPRETED,
         BR=height,
@@ -73,13 +69,11 @@ def project_rows(
     x,
     inv_norm,
     out,
-    where,
     g,
     v,
     alpha,
     rows,
     channels,
-    GATHER: tl.constexpr,
     REST: tl.constexpr,
     UPCAST: tl.constexpr,
     BR: tl.constexpr,
@@ -88,7 +82,6 @@ def project_rows(
     """``BR`` rows per program."""
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     ok = row < rows
-    to = tl.load(where + row, mask=ok, other=0) if GATHER else row
     inv = tl.load(inv_norm + row, mask=ok, other=0.0)
     c = tl.arange(0, BC)
     along = tl.zeros((BR, BC), tl.float32)
@@ -106,5 +99,4 @@ def project_rows(
         if REST:
             value += (1 - alpha) * tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
             value += alpha * tl.load(v + at, mask=inside, other=0.0)
-        at = to[:, None] * channels + start + c[None, :]
         tl.store(out + at, narrow(value, out, UPCAST), mask=inside)

@@ -1,9 +1,8 @@
 """Lovasz-Softmax straight from low-resolution logits: one class at a time, so that no one-hot plane and no
 full-resolution logit is stored.
 
-Of a class only the errors that matter are sorted: past the smallest error of its own pixels the Jaccard loss
-is 1 and its gradient 0. The gradient is gathered at low resolution, without atomics: two runs agree bit for
-bit.
+Nothing is asked of the device on the way, so that the host never waits. The gradient is gathered at low
+resolution, without atomics: two runs agree bit for bit.
 """
 
 from __future__ import annotations
@@ -42,55 +41,53 @@ def lovasz_softmax_fwd(
     """``(loss, its gradient or [0])`` in float32; the low-level op of the same name."""
     x, labels = x.contiguous(), labels.contiguous()
     classes = x.shape[1]
-    device = x.device
     known = (labels != ignore_index) & (labels >= 0) & (labels < classes)
     labels = torch.where(known, labels, -1).int()
-    # also what every launch needs on the host: which classes there are
-    counts = torch.bincount(labels.flatten() + 1, minlength=classes + 1)[1:].tolist()
-    present = [c for c in range(classes) if counts[c]]
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    grad = torch.zeros(x.shape if gradient else (0,), dtype=torch.float32, device=device)
-    if not present:
-        return loss.float(), grad
+    options = dict(dtype=torch.float32, device=x.device)
+    grad = torch.zeros(x.shape if gradient else (0,), **options)
+    if not labels.numel():
+        return torch.zeros((), **options), grad
+    loss = torch.zeros((), dtype=torch.float64, device=x.device)
+    present = torch.zeros((), dtype=torch.int64, device=x.device)
     with on_device(x):
         upsampled = _Upsampled(x, labels, from_logits, align_corners)
-        slopes = {}
-        inner = torch.zeros(labels.shape if gradient else (0,), dtype=torch.float32, device=device)
-        for c in present:
-            place, slope, part = _class_slopes(upsampled.errors(c), labels, c, counts[c])
+        inner = torch.zeros(labels.shape if gradient else (0,), **options)
+        for c in range(classes):
+            order, slope, part, own = _class_slopes(upsampled.errors(c), labels, c)
             loss += part
+            present += own > 0
             if gradient:
-                slopes[c] = place, slope / len(present)
+                dense = torch.empty(labels.shape, **options)
+                dense.view(-1).scatter_(0, order, slope)
                 if from_logits:
-                    share = upsampled.probability(c).flatten()
-                    inner.view(-1)[place] += slopes[c][1] * share[place]
-        for c in range(classes) if gradient else ():
-            dense = torch.zeros(labels.shape, dtype=torch.float32, device=device)
-            if c in slopes:
-                dense.view(-1)[slopes[c][0]] = slopes[c][1]
-            if from_logits:
-                upsampled.shrink(c, dense - inner, grad)
-            else:
-                grad[:, c] = dense
-    return (loss / len(present)).float(), grad
+                    upsampled.shrink(c, 1, dense, grad)
+                    inner.addcmul_(upsampled.probability(c), dense)
+                else:
+                    grad[:, c] = dense
+        if gradient and from_logits:  # of softmax: p_c (slope_c - sum_k p_k slope_k)
+            upsampled.shrink(0, classes, inner, grad, less=True)
+        present = present.clamp(min=1)
+        if gradient:
+            grad /= present
+        return (loss / present).float(), grad
 
 
-def _class_slopes(errors: Tensor, labels: Tensor, c: int, own: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one class: the pixels that matter in falling order of their errors, the loss's slope by their
-    probabilities, and the loss."""
-    errors, member = errors.flatten(), labels.flatten() == c
-    least = torch.where(member, errors, 2).amin()
-    place = (~(errors < least)).nonzero()[:, 0]  # a NaN matters
-    error, order = errors[place].sort(descending=True, stable=True)
-    place = place[order]
-    hit = member[place]
+def _class_slopes(errors: Tensor, labels: Tensor, c: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of one class: the pixels in falling order of their errors, the loss's slope by their probabilities, the
+    loss, and how many pixels are of the class; without any the slopes are 0.
+
+    All pixels are sorted, though behind the class's last one no slope is left: to leave them out would be to
+    wait for their number.
+    """
+    error, order = errors.flatten().sort(descending=True, stable=True)
+    hit = (labels.flatten() == c)[order]
     hits = hit.cumsum(0)
     slope = torch.empty_like(error)
     weighted = torch.empty_like(error)
     jaccard_slopes[(triton.cdiv(len(error), OUTPUTS),)](
-        error, hit, hits, slope, weighted, len(error), own, BX=OUTPUTS, num_warps=4
+        error, hit, hits, slope, weighted, len(error), BX=OUTPUTS, num_warps=4
     )
-    return place, slope, weighted.sum(dtype=torch.float64)
+    return order, slope, weighted.sum(dtype=torch.float64), hits[-1]
 
 
 class _Upsampled:
@@ -133,12 +130,14 @@ class _Upsampled:
         )
         return out
 
-    def shrink(self, c: int, slope: Tensor, grad: Tensor) -> None:
-        """``grad[:, c]`` = the low-resolution gradient of ``p_c slope``."""
+    def shrink(self, c: int, count: int, slope: Tensor, grad: Tensor, less: bool = False) -> None:
+        """``grad[:, c : c + count]`` = the low-resolution gradient of ``p_c slope``; with ``less`` that is
+        taken away."""
         owned = owned_columns(OUTPUTS, self.w, self.width, COLUMNS)
-        class_gradient[(self.batch * self.h * triton.cdiv(self.w, owned),)](
+        class_gradient[(self.batch * self.h * triton.cdiv(self.w, owned), count)](
             *(self.x, self.lse, slope, grad, self.rows.share, self.rows.start, *self.columns),
             *(c, self.classes, *self._sizes()),
+            LESS=less,
             OWNED=owned,
             BC=COLUMNS,
             BX=OUTPUTS,
@@ -153,11 +152,12 @@ class _Upsampled:
 
 
 @triton.jit
-def jaccard_slopes(error, hit, hits, slope, weighted, n, own, BX: tl.constexpr):
+def jaccard_slopes(error, hit, hits, slope, weighted, n, BX: tl.constexpr):
     """Differences of the Jaccard loss along the sorted pixels, without cancellation; the sign is that of the
-    error's derivative."""
+    error's derivative. The last of ``hits`` is the number of the class's pixels."""
     i = tl.program_id(0).to(tl.int64) * BX + tl.arange(0, BX)
     ok = i < n
+    own = tl.load(hits + n - 1)
     mine = tl.load(hit + i, mask=ok, other=0) != 0
     found = tl.load(hits + i, mask=ok, other=0)
     union = (own + i + 1 - found).to(tl.float32)
@@ -249,13 +249,15 @@ def class_gradient(
     w,
     height,
     width,
+    LESS: tl.constexpr,
     OWNED: tl.constexpr,
     BC: tl.constexpr,
     BX: tl.constexpr,
 ):
-    """A program per image, source row and ``OWNED`` source columns: it collects ``p_c slope`` of the outputs
-    between them and their neighbours."""
+    """A program per image, source row and ``OWNED`` source columns, and class from ``c``: it collects
+    ``p_c slope`` of the outputs between them and their neighbours."""
     b, r0, c0 = program_block(h, w, 1, OWNED)
+    c += tl.program_id(1)
     column = c0 + tl.arange(0, BC)
     plane = (b * classes + c) * tl.cast(h, tl.int64) * w
     begin, end = outputs_around(column_start, c0, w, OWNED)
@@ -274,4 +276,7 @@ def class_gradient(
                 gathered += weight * tl.where(ok, p * tl.load(slope + at, mask=ok, other=0.0), 0.0)
         total += tl.sum(column_weights(first, share, w, column) * gathered[:, None], 0)
     here = (column < c0 + OWNED) & (column < w)
-    tl.store(grad + plane + tl.cast(r0, tl.int64) * w + column, total, mask=here)
+    to = grad + plane + tl.cast(r0, tl.int64) * w + column
+    if LESS:
+        total = tl.load(to, mask=here, other=0.0) - total
+    tl.store(to, total, mask=here)

@@ -14,15 +14,24 @@ from fastuda.kernels._common import INTERPRETED, narrow, on_device
 BLOCK = 2048
 """Pixels at a time."""
 
+BLOCKS = 8
+"""Blocks of a program, one after the other."""
+
 
 def smooth_max_pool_fwd(logits: Tensor, k: float) -> Tensor:
     """``log(mean exp(k z)) / k`` [B, K] in float32; the low-level op of the same name."""
     logits = logits.contiguous()
     pixels = logits.shape[2] * logits.shape[3]
-    pooled = torch.empty(logits.shape[:2], dtype=torch.float32, device=logits.device)
+    chunks = triton.cdiv(pixels, BLOCK * BLOCKS)
+    options = dict(dtype=torch.float32, device=logits.device)
+    pooled = torch.empty(logits.shape[:2], **options)
+    parts = torch.empty(2, pooled.numel(), chunks, **options)
     with on_device(logits):
-        if pooled.numel():
-            pool_planes[(pooled.numel(),)](logits, pooled, pixels, k, math.log(pixels), BN=BLOCK, num_warps=4)
+        if parts.numel():
+            pool_parts[(pooled.numel(), chunks)](
+                logits, *parts, pixels, k, BLOCKS=BLOCKS, BN=BLOCK, num_warps=4
+            )
+            merge_parts[(pooled.numel(),)](*parts, pooled, chunks, k, math.log(pixels), BN=64, num_warps=1)
     return pooled
 
 
@@ -41,17 +50,39 @@ def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float) 
 
 
 @triton.jit
-def pool_planes(logits, pooled, pixels, k, log_pixels, BN: tl.constexpr):
-    """A program per plane; every lane keeps its own maximum and sum."""
+def pool_parts(logits, tops, totals, pixels, k, BLOCKS: tl.constexpr, BN: tl.constexpr):
+    """A program per plane and ``BLOCKS BN`` of its pixels, since planes are few and large: the largest
+    ``k z``, and the sum of ``exp(k z - top)``. Every lane keeps its own."""
     plane = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * BLOCKS * BN
     i = tl.arange(0, BN)
     top = tl.full((BN,), -3.0e38, tl.float32)
     total = tl.zeros((BN,), tl.float32)
-    for start in range(0, pixels, BN):
+    for start in range(first, tl.minimum(first + BLOCKS * BN, pixels), BN):
         ok = i < pixels - start
         z = tl.load(logits + plane * pixels + start + i, mask=ok, other=0.0).to(tl.float32) * k
         higher = tl.where(ok, tl.maximum(top, z), top)
         total = total * tl.exp(top - higher) + tl.where(ok, tl.exp(z - higher), 0.0)
+        top = higher
+    best = tl.max(top, 0)
+    to = plane * tl.num_programs(1) + tl.program_id(1)
+    tl.store(tops + to, best)
+    tl.store(totals + to, tl.sum(total * tl.exp(top - best), 0))
+
+
+@triton.jit
+def merge_parts(tops, totals, pooled, parts, k, log_pixels, BN: tl.constexpr):
+    """A program per plane."""
+    plane = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BN)
+    top = tl.full((BN,), -3.0e38, tl.float32)
+    total = tl.zeros((BN,), tl.float32)
+    for start in range(0, parts, BN):
+        ok = i < parts - start
+        here = tl.load(tops + plane * parts + start + i, mask=ok, other=-3.0e38)
+        higher = tl.maximum(top, here)
+        total *= tl.exp(top - higher)
+        total += tl.load(totals + plane * parts + start + i, mask=ok, other=0.0) * tl.exp(here - higher)
         top = higher
     best = tl.max(top, 0)
     whole = tl.sum(total * tl.exp(top - best), 0)

@@ -97,8 +97,8 @@ def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float, similarity:
     if similarity == "kl" or alpha == 0:
         return grad.float() @ values.float().mean(0)
     result = torch.empty(len(grad), device=grad.device)
-    for part in torch.arange(len(grad), device="cpu").split(4096):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    for start in range(0, len(grad), 4096):
+        rows = slice(start, start + 4096)
         mixed = (out[rows].float() - (1 - alpha) * values[rows].float()) / alpha
         result[rows] = (grad[rows].float() * mixed).sum(1)
     return result

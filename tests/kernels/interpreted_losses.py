@@ -3,15 +3,27 @@ tests/kernels/test_kernels.py in a process of its own, as interpreted.py."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda.ops as F
+from fastuda.kernels import affinity_cleaning_loss as cleaning
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
+from fastuda.kernels import contrast_softmax as softmax
+from fastuda.kernels import cycle_association_loss as association
+from fastuda.kernels import cycle_match as matching
+from fastuda.kernels import domain_cross_entropy as domain
 from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import lovasz_softmax as lovasz
+from fastuda.kernels import prototype_contrast as contrast
+from fastuda.kernels import smooth_max_pool as smooth_max
+from fastuda.kernels import spatial_aggregate as aggregation
 from fastuda.kernels import upsample_confusion as confusion
+from fastuda.kernels import upsample_cross_entropy as entropy
 from tests.helpers import within_budget
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -169,6 +181,13 @@ def test_statistics_without_a_feature():
 def test_smooth_max_pool(size, k, dtype):
     x = (10 * torch.randn(2, 3, *size)).to(dtype)
     check(lambda x, backend: F.smooth_max_pool(x, k=k, backend=backend), x)
+
+
+def test_smooth_max_pool_of_planes_in_parts(monkeypatch):
+    monkeypatch.setattr(smooth_max, "BLOCK", 32)
+    monkeypatch.setattr(smooth_max, "BLOCKS", 1)
+    x = 10 * torch.randn(2, 3, 63, 97)
+    check(lambda x, backend: F.smooth_max_pool(x, backend=backend), x)
 
 
 def test_smooth_max_does_not_overflow():
@@ -337,3 +356,67 @@ def test_category_pool_of_large_logits_and_of_no_pixel():
     pooled = F.category_pool(features, logits, backend="triton")
     assert torch.equal(pooled[0], features[0, [5, 33]])
     assert (F.category_pool(features[:, :0], logits[:, :0], backend="triton") == 0).all()
+
+
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "_unique2",
+    "repeat_interleave.Tensor",
+)
+"""Ops of torch that make the host wait for a GPU."""
+
+
+class NoWaits(TorchDispatchMode):
+    """Fails where a launcher calls one."""
+
+    def __torch_dispatch__(self, func, kinds, args=(), kwargs=None):
+        assert str(func).removeprefix("aten.").removesuffix(".default") not in WAITS, f"{func} waits"
+        return func(*args, **(kwargs or {}))
+
+
+def launchers():
+    """Every launcher with small arguments, but for upsample_confusion, which raises what the labels tell."""
+    x, p = torch.rand(1, 20, 8), torch.rand(1, 20, 4).softmax(-1)
+    stat, index = torch.rand(1, 20) + 0.5, torch.randint(0, 20, (1, 20))
+    residuals = (stat, stat, index, index, stat, stat, stat, stat)
+    for kind, y in (("cosine", x), ("kl", p)):
+        yield partial(matching.cycle_match_fwd, y, y, kind)
+        yield partial(association.association_fwd, y, y, kind, True)
+        yield partial(association.association_bwd, y, y, *residuals, kind)
+        yield partial(aggregation.aggregate_fwd, y, kind, True, 0.5)
+        yield partial(aggregation.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+    yield partial(softmax.contrast_softmax_fwd, p, 1e-10)
+    yield partial(softmax.contrast_softmax_bwd, p, p, stat[..., None])
+    logits, labels, plane = torch.randn(1, 4, 3, 5), torch.randint(0, 4, (1, 6, 9)), torch.rand(1, 4)
+    for rest in ((False, 1.0, 255, 0.0, True, False), (False, 1.0, 255, 0.1, False, True)):
+        yield partial(entropy.upsample_cross_entropy_fwd, logits, labels, None, None, *rest)
+    for from_logits, z in ((True, logits), (False, torch.randn(1, 4, 6, 9).softmax(1))):
+        yield partial(lovasz.lovasz_softmax_fwd, z, labels, from_logits, False, 255, True)
+    pair = torch.randn(1, 8, 3, 5)
+    yield partial(domain.domain_cross_entropy_fwd, pair, logits, 4, 6, 9, True, 1.8, 0.9, None, True)
+    yield partial(smooth_max.smooth_max_pool_fwd, logits, 1.0)
+    yield partial(smooth_max.smooth_max_pool_bwd, plane, logits, plane, 1.0)
+    yield partial(affinity.local_affinity_fwd, logits.softmax(1), 8, 1, False)
+    yield partial(affinity.local_affinity_bwd, torch.rand(1, 32, 3, 5), logits.softmax(1), 8, 1, False)
+    yield partial(cleaning.affinity_cleaning_fwd, logits.softmax(1), 8, True)
+    features, classes = torch.rand(20, 8), torch.randint(0, 4, (20,))
+    yield partial(statistics.class_statistics_fwd, features, classes, 4, 255)
+    mean, grad = torch.rand(4, 8), torch.ones(())
+    yield partial(contrast.prototype_contrast_fwd, features, classes, mean, mean, 1.0, 255)
+    rest = (torch.rand(20, 4), mean, mean, 1.0, 255)
+    yield partial(contrast.prototype_contrast_bwd, grad, features, classes, *rest)
+    bank, count = torch.rand(4, 5, 8), torch.full((4,), 5)
+    yield partial(contrast.bank_contrast_fwd, features, classes, bank, count, 1.0, 255, True)
+    yield partial(category.category_pool_fwd, x, p)
+    pooled = torch.rand(1, 4, 8)
+    yield partial(category.category_pool_bwd, pooled, x, p, pooled, plane, True, True)
+
+
+def test_no_launcher_waits_for_the_device():
+    for call in launchers():
+        call()  # tables are made on the first call
+        with NoWaits():
+            call()
