@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastuda.checkpoint import write_atomic
 from fastuda.data.batch import Batch
@@ -73,6 +73,20 @@ class LossGuard:
                     f"step {step}: the loss is not finite ({', '.join(broken)});"
                     f" lower optim.lr or use --amp off. The last checkpoint is untouched."
                     f" The batch:\n  {names_of_files}"
+                )
+
+    def check_weights(self, step: int, networks: dict[str, nn.Module]) -> None:
+        """Look at what the last steps have made of the networks; it waits for the device.
+
+        Raises:
+            UserError: a weight is not finite. It may be so while every loss was: a gradient overflows alone.
+        """
+        for name, network in networks.items():
+            finite = [torch.isfinite(p.detach()).all() for p in network.parameters()]
+            if finite and not bool(torch.stack(finite).all()):
+                raise UserError(
+                    f"step {step}: the weights of {name} are not finite, though the losses were;"
+                    " lower optim.lr or use --amp off. The last checkpoint is untouched"
                 )
 
     def _dump(self, found: dict[str, Any]) -> None:

@@ -81,7 +81,11 @@ class RunState:
                 )
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
+                said = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
                 optimizer.load_state_dict(state["optimizers"][name])
+                # the moments are the checkpoint's; rates and the like are what the settings say now
+                for group, own in zip(optimizer.param_groups, said, strict=True):
+                    group.update(own)
             self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
             self.step, self.best, self.curves = state["step"], state["best"], state["curves"]

@@ -41,12 +41,14 @@ def wants_baseline(config: RunConfig) -> bool:
     return choice == "on" or config.data.source.partition(":")[0] == "scenes"
 
 
-def finished(out: Path) -> Scores | None:
-    """The scores of a run that ended, or none."""
+def finished(out: Path, steps: int = 0) -> Scores | None:
+    """The scores of a run that ended after ``steps`` or more, or none."""
     path = out / "result.json"
     if not path.is_file() or not (out / "model.safetensors").is_file():
         return None
     result = json.loads(path.read_text())
+    if result["step"] < steps:
+        return None
     iou = tuple(float("nan") if value is None else value for value in result["iou"].values())
     return Scores(tuple(result["classes"]), iou)
 
@@ -109,7 +111,7 @@ def train(
 
 
 def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | None, quiet: bool) -> Scores:
-    done = finished(out) if resume == "auto" else None
+    done = finished(out, config.train.steps) if resume == "auto" else None
     if done is not None:
         log.info("%s is finished", out)
         if not (out / "report.html").is_file():

@@ -279,6 +279,7 @@ class Trainer:
 
     def _checkpoint(self, name: str, loggers: Loggers) -> None:
         self.guard.check()
+        self.guard.check_weights(self.state.step, self.networks)
         self.state.save(self.out / "checkpoints", name, loggers.size())
 
     def _finish(self, scores: Scores) -> None:

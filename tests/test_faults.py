@@ -140,6 +140,12 @@ class Broken(SourceOnly):
 
 class Inf(Broken):
     value = float("-inf")
+
+class Root(SourceOnly):
+    def phases(self, batch, step):
+        for phase in super().phases(batch, step):
+            good = phase.losses["ce"]
+            yield Phase("model", {"ce": good, "root": (good * 0).sqrt() if step == 2 else good * 0})
 """
 
 
@@ -163,6 +169,15 @@ def test_a_loss_that_is_not_finite_is_named_and_dumped(method, said, failing, sc
     assert found["step"] == 2 and found["losses"]["extra"] == said and len(found["source_files"]) == 2
     last = state(out)
     assert last["step"] == 2 and all(torch.isfinite(v).all() for v in last["method"].values())
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(failing, scenes_root, tmp_path):
+    """The root of 0 is finite, its gradient is not; the step is the last."""
+    out = tmp_path / "run"
+    done = fastuda("train", *arguments(scenes_root, out, "--method", "failing:Root"))
+    refused(done, "step 3: the weights of model are not finite", "The last checkpoint is untouched")
+    assert state(out)["step"] == 2 and not (out / "model.safetensors").exists()
+    assert all(torch.isfinite(v).all() for v in state(out)["method"].values())
 
 
 BAD_YAML = {

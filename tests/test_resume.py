@@ -1,5 +1,6 @@
 """N steps are k steps, a stop of any kind, and N - k more: bit for bit."""
 
+import json
 import os
 import random
 import shutil
@@ -97,6 +98,29 @@ def test_resuming_a_finished_run_changes_nothing(whole, scenes_root):
     done = fastuda("train", *arguments(scenes_root, whole), "--resume", "auto")
     assert done.returncode == 0 and "mIoU19" in done.stdout
     assert (whole / "metrics.csv").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_when_more_steps_are_asked_for(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    done = fastuda("train", *arguments(scenes_root, out, "source_only", "--steps", 2))
+    assert done.returncode == 0, done.stderr
+    again = fastuda("train", "--resume", "auto", "--out", out, "--steps", 3, "--quiet")
+    assert again.returncode == 0 and state(out)["step"] == 3, again.stderr
+    assert json.loads((out / "result.json").read_text())["step"] == 3
+
+
+def test_a_resumed_run_takes_the_rates_that_it_is_given(scenes_root, tmp_path):
+    out, constant = tmp_path / "run", ("optim.schedule=constant", "optim.warmup=0", "log.every=1")
+    done = fastuda("train", *arguments(scenes_root, out, "fada", *constant, "--steps", 2))
+    assert done.returncode == 0, done.stderr
+    more = ("optim.lr=0.5", "optim.weight_decay=0.25", "optim.networks.discriminator.lr=0.125")
+    again = fastuda("train", "--resume", "auto", "--out", out, "--steps", 3, "--quiet", *more)
+    assert again.returncode == 0, again.stderr
+    rates = {name: float(value) for step, name, value in curves(out) if step == 3 and name.startswith("lr/")}
+    assert rates == {"lr/model": 0.5, "lr/discriminator": 0.125}
+    saved = state(out)["optimizers"]
+    assert [group["weight_decay"] for group in saved["model"]["param_groups"]] == [0.25, 0.25]
+    assert saved["discriminator"]["state"][0]["step"] == 3  # its moments went on
 
 
 def test_same_seed_same_run_other_seed_another(whole, scenes_root, tmp_path):
