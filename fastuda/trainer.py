@@ -27,6 +27,7 @@ from fastuda.inference import Inference
 from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
 from fastuda.memory import keep_freed_memory
 from fastuda.methods import get_method
+from fastuda.methods.base import phases_of
 from fastuda.metrics import Scores
 from fastuda.models import build_model
 from fastuda.optim import build_optimizer, lr_factor, network_config, set_lr
@@ -177,15 +178,18 @@ class Trainer:
             waited += time.perf_counter() - asked
             self._backward(jitter_source(batch, config.data, self.input))
         self.parallel.reduce()
+        stepped = False
         for name, optimizer in self.optimizers.items():
             if all(p.grad is None for p in self.networks[name].parameters()):
                 continue  # no phase of this step trained it
+            stepped = True
             limit = self.settings[name].clip_norm
             if limit is not None:
                 self.scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(self.networks[name].parameters(), limit)
             self.scaler.step(optimizer)
-        self.scaler.update()
+        if stepped:
+            self.scaler.update()
         self.method.after_step(state.step)
         self.parallel.share_statistics()
         state.step += 1
@@ -204,12 +208,13 @@ class Trainer:
             self.parallel.after(phase.net)
             total = total + loss.detach()
             for name, value in {**phase.losses, **phase.metrics}.items():
-                self.means.add(f"train/{name}", value.detach() * share)
+                value = value.detach() if isinstance(value, Tensor) else value
+                self.means.add(f"train/{name}", value * share)
         self.means.add("train/loss", total * share)
 
     def _phases(self, batch: Batch) -> Iterator[Any]:
         """The method's phases, each computed under autocast; the backward runs outside of it."""
-        phases = self.method.phases(batch, self.state.step)
+        phases = phases_of(self.method, batch, self.state.step)
         while True:
             self.parallel.before()
             with torch.autocast(self.world.device.type, dtype=self.amp, enabled=self.amp is not None):

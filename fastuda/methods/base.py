@@ -4,8 +4,10 @@ trainer's."""
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -26,7 +28,7 @@ class Phase:
     net: str
     """The entry of ``networks()`` that the losses train."""
     losses: dict[str, Tensor]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 class SegPrediction(NamedTuple):
@@ -80,6 +82,43 @@ class Method(nn.Module):
         return SegPrediction(self.model(images).logits, False)
 
 
+def _checked(phase: Any, networks: Collection[str], where: str) -> Phase:
+    """A phase that can be trained.
+
+    Raises:
+        UserError: it is no phase, of none of the networks, or without a loss that has a gradient.
+    """
+    if not isinstance(phase, Phase):
+        raise UserError(f"{where} gave a {type(phase).__name__}: yield Phase(network, losses)")
+    if phase.net not in networks:
+        raise UserError(f"{where} trains {phase.net!r}, which networks() lacks{nearest(phase.net, networks)}")
+    for kind, values in (("loss", phase.losses), ("metric", phase.metrics)):
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.dim():
+                raise UserError(f"{where} gave the {kind} {name!r} as {list(value.shape)}: take its mean")
+            if not isinstance(value, Tensor) and (kind == "loss" or not isinstance(value, (int, float))):
+                raise UserError(f"{where} gave the {kind} {name!r} as a {type(value).__name__}, not a tensor")
+    if not any(value.requires_grad for value in phase.losses.values()):
+        losses = ", ".join(phase.losses) or "none at all"
+        raise UserError(f"{where} gave no loss of {phase.net!r} that has a gradient, but {losses}")
+    return phase
+
+
+def phases_of(method: Method, batch: Batch, step: int) -> Iterator[Phase]:
+    """The method's phases, each of which can be trained.
+
+    Raises:
+        UserError: the method gives something else.
+    """
+    where = f"phases() of {method.name or type(method).__name__}"
+    phases: Any = method.phases(batch, step)
+    if not isinstance(phases, Iterable):
+        raise UserError(f"{where} gave a {type(phases).__name__}: write it with yield")
+    networks = method.networks()
+    for phase in phases:
+        yield _checked(phase, networks, where)
+
+
 METHODS: dict[str, type[Method]] = {}
 """Name to class, in the order of registration."""
 
@@ -108,17 +147,23 @@ def get_method(name: str) -> type[Method]:
     if "+" in name:
         from fastuda.methods.compose import compose
 
-        parts = tuple(name.split("+"))
-        return compose(parts, tuple(get_method(part) for part in parts))
+        parts = name.split("+")
+        # settings of package.module:Class stand under Class
+        own = tuple(part.rpartition(":")[2] for part in parts)
+        return compose(own, tuple(get_method(part) for part in parts))
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # python -m has it, the command fastuda has not
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"method {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
+    if "__dataclass_fields__" not in vars(found.Config):
+        raise UserError(f"{name!r} has a Config that is no dataclass; write @dataclass(frozen=True) over it")
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastuda.data.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.base import Method, Phase, SegPrediction, phases_of
 from fastuda.models.segmentor import Segmentor, SegOutput
 
 
@@ -91,11 +91,11 @@ class Composition(Method):
         running = {}
         for name, member in self._members().items():
             member.horizon = self.horizon
-            running[name] = member.phases(batch, step)
+            running[name] = phases_of(member, batch, step)
         with shared_forwards(self.model) as kept:
             first = True
             while running:
-                merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+                merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor | float]]] = {}
                 for name in list(running):
                     self._take(name, running, merged)
                 if first and id(batch.target_image) in kept:
@@ -112,7 +112,7 @@ class Composition(Method):
         self,
         name: str,
         running: dict[str, Iterator[Phase]],
-        merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]],
+        merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor | float]]],
     ) -> None:
         """Add a part's next phase, weighted, to those of the round; a part without any is done."""
         phase = next(running[name], None)

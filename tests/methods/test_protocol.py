@@ -1,13 +1,15 @@
 """What every registered method must do, and how methods are found."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 
 from fastuda.data.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods import METHODS, Method, get_method
+from fastuda.methods import METHODS, Method, Phase, get_method
+from fastuda.methods.base import phases_of
 from fastuda.models import ModelConfig, build_model
 
 
@@ -91,6 +93,53 @@ class Foreign(Method):
     """A third party's method."""
 
 
+class Loose(Method):
+    """One whose single phase is what a test puts here."""
+
+    given = None
+
+    class Config:
+        """Not decorated."""
+
+    def phases(self, batch, step):
+        return self.given
+
+
+def number(**kwargs):
+    return torch.ones((), requires_grad=True, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "gave a NoneType: write it with yield"),
+        ([("model", {"ce": number()})], r"gave a tuple: yield Phase\(network, losses\)"),
+        ([Phase("mdel", {"ce": number()})], "trains 'mdel', which networks\\(\\) lacks; did you mean model"),
+        ([Phase("model", {})], "gave no loss of 'model' that has a gradient, but none at all"),
+        ([Phase("model", {"ce": torch.ones(())})], "gave no loss of 'model' that has a gradient, but ce"),
+        ([Phase("model", {"ce": number()[None]})], r"gave the loss 'ce' as \[1\]: take its mean"),
+        ([Phase("model", {"ce": number(), "x": 0.5})], "gave the loss 'x' as a float, not a tensor"),
+        (
+            [Phase("model", {"ce": number()}, {"m": torch.ones(2)})],
+            r"gave the metric 'm' as \[2\]: take its mean",
+        ),
+        ([Phase("model", {"ce": number()}, {"m": "no"})], "gave the metric 'm' as a str"),
+    ],
+)
+def test_phases_that_cannot_be_trained_are_named(given, said):
+    model = build_model(ModelConfig(backbone="small"), 4)
+    method = Loose(Method.Config(), model, 4)
+    method.given = given
+    with pytest.raises(UserError, match="phases\\(\\) of Loose " + said):
+        list(phases_of(method, batch(), 0))
+
+
+def test_metrics_may_be_numbers():
+    method = Loose(Method.Config(), build_model(ModelConfig(backbone="small"), 4), 4)
+    method.given = [Phase("model", {"ce": number()}, {"m": 0.5, "n": 2})]
+    assert [phase.metrics for phase in phases_of(method, batch(), 0)] == [{"m": 0.5, "n": 2}]
+
+
 def test_finding_methods():
     assert get_method("tests.methods.test_protocol:Foreign").__name__ == "Foreign"
     with pytest.raises(UserError, match="unknown method 'pcla'; did you mean plca"):
@@ -99,3 +148,25 @@ def test_finding_methods():
         get_method("no_such_package.module:Thing")
     with pytest.raises(UserError, match="is not a fastuda"):
         get_method("collections:OrderedDict")
+    with pytest.raises(UserError, match="has a Config that is no dataclass"):
+        get_method("tests.methods.test_protocol:Loose")
+
+
+def test_a_third_partys_method_goes_together_with_others():
+    cls = get_method("tests.methods.test_protocol:Foreign+plca")
+    assert list(cls.parts) == ["Foreign", "plca"]
+    model = build_model(ModelConfig(backbone="small"), 4)
+    method = cls(cls.Config(weights={"Foreign": 0.5}), model, 4)
+    method.members["Foreign"].phases = lambda batch, step: [Phase("model", {"x": number()}, {"m": 1.0})]
+    (phase,) = phases_of(method, batch(), 0)
+    assert phase.losses["Foreign_x"] == 0.5 and phase.metrics["Foreign_m"] == 1.0
+    assert "plca_ce" in phase.losses
+
+
+def test_a_method_is_found_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "beside_the_data.py").write_text(
+        "from fastuda.methods import Method\n\nclass Mine(Method):\n    pass\n"
+    )
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    monkeypatch.chdir(tmp_path)
+    assert get_method("beside_the_data:Mine").__name__ == "Mine"
