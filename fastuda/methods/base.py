@@ -82,25 +82,31 @@ class Method(nn.Module):
         return SegPrediction(self.model(images).logits, False)
 
 
-def _checked(phase: Any, networks: Collection[str], where: str) -> Phase:
+def _checked(phase: Any, networks: Collection[str], of: str) -> Phase:
     """A phase that can be trained.
 
     Raises:
         UserError: it is no phase, of none of the networks, or without a loss that has a gradient.
     """
     if not isinstance(phase, Phase):
-        raise UserError(f"{where} gave a {type(phase).__name__}: yield Phase(network, losses)")
+        raise UserError(f"phases() of {of} gave a {type(phase).__name__}: yield Phase(network, losses)")
     if phase.net not in networks:
-        raise UserError(f"{where} trains {phase.net!r}, which networks() lacks{nearest(phase.net, networks)}")
+        raise UserError(
+            f"phases() of {of} trains {phase.net!r}, which networks() lacks{nearest(phase.net, networks)}"
+        )
     for kind, values in (("loss", phase.losses), ("metric", phase.metrics)):
         for name, value in values.items():
             if isinstance(value, Tensor) and value.dim():
-                raise UserError(f"{where} gave the {kind} {name!r} as {list(value.shape)}: take its mean")
+                raise UserError(
+                    f"phases() of {of} gave the {kind} {name!r} as {list(value.shape)}: take its mean"
+                )
             if not isinstance(value, Tensor) and (kind == "loss" or not isinstance(value, (int, float))):
-                raise UserError(f"{where} gave the {kind} {name!r} as a {type(value).__name__}, not a tensor")
+                raise UserError(
+                    f"phases() of {of} gave the {kind} {name!r} as a {type(value).__name__}, not a tensor"
+                )
     if not any(value.requires_grad for value in phase.losses.values()):
         losses = ", ".join(phase.losses) or "none at all"
-        raise UserError(f"{where} gave no loss of {phase.net!r} that has a gradient, but {losses}")
+        raise UserError(f"phases() of {of} gave no loss of {phase.net!r} that has a gradient, but {losses}")
     return phase
 
 
@@ -110,13 +116,13 @@ def phases_of(method: Method, batch: Batch, step: int) -> Iterator[Phase]:
     Raises:
         UserError: the method gives something else.
     """
-    where = f"phases() of {method.name or type(method).__name__}"
+    of = method.name or type(method).__name__
     phases: Any = method.phases(batch, step)
     if not isinstance(phases, Iterable):
-        raise UserError(f"{where} gave a {type(phases).__name__}: write it with yield")
+        raise UserError(f"phases() of {of} gave a {type(phases).__name__}: write it with yield")
     networks = method.networks()
     for phase in phases:
-        yield _checked(phase, networks, where)
+        yield _checked(phase, networks, of)
 
 
 METHODS: dict[str, type[Method]] = {}
