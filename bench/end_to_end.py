@@ -2,10 +2,13 @@
 
 Each side runs in its own process (its peak memory is its own): the trainer itself, from the same seed on the
 same scenes, once on ``fastuda.ops`` and once on the formulations of the authors' code (bench/published.py).
-The losses of both sides are compared step by step before any time is believed. Memory is the peak above what
-stays between the steps. The shares of the step's parts are those of ``python -m fastuda.profile``, over one
-more step; where the ops' share of a published step is s, no ops make that step more than 1 / (1 - s) times as
-fast.
+The losses of both sides are compared over the first steps before any time is believed. Memory is the peak
+above what stays between the steps. The shares of the step's parts are those of ``python -m fastuda.profile``,
+over one more step; where the ops' share of a published step is s, no ops make that step more than 1 / (1 - s)
+times as fast.
+
+A row is written as soon as a method is through. Where the published formulation fails, by running out of
+memory say, the row has the other side alone.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import csv
 import datetime
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -44,6 +48,10 @@ COLUMNS = (
     *(f"{side}_{part}" for side in SIDES for part in PARTS),
     *("largest_op", "machine", "torch", "commit", "date"),
 )
+COMPARED = 4
+"""Steps whose losses are compared: later ones part by rounding alone."""
+ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
+"""What the time is spent on first."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 SETTINGS = {
     "source_only": {"lovasz_weight": 0.0},
@@ -58,11 +66,13 @@ scenes has others."""
 def trainer(job: dict, folder: Path) -> Trainer:
     """Of one method on scenes of the crop's size, read in the trainer's own process."""
     scenes = ScenesConfig(source=4, target=4, evaluation=1, height=job["crop"][0], width=job["crop"][1])
-    ensure_scenes(folder / "scenes", scenes, quiet=True)
+    root = Path(job.get("root") or folder)
+    ensure_scenes(root / "scenes", scenes, quiet=True)
     settings = {**SETTINGS.get(job["method"], {}), **job["settings"]}
     chosen = {
-        "method.name": job["method"], "data.data_root": str(folder), "data.crop": job["crop"],
-        "data.batch_size": job["batch"], "data.workers": 0, "data.loader": "torch", "data.check_labels": 1,
+        "method.name": job["method"], "data.data_root": str(root), "data.crop": job["crop"],
+        "data.batch_size": job["batch"], "data.workers": job.get("workers", 0), "data.loader": "torch",
+        "data.check_labels": 1,
         "model.backbone": job["backbone"], "optim.lr": 1e-4, "optim.warmup": 0, "train.device": job["device"],
         "train.amp": "bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
         "train.keep_memory": False,
@@ -108,16 +118,20 @@ def work(job: dict) -> dict[str, object]:
             "ops": found.ops}  # fmt: skip
 
 
-def side(job: dict, name: str) -> dict:
-    """The answer of one side's process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.end_to_end", "--worker", json.dumps({**job, "side": name})],
-        cwd=HERE.parent, env=dict(os.environ), capture_output=True, text=True,
-    )  # fmt: skip
+def side(job: dict, name: str, timeout: float | None = None) -> dict:
+    """The answer of one side's process, or why there is none."""
+    command = [sys.executable, "-m", "bench.end_to_end", "--worker", json.dumps({**job, "side": name})]
+    try:
+        done = subprocess.run(
+            command, cwd=HERE.parent, env=dict(os.environ), capture_output=True, text=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took over {timeout:.0f} s"}
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line[7:])
-    raise SystemExit(f"{job['method']}, {name}, ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    memory = [line for line in done.stderr.splitlines() if "OutOfMemoryError" in line]
+    return {"failed": "out of memory" if memory else f"ended with {done.returncode}:\n{done.stderr[-2000:]}"}
 
 
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
@@ -129,38 +143,56 @@ def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> 
     )
 
 
-def compare(job: dict) -> dict[str, object]:
-    """One row."""
-    fused, truth = (side(job, name) for name in SIDES)
-    gap = difference(fused["losses"], truth["losses"])
-    if not gap <= TOLERANCE[job["dtype"]]:
-        raise SystemExit(f"{job['method']}: the losses differ by {gap:.2g}; no time is given for that")
-    seconds = [statistics.median(x["seconds"]) for x in (fused, truth)]
+class Failed(Exception):
+    """There is no row."""
+
+
+def compare(job: dict, timeout: float | None = None) -> dict[str, object]:
+    """One row.
+
+    Raises:
+        Failed: the fused side did not end well, or the losses differ.
+    """
+    fused, truth = (side(job, name, timeout) for name in SIDES)
+    if "failed" in fused:
+        raise Failed(f"{job['method']}, fused, {fused['failed']}")
+    seconds = statistics.median(fused["seconds"])
     row: dict[str, object] = {
         "method": job["method"], "backbone": job["backbone"], "crop": "x".join(map(str, job["crop"])),
-        "batch": job["batch"], "dtype": job["dtype"], "fused_s": f"{seconds[0]:.3f}",
-        "published_s": f"{seconds[1]:.3f}", "ratio": f"{seconds[1] / seconds[0]:.2f}",
-        "fused_mib": f"{fused['mib']:.0f}", "published_mib": f"{truth['mib']:.0f}",
-        "loss_difference": f"{gap:.1e}", "largest_op": max(truth["ops"], key=truth["ops"].get, default=""),
+        "batch": job["batch"], "dtype": job["dtype"], "fused_s": f"{seconds:.3f}",
+        "fused_mib": f"{fused['mib']:.0f}",
     }  # fmt: skip
+    if "failed" in truth:
+        print(f"{job['method']}, published, {truth['failed']}", flush=True)
+        truth["share"] = dict.fromkeys(PARTS, math.nan)
+        row |= dict.fromkeys(("published_s", "ratio", "published_mib", "loss_difference", "largest_op"), "")
+    else:
+        gap = difference(fused["losses"][:COMPARED], truth["losses"][:COMPARED])
+        if not gap <= TOLERANCE[job["dtype"]]:
+            raise Failed(f"{job['method']}: the losses differ by {gap:.2g}; no time is given for that")
+        published = statistics.median(truth["seconds"])
+        row |= {"published_s": f"{published:.3f}", "ratio": f"{published / seconds:.2f}",
+                "published_mib": f"{truth['mib']:.0f}", "loss_difference": f"{gap:.1e}",
+                "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
     for name, found in zip(SIDES, (fused, truth), strict=True):
         row |= {f"{name}_{part}": f"{found['share'][part]:.3f}" for part in PARTS}
-    threads = job["threads"] or torch.get_num_threads()
+    threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"
     return row | {
-        "machine": f"{machine(job['device'])} x{threads}", "torch": torch.__version__,
+        "machine": f"{machine(job['device'])}{threads}", "torch": torch.__version__,
         "commit": commit(), "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 
 
 def told(row: dict[str, object]) -> str:
     """A row in a line."""
-    rates = [1 / float(str(row[f"{name}_s"])) for name in SIDES]
     shares = ", ".join(f"{part} {100 * float(str(row[f'fused_{part}'])):.0f}%" for part in PARTS)
-    return (
-        f"{row['method']}: {rates[0]:.2f} steps/s against {rates[1]:.2f} ({row['ratio']} x),"
-        f" {row['fused_mib']} against {row['published_mib']} MiB, losses within {row['loss_difference']};"
-        f" {shares}"
-    )
+    text = f"{row['method']}: {1 / float(str(row['fused_s'])):.2f} steps/s"
+    if row["ratio"]:
+        text += f" against {1 / float(str(row['published_s'])):.2f} ({row['ratio']} x)"
+    text += f", {row['fused_mib']} MiB"
+    if row["ratio"]:
+        text += f" against {row['published_mib']} MiB, losses within {row['loss_difference']}"
+    return f"{text}; {shares}"
 
 
 def main() -> None:
@@ -178,6 +210,8 @@ def main() -> None:
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=0, help="torch threads (0: as they are)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method")
+    p.add_argument("--workers", type=int, default=0, help="loader processes of either side")
+    p.add_argument("--budget", type=float, default=math.inf, help="seconds for all methods")
     p.add_argument("--csv", type=Path, help="append the rows to this file")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -185,23 +219,42 @@ def main() -> None:
         print("RESULT " + json.dumps(work(json.loads(args.worker))))
         return
     settings = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in args.set)}
-    rows = []
-    for name in args.method or sorted(METHODS):
-        job = {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,
-               "dtype": args.dtype, "steps": args.steps, "device": args.device,
-               "threads": args.threads, "settings": settings}  # fmt: skip
-        row = compare(job)
-        rows.append(row)
-        print(told(row), flush=True)
-    if args.csv:
-        new = not args.csv.exists()
-        with args.csv.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-        if args.csv.resolve().parent == HERE / "results":
-            table.write()
+    every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    deadline = time.monotonic() + args.budget
+    failed = []
+    with tempfile.TemporaryDirectory() as root:
+        for name in args.method or every:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                failed.append(f"{name}: no time was left")
+                continue
+            job = {"method": name, "backbone": args.backbone, "crop": list(args.crop),
+                   "batch": args.batch_size, "dtype": args.dtype, "steps": args.steps,
+                   "device": args.device, "threads": args.threads, "settings": settings,
+                   "workers": args.workers, "root": root}  # fmt: skip
+            try:
+                row = compare(job, None if left == math.inf else left)
+            except Failed as reason:
+                failed.append(str(reason))
+                print(reason, flush=True)
+                continue
+            print(told(row), flush=True)
+            if args.csv:
+                append(args.csv, row)
+    if args.csv and args.csv.resolve().parent == HERE / "results":
+        table.write()
+    if failed:
+        raise SystemExit("\n".join(["there is no row for", *failed]))
+
+
+def append(path: Path, row: dict[str, object]) -> None:
+    """Write a row behind the others."""
+    new = not path.exists()
+    with path.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
-"""One provider on one case, in its own process: check, time, peak memory. Prints one JSON line."""
+"""One provider on one case: check, time, peak memory. Prints one JSON line.
+
+    python -m bench.measure JOB      # a process for this job alone, so that its peak memory is its own
+    python -m bench.measure --serve  # a line of JSON per job from the standard input, for a GPU
+
+On a CPU time is wall time. On a GPU it is that between two events around each run, the inputs taken in turn
+from copies that together do not fit the L2 cache.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -18,19 +27,73 @@ from fastuda.memory import give_back_freed_memory, keep_freed_memory
 from fastuda.ops import release_memory
 
 CHECK_PIXELS = 384
+LONGEST, MOST = 0.5, 100
+"""Seconds that a measurement on a GPU takes at most beyond its ``repeats`` runs, and its runs."""
+COPIES = 12
+"""Copies of the inputs at most."""
 
 
 def seconds(run: Callable[[], object], repeats: int, device: str) -> list[float]:
-    """Wall time of each of ``repeats`` runs after one warm-up."""
+    """Time of each of ``repeats`` runs after one warm-up, sorted."""
+    if device == "cuda":
+        return device_seconds([run], repeats)
     times = []
     for k in range(repeats + 1):
         start = time.perf_counter()
         run()
-        if device == "cuda":
-            torch.cuda.synchronize()
         if k:
             times.append(time.perf_counter() - start)
     return sorted(times)
+
+
+def device_seconds(runs: list[Callable[[], object]], repeats: int) -> list[float]:
+    """As :func:`seconds`, between events, the ``runs`` in turn: at least ``repeats`` of them, more of what is
+    short. The host does not wait in between."""
+    for run in runs * (3 if len(runs) == 1 else 1):
+        run()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    runs[0]()
+    torch.cuda.synchronize()
+    count = max(repeats, min(MOST, int(LONGEST / max(time.perf_counter() - began, 1e-9))))
+    marks = []
+    for k in range(count):
+        pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        pair[0].record()
+        runs[k % len(runs)]()
+        pair[1].record()
+        marks.append(pair)
+    torch.cuda.synchronize()
+    return sorted(begin.elapsed_time(end) / 1e3 for begin, end in marks)
+
+
+kept_inputs = lru_cache(maxsize=2)(make_inputs)
+"""On a GPU one process takes all providers of a case: its inputs are drawn once."""
+
+
+def copies(inputs: Inputs) -> list[Inputs]:
+    """The inputs and copies of them, together twice the L2 cache."""
+    held = sum(x.numel() * x.element_size() for x in inputs.values())
+    count = min(COPIES, 1 + 2 * torch.cuda.get_device_properties(0).L2_cache_size // max(held, 1))
+    others = [
+        {name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in inputs.items()}
+        for _ in range(count - 1)
+    ]
+    return [inputs, *others]
+
+
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """``step`` as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what happens once, compilation and tables, is no part of the graph
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _weight(out: torch.Tensor) -> torch.Tensor:
@@ -54,7 +117,8 @@ def error_of(case: Case, provider: str, device: str) -> float:
         ValueError: it is over four roundings' worth of the dtype (the plain formulation's own error,
             widened).
     """
-    small = make_inputs(case, device, CHECK_PIXELS)
+    draw = kept_inputs if device == "cuda" else make_inputs
+    small = draw(case, device, CHECK_PIXELS)
     exact = {
         k: v.detach().double().requires_grad_(v.requires_grad) for k, v in small.items() if k != "labels"
     }
@@ -115,30 +179,40 @@ def settle(step: Callable[[], object], seconds: float = 5.0) -> None:
 def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, object]:
     """Quantiles in milliseconds, peak extra MiB and error."""
     error = error_of(case, provider, device)
-    inputs = make_inputs(case, device)
+    inputs = (kept_inputs if device == "cuda" else make_inputs)(case, device)
     run = PROVIDERS[provider](case)
 
     weight: torch.Tensor | None = None
 
-    def step() -> None:
+    def step(inputs: Inputs = inputs) -> None:
         _gradients(case, run(inputs), inputs, weight)
 
+    if device == "cuda":
+        step()  # compilation, tables and the library's workspace are not the step's own
     before = start_peak(device)
     step()
     extra = peak(device) - before
     if case.mode != "fwd":
         weight = _weight(run(inputs).detach())
-    if device == "cpu":
+    if device == "cuda":
+        steps: list[Callable[[], object]] = [partial(step, each) for each in copies(inputs)]
+        times = device_seconds([captured(s) for s in steps] if provider == "graph" else steps, repeats)
+    else:
         keep_freed_memory()  # as the trainer does
         settle(step)
-    times = seconds(step, repeats, device)
+        times = seconds(step, repeats, device)
     quantiles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
     return {"p20": 1e3 * quantiles[1], "p50": 1e3 * statistics.median(times), "p80": 1e3 * quantiles[7],
             "extra_mib": extra, "error": error}  # fmt: skip
 
 
 def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
-    """Seconds of one product, and of a copy that moves the case's bytes, on this device now."""
+    """The case's least milliseconds: on a CPU from a product and a copy of its own sizes, now; on a GPU from
+    the rates that it reaches."""
+    if device == "cuda":
+        rate, copied = _rates(case.dtype)
+        work = 2.0 * case.products * case.batch * case.pixels**2 * case.channels
+        return {"floor": 1e3 * max(work / rate, case.moved / copied)}
     product = copy = 0.0
     if case.products:
         a = torch.randn(case.pixels, case.channels, device=device).to(DTYPES[case.dtype])
@@ -174,6 +248,13 @@ def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
     return found
 
 
+@cache
+def _rates(dtype: str) -> tuple[float, float]:
+    """A GPU's operations per second in products of ``dtype``, and bytes per second in a copy."""
+    rows = {(row["op"], row["dtype"]): 1e-3 * row["p50"] for row in ceilings("cuda", 3)}
+    return 2 * 8192**3 / rows["ceiling: product", dtype], 2**30 / rows["ceiling: copy", "float32"]
+
+
 def answer(job: dict) -> dict[str, object]:
     """What ``job`` (case, provider, device, repeats, threads) measured, or why there is nothing."""
     torch.manual_seed(0)
@@ -188,13 +269,33 @@ def answer(job: dict) -> dict[str, object]:
         return measure(case, job["provider"], job["device"], job["repeats"])
     except CannotExpress as reason:
         return {"skipped": str(reason) or "cannot express it"}
-    except (ValueError, RuntimeError, MemoryError) as reason:
-        return {"failed": str(reason).splitlines()[0][:200]}
+    except Exception as reason:  # whatever a provider raises: the next one is measured all the same
+        said = str(reason).strip().splitlines() or [""]
+        return {"failed": f"{type(reason).__name__}: {said[0]}"[:200]}
+
+
+def serve() -> None:
+    """Answers jobs until the input ends, or a GPU no longer works after an error: another process takes the
+    next job then."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        found = answer(job)
+        gc.collect()
+        if job["device"] == "cuda":
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except RuntimeError:
+                found["broken"] = True
+        print("RESULT " + json.dumps(found), flush=True)
 
 
 def main() -> None:
-    """Entry of the child process: the job as JSON on the command line."""
-    print("RESULT " + json.dumps(answer(json.loads(sys.argv[1]))))
+    """Entry of a process that measures."""
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        print("RESULT " + json.dumps(answer(json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Who computes an op: fastuda, its reference, the authors' formulation, the compiler, SDPA, KeOps, FAISS."""
+"""Who computes an op: fastuda, its reference, the authors' formulation, the compiler, SDPA, KeOps, FAISS; on
+a GPU also fastuda's other backend, and fastuda replayed as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -152,7 +153,38 @@ def keops(case: Case) -> Run:
 
 def compiled(case: Case) -> Run:
     """torch.compile of the reference."""
+    torch._dynamo.reset()  # else the cases before count as recompilations, and it gives up after a few
     return torch.compile(public(case, "reference"), dynamic=False)
+
+
+def other(backend: str) -> Callable[[Case], Run]:
+    """fastuda on a GPU backend that ``auto`` passes over."""
+
+    def provider(case: Case) -> Run:
+        op = public(case, backend)
+
+        def run(t: Inputs) -> Tensor:
+            floats = [x for x in t.values() if x.is_floating_point()]
+            usable = [row.name for row in F.backends(case.op, *floats[:2]) if row.usable]
+            if not floats[0].is_cuda or backend not in usable[1:]:
+                raise CannotExpress(f"{case.op} has no second backend {backend!r} here")
+            return op(t)
+
+        return run
+
+    return provider
+
+
+def graph(case: Case) -> Run:
+    """fastuda on a GPU; :mod:`bench.measure` captures its steps and replays them: the host has no share."""
+    op = public(case, "auto")
+
+    def run(t: Inputs) -> Tensor:
+        if not next(iter(t.values())).is_cuda:
+            raise CannotExpress("graphs are of CUDA")
+        return op(t)
+
+    return run
 
 
 PROVIDERS: dict[str, Callable[[Case], Run]] = {
@@ -161,6 +193,9 @@ PROVIDERS: dict[str, Callable[[Case], Run]] = {
     "authors": authors,
     "compile": compiled,
     "sdpa": sdpa,
+    "graph": graph,
+    "triton": other("triton"),
+    "cuda": other("cuda"),
     "keops": keops,
     "faiss": faiss_flat,
 }

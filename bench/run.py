@@ -1,9 +1,12 @@
 """``python -m bench.run``: measure ops and providers, write a CSV, and generate the table of the README.
 
 On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator
-tells the peak of one measurement, so that one process takes them all. The ceilings of the machine are
-measured first, the floor of a case right before its providers. A provider whose result is wrong gets no
-number.
+tells the peak of one measurement, so that one process takes them all, and another one goes on where it ended.
+The ceilings of the machine are measured first, the floor of a case right before its providers. A provider
+whose result is wrong, that fails or that runs out of memory gets no number, and the rest goes on.
+
+On a GPU the sizes that matter most come first, and torch.compile, which compiles for long, after everything
+else. Rows are written as they come: where the time ends, what is there stays.
 """
 
 from __future__ import annotations
@@ -11,37 +14,125 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import gc
 import json
+import math
 import os
 import platform
+import queue
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from bench import measure, table
+from bench import table
 from bench.providers import PROVIDERS
 from bench.registry import CASES, SWEEP, Case
 
 HERE = Path(__file__).resolve().parent
 
 
+GPU_FIRST = [
+    *(
+        Case(op, "fwd+bwd", dtype, 8464, 2048)
+        for dtype in ("bfloat16", "float32")
+        for op in ("cycle_association_loss", "spatial_aggregate")
+    ),
+    *(Case(op, "fwd+bwd", "bfloat16", 32768, 256) for op in ("cycle_association_loss", "spatial_aggregate")),
+    *(
+        Case(op, "fwd+bwd", "float32", 8464, 19, "kl")
+        for op in ("cycle_association_loss", "spatial_aggregate")
+    ),
+    *(
+        Case(op, "fwd+bwd", "bfloat16", 8464, 2048, batch=4)
+        for op in ("cycle_association_loss", "spatial_aggregate")
+    ),
+    Case("cycle_match", "fwd", "bfloat16", 8464, 2048),
+    Case("spatial_aggregate", "fwd", "bfloat16", 16836, 2048),
+    *(case for case in CASES if case.op not in ("cycle_association_loss", "spatial_aggregate")),
+]
+"""The order on a GPU, before the other cases: training's crop (and a batch of four), a full frame, the level
+of the predictions, the test image, then all other ops."""
+
+
+class Server:
+    """A process that measures job after job, and its successor where one ends or takes too long."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.answers: queue.Queue[str | None] = queue.Queue()
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the server)
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "bench.measure", "--serve"]
+        self.errors.truncate(0)
+        process = subprocess.Popen(
+            command, cwd=HERE.parent, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )  # fmt: skip
+        self.process, self.answers = process, queue.Queue()
+        threading.Thread(target=self._read, args=(process.stdout, self.answers), daemon=True).start()
+        return process
+
+    @staticmethod
+    def _read(lines: Iterable[str], answers: queue.Queue[str | None]) -> None:
+        for line in lines:
+            if line.startswith("RESULT "):
+                answers.put(line[7:])
+        answers.put(None)
+
+    def ask(self, job: dict, timeout: float) -> dict:
+        """The answer to one job."""
+        process = self.process
+        if process is None or process.poll() is not None:
+            process = self._start()
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(job) + "\n")
+            found = self.answers.get(timeout=timeout)
+        except queue.Empty:
+            self.close()
+            return {"failed": f"took over {timeout:.0f} s"}
+        except BrokenPipeError:
+            found = None
+        if found is None:
+            code = process.wait()
+            self.process = None
+            self.errors.seek(0)
+            said = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
+            return {"failed": f"ended with {code}: {' '.join(said)}"[:200]}
+        result = json.loads(found)
+        if result.get("broken"):
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
 def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
     """The answer of one measurement."""
     job = {"case": asdict(case), "provider": provider, "device": args.device, "repeats": args.repeats,
            "threads": args.threads}  # fmt: skip
+    timeout = min(args.timeout, max(args.deadline - time.monotonic(), 1.0))
     if args.device == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        return measure.answer(job)
+        found = args.server.ask(job, timeout)
+        late = "failed" in found and time.monotonic() > args.deadline
+        return {"skipped": "time is over"} if late else found
     command = [sys.executable, "-m", "bench.measure", json.dumps(job)]
     try:
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=args.timeout)
+        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return {"failed": f"took over {args.timeout} s"}
+        return {"failed": f"took over {timeout:.0f} s"}
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line[7:])
@@ -67,7 +158,8 @@ def commit() -> str:
 
 def place_of(args: argparse.Namespace) -> dict[str, object]:
     """Where and when a row was measured."""
-    return {"machine": f"{machine(args.device)} x{args.threads or torch.get_num_threads()}",
+    threads = "" if args.device == "cuda" else f" x{args.threads or torch.get_num_threads()}"
+    return {"machine": f"{machine(args.device)}{threads}",
             "device": args.device, "torch": torch.__version__, "commit": commit(),
             "date": datetime.date.today().isoformat()}  # fmt: skip
 
@@ -84,37 +176,59 @@ def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def rows_of(case: Case, args: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure the floor and every provider of a case."""
-    floor = child(case, "floor", args).get("floor", 0.0)
+def measure(
+    case: Case,
+    providers: list[str],
+    args: argparse.Namespace,
+    append: Callable[[list[dict[str, object]]], None],
+    known: dict[Case, tuple[float, float]],
+) -> None:
+    """Measure the floor and some providers of a case. ``known``: floors and the reference's times so far."""
+    floor, reference = known.get(case) or (child(case, "floor", args).get("floor", 0.0), 0.0)
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
     place = place_of(args)
-    rows: list[dict[str, object]] = []
-    reference = 0.0
-    for provider in sorted(args.provider or PROVIDERS, key=lambda name: name != "reference"):
+    digits = 4 if args.device == "cuda" else 2
+    for provider in providers:
+        if time.monotonic() > args.deadline:
+            break
+        name = f"{case.op} {case.mode} {case.dtype} {case.shape} {provider}"
         answer = child(case, provider, args)
         if "skipped" in answer:
             continue
         if "failed" in answer:
-            print(
-                f"{case.op} {case.mode} {case.dtype} {case.shape} {provider}: {answer['failed']}", flush=True
-            )
-            rows.append({**common, "provider": provider, "note": answer["failed"], **place})
+            print(f"{name}: {answer['failed']}", flush=True)
+            append([{**common, "provider": provider, "note": answer["failed"], **place}])
             continue
         if provider == "reference":
             reference = answer["p50"]
-        row = {**common, "provider": provider, **{k: round(answer[k], 2) for k in ("p20", "p50", "p80")},
-               "extra_mib": round(answer["extra_mib"], 1), "floor_ms": round(floor, 2),
+        row = {**common, "provider": provider, **{k: round(answer[k], digits) for k in ("p20", "p50", "p80")},
+               "extra_mib": round(answer["extra_mib"], 1), "floor_ms": round(floor, digits),
                "to_floor": round(answer["p50"] / floor, 2) if floor else "",
                "to_reference": round(answer["p50"] / reference, 3) if reference else "",
                "error": f"{answer['error']:.1e}", "note": "", **place}  # fmt: skip
-        rows.append(row)
+        append([row])
         print(
-            f"{case.op} {case.mode} {case.dtype} {case.shape} {provider}: {row['p50']} ms,"
-            f" {row['to_floor']} of floor, {row['to_reference']} of reference, {row['extra_mib']} MiB",
+            f"{name}: {row['p50']} ms, {row['to_floor']} of floor, {row['to_reference']} of reference,"
+            f" {row['extra_mib']} MiB",
             flush=True,
         )
-    return rows
+    known[case] = floor, reference
+
+
+def chosen(args: argparse.Namespace) -> list[Case]:
+    """The cases to measure, in their order."""
+    cases = SWEEP if args.sweep else CASES
+    if args.device == "cuda" and not args.sweep:
+        cases = list(dict.fromkeys([*GPU_FIRST, *CASES]))
+    return [
+        case
+        for case in cases
+        if (not args.op or case.op in args.op)
+        and all(
+            not wanted or wanted == getattr(case, key)
+            for key, wanted in (("mode", args.mode), ("dtype", args.dtype), ("pixels", args.pixels))
+        )
+    ]
 
 
 def main() -> None:
@@ -130,6 +244,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: as they are)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--timeout", type=int, default=900, help="seconds for one measurement")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for all of them")
     parser.add_argument(
         "--csv", type=Path, help="where to append (default: bench/results/<machine>_<date>.csv)"
     )
@@ -137,6 +252,8 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is available")
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or torch.get_num_threads()))
+    args.deadline = time.monotonic() + args.budget
+    args.server = Server()
     name = "".join(c if c.isalnum() else "-" for c in machine(args.device).lower()).strip("-")
     path = args.csv or HERE / "results" / f"{name}_{datetime.date.today().isoformat()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,13 +268,18 @@ def main() -> None:
 
     if not (args.op or args.sweep or args.provider):
         append(ceiling_rows(args))
-    for case in SWEEP if args.sweep else CASES:
-        if args.op and case.op not in args.op:
-            continue
-        if any(wanted and wanted != getattr(case, key) for key, wanted in
-               (("mode", args.mode), ("dtype", args.dtype), ("pixels", args.pixels))):  # fmt: skip
-            continue
-        append(rows_of(case, args))
+    # torch.compile takes most of a GPU's time, and each case is worth a row without it first
+    names = sorted(args.provider or PROVIDERS, key=lambda name: name != "reference")
+    late = [name for name in names if name == "compile" and args.device == "cuda"]
+    cases = chosen(args)
+    known: dict[Case, tuple[float, float]] = {}
+    for providers in ([name for name in names if name not in late], late):
+        for number, case in enumerate(cases):
+            if providers and time.monotonic() > args.deadline:
+                print(f"time is over: {len(cases) - number} cases left without {', '.join(providers)}")
+                break
+            measure(case, providers, args, append, known)
+    args.server.close()
     table.write()
     print(f"wrote {path} and {HERE / 'README.md'}")
 

@@ -30,6 +30,14 @@ gets no number. Every cycle matches, which is the most work.
 """
 
 
+GPU = """
+Times are between two events around each run, the inputs taken in turn from copies that do not fit the L2
+cache together; launches count where they take longer than the kernels, and `graph` is fastuda without them.
+The floor is of the rates that the card reached in the same run: the products' operations over that of an
+8192³ product of random values of the same dtype, or the bytes over that of a copy of 512 MiB.
+"""
+
+
 def load() -> list[dict[str, str]]:
     """All rows of all result files; of equal keys the last one stands."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
@@ -48,11 +56,18 @@ def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def _ms(time: float, device: str) -> str:
+    """Whole milliseconds, and three digits of a GPU's, which are few."""
+    return f"{time:.3g}" if device == "cuda" and time < 100 else f"{time:.0f}"
+
+
 def section(device: str, rows: list[dict[str, str]]) -> str:
     """The tables of one kind of device; where nothing was measured it says so."""
     title = {"cpu": "CPU", "cuda": "GPU"}[device]
     text = f"\n## {title}\n"
     rows = [row for row in rows if row["device"] == device]
+    if device == "cuda" and rows:
+        text += GPU
     names = ("op", "mode", "dtype", "shape", "provider", "ms (p20 **p50** p80)", "of floor", "of reference",
              "extra MiB", "error")  # fmt: skip
     head = f"\n{_line(*names)}{'|---' * len(names)}|\n"
@@ -77,7 +92,8 @@ def section(device: str, rows: list[dict[str, str]]) -> str:
             if r["note"]:
                 text += _line(*case, r["note"], "", "", "", "")
             else:
-                times = f"{float(r['p20']):.0f} **{float(r['p50']):.0f}** {float(r['p80']):.0f}"
+                low, middle, high = (_ms(float(r[key]), device) for key in ("p20", "p50", "p80"))
+                times = f"{low} **{middle}** {high}"
                 text += _line(*case, times, r["to_floor"], r["to_reference"], r["extra_mib"], r["error"])
     return text
 
@@ -121,12 +137,16 @@ def steps() -> str:
     if not rows:
         return text + _line(*["not measured"] * len(names))
     for row in rows:
-        rates = [f"{1 / float(row[f'{side}_s']):.2f}" for side in ("fused", "published")]
+        rates = [
+            f"{1 / float(row[f'{side}_s']):.2f}" if row[f"{side}_s"] else "failed"
+            for side in ("fused", "published")
+        ]
         what = (row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"])
         memory = (row["fused_mib"], row["published_mib"], row["loss_difference"], row["machine"])
-        text += _line(*what, *rates, f"**{row['ratio']}**", *memory)
+        text += _line(*what, *rates, row["ratio"] and f"**{row['ratio']}**", *memory)
     names = ("method", "crop", *PARTS, "bound")
     text += f"{SHARES}\n{_line(*names)}{'|---' * len(names)}|\n"
+    rows = [row for row in rows if row["ratio"]]
     for row in rows:
         shares = [f"{100 * float(row[f'fused_{part}']):.0f}% / {100 * float(row[f'published_{part}']):.0f}%"
                   for part in PARTS]  # fmt: skip
