@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,10 @@ from fastuda.metrics import Scores, class_centre_distance
 from fastuda.visualize import panels
 
 
+class Stopped(Exception):
+    """An evaluation was asked to end before it had seen every image."""
+
+
 @torch.no_grad()
 def evaluate(
     method: Method,
@@ -33,6 +38,7 @@ def evaluate(
     pictures: Path | None = None,
     count: int = 0,
     ccd: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
 
@@ -42,9 +48,11 @@ def evaluate(
 
     Args:
         how: windows, scales, mirror image and precision; none: one pass over the whole image in float32.
+        stop: asked before every image.
 
     Raises:
         UserError: a label is not a class of the method.
+        Stopped: ``stop`` said so on some rank.
     """
     how = how or Inference()
     classes = method.num_classes
@@ -53,11 +61,14 @@ def evaluate(
         set(np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist()) if count else set()
     )
     statistics: F.ClassStatistics | None = None
-    was_training = method.training
+    was_training, stopped = method.training, False
     method.eval()
     try:
         images = eval_loader(domain, config, method.model.input, rank=world.rank, world=world.size)
         for position, (image, label, name) in enumerate(images):
+            stopped = stop()
+            if stopped:
+                break
             image = image.to(world.device, memory_format=torch.channels_last)
             label = label.to(world.device)
             predicted_scores = how(method, image).scores
@@ -75,6 +86,8 @@ def evaluate(
                 _picture(pictures, method, image[0], predicted[0], label[0], domain, name)
     finally:
         method.train(was_training)
+    if world.any(stopped):
+        raise Stopped
     scores = Scores.of(world.sum(confusion).cpu(), domain.classes.names)
     if not ccd:
         return scores

@@ -37,6 +37,8 @@ class RunState:
     means: RunningMeans
     step: int = 0
     best: float = -math.inf
+    owed: bool = False
+    """Whether the step is still to be evaluated: a signal came before that was done."""
     curves: int | None = None
     """Bytes of metrics.csv when the checkpoint that was resumed from was written."""
 
@@ -48,6 +50,7 @@ class RunState:
         state = {
             "step": self.step,
             "best": self.best,
+            "owed": self.owed,
             "curves": curves,
             "config": self.config.plain(),
             "method": bare_state(self.method),
@@ -89,6 +92,7 @@ class RunState:
             self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
             self.step, self.best, self.curves = state["step"], state["best"], state["curves"]
+            self.owed = state.get("owed", False)
             self.means.load_state_dict(ranks[self.world.rank]["means"])
             checkpoint.set_rng_state(ranks[self.world.rank]["rng"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:

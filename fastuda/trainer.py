@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader
 from fastuda.distributed import World
 from fastuda.errors import UserError
-from fastuda.evaluation import evaluate
+from fastuda.evaluation import Stopped, evaluate
 from fastuda.guard import LossGuard
 from fastuda.inference import Inference
 from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
@@ -135,24 +135,26 @@ class Trainer:
         try:
             self.method.train()
             while state.step < config.train.steps:
-                self._train_step()
-                world.beat(state.step)
-                bar.update()
+                logging_now = False
+                if not state.owed:
+                    self._train_step()
+                    world.beat(state.step)
+                    bar.update()
+                    logging_now = state.step % config.log.every == 0 or state.step == config.train.steps
                 done = state.step == config.train.steps
-                logging_now = state.step % config.log.every == 0 or done
                 if logging_now:
                     self.guard.check()
                     values = self._take_means()
                     loggers.log(state.step, values)
                     bar.set_postfix({"loss": f"{values['train/loss']:.3f}"}, refresh=False)
                 if config.eval.every and state.step % config.eval.every == 0 and not done:
+                    state.owed = True
                     self._evaluate(loggers)
                 if (config.checkpoint.every and state.step % config.checkpoint.every == 0) or done:
                     self._checkpoint(LAST, loggers)
                 # asking all ranks makes the device wait, so several of them ask now and then
                 if (world.size == 1 or logging_now) and world.any(bool(self.stop_signal)):
-                    self._checkpoint(LAST, loggers)
-                    raise Interrupted(f"stopped at step {state.step}")
+                    self._stop(loggers)
             bar.close()
             scores = self._evaluate(loggers, pictures=True)
             self._finish(scores)
@@ -232,15 +234,20 @@ class Trainer:
 
     def _evaluate(self, loggers: Loggers, pictures: bool = False) -> Scores:
         folder = self.out / "preds" if pictures else None
-        scores = evaluate(
-            self.method,
-            self.held_out,
-            self.config.data,
-            self.world,
-            how=Inference(amp=self.amp),
-            pictures=folder,
-            count=self.config.eval.pictures,
-        )
+        try:
+            scores = evaluate(
+                self.method,
+                self.held_out,
+                self.config.data,
+                self.world,
+                how=Inference(amp=self.amp),
+                pictures=folder,
+                count=self.config.eval.pictures,
+                stop=lambda: bool(self.stop_signal),
+            )
+        except Stopped:
+            self._stop(loggers)
+        self.state.owed = False
         if folder and not len(self.held_out) and self.config.eval.pictures and self.world.first:
             self._look(folder)
         per_class = dict(zip(scores.classes, scores.iou, strict=True))
@@ -263,6 +270,10 @@ class Trainer:
         predictor = Predictor(self.method, self.target.classes, self.world.device, size, how)
         leave_pictures(predictor, self.target, folder, self.config.eval.pictures)
         self.method.train()
+
+    def _stop(self, loggers: Loggers) -> NoReturn:
+        self._checkpoint(LAST, loggers)
+        raise Interrupted(f"stopped at step {self.state.step}")
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop_signal = number

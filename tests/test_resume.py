@@ -68,6 +68,44 @@ def test_stopped_and_resumed_is_undisturbed(whole, scenes_root, tmp_path, number
     same_end(whole, out)
 
 
+SIGNALLED = """
+import os
+import signal
+from fastuda.methods.source_only import SourceOnly
+
+class Signalled(SourceOnly):
+    def predict(self, images):
+        if os.environ.get("ARMED"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().predict(images)
+"""
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_signal_does_not_wait_for_the_evaluation(last, scenes_root, tmp_path, monkeypatch):
+    """It ends after the image that is in work; the resumed run evaluates that step first."""
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    more = [
+        "signalled:Signalled",
+        "eval.every=2",
+        "--steps",
+        2 if last else 5,
+        "log.every=3",
+        "checkpoint.every=3",
+    ]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert fastuda("train", *arguments(scenes_root, whole, *more)).returncode == 0
+    monkeypatch.setenv("ARMED", "1")
+    stopped = fastuda("train", *arguments(scenes_root, out, *more))
+    assert stopped.returncode == 0 and "stopped at step 2; go on with" in stopped.stdout, stopped.stderr
+    assert not any("val/" in name for _, name, _ in curves(out)) and state(out)["step"] == 2
+    monkeypatch.delenv("ARMED")
+    again = fastuda("train", *arguments(scenes_root, out, *more), "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    same_end(whole, out)
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
     more = ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
@@ -128,6 +166,14 @@ def test_same_seed_same_run_other_seed_another(whole, scenes_root, tmp_path):
     same_end(whole, tmp_path / "a")
     assert fastuda("train", *arguments(scenes_root, tmp_path / "b"), "--seed", 1).returncode == 0
     assert curves(whole) != curves(tmp_path / "b")
+
+
+def test_how_often_a_run_is_evaluated_changes_nothing_in_it(scenes_root, tmp_path):
+    for every in (0, 1):
+        args = arguments(scenes_root, tmp_path / str(every), "self_training", f"eval.every={every}")
+        assert fastuda("train", *args, "--steps", 3).returncode == 0
+    one, two = (tmp_path / str(every) / "model.safetensors" for every in (0, 1))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_checkpoint_of_another_method_is_refused(whole, scenes_root, tmp_path):

@@ -311,7 +311,14 @@ class EvalLoader:
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             # torch says it when the loader is made and again when it is started
             frames = iter(
-                DataLoader(self.samples, batch_size=None, num_workers=self.workers, worker_init_fn=_worker)
+                DataLoader(
+                    self.samples,
+                    batch_size=None,
+                    num_workers=self.workers,
+                    worker_init_fn=_worker,
+                    # its own generator: how often a run is evaluated changes nothing in it
+                    generator=torch.Generator().manual_seed(0),
+                )
             )
         for _ in range(len(self)):
             frame = _next(frames)
