@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fastuda.ops as F
@@ -175,7 +176,8 @@ def _seconds(trainer: Trainer, cuda: bool) -> float:
 
 def _times(events: Iterable[Any], cuda: bool) -> tuple[float, Counter[str]]:
     """Microseconds of all steps, and by part and by op in them."""
-    events = list(events)
+    # a GPU's own events repeat the scopes, with the gaps between their kernels
+    events = [event for event in events if event.device_type == DeviceType.CPU]
     roots = sorted((e for e in events if e.cpu_parent is None), key=lambda e: e.time_range.start)
     origin: dict[int, str] = {}
     # of the events with one number the last is the one that made the node: others only read the counter
