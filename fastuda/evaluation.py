@@ -83,7 +83,7 @@ def evaluate(
                 statistics = found if statistics is None else statistics.merge(found)
             index = position * world.size + world.rank
             if pictures is not None and index in shown:
-                _picture(pictures, method, image[0], predicted[0], label[0], domain, name)
+                _picture(pictures, method, image[0], predicted[0], label[0], domain, index)
     finally:
         method.train(was_training)
     if world.any(stopped):
@@ -119,11 +119,11 @@ def _picture(
     predicted: torch.Tensor,
     label: torch.Tensor,
     domain: Domain,
-    name: str,
+    index: int,
 ) -> None:
     folder.mkdir(exist_ok=True)
     rgb = method.model.input.invert(image).permute(1, 2, 0).numpy()
     height, width = label.shape
     rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
     row = panels(rgb, predicted.cpu().numpy(), label.cpu().numpy().astype(np.uint8), domain.classes)
-    Image.fromarray(row).save(folder / f"{Path(name).stem}.png")
+    Image.fromarray(row).save(folder / f"{domain.short_name(index)}.png")

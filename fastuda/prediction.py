@@ -80,7 +80,7 @@ def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: in
         except BadFile:
             continue
         row = panels(image, predictor(image)[0], None, predictor.classes)
-        Image.fromarray(row).save(folder / f"{domain.items[index].image.stem}.png")
+        Image.fromarray(row).save(folder / f"{domain.short_name(index)}.png")
 
 
 @dataclass

@@ -123,5 +123,7 @@ def newest(folder: Path) -> Path | None:
             problems.append(str(error))
             log.warning("%s", error)
     if problems:
-        raise UserError(problems[0])
+        best = folder / BEST
+        way = f"go on from the best by --resume {best}" if best.is_file() else f"begin anew without {folder}"
+        raise UserError(f"{problems[0]}; {way}")
     return None

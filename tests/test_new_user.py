@@ -97,6 +97,19 @@ def test_a_training_whose_evaluation_stopped_goes_on(folders, tmp_path):
     assert done.returncode == 0 and "mIoU3" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("eval_split", ["auto", "none"])
+def test_images_of_one_name_in_several_folders_leave_a_picture_each(eval_split, folders, tmp_path):
+    for part in ("images", "labels"):
+        for name in ("monday", "tuesday"):
+            (folders[1] / part / name).mkdir()
+            (folders[1] / part / f"straße {len(name)}.png").rename(folders[1] / part / name / "1.png")
+    out = tmp_path / "run"
+    done = train(*folders, out, f"data.eval_split={eval_split}")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (out / "preds").iterdir()}
+    assert len(names) == 8 and {"images_monday_1.png", "images_tuesday_1.png", "straße 0.png"} <= names
+
+
 def test_hidden_files_are_not_predicted(folders, tmp_path):
     assert train(*folders, tmp_path / "run").returncode == 0
     (folders[1] / "images" / "._straße 1.png").write_bytes(b"a resource fork")

@@ -190,6 +190,22 @@ def test_a_truncated_checkpoint_is_named(whole, scenes_root, tmp_path):
     assert done.returncode == 2 and "cut.pt cannot be read as a checkpoint" in done.stderr
 
 
+def test_a_run_whose_last_checkpoint_is_truncated_says_how_to_go_on(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    args = arguments(scenes_root, out, "source_only", "--steps", 2, "eval.every=1")
+    assert fastuda("train", *args).returncode == 0
+    (out / "result.json").unlink()
+    last, best = out / "checkpoints" / "last.pt", out / "checkpoints" / "best.pt"
+    last.write_bytes(last.read_bytes()[:4000])
+    done = fastuda("train", *args, "--resume", "auto")
+    assert done.returncode == 2 and f"go on from the best by --resume {best}" in done.stderr
+    assert fastuda("train", *args, "--resume", best).returncode == 0
+    (out / "result.json").unlink()
+    best.unlink()
+    done = fastuda("train", *args, "--resume", "auto")
+    assert done.returncode == 2 and f"begin anew without {out / 'checkpoints'}" in done.stderr
+
+
 def test_a_write_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"step": 1})

@@ -53,6 +53,12 @@ class Domain:
     def __len__(self) -> int:
         return len(self.items)
 
+    def short_name(self, index: int) -> str:
+        """An image's file name without its ending; with its folders, where another image has the same."""
+        path = self.items[index].image
+        alone = sum(item.image.stem == path.stem for item in self.items) == 1
+        return path.stem if alone else "_".join(path.relative_to(self.root).with_suffix("").parts)
+
     def renumber(self, classes: ClassSet, table: Mapping[int, int]) -> Domain:
         """The same files in other classes: train ids go through ``table``, those that it lacks are
         ignored."""
