@@ -46,11 +46,13 @@ def finished(out: Path, steps: int = 0) -> Scores | None:
     path = out / "result.json"
     if not path.is_file() or not (out / "model.safetensors").is_file():
         return None
-    result = json.loads(path.read_text())
-    if result["step"] < steps:
+    try:
+        result = json.loads(path.read_text())
+        iou = tuple(float("nan") if value is None else value for value in result["iou"].values())
+        return None if result["step"] < steps else Scores(tuple(result["classes"]), iou)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s): the run is scored again", path, error)
         return None
-    iou = tuple(float("nan") if value is None else value for value in result["iou"].values())
-    return Scores(tuple(result["classes"]), iou)
 
 
 def train(

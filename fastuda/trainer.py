@@ -88,6 +88,13 @@ class Trainer:
         self.settings = {name: network_config(config.optim, name) for name in self.networks}
         for setting in self.settings.values():
             lr_factor(setting, 0, config.train.steps)
+        horizon = config.optim.horizon or config.train.steps
+        if config.optim.schedule == "poly" and horizon < config.train.steps:
+            log.warning(
+                "optim.horizon is %d: the learning rate is 0 from there to train.steps=%d; raise it as well",
+                horizon,
+                config.train.steps,
+            )
         self.optimizers = {
             name: build_optimizer(self.settings[name], net) for name, net in self.networks.items()
         }

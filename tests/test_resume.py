@@ -161,6 +161,17 @@ def test_a_resumed_run_takes_the_rates_that_it_is_given(scenes_root, tmp_path):
     assert saved["discriminator"]["state"][0]["step"] == 3  # its moments went on
 
 
+def test_a_damaged_result_is_scored_again(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    args = arguments(scenes_root, out, "source_only", "--steps", 2)
+    assert fastuda("train", *args).returncode == 0
+    whole = (out / "result.json").read_text()
+    (out / "result.json").write_text(whole[:40])
+    done = fastuda("train", *args, "--resume", "auto")
+    assert done.returncode == 0 and "result.json is damaged" in done.stderr, done.stderr
+    assert (out / "result.json").read_text() == whole
+
+
 def test_same_seed_same_run_other_seed_another(whole, scenes_root, tmp_path):
     assert fastuda("train", *arguments(scenes_root, tmp_path / "a")).returncode == 0
     same_end(whole, tmp_path / "a")

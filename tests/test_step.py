@@ -92,6 +92,13 @@ def test_apex_takes_the_place_of_torchs_optimiser(monkeypatch):
         build_optimizer(OptimConfig(impl="apex"), net)
 
 
+def test_steps_beyond_the_schedule_are_said(scenes_root, tmp_path, caplog):
+    trainer(scenes_root, tmp_path, ("optim.horizon", 4))
+    assert not caplog.records
+    trainer(scenes_root, tmp_path, ("optim.horizon", 3))
+    assert "the learning rate is 0 from there to train.steps=4" in caplog.text
+
+
 def test_torchs_optimiser_is_fused():
     found = build_optimizer(OptimConfig(), torch.nn.Linear(3, 2))
     assert found.param_groups[0]["fused"] is True
