@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-gpu bench bench-gpu docs lint format clean
+.PHONY: demo test build-gpu test-gpu bench bench-gpu bench-gpu-steps docs lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv $(VENV)
@@ -30,10 +30,18 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' | xargs -r $(BIN)/clang-format -i
 
-# The GPU targets use the machine's own Python and packages: they need no package index.
-test-gpu:
+# The GPU targets use the machine's own Python and packages: they need no package index. Each but the first, which
+# the others begin with, ends within SECONDS; GPU_WORKERS processes share the card where pytest-xdist is there.
+SECONDS ?= 440
+GPU_WORKERS ?= 6
+GPU_CSV = $(if $(CSV),--csv $(CSV))
+
+build-gpu:
 	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest -q -m gpu tests/gpu
+
+test-gpu: build-gpu
+	OMP_NUM_THREADS=2 $(PYTHON) -m pytest -q -m gpu tests/gpu --durations 15 \
+		$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo "-n $(GPU_WORKERS) --dist loadgroup")
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet matplotlib faiss-cpu pykeops
@@ -41,9 +49,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench.run --sweep
 	$(BIN)/python -m bench.plot
 
-bench-gpu:
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m bench.run --device cuda $(if $(CSV),--csv $(CSV))
+bench-gpu: build-gpu
+	$(PYTHON) -m bench.run --device cuda --budget $(SECONDS) $(GPU_CSV)
+
+bench-gpu-steps: build-gpu
+	$(PYTHON) -m bench.end_to_end --device cuda --backbone resnet101 --crop 730 730 --batch-size 4 --steps 6 \
+		--workers 8 --budget $(SECONDS) $(if $(CSV),$(GPU_CSV),--csv bench/results/end_to_end_gpu.csv)
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --clean --site-dir build/site

@@ -28,8 +28,8 @@ def smooth_max_pool_fwd(logits: Tensor, k: float) -> Tensor:
     parts = torch.empty(2, pooled.numel(), chunks, **options)
     with on_device(logits):
         if parts.numel():
-            pool_parts[(pooled.numel(), chunks)](
-                logits, *parts, pixels, k, BLOCKS=BLOCKS, BN=BLOCK, num_warps=4
+            pool_parts[(parts[0].numel(),)](
+                logits, *parts, pixels, chunks, k, BLOCKS=BLOCKS, BN=BLOCK, num_warps=4
             )
             merge_parts[(pooled.numel(),)](*parts, pooled, chunks, k, math.log(pixels), BN=64, num_warps=1)
     return pooled
@@ -42,7 +42,7 @@ def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float) 
     out = torch.empty_like(logits)
     with on_device(logits):
         if out.numel():
-            grid = (pooled.numel(), triton.cdiv(pixels, BLOCK))
+            grid = (pooled.numel() * triton.cdiv(pixels, BLOCK),)
             rest = (pixels, k, math.log(pixels))
             tensors = (grad.float().contiguous(), logits, pooled, out)
             pool_planes_gradient[grid](*tensors, *rest, UPCAST=INTERPRETED, BN=BLOCK, num_warps=4)
@@ -50,11 +50,11 @@ def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float) 
 
 
 @triton.jit
-def pool_parts(logits, tops, totals, pixels, k, BLOCKS: tl.constexpr, BN: tl.constexpr):
+def pool_parts(logits, tops, totals, pixels, parts, k, BLOCKS: tl.constexpr, BN: tl.constexpr):
     """A program per plane and ``BLOCKS BN`` of its pixels, since planes are few and large: the largest
     ``k z``, and the sum of ``exp(k z - top)``. Every lane keeps its own."""
-    plane = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCKS * BN
+    plane = (tl.program_id(0) // parts).to(tl.int64)
+    first = tl.program_id(0) % parts * BLOCKS * BN
     i = tl.arange(0, BN)
     top = tl.full((BN,), -3.0e38, tl.float32)
     total = tl.zeros((BN,), tl.float32)
@@ -65,9 +65,8 @@ def pool_parts(logits, tops, totals, pixels, k, BLOCKS: tl.constexpr, BN: tl.con
         total = total * tl.exp(top - higher) + tl.where(ok, tl.exp(z - higher), 0.0)
         top = higher
     best = tl.max(top, 0)
-    to = plane * tl.num_programs(1) + tl.program_id(1)
-    tl.store(tops + to, best)
-    tl.store(totals + to, tl.sum(total * tl.exp(top - best), 0))
+    tl.store(tops + tl.program_id(0), best)
+    tl.store(totals + tl.program_id(0), tl.sum(total * tl.exp(top - best), 0))
 
 
 @triton.jit
@@ -94,8 +93,9 @@ def pool_planes_gradient(
     grad, logits, pooled, out, pixels, k, log_pixels, UPCAST: tl.constexpr, BN: tl.constexpr
 ):
     """A program per plane and block of pixels."""
-    plane = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    blocks = tl.cdiv(pixels, BN)
+    plane = (tl.program_id(0) // blocks).to(tl.int64)
+    i = (tl.program_id(0) % blocks).to(tl.int64) * BN + tl.arange(0, BN)
     ok = i < pixels
     z = tl.load(logits + plane * pixels + i, mask=ok, other=0.0).to(tl.float32) * k
     share = tl.exp(z - (tl.load(pooled + plane) * k + log_pixels))

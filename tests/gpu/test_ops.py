@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import fastuda.ops as F
+from fastuda.ops import _backends
 from tests.helpers import as_good_match, within_budget
 
 pytestmark = pytest.mark.gpu
@@ -224,3 +227,115 @@ def test_statistics(n, width, classes, dtype, backend):
     truth = F.class_statistics(x.double(), labels, classes, backend="reference")
     for name in ("count", "mean", "variance"):
         within_budget(*(getattr(run, name) for run in (found, plain, truth)), name, torch.float32)
+
+
+def operators(backend):
+    """The registered operators with small arguments, by name; forwards before their backwards."""
+    x, p = torch.rand(2, 20, 8, device=DEVICE), torch.rand(2, 20, 4, device=DEVICE).softmax(-1)
+    stat = torch.rand(2, 20, device=DEVICE) + 0.5
+    index = torch.randint(0, 20, (2, 20), device=DEVICE)
+    residuals = (stat, stat, index, index, stat, stat, stat, stat)
+    z, labels = torch.randn(2, 4, 3, 5, device=DEVICE), classes_of(2, 6, 9, classes=4)
+    pair, plane, mean = torch.randn(2, 8, 3, 5, device=DEVICE), torch.rand(2, 4, device=DEVICE), x[0, :4]
+    features, classes = x[0], classes_of(20, classes=4)
+    pooled, share = torch.rand(2, 4, 8, device=DEVICE), torch.rand(20, 4, device=DEVICE)
+    bank, count = torch.rand(4, 5, 8, device=DEVICE), torch.full((4,), 5, device=DEVICE)
+    maps = torch.rand(2, 32, 3, 5, device=DEVICE)
+    found = [
+        ("local_affinity_fwd", (z.softmax(1), 8, 1, False)),
+        ("local_affinity_bwd", (maps, z.softmax(1), 8, 1, False)),
+        ("affinity_cleaning_fwd", (z.softmax(1), 8, True)),
+        ("class_statistics_fwd", (features, classes, 4, 255)),
+        ("upsample_confusion_fwd", (z, labels, False, 255)),
+    ]
+    if backend == "cuda":
+        return found
+    return [
+        *found,
+        ("cycle_match_fwd", (x, x, "cosine")),
+        ("association_fwd", (x, x, "cosine", True)),
+        ("association_bwd", (x, x, *residuals, "cosine")),
+        ("aggregate_fwd", (p, "kl", True, 0.5)),
+        ("aggregate_bwd", (x, x, x, stat, stat, "cosine", 0.5)),
+        ("contrast_softmax_fwd", (p, 1e-10)),
+        ("contrast_softmax_bwd", (p, p, stat)),
+        ("upsample_cross_entropy_fwd", (z, labels, None, None, False, 1.0, 255, 0.0, True, False)),
+        ("lovasz_softmax_fwd", (z, labels, True, False, 255, True)),
+        ("domain_cross_entropy_fwd", (pair, z, 4, 6, 9, True, 1.8, 0.9, None, True)),
+        ("smooth_max_pool_fwd", (z, 1.0)),
+        ("smooth_max_pool_bwd", (plane, z, plane, 1.0)),
+        ("prototype_contrast_fwd", (features, classes, mean, mean, 1.0, 255)),
+        ("prototype_contrast_bwd", (plane[0, 0], features, classes, share, mean, mean, 1.0, 255)),
+        ("bank_contrast_fwd", (features, classes, bank, count, 1.0, 255, True)),
+        ("category_pool_fwd", (x, p)),
+        ("category_pool_bwd", (pooled, x, p, pooled, plane, True, True)),
+    ]
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_opcheck(backend):
+    require("local_affinity", backend, LOGITS.to(DEVICE))
+    for name, args in operators(backend):
+        torch.library.opcheck(_backends.overload(name, backend), args)
+
+
+def steps():
+    """Ops with all that they take on the GPU already, forward and backward, by name."""
+    labels, many = classes_of(2, 97, classes=3), classes_of(2, 61, 93)
+    target, scores = features(130, seed=1).to(DEVICE), (4 * normal(2, 19, 9, 14, seed=4)).to(DEVICE)
+    return {
+        "association": (features(97), lambda x: F.cycle_association_loss(x, target, labels)[0]),
+        "aggregation": (features(97), F.spatial_aggregate),
+        "predictions": (features(97).softmax(-1), partial(F.spatial_aggregate, similarity="kl")),
+        "entropy": (LOGITS, lambda x: F.upsample_cross_entropy(x, many)),
+        "lovasz": (LOGITS, lambda x: F.lovasz_softmax(x, many, from_logits=True)),
+        "domain": (
+            DOMAIN_LOGITS,
+            lambda x: F.domain_cross_entropy(x, scores, encode="source", size=(61, 93)),
+        ),
+        "affinity": (PROBABILITIES, F.local_affinity),
+        "cleaning": (PROBABILITIES, F.affinity_cleaning_loss),
+        "pooling": (LOGITS, F.smooth_max_pool),
+    }
+
+
+STEPS = ("association", "aggregation", "predictions", "entropy", "lovasz", "domain", "affinity", "cleaning",
+         "pooling")  # fmt: skip
+
+
+def stepped(function, x):
+    value = function(x)
+    return value, torch.autograd.grad(value.float().square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_graph_and_another_stream_give_the_same(name):
+    """A step that asked the device for a number could not be captured."""
+    x, function = steps()[name]
+    x = x.to(DEVICE).requires_grad_()
+    wanted = stepped(function, x)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            found = stepped(function, x)
+    torch.cuda.current_stream().wait_stream(side)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = stepped(function, x)
+    for part in found:
+        part.detach().fill_(torch.nan)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_compiled_without_a_break(name):
+    x, function = steps()[name]
+    x = x.to(DEVICE).requires_grad_()
+    # what inductor makes of the torch around the ops is not in question but for one of them
+    backend = "inductor" if name == "aggregation" else "aot_eager"
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    for found, wanted in zip(stepped(compiled, x), stepped(function, x), strict=True):
+        torch.testing.assert_close(found, wanted)
