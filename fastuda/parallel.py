@@ -203,13 +203,14 @@ def _summed(x: Tensor) -> Tensor:
 
 def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """``module`` with every trained batch norm replaced by one that sees all ranks; same state names."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in list(module.named_children()):
         # a frozen one has its own train(), and keeps its statistics
         if type(child) is nn.BatchNorm2d and "train" not in child.__dict__:
-            synced = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
-            synced.__dict__.update(child.__dict__)
+            if device.type == "cuda":
+                synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+            else:
+                synced = SyncedBatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
+                synced.__dict__.update(child.__dict__)
             setattr(module, name, synced)
         else:
             sync_batch_norm(child, device)

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastuda.distributed import World, fresh_store
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
+from fastuda.models import ModelConfig, build_model
+from fastuda.parallel import SyncedBatchNorm2d, sync_batch_norm
 from tests.ddp_worker import steps
 from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state, without_clocks
 
@@ -168,6 +171,20 @@ def test_two_machines_meet_at_the_rendezvous(whole, scenes_root, tmp_path):
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 0, said.decode()[-3000:]
     assert equal(without_clocks(state(whole)), without_clocks(state(out)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("mode", ["none", "affine", "frozen"])
+def test_frozen_batch_norm_is_not_joined(device, mode):
+    model = build_model(ModelConfig(backbone="resnet18", freeze_bn=mode), 4)
+    names = list(model.state_dict())
+    model = sync_batch_norm(model, torch.device(device)).train()
+    assert list(model.state_dict()) == names
+    kinds = {(type(m), m.training) for m in model.modules() if isinstance(m, _BatchNorm)}
+    joined = torch.nn.SyncBatchNorm if device == "cuda" else SyncedBatchNorm2d
+    assert kinds == {(torch.nn.BatchNorm2d, False) if mode == "frozen" else (joined, True)}
+    trained = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
+    assert {p.requires_grad for p in trained} == {mode == "none"}
 
 
 def test_a_restarted_group_shares_a_prefix_whatever_the_store_still_holds():
