@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuda.data.config import DataConfig
+from fastuda.data.transforms import FILTERS
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import ModelConfig
 from fastuda.settings import build, merge, nest, plain, read_yaml, to_yaml
@@ -256,6 +257,8 @@ def check_ranges(run: RunConfig) -> None:
         value = getattr(getattr(run, section), name)
         if not value >= least:
             raise UserError(f"{key} is {value}; it must be at least {least}")
+    if run.data.resampling not in FILTERS:
+        raise UserError(f"data.resampling is {run.data.resampling!r}: choose {' or '.join(FILTERS)}")
     for name, crop in (("crop", run.data.crop), ("target_crop", run.data.target_crop)):
         if crop is not None and min(crop) < 8:
             raise UserError(f"data.{name} is {list(crop)}; the network's stride needs at least 8 x 8")

@@ -60,7 +60,7 @@ def main() -> int:
     config, method, classes = load_run(args.run, device)
     config = override(config, method, settings)
     size = tuple(args.size) if args.size else config.data.eval_size
-    predictor = Predictor(method, classes, device, size, how)
+    predictor = Predictor(method, classes, device, size, how, config.data.resampling)
     done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
     describe(args.out, classes)
     if args.json:

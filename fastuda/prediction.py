@@ -51,13 +51,15 @@ class Predictor:
     size: tuple[int, int] | None = None
     """Height and width that the network sees; none: the image's own."""
     inference: Inference = field(default_factory=Inference)
+    resampling: str = "bilinear"
+    """How images are brought to that size."""
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
         """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
         where they are asked for."""
         model = self.method.model
-        seen = torch.from_numpy(resize_image(image, self.size).copy()).permute(2, 0, 1)
+        seen = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
         prediction = self.inference(self.method, model.input.apply(seen)[None].to(self.device))
         size = (image.shape[0], image.shape[1])
         if with_probabilities:

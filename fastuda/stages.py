@@ -110,7 +110,7 @@ def write_pseudo_labels(run: Path, out: Path, quiet: bool = False) -> None:
         _link(item.image, out / "images" / name.with_suffix(item.image.suffix))
     files = [(item.image, name) for name, item in zip(names, target.items, strict=True)]
     place = next(method.parameters()).device
-    predictor = Predictor(method, classes, place, config.data.eval_size)
+    predictor = Predictor(method, classes, place, config.data.eval_size, resampling=config.data.resampling)
     predict_files(predictor, files, out, {"labels"}, quiet=quiet, strict=True)
     # written last: what has no description is not whole
     describe(out, classes)

@@ -274,7 +274,9 @@ class Trainer:
         how = Inference(amp=self.amp)
         size = self.config.data.eval_size
         self.method.eval()
-        predictor = Predictor(self.method, self.target.classes, self.world.device, size, how)
+        predictor = Predictor(
+            self.method, self.target.classes, self.world.device, size, how, self.config.data.resampling
+        )
         leave_pictures(predictor, self.target, folder, self.config.eval.pictures)
         self.method.train()
 

@@ -211,6 +211,11 @@ def test_senseless_numbers(setting):
     refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], "must be at least")
 
 
+def test_a_resampling_that_there_is_not():
+    done = fastuda("train", "data.resampling=cubic", "--print-config")
+    refused(done, "data.resampling is 'cubic': choose bilinear or bicubic")
+
+
 def started(*args):
     return subprocess.Popen(
         command("train", *args), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,

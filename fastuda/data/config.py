@@ -36,6 +36,9 @@ class DataConfig:
     """Likewise for the target."""
     eval_size: tuple[int, int] | None = None
     """Height and width of an evaluated image; its label keeps its own resolution."""
+    resampling: str = "bilinear"
+    """How images are resized, with antialiasing, in training and evaluation: bilinear, or bicubic (FADA,
+    ASANet, WeakSegDA)."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.0

@@ -96,6 +96,7 @@ class Feed:
         """Part to decode (start, shape), part of that to show (start, end), its size in the crop, and the
         flip."""
         crop = self.drawer.augment[side].crop
+        reach = 2 if self.drawer.augment[side].resampling == "bicubic" else 1  # of the filter, in pixels
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
         starts, shapes, shown, ends, sizes = [], [], [], [], []
@@ -106,7 +107,7 @@ class Feed:
             out = min(wide, scaled)
             scale = full / scaled
             low, high = first * scale, min((first + out) * scale, full)
-            margin = math.ceil(max(scale, 1.0)) + 1
+            margin = math.ceil(reach * max(scale, 1.0)) + 1
             start, end = max(0, math.floor(low) - margin), min(full, math.ceil(high) + margin)
             starts.append(start)
             shapes.append(end - start)
@@ -268,8 +269,14 @@ class DaliLoader(TorchLoader):
             output_type=types.RGB,
             adjust_orientation=False,
         )
+        cubic = self.config.resampling == "bicubic"
         image = fn.resize(
-            image, size=size, roi_start=low, roi_end=high, interp_type=types.INTERP_LINEAR, antialias=True
+            image,
+            size=size,
+            roi_start=low,
+            roi_end=high,
+            interp_type=types.INTERP_CUBIC if cubic else types.INTERP_LINEAR,
+            antialias=True,
         )
         image = fn.flip(image, horizontal=flip)
         image = fn.slice(

@@ -28,10 +28,11 @@ class Drawer:
         self.domains = (source, target)
         self.seed = seed
         self.attempts = config.max_bad + 1
-        self.augment = (
-            Augment(config.crop, config.source_resize, config.source_size, config.flip),
-            Augment(config.target_crop or config.crop, config.target_resize, config.target_size, config.flip),
+        plans = (
+            (config.crop, config.source_resize, config.source_size),
+            (config.target_crop or config.crop, config.target_resize, config.target_size),
         )
+        self.augment = tuple(Augment(*plan, config.flip, config.resampling) for plan in plans)
         self.sampler = source_sampler(source, config, seed)
         share = config.rare_share / 2 if config.rare_crop_share is None else config.rare_crop_share
         self.rare_pixels = share * config.crop[0] * config.crop[1]

@@ -287,7 +287,7 @@ class _Evaluation(Dataset):
             image, label = self.domain.read_pair(index)
         except BadFile as error:
             return str(error)
-        image = resize_image(image, self.config.eval_size)
+        image = resize_image(image, self.config.eval_size, self.config.resampling)
         pixels = self.normalization.apply(torch.from_numpy(image.copy()).permute(2, 0, 1))
         return pixels[None], torch.from_numpy(label.astype(np.int64))[None], str(self.domain.items[index][0])
 

@@ -21,20 +21,24 @@ class Window(NamedTuple):
     flip: bool
 
 
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random shorter edge (or an exact size), random crop, random flip.
 
     What is drawn (:meth:`draw`) is apart from what is done with it, so that every loader can do the same.
-    Only the window that the crop shows is resampled: bilinear with antialiasing for the image, nearest for
-    the label. Where the resized image is smaller than the crop, the rest is black and ignored, right and
-    below (PLCA, data/transforms.py).
+    Only the window that the crop shows is resampled: by one of :data:`FILTERS` with antialiasing for the
+    image, nearest for the label. Where the resized image is smaller than the crop, the rest is black and
+    ignored, right and below (PLCA, data/transforms.py).
     """
 
     crop: tuple[int, int]
     resize: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     flip: float = 0.5
+    resampling: str = "bilinear"
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Window:
         """A window of an image of this size: a pure function of the generator's state."""
@@ -51,7 +55,7 @@ class Augment:
 
     def image(self, image: np.ndarray, window: Window) -> np.ndarray:
         """``uint8 [H, W, 3]`` to the crop's size."""
-        return self._finish(self._cut(image, window, Image.Resampling.BILINEAR), window, 0)
+        return self._finish(self._cut(image, window, FILTERS[self.resampling]), window, 0)
 
     def label(self, label: np.ndarray, window: Window) -> np.ndarray:
         """``uint8 [H, W]`` to the crop's size."""
@@ -89,8 +93,8 @@ class Augment:
         return out
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """``uint8 [H, W, 3]`` bilinear with antialiasing to (height, width), or as it is."""
+def resize_image(image: np.ndarray, size: tuple[int, int] | None, resampling: str = "bilinear") -> np.ndarray:
+    """``uint8 [H, W, 3]`` with antialiasing to (height, width), or as it is."""
     if size is None or tuple(image.shape[:2]) == tuple(size):
         return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), FILTERS[resampling]))

@@ -64,8 +64,10 @@ def both(pair, normalization=CAFFE, **kwargs):
         {"source_size": (60, 100), "target_size": (48, 64)},
         {"crop": (140, 170)},
         {"source_resize": (50, 60), "crop": (64, 64)},
+        {"source_resize": (50, 90), "target_resize": (100, 160), "resampling": "bicubic"},
+        {"source_size": (60, 100), "target_size": (48, 64), "resampling": "bicubic"},
     ],
-    ids=["as it is", "ranges", "exact sizes", "padded", "resized and padded"],
+    ids=["as it is", "ranges", "exact sizes", "padded", "resized and padded", "bicubic", "bicubic sizes"],
 )
 def test_parity(pair, sizes):
     one, two = both(pair, **sizes)

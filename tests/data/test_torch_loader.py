@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
@@ -62,20 +63,34 @@ def test_image_and_label_move_together(pair):
         assert (image[..., 0] == label).all()
 
 
-def test_resampled_window_equals_crop_of_the_whole():
+@pytest.mark.parametrize("resampling", ["bilinear", "bicubic"])
+def test_resampled_window_equals_crop_of_the_whole(resampling):
     rng = np.random.default_rng(0)
     image, label = (
         rng.integers(0, 256, (37, 61, 3), dtype=np.uint8),
         rng.integers(0, 19, (37, 61), dtype=np.uint8),
     )
     whole = Window(50, 82, 0, 0, False)
-    everything = Augment((50, 82))
-    part = Augment((20, 30))
+    everything = Augment((50, 82), resampling=resampling)
+    part = Augment((20, 30), resampling=resampling)
     window = Window(50, 82, 13, 27, True)
     big, ids = everything.image(image, whole), everything.label(label, whole)
     difference = part.image(image, window).astype(int) - big[13:33, 27:57][:, ::-1]
     assert abs(difference).max() <= 1
     assert (part.label(label, window) == ids[13:33, 27:57][:, ::-1]).all()
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    assert (big == np.asarray(Image.fromarray(image).resize((82, 50), filters[resampling]))).all()
+
+
+def test_evaluated_images_are_resampled_alike(pair):
+    source, _ = pair
+    frames = {}
+    for resampling in ("bilinear", "bicubic"):
+        config = DataConfig(workers=0, eval_size=(10, 18), resampling=resampling)
+        frames[resampling] = next(iter(eval_loader(source, config, IMAGENET)))[0]
+    wanted = Image.fromarray(source.read_pair(0)[0]).resize((18, 10), Image.Resampling.BICUBIC)
+    wanted = IMAGENET.apply(torch.from_numpy(np.asarray(wanted).copy()).permute(2, 0, 1))
+    assert torch.equal(frames["bicubic"][0], wanted) and not torch.equal(*frames.values())
 
 
 def test_small_images_are_padded():

@@ -27,6 +27,8 @@ def test_builds(name):
     assert clipped == {net: 1.0 if "weakseg" in name and net == "model" else None for net in networks}
     assert "model" in networks
     assert all(sum(p.numel() for p in net.parameters()) for net in networks.values())
+    cubic = any(method in name for method in ("fada", "asanet", "weakseg"))
+    assert config.data.resampling == ("bicubic" if cubic else "bilinear")
     if config.data.pairs:
         assert method.class_weight is not None and len(method.class_weight) == classes
     if name.startswith("gta5_cityscapes_sepico"):  # 2048 - 2048 - 512 and 1024 - 256 - 512, as published
