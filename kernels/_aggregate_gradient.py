@@ -140,7 +140,7 @@ def pair_product(
     return s, d
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "blocks", "splits"])
 def slope_panel(
     a,
     b,

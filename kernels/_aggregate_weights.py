@@ -74,7 +74,7 @@ def strip_similarity(s, rows, cols, scale, row, top, m, KL: tl.constexpr):
     return tl.where(cols[None, :] == rows[:, None], top[:, None], s), scale_col
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "blocks", "splits"])
 def weight_panel(
     a,
     b,

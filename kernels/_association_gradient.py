@@ -136,7 +136,7 @@ def _fill(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "blocks", "splits"])
 def association_panel(
     a,
     b,

@@ -151,7 +151,7 @@ def reduce_strip(
     return top, tl.where(value > best, index, best_index), total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "blocks", "splits", "span"])
 def search_tiles(
     a,
     b,

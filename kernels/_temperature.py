@@ -124,7 +124,7 @@ def _merged(part: Tensor, length: int, total: int, width: int) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks", "splits"])
 def tile_moments(
     a,
     b,
