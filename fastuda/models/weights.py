@@ -143,6 +143,12 @@ def load_weights(
         raise UserError(
             f"{path} is of a Caffe-style ResNet (stride in the first 1x1, ceil_mode): set model.caffe=true"
         )
+    if layout == "torchvision" and style and not input:
+        log.warning(
+            "%s: its keys fit torchvision's ResNets and Caffe-style ones alike, and model.caffe is on: images"
+            " go in as BGR in 0..255. If the file is torchvision's, set model.caffe=false",
+            path,
+        )
     own = model.state_dict()
     matched = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     wrong = [key for key, value in state.items() if key in own and own[key].shape != value.shape]

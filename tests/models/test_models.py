@@ -102,6 +102,15 @@ def test_torchvision_file_loads_whole(tmp_path):
         assert torch.equal(model.backbone.state_dict()[key], value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"caffe": True}, True), ({"caffe": True, "input": "caffe"}, False), ({}, False)]
+)
+def test_keys_that_do_not_tell_the_style_are_said(settings, said, tmp_path, caplog):
+    torch.save(BACKBONES["resnet50"](False).state_dict(), tmp_path / "resnet50.pth")
+    build_model(ModelConfig(backbone="resnet50", weights=str(tmp_path / "resnet50.pth"), **settings), 4)
+    assert ("If the file is torchvision's, set model.caffe=false" in caplog.text) == said
+
+
 def test_adaptsegnet_file_loads_backbone_and_head(tmp_path):
     source = build_model(ModelConfig(backbone="resnet50", caffe=True, aspp_branches=2, aspp_bias=True), 19)
     state = {f"Scale.{key}": value.clone() for key, value in source.backbone.state_dict().items()}
