@@ -8,12 +8,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastuda.errors import UserError
+
 
 class FCDiscriminator(nn.Sequential):
     """Five 4x4 convolutions of stride 2, 64 to 512 channels and then one, LeakyReLU 0.2 between, no norm.
 
     ``[B, inputs, H, W] -> [B, 1, H // 32, W // 32]``; one logit per patch. ``inputs`` is K where it sees
     class probabilities, and 8 K or 4 K where it sees their affinities (see :func:`affinity_discriminator`).
+
+    Raises (when called):
+        UserError: H or W is below 32.
 
     Source: Tsai et al., AdaptSegNet, CVPR 2018; used as it is by ASANet and WeakSegDA.
     """
@@ -24,6 +29,14 @@ class FCDiscriminator(nn.Sequential):
         for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         super().__init__(*layers, nn.Conv2d(widths[-1], 1, 4, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < 32:
+            raise UserError(
+                f"the discriminator halves its images five times, and these are {x.shape[2]} x {x.shape[3]}:"
+                " raise data.crop and data.target_crop to 32 x 32 at least"
+            )
+        return super().forward(x)
 
 
 def affinity_discriminator(num_classes: int, neighbours: int = 8, width: int = 64) -> FCDiscriminator:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastuda.errors import UserError
 from fastuda.models.discriminators import (
     CategoryDiscriminators,
     ClassDomainDiscriminator,
@@ -98,3 +99,10 @@ def test_category_discriminators_start_like_linear_layers():
     assert weight.abs().max() <= 0.1 and weight.std().item() == pytest.approx(
         reference.std().item(), rel=0.05
     )
+
+
+def test_images_too_small_to_judge_are_named():
+    judge = FCDiscriminator(3)
+    assert judge(torch.zeros(1, 3, 32, 40)).shape == (1, 1, 1, 1)
+    with pytest.raises(UserError, match=r"these are 31 x 64: raise data\.crop and data\.target_crop"):
+        judge(torch.zeros(1, 3, 31, 64))
