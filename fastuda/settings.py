@@ -68,6 +68,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         or (isinstance(hint, type) and type(value) is hint)
     ):
         return value
+    if origin is tuple:
+        kinds = ["..." if arg is Ellipsis else getattr(arg, "__name__", str(arg)) for arg in args]
+        raise UserError(f"{where} must be a list [{', '.join(kinds)}], got {reprlib.repr(value)}")
     wanted = getattr(hint, "__name__", None) if origin is None else str(hint)
     raise UserError(f"{where} must be {wanted}, got {reprlib.repr(value)}")
 

@@ -77,6 +77,12 @@ def test_wrong_types_are_named(key, value):
         build(Section, {key: value}, "s")
 
 
+def test_a_list_is_asked_for_as_it_is_written():
+    for key, shape in (("pair", r"\[int, int\]"), ("many", r"\[str, \.\.\.\]")):
+        with pytest.raises(UserError, match=rf"s\.{key} must be a list {shape}, got 64"):
+            build(Section, {key: 64}, "s")
+
+
 @pytest.mark.parametrize("items", [["data=3"], ["method=plca"], ["optim=1", "optim.lr=2"], ["train=[1]"]])
 def test_a_section_is_no_value(items):
     with pytest.raises(UserError, match=r"must be a section|which is given a value of its own"):

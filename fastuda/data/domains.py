@@ -255,6 +255,8 @@ def _entry(name: str, path: str | None, role: str, data_root: Path) -> tuple[Dom
         entry = DOMAINS["gta5" if role == "source" else "cityscapes"]
         return entry, root / entry.name
     if name not in DOMAINS:
+        if Path(name).expanduser().is_dir():
+            raise UserError(f"unknown domain {name!r}; a folder of your own is folder:{name}")
         raise UserError(f"unknown domain {name!r}{nearest(name, (*DOMAINS, 'folder', 'scenes'))}")
     return DOMAINS[name], find_root(DOMAINS[name], path, data_root)
 

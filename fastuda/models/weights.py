@@ -79,8 +79,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} was refused: it holds more than tensors ({reason})") from error
+        # torch's own words go on to advise against this safety
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        if held is None:
+            raise UserError(
+                f"{path} cannot be read as weights: it is no file that torch.save wrote"
+            ) from error
+        raise UserError(f"{path} was refused: it holds more than tensors ({held[1]})") from error
     except Exception as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from error
     if isinstance(state, Mapping) and {"method", "optimizers"} <= set(state):

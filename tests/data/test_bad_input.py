@@ -43,6 +43,11 @@ def test_wrong_specs(tmp_path, spec, message):
         open_domain(spec, role="source", data_root=tmp_path)
 
 
+def test_a_folder_without_its_kind_is_told_how_to_be_one(tmp_path):
+    with pytest.raises(UserError, match=f"a folder of your own is folder:{tmp_path}"):
+        open_domain(str(tmp_path), role="source", data_root=".")
+
+
 def test_no_images(tmp_path):
     with pytest.raises(UserError, match=r"no images .*images/\{path\}"):
         gta(tmp_path)

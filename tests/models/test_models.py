@@ -1,5 +1,6 @@
 """Backbones, heads and weight files."""
 
+import argparse
 import pickle
 
 import pytest
@@ -150,6 +151,12 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     torch.save({"weight": _Evil()}, tmp_path / "evil2.pth")
     with pytest.raises(UserError, match="refused"):
         read_state(tmp_path / "evil2.pth")
+    torch.save({"args": argparse.Namespace(), "w": torch.ones(2)}, tmp_path / "paper.pth")
+    with pytest.raises(UserError, match=r"it holds more than tensors \(argparse\.Namespace\)"):
+        read_state(tmp_path / "paper.pth")
+    (tmp_path / "notes.pth").write_text("names: [a]")
+    with pytest.raises(UserError, match=r"notes\.pth cannot be read as weights: it is no file that torch"):
+        read_state(tmp_path / "notes.pth")
 
 
 def test_missing_truncated_and_empty_files(tmp_path):
