@@ -50,7 +50,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench.plot
 
 bench-gpu: build-gpu
-	$(PYTHON) -m bench.run --device cuda --budget $(SECONDS) $(GPU_CSV)
+	$(PYTHON) -m bench.run --device cuda --timeout 100 --budget $(SECONDS) $(GPU_CSV)
 
 bench-gpu-steps: build-gpu
 	$(PYTHON) -m bench.end_to_end --device cuda --backbone resnet101 --crop 730 730 --batch-size 4 --steps 6 \

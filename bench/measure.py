@@ -82,8 +82,8 @@ def copies(inputs: Inputs) -> list[Inputs]:
     return [inputs, *others]
 
 
-def captured(step: Callable[[], object]) -> Callable[[], object]:
-    """``step`` as a CUDA graph."""
+def captured(step: Callable[[], object], pool: object) -> Callable[[], object]:
+    """``step`` as a CUDA graph whose memory is of ``pool``."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -91,7 +91,7 @@ def captured(step: Callable[[], object]) -> Callable[[], object]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         step()
     return graph.replay
 
@@ -196,7 +196,10 @@ def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, o
         weight = _weight(run(inputs).detach())
     if device == "cuda":
         steps: list[Callable[[], object]] = [partial(step, each) for each in copies(inputs)]
-        times = device_seconds([captured(s) for s in steps] if provider == "graph" else steps, repeats)
+        if provider == "graph":
+            pool = torch.cuda.graph_pool_handle()
+            steps = [captured(each, pool) for each in steps]
+        times = device_seconds(steps, repeats)
     else:
         keep_freed_memory()  # as the trainer does
         settle(step)
