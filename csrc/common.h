@@ -32,26 +32,20 @@ using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
-// exp to about one unit in the last place: 2^n times a degree-7 polynomial; saturates beyond +-87.
+// exp of what is at most a soft-max's argument: 2^n times a degree-6 polynomial of the rest of x / ln 2, off
+// by one unit in the last place plus x times that; saturates below -86 and above 88.
 FASTUDA_INLINE float fast_exp(float x) {
-  x = x < -87.0f ? -87.0f : x;
+  x = x < -86.0f ? -86.0f : x;
   x = x > 88.0f ? 88.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  const float n = shifted - 12582912.0f;
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int32_t scale_bits = (bits << 23) + 0x3f800000;
-  float scale;
-  std::memcpy(&scale, &scale_bits, 4);
-  return p * scale;
+  const float y = x * 1.44269504f, shifted = y + 12582912.0f, r = y - (shifted - 12582912.0f);
+  float p = 1.5353361960e-4f;
+  p = p * r + 1.3398875017e-3f;
+  p = p * r + 9.6184369177e-3f;
+  p = p * r + 5.5503323674e-2f;
+  p = p * r + 2.4022647738e-1f;
+  p = p * r + 6.9314718246e-1f;
+  p = p * r + 1.0f;
+  return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 FASTUDA_INLINE double fast_exp(double x) { return std::exp(x); }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/mm.h>
 
 #include "similarity.h"
+#include "tasks.h"
 
 namespace fastuda {
 
@@ -19,7 +20,10 @@ Tensor unit_rows(const Features<T>& x, int64_t b, int64_t first, int64_t count) 
 
 constexpr int64_t kChunk = 4096;  // rows at a time that are widened for the covariance
 
-// What the columns were found to be by the rows that one thread saw.
+constexpr int64_t kParts =
+    16;  // of the rows, at most: what each makes of the columns is merged in their order
+
+// What the columns are by the rows of one part.
 template <class S>
 struct Columns {
   std::vector<S> best, sum;
@@ -74,56 +78,62 @@ void both_hops(const Features<T>& queries, const Features<T>& keys, int64_t b,
   pack_transposed(keys.key(b), depth, nullptr, m, depth, packed);
   const std::vector<S> row_inverse = inverses(rows.temperature, sums ? n : 0);
   const std::vector<S> column_inverse = inverses(columns.temperature, sums ? m : 0);
-  std::vector<Columns<S>> found(at::get_num_threads());
+  const int64_t unit = n < kParts * kPanel ? kRows : kPanel, units = blocks_of(n, unit);
+  const int64_t parts = std::min(kParts, units);
+  std::vector<Columns<S>> found(parts);
   constexpr S none = -std::numeric_limits<S>::infinity();
 
-  at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * kRows, n), most = std::min(kPanel, stop - begin * kRows);
+  share_tasks(parts, [&](const auto& take) {
+    const int64_t most = std::min(kPanel, n);
     const Scratch<S> tile(most * kCols);
     const Scratch<T> operand(Left<T>::room(most, depth));
-    Columns<S>& mine = found[at::get_thread_num()];
-    mine.best.assign(m, none), mine.index.assign(m, 0), mine.sum.assign(sums ? m : 0, 0);
     S before[kCols], added[kCols];
-    for (int64_t first = begin * kRows; first < stop; first += kPanel) {
-      const int64_t count = std::min(kPanel, stop - first);
-      const Left<T> left{operand.data(), count, depth};
-      for (int64_t r = 0; r < count; ++r) left.set_row(r, queries.query(b) + (first + r) * depth);
-      S best[kPanel];
-      int64_t index[kPanel];
-      double sum[kPanel];
-      std::fill_n(best, count, none), std::fill_n(index, count, 0), std::fill_n(sum, count, 0.0);
-      for (int64_t j = 0; j < packed.blocks(); ++j) {
-        const int64_t column = j * kCols, width = std::min(kCols, m - column);
-        tile_product(left, 0, count, 0, depth, packed, j, tile.data(), kCols, false);
-        S* column_best_so_far = mine.best.data() + column;
-        std::copy_n(column_best_so_far, width, before);
-        for (int64_t r = 0; r < count; ++r) {
-          S* s = tile.data() + r * kCols;
-          const S scale = queries.scales(b)[first + r];
-          const S highest = scale_best(s, width, scale, keys.scales(b) + column);
-          if (highest > best[r]) {
-            index[r] = column + first_index(s, width, highest);
-            if (sums) sum[r] *= std::exp((best[r] - highest) * row_inverse[first + r]);
-            best[r] = highest;
+    for (int64_t part; (part = take()) >= 0;) {
+      Columns<S>& mine = found[part];
+      mine.best.assign(m, none), mine.index.assign(m, 0), mine.sum.assign(sums ? m : 0, 0);
+      const int64_t stop = std::min(n, (part + 1) * units / parts * unit);
+      for (int64_t first = part * units / parts * unit; first < stop; first += kPanel) {
+        const int64_t count = std::min(kPanel, stop - first);
+        const Left<T> left{operand.data(), count, depth};
+        for (int64_t r = 0; r < count; ++r) left.set_row(r, queries.query(b) + (first + r) * depth);
+        S best[kPanel];
+        int64_t index[kPanel];
+        double sum[kPanel];
+        std::fill_n(best, count, none), std::fill_n(index, count, 0), std::fill_n(sum, count, 0.0);
+        for (int64_t j = 0; j < packed.blocks(); ++j) {
+          const int64_t column = j * kCols, width = std::min(kCols, m - column);
+          tile_product(left, 0, count, 0, depth, packed, j, tile.data(), kCols, false);
+          const ColumnBest<S> columns_so_far{mine.best.data() + column, mine.index.data() + column,
+                                             column_inverse.data() + (sums ? column : 0), added};
+          std::copy_n(columns_so_far.best, width, before);
+          for (int64_t r = 0; r < count; ++r) {
+            S* s = tile.data() + r * kCols;
+            const S scale = queries.scales(b)[first + r];
+            const S highest =
+                scale_best(s, width, scale, keys.scales(b) + column, int32_t(first + r), columns_so_far);
+            if (highest > best[r]) {
+              index[r] = column + first_index(s, width, highest);
+              if (sums) sum[r] *= std::exp((best[r] - highest) * row_inverse[first + r]);
+              best[r] = highest;
+            }
           }
-          if (sums) sum[r] += sum_exp(s, width, best[r], row_inverse[first + r]);
-          column_best(s, width, int32_t(first + r), column_best_so_far, mine.index.data() + column);
+          if (!sums) continue;
+          std::fill_n(added, width, S(0));
+          for (int64_t r = 0; r < count; ++r) {
+            sum[r] +=
+                sum_exp_both(tile.data() + r * kCols, width, best[r], row_inverse[first + r], columns_so_far);
+          }
+          S* total = mine.sum.data() + column;
+          for (int64_t k = 0; k < width; ++k) {
+            const S change = (before[k] - columns_so_far.best[k]) * columns_so_far.inverse_t[k];
+            total[k] = total[k] * fast_exp(change) + added[k];
+          }
         }
-        if (!sums) continue;
-        const S* inverse = column_inverse.data() + column;
-        std::fill_n(added, width, S(0));
         for (int64_t r = 0; r < count; ++r) {
-          add_column_exp(tile.data() + r * kCols, width, column_best_so_far, inverse, added);
+          rows.best[first + r] = best[r];
+          rows.index[first + r] = index[r];
+          if (sums) rows.lse[first + r] = best[r] / rows.temperature[first + r] + S(std::log(sum[r]));
         }
-        S* total = mine.sum.data() + column;
-        for (int64_t k = 0; k < width; ++k) {
-          total[k] = total[k] * fast_exp((before[k] - column_best_so_far[k]) * inverse[k]) + added[k];
-        }
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        rows.best[first + r] = best[r];
-        rows.index[first + r] = index[r];
-        if (sums) rows.lse[first + r] = best[r] / rows.temperature[first + r] + S(std::log(sum[r]));
       }
     }
     release_tiles<T>();
@@ -133,16 +143,14 @@ void both_hops(const Features<T>& queries, const Features<T>& keys, int64_t b,
     S best = none;
     int64_t index = 0;
     for (const Columns<S>& part : found) {
-      if (part.best.empty()) continue;
-      const bool earlier = part.best[j] == best && part.index[j] < index;
-      if (part.best[j] > best || earlier) best = part.best[j], index = part.index[j];
+      if (part.best[j] > best) best = part.best[j], index = part.index[j];
     }
     columns.best[j] = best;
     columns.index[j] = index;
     if (!sums) continue;
     double sum = 0;
     for (const Columns<S>& part : found) {
-      if (!part.best.empty()) sum += part.sum[j] * std::exp((part.best[j] - best) * column_inverse[j]);
+      sum += part.sum[j] * std::exp((part.best[j] - best) * column_inverse[j]);
     }
     columns.lse[j] = best / columns.temperature[j] + S(std::log(sum));
   }

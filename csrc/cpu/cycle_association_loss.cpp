@@ -5,7 +5,7 @@
 
 #include <numeric>
 
-#include "similarity.h"
+#include "divergence.h"
 
 namespace fastuda {
 
@@ -38,14 +38,19 @@ Residuals association_fwd(const Tensor& source, const Tensor& target, c10::strin
     for (int64_t i = 0; i < batch; ++i) {
       const RowResults<S> rows = results(index_a, best_a, t_a, lse_a, i * n);
       const RowResults<S> columns = results(index_b, best_b, t_b, lse_b, i * m);
+      if (kl && !contrast) {
+        divergence_pass<T>(a, b, i, rows);
+        divergence_pass<T>(b, a, i, columns);
+        continue;
+      }
       if (!kl && (!contrast || covariance_is_cheaper(a, b))) {
         t_a.select(0, i).copy_(contrast ? covariance_temperatures(a, b, i) : at::ones({n}, t_a.options()));
         t_b.select(0, i).copy_(contrast ? covariance_temperatures(b, a, i) : at::ones({m}, t_b.options()));
         both_hops<T>(a, b, i, rows, columns);
         continue;
       }
-      row_pass<T>(a, b, i, contrast, rows);
-      row_pass<T>(b, a, i, contrast, columns);
+      row_pass<T>(a, b, i, rows);
+      row_pass<T>(b, a, i, columns);
     }
   });
   return {index_a, index_b, best_a, best_b, t_a, t_b, lse_a, lse_b};
@@ -92,7 +97,6 @@ class Backward {
       : queries_(queries),
         rows_(queries.query(b)),
         scales_(queries.scales(b)),
-        biases_(queries.biases(b)),
         order_(std::move(row_order)),
         key_order_(std::move(key_order)),
         position_(positions(order_)),
@@ -151,25 +155,25 @@ class Backward {
         const Left<T> gt{column_operand.data(), width, round_up(count, kUnit)};
         const int64_t row_blocks = blocks_of(count, kTile), column_blocks = blocks_of(width, kCols);
         const int64_t depth_blocks = straight_.blocks();
-        at::parallel_for(0, row_blocks * column_blocks, 1, [&](int64_t task, int64_t last) {
+        share_tasks(row_blocks * column_blocks, [&](const auto& take) {
           const Scratch<S> tile(kTile * kCols);
-          for (; task < last; ++task) {
+          for (int64_t task; (task = take()) >= 0;) {
             const int64_t r0 = task % row_blocks * kTile, j0 = task / row_blocks * kCols;
             gradient_tile(first, r0, column, j0, q, terms, tile.data(), g, gt);
           }
           release_tiles<T>();
         });
         const int64_t row_panels = blocks_of(count, kPanel), key_panels = blocks_of(width, kPanel);
-        at::parallel_for(0, row_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
-          for (; task < last; ++task) {
+        share_tasks(row_panels * depth_blocks, [&](const auto& take) {
+          for (int64_t task; (task = take()) >= 0;) {
             const int64_t r0 = task % row_panels * kPanel, block = task / row_panels;
             tile_product(g, r0, std::min(kPanel, count - r0), 0, g.depth, straight_, block,
                          dq + r0 * ld + block * kCols, ld, column > 0, column);
           }
           release_tiles<T>();
         });
-        at::parallel_for(0, key_panels * depth_blocks, 1, [&](int64_t task, int64_t last) {
-          for (; task < last; ++task) {
+        share_tasks(key_panels * depth_blocks, [&](const auto& take) {
+          for (int64_t task; (task = take()) >= 0;) {
             const int64_t j0 = task % key_panels * kPanel, block = task / key_panels;
             tile_product(gt, j0, std::min(kPanel, width - j0), 0, panel_rows.depth, panel_rows, block,
                          dk + (column + j0) * ld + block * kCols, ld, touched_ > 0);
@@ -207,7 +211,7 @@ class Backward {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = order_[first + r0 + r];
       scale[r] = scales_[i];
-      const RowScale<S> similarity{scales_[i], biases_[i], key_scale_.data() + key};
+      const RowScale<S> similarity{scales_[i], S(0), key_scale_.data() + key};
       RowTerm<S> row{};
       if (terms) row = {terms->weight[i] / terms->temperature[i], 1 / terms->temperature[i], terms->lse[i]};
       softmax_row(tile + r * kCols, width, similarity, terms ? &row : nullptr,
@@ -237,7 +241,7 @@ class Backward {
 
   const Features<T>& queries_;
   const T* rows_;
-  const S *scales_, *biases_;
+  const S* scales_;
   std::vector<int64_t> order_, key_order_, position_, key_position_;
   int64_t channels_;
   Packed<T> transposed_, straight_;
@@ -273,22 +277,43 @@ void cosine_backward(const Features<T>& a, const Features<T>& b, const Terms<acc
   });
 }
 
-// One hop of the KL similarity: queries' probabilities and keys' logarithms.
-template <class T>
-void kl_backward(const Features<T>& a, const Features<T>& b, const Terms<acc_t<T>>& terms, int64_t image,
-                 T* grad_a, T* grad_b) {
-  using S = acc_t<T>;
-  auto [rows, matched] = weighted_first(terms.weight, a.count);
-  std::vector<int64_t> keys(b.count);
-  std::iota(keys.begin(), keys.end(), 0);
-  Backward<T> backward(a, b, image, rows, keys);
-  backward.run(0, matched, b.count, &terms, [&](int64_t row, const S* g) {
-    for (int64_t c = 0; c < a.channels; ++c) grad_a[row * a.channels + c] += g[c];
+// One hop of the KL similarity: queries' probabilities and keys' logarithms. Only matched rows, as many as
+// fill whole tiles: products of every other number of rows would each have their own generated code.
+template <class S>
+void kl_backward(const Features<S>& a, const Features<S>& b, const Terms<S>& terms, int64_t image, S* grad_a,
+                 S* grad_b) {
+  const int64_t channels = a.channels;
+  const auto found = weighted_first(terms.weight, a.count);
+  const std::vector<int64_t>& order = found.first;
+  const int64_t matched = found.second;
+  if (matched == 0) return;
+  const int64_t count = round_up(matched, kRows);
+  const Scratch<S> rows = Scratch<S>::zeros(count * channels);
+  for (int64_t r = 0; r < matched; ++r) {
+    std::copy_n(a.query(image) + order[r] * channels, channels, rows.data() + r * channels);
+  }
+  const Scratch<S> row_grad(count * channels), key_grad(b.count * channels);
+  const DivergenceBackward<S> gradients{rows.data(),     nullptr,         count,
+                                        row_grad.data(), key_grad.data(), nullptr};
+  gradients.run(b, image, [&](int64_t first, int64_t taken, int64_t column, int64_t width, S* z, S*) {
+    for (int64_t r = 0; r < taken; ++r) {
+      S* s = z + r * kCols;
+      if (first + r >= matched) {
+        std::fill_n(s, width, S(0));
+        continue;
+      }
+      const int64_t i = order[first + r], hit = terms.index[i] - column;
+      const RowScale<S> similarity{S(1), a.biases(image)[i], b.scales(image) + column};
+      const RowTerm<S> row{terms.weight[i] / terms.temperature[i], 1 / terms.temperature[i], terms.lse[i]};
+      softmax_row(s, width, similarity, &row, nullptr);
+      if (hit >= 0 && hit < width) s[hit] -= row.weight_over_t;
+    }
   });
-  backward.finish([&](int64_t row, const S* g) {
-    const T* p = b.query(image) + row * b.channels;
-    for (int64_t c = 0; c < b.channels; ++c) grad_b[row * b.channels + c] += g[c] / (p[c] + S(1e-10));
-  });
+  for (int64_t r = 0; r < matched; ++r) {
+    add_scaled(S(1), row_grad.data() + r * channels, channels, grad_a + order[r] * channels);
+  }
+  const S* p = b.query(image);
+  for (int64_t k = 0; k < b.count * channels; ++k) grad_b[k] += key_grad.data()[k] / (p[k] + S(1e-10));
 }
 
 std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& target,
@@ -321,8 +346,8 @@ std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& t
       if constexpr (std::is_same_v<T, BFloat16>) {
         cosine_backward<T>(a, b, rows, columns, image, da, db);
       } else if (kl) {
-        kl_backward<T>(a, b, rows, image, da, db);
-        kl_backward<T>(b, a, columns, image, db, da);
+        kl_backward<S>(a, b, rows, image, da, db);
+        kl_backward<S>(b, a, columns, image, db, da);
       } else {
         cosine_backward<T>(a, b, rows, columns, image, da, db);
       }

@@ -1,7 +1,7 @@
 // cycle_match: both hops of the argmax.
 #include <torch/library.h>
 
-#include "similarity.h"
+#include "divergence.h"
 
 namespace fastuda {
 
@@ -23,8 +23,8 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> cycle_match_fwd(const Tensor& 
       const RowResults<S> columns{backward.mutable_data_ptr<int64_t>() + i * m,
                                   backward_best.mutable_data_ptr<S>() + i * m, nullptr, nullptr};
       if (kl) {
-        row_pass<T>(a, b, i, false, rows);
-        row_pass<T>(b, a, i, false, columns);
+        divergence_pass<T>(a, b, i, rows);
+        divergence_pass<T>(b, a, i, columns);
       } else {
         both_hops<T>(a, b, i, rows, columns);
       }

@@ -66,7 +66,21 @@ bool probe_bf16() {
   }
 }
 
+bool has_avx512() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+template <class T>
+int64_t strip_columns(int64_t depth) {
+  static const int64_t narrow = has_avx512() ? 64 : 32;  // what the generated code is fastest for
+  return std::is_same_v<T, float> && depth >= kUnit ? narrow : kCols;
+}
 
 bool has_bf16_gemm() {
   static const bool usable = probe_bf16();
@@ -77,10 +91,10 @@ template <class T>
 void pack_transposed(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
                      const Packed<T>& out) {
   using Word = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
-  at::parallel_for(0, out.strips(), kCols / kStrip<T>, [&](int64_t begin, int64_t end) {
-    std::vector<const Word*> row(kStrip<T>);
+  at::parallel_for(0, out.strips(), kCols / out.across, [&](int64_t begin, int64_t end) {
+    std::vector<const Word*> row(out.across);
     for (int64_t strip = begin; strip < end; ++strip) {
-      const int64_t first = strip * kStrip<T>, taken = std::min(kStrip<T>, count - first);
+      const int64_t first = strip * out.across, taken = std::min(out.across, count - first);
       for (int64_t j = 0; j < taken; ++j) {
         row[j] = reinterpret_cast<const Word*>(rows + (index ? index[first + j] : first + j) * ld);
       }
@@ -97,7 +111,7 @@ void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, i
   at::parallel_for(0, out.depth / pair, 16, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       for (int64_t strip = 0; strip < out.strips(); ++strip) {
-        const int64_t width = out.strip_width(strip), column = strip * kStrip<T>;
+        const int64_t width = out.strip_width(strip), column = strip * out.across;
         const int64_t taken = std::min(width, channels - column);
         T* to = out.strip(strip) + k * pair * width;
         if constexpr (pair == 2) {
@@ -127,6 +141,7 @@ void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, i
 }
 
 #define INSTANTIATE(T)                                                                                     \
+  template int64_t strip_columns<T>(int64_t);                                                              \
   template void pack_transposed<T>(const T*, int64_t, const int64_t*, int64_t, int64_t, const Packed<T>&); \
   template void pack_rows<T>(const T*, int64_t, const int64_t*, int64_t, int64_t, const Packed<T>&);
 INSTANTIATE(BFloat16)

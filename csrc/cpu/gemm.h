@@ -24,25 +24,30 @@ template <class T>
 constexpr int64_t kPair = std::is_same_v<T, BFloat16> ? 2 : 1;
 
 // Columns of one brgemm call, at most: narrow strips of float32 stay in the first cache while rows pass.
+// Short ones fit there whole.
 template <class T>
-constexpr int64_t kStrip = std::is_same_v<T, float> ? 64 : kCols;
+int64_t strip_columns(int64_t depth);
 
 // Whether bf16 brgemm computes on this machine; otherwise bf16 inputs are widened to float32.
 bool has_bf16_gemm();
 
-// A [depth, columns] right-hand side, stored as strips of kStrip columns, worked on in blocks of kCols.
+// A [depth, columns] right-hand side, stored as strips of columns, worked on in blocks of kCols.
 template <class T>
 struct Packed {
   int64_t depth = 0, columns = 0;  // padded to the unit (at least the pair) and to 16
+  int64_t across = 0;              // columns of a strip, a divisor of kCols
   Scratch<T> storage;
 
   Packed(int64_t depth_, int64_t columns_, int64_t unit = kPair<T>)
-      : depth(round_up(depth_, unit)), columns(round_up(columns_, 16)), storage(depth * columns) {}
+      : depth(round_up(depth_, unit)),
+        columns(round_up(columns_, 16)),
+        across(strip_columns<T>(depth)),
+        storage(depth * columns) {}
   int64_t blocks() const { return blocks_of(columns, kCols); }
   int64_t width(int64_t block) const { return std::min(kCols, columns - block * kCols); }
-  int64_t strips() const { return blocks_of(columns, kStrip<T>); }
-  int64_t strip_width(int64_t strip) const { return std::min(kStrip<T>, columns - strip * kStrip<T>); }
-  T* strip(int64_t index) const { return storage.data() + index * kStrip<T> * depth; }
+  int64_t strips() const { return blocks_of(columns, across); }
+  int64_t strip_width(int64_t strip) const { return std::min(across, columns - strip * across); }
+  T* strip(int64_t index) const { return storage.data() + index * across * depth; }
 };
 
 // rows [count, channels] of leading dimension ld, rows taken through index where given -> rows^T, packed.
@@ -107,7 +112,7 @@ void plain_product(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda,
 template <class T>
 void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packed<T>& b, int64_t block,
                   acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
-  const int64_t first = block * (kCols / kStrip<T>), last = std::min(first + kCols / kStrip<T>, b.strips());
+  const int64_t first = block * (kCols / b.across), last = std::min(first + kCols / b.across, b.strips());
   if constexpr (std::is_same_v<T, double>) {
     const int64_t n = b.width(block);
     plain_product(m, n, depth, a, lda, b.strip(first) + skip * n, n, out, ldo, add);
@@ -116,7 +121,7 @@ void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packe
       for (int64_t strip = first; strip < last; ++strip) {
         const int64_t n = b.strip_width(strip);
         at::native::cpublas::brgemm(m, n, std::min(kDepth, depth - k), lda, n, ldo, add || k > 0, a + k,
-                                    b.strip(strip) + (skip + k) * n, out + (strip - first) * kStrip<T>,
+                                    b.strip(strip) + (skip + k) * n, out + (strip - first) * b.across,
                                     kPair<T> == 2);
       }
     }

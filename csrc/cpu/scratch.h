@@ -11,6 +11,7 @@
 #include "../common.h"
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace fastuda {
@@ -25,6 +26,16 @@ inline void prefer_huge_pages(void* memory, size_t bytes) {
   const uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage,
                   end = (start + bytes) / kHugePage * kHugePage;
   if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Hands the system the pages that lie wholly in memory whose content is not wanted any more.
+inline void drop_pages(void* memory, size_t bytes) {
+#ifdef __linux__
+  static const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (start + page - 1) / page * page, end = (start + bytes) / page * page;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
 #endif
 }
 
@@ -43,14 +54,15 @@ void parallel_zero(T* data, int64_t count) {
 }
 
 // Memory of at least as many bytes, and how many those are. Blocks of huge pages come from those that were
-// given back, where one fits: the first touch of a page costs more than what most kernels do with it.
+// given back, where one fits: the first touch of a page costs more than what most kernels do with it. Where
+// none fits, as much of what is kept goes as is taken anew.
 std::pair<void*, size_t> take_block(size_t bytes);
 // Keeps blocks of huge pages for the next call, the latest kKeptBytes of them.
 void give_block(void* block, size_t bytes);
 // Frees what is kept.
 void release_blocks();
 
-constexpr size_t kKeptBytes = size_t(256) << 20;
+constexpr size_t kKeptBytes = size_t(64) << 20;
 
 // Room for count elements, given back with the object.
 template <class T>

@@ -1,5 +1,7 @@
 #include "similarity.h"
 
+#include "tasks.h"
+
 namespace fastuda {
 
 Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type) {
@@ -57,39 +59,37 @@ void similarity_rows(const Features<T>& queries, const Features<T>& keys, const 
   }
 }
 
-int64_t panel_rows(int64_t columns, int64_t element, int64_t channels) {
-  const int64_t fit = (int64_t(16) << 20) / (columns * element) / kRows * kRows;
+int64_t panel_rows(int64_t rows, int64_t columns, int64_t element, int64_t channels) {
   // keys as narrow as there are classes stay near by themselves, which a smaller panel then does too
-  return channels <= kRows ? kRows : std::clamp(fit, kRows, kPanel);
+  if (channels <= kRows) return kRows;
+  const int64_t fit = (int64_t(16) << 20) / (columns * element) / kRows * kRows;
+  const int64_t share = round_up(blocks_of(rows, at::get_num_threads()), kRows);
+  return std::clamp(std::min(fit, share), kRows, kPanel);
 }
 
 template <class T>
-void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bool contrast,
+void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
               const RowResults<acc_t<T>>& out) {
   using S = acc_t<T>;
   const int64_t n = queries.count, m = keys.count;
   Packed<T> packed(queries.channels, m);
   pack_transposed(keys.key(b), queries.channels, nullptr, m, queries.channels, packed);
-  const int64_t ld = padded(m), panel = panel_rows(ld, sizeof(S), queries.channels);
-  at::parallel_for(0, blocks_of(n, kRows), 1, [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * kRows, n), most = std::min(panel, stop - begin * kRows);
-    const Scratch<S> s(most * ld);
-    const Scratch<T> operand(Left<T>::room(most, queries.channels));
-    for (int64_t first = begin * kRows; first < stop; first += panel) {
-      const int64_t count = std::min(panel, stop - first);
+  const int64_t ld = padded(m), panel = panel_rows(n, ld, sizeof(S), queries.channels);
+  share_tasks(blocks_of(n, panel), [&](const auto& take) {
+    const Scratch<S> s(panel * ld);
+    const Scratch<T> operand(Left<T>::room(panel, queries.channels));
+    for (int64_t task; (task = take()) >= 0;) {
+      const int64_t first = task * panel, count = std::min(panel, n - first);
       RowStatistics<S> statistics[kPanel];
       similarity_rows(queries, keys, packed, b, first, count, operand.data(), s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
         const S* row = s.data() + r * ld;
-        const S best = statistics[r].best;
+        const S best = statistics[r].best, t = statistics[r].temperature(m);
         const int64_t start = statistics[r].best_block * kCols;
         out.index[first + r] = start + first_index(row + start, std::min(kCols, m - start), best);
         out.best[first + r] = best;
-        if (out.lse) {
-          const S t = contrast ? statistics[r].temperature(m) : S(1);
-          out.temperature[first + r] = t;
-          out.lse[first + r] = best / t + std::log(sum_exp(row, m, best, 1 / t));
-        }
+        out.temperature[first + r] = t;
+        out.lse[first + r] = best / t + std::log(sum_exp(row, m, best, 1 / t));
       }
     }
     release_tiles<T>();
@@ -100,8 +100,7 @@ void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bo
   template struct Features<T>;                                                                        \
   template void similarity_rows<T>(const Features<T>&, const Features<T>&, const Packed<T>&, int64_t, \
                                    int64_t, int64_t, T*, acc_t<T>*, RowStatistics<acc_t<T>>*);        \
-  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, bool,                    \
-                            const RowResults<acc_t<T>>&);
+  template void row_pass<T>(const Features<T>&, const Features<T>&, int64_t, const RowResults<acc_t<T>>&);
 INSTANTIATE(BFloat16)
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -40,15 +40,15 @@ inline bool is_kl(c10::string_view similarity) {
 // x without the channels that were padded, in the type of the input; never a view.
 Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type);
 
-// Results over all keys of every query row; temperature and lse are null where they are not wanted.
+// Results over all keys of every query row; lse, and then temperature, are null where they are not wanted.
 template <class S>
 struct RowResults {
   int64_t* index;
   S *best, *temperature, *lse;
 };
 
-// Rows of similarities to hold at a time: a multiple of kRows, kPanel at most.
-int64_t panel_rows(int64_t columns, int64_t element, int64_t channels);
+// Rows of similarities that a thread holds at a time: a multiple of kRows, kPanel at most.
+int64_t panel_rows(int64_t rows, int64_t columns, int64_t element, int64_t channels);
 
 // Similarities of rows [first, first + count) to all keys into s, of leading dimension padded(keys.count),
 // and their statistics; operand has room for the rows.
@@ -57,9 +57,9 @@ void similarity_rows(const Features<T>& queries, const Features<T>& keys, const 
                      int64_t first, int64_t count, T* operand, acc_t<T>* s,
                      RowStatistics<acc_t<T>>* statistics);
 
-// One product: argmax (lowest index), best similarity, temperature (or 1) and log-sum-exp of the rows.
+// One product: argmax (lowest index), best similarity, temperature and log-sum-exp of the rows.
 template <class T>
-void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b, bool contrast,
+void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
               const RowResults<acc_t<T>>& out);
 
 // The temperatures of all rows of a cosine similarity by the keys' covariance, t_i^2 = x_i . Cov(y) x_i,

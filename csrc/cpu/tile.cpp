@@ -37,21 +37,40 @@ FASTUDA_INLINE S mean_row_body(const S* s, int64_t n, const RowScale<S>& scale) 
 }
 
 template <class S>
-FASTUDA_INLINE S scale_best_body(S* s, int64_t n, S scale, const S* key_scale) {
-  S best = -std::numeric_limits<S>::infinity();
+FASTUDA_INLINE S scale_best_body(S* s, int64_t n, S scale, const S* key_scale, int32_t row,
+                                 const ColumnBest<S>& columns) {
+  S *column_best = columns.best, best = -std::numeric_limits<S>::infinity();
+  int32_t* index = columns.index;
 #pragma omp simd reduction(max : best)
   for (int64_t j = 0; j < n; ++j) {
     const S x = s[j] * scale * key_scale[j];
     s[j] = x;
     best = x > best ? x : best;
+    const bool more = x > column_best[j];
+    column_best[j] = more ? x : column_best[j];
+    index[j] = more ? row : index[j];
   }
   return best;
 }
 
 template <class S>
-FASTUDA_INLINE void add_column_exp_body(const S* s, int64_t n, const S* best, const S* inverse_t, S* sum) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) sum[j] += fast_exp((s[j] - best[j]) * inverse_t[j]);
+FASTUDA_INLINE S sum_exp_both_body(const S* s, int64_t n, S best, S inverse_t, const ColumnBest<S>& columns) {
+  const S *column_best = columns.best, *column_inverse_t = columns.inverse_t;
+  S *column_sum = columns.sum, sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    sum += fast_exp((s[j] - best) * inverse_t);
+    column_sum[j] += fast_exp((s[j] - column_best[j]) * column_inverse_t[j]);
+  }
+  return sum;
+}
+
+template <class S>
+FASTUDA_INLINE S largest_body(const S* s, int64_t n) {
+  S best = -std::numeric_limits<S>::infinity();
+#pragma omp simd reduction(max : best)
+  for (int64_t j = 0; j < n; ++j) best = s[j] > best ? s[j] : best;
+  return best;
 }
 
 template <class S>
@@ -75,16 +94,6 @@ FASTUDA_INLINE int64_t first_index_body(const S* s, int64_t n, S value) {
     }
   }
   return 0;  // a row of NaN has no maximum
-}
-
-template <class S>
-FASTUDA_INLINE void column_best_body(const S* s, int64_t n, int32_t row, S* best, int32_t* index) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const bool more = s[j] > best[j];
-    best[j] = more ? s[j] : best[j];
-    index[j] = more ? row : index[j];
-  }
 }
 
 // At most kDepth values: a loop that both sums and rounds to another type is not vectorised well.
@@ -182,33 +191,32 @@ double mean_row(const double* s, int64_t n, const RowScale<double>& scale) {
   return mean_row_body(s, n, scale);
 }
 
-FASTUDA_CLONES float scale_best(float* s, int64_t n, float scale, const float* key_scale) {
-  return scale_best_body(s, n, scale, key_scale);
+FASTUDA_CLONES float scale_best(float* s, int64_t n, float scale, const float* key_scale, int32_t row,
+                                const ColumnBest<float>& columns) {
+  return scale_best_body(s, n, scale, key_scale, row, columns);
 }
-double scale_best(double* s, int64_t n, double scale, const double* key_scale) {
-  return scale_best_body(s, n, scale, key_scale);
+double scale_best(double* s, int64_t n, double scale, const double* key_scale, int32_t row,
+                  const ColumnBest<double>& columns) {
+  return scale_best_body(s, n, scale, key_scale, row, columns);
 }
 
-FASTUDA_CLONES void add_column_exp(const float* s, int64_t n, const float* best, const float* inverse_t,
-                                   float* sum) {
-  add_column_exp_body(s, n, best, inverse_t, sum);
+FASTUDA_CLONES float sum_exp_both(const float* s, int64_t n, float best, float inverse_t,
+                                  const ColumnBest<float>& columns) {
+  return sum_exp_both_body(s, n, best, inverse_t, columns);
 }
-void add_column_exp(const double* s, int64_t n, const double* best, const double* inverse_t, double* sum) {
-  add_column_exp_body(s, n, best, inverse_t, sum);
+double sum_exp_both(const double* s, int64_t n, double best, double inverse_t,
+                    const ColumnBest<double>& columns) {
+  return sum_exp_both_body(s, n, best, inverse_t, columns);
 }
+
+FASTUDA_CLONES float largest(const float* s, int64_t n) { return largest_body(s, n); }
+double largest(const double* s, int64_t n) { return largest_body(s, n); }
 
 FASTUDA_CLONES float sum_exp(const float* s, int64_t n, float best, float inverse_t) {
   return sum_exp_body(s, n, best, inverse_t);
 }
 double sum_exp(const double* s, int64_t n, double best, double inverse_t) {
   return sum_exp_body(s, n, best, inverse_t);
-}
-
-FASTUDA_CLONES void column_best(const float* s, int64_t n, int32_t row, float* best, int32_t* index) {
-  column_best_body(s, n, row, best, index);
-}
-void column_best(const double* s, int64_t n, int32_t row, double* best, int32_t* index) {
-  column_best_body(s, n, row, best, index);
 }
 
 FASTUDA_CLONES int64_t first_index(const float* s, int64_t n, float value) {

@@ -48,13 +48,30 @@ double mean_row(const double* s, int64_t n, const RowScale<double>& scale);
 void scale_row(float* s, int64_t n, const RowScale<float>& scale, RowStatistics<float>& statistics);
 void scale_row(double* s, int64_t n, const RowScale<double>& scale, RowStatistics<double>& statistics);
 
-// The same without statistics or biases; the largest.
-float scale_best(float* s, int64_t n, float scale, const float* key_scale);
-double scale_best(double* s, int64_t n, double scale, const double* key_scale);
+// What the rows seen so far make of the columns of a tile: the best, its row, and sum exp((s - best)
+// inverse_t).
+template <class S>
+struct ColumnBest {
+  S* best;
+  int32_t* index;
+  const S* inverse_t;
+  S* sum;
+};
 
-// sum_j += exp((s_j - best_j) inverse_t_j)
-void add_column_exp(const float* s, int64_t n, const float* best, const float* inverse_t, float* sum);
-void add_column_exp(const double* s, int64_t n, const double* best, const double* inverse_t, double* sum);
+// The same of row `row` without statistics or biases, and the columns' best; the row's largest.
+float scale_best(float* s, int64_t n, float scale, const float* key_scale, int32_t row,
+                 const ColumnBest<float>& columns);
+double scale_best(double* s, int64_t n, double scale, const double* key_scale, int32_t row,
+                  const ColumnBest<double>& columns);
+
+// sum_j exp((s_j - best) inverse_t) of the row, and the like added to the sums of the columns.
+float sum_exp_both(const float* s, int64_t n, float best, float inverse_t, const ColumnBest<float>& columns);
+double sum_exp_both(const double* s, int64_t n, double best, double inverse_t,
+                    const ColumnBest<double>& columns);
+
+// max_j s_j
+float largest(const float* s, int64_t n);
+double largest(const double* s, int64_t n);
 
 // sum_j exp((s_j - best) inverse_t)
 float sum_exp(const float* s, int64_t n, float best, float inverse_t);
@@ -136,10 +153,6 @@ template <class T, class S>
 void scale_to(const S* e, S scale, int64_t n, T* out);
 template <class T, class S>
 void softmax_gradient(const T* g, const T* y, S mean, S scale, int64_t n, T* out);
-
-// best_j, index_j = s_j, row where s_j is larger.
-void column_best(const float* s, int64_t n, int32_t row, float* best, int32_t* index);
-void column_best(const double* s, int64_t n, int32_t row, double* best, int32_t* index);
 
 // First index that holds the value.
 int64_t first_index(const float* s, int64_t n, float value);

@@ -1,0 +1,14 @@
+// The backward of spatial_aggregate with the cosine similarity.
+#pragma once
+
+#include "similarity.h"
+
+namespace fastuda {
+
+// Gradient of image b: out [N, channels], from that of the output, grad [B, N, channels] of T, the forward's
+// temperatures and log-sum-exps, and delta_i = grad_i . alpha (W x)_i.
+template <class T>
+void aggregate_gradient(const Features<T>& x, const Tensor& grad, int64_t b, acc_t<T> alpha,
+                        const acc_t<T>* temperature, const acc_t<T>* lse, const acc_t<T>* delta, T* out);
+
+}  // namespace fastuda
