@@ -7,6 +7,7 @@ for the device, and a checkpoint's random state reproduces it.
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import torch
 import torch.nn.functional as nnf
@@ -46,9 +47,15 @@ def paste(mask: Tensor, above: Tensor, below: Tensor) -> Tensor:
     return torch.where(mask[:, None] if above.dim() == 4 else mask, above, below)
 
 
+@cache
+def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[C, 1, 1], kept: a device waits for what is copied to it from the host."""
+    return torch.tensor(values, device=device, dtype=dtype)[:, None, None]
+
+
 def _statistics(normalization: Normalization, x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = torch.tensor(normalization.mean, device=x.device, dtype=x.dtype)[:, None, None]
-    std = torch.tensor(normalization.std, device=x.device, dtype=x.dtype)[:, None, None]
+    mean = _channels(tuple(normalization.mean), x.device, x.dtype)
+    std = _channels(tuple(normalization.std), x.device, x.dtype)
     return mean / normalization.scale, std / normalization.scale
 
 
@@ -99,7 +106,7 @@ def colour_jitter(
     if normalization.channel_order == "bgr":
         rgb = rgb.flip(1)
     original = rgb
-    luma = torch.tensor(_LUMA, device=x.device, dtype=x.dtype)[:, None, None]
+    luma = _channels(_LUMA, x.device, x.dtype)
     b, c, s = (_per_image(x, 1 - strength, 1 + strength) for _ in range(3))
     turn = _per_image(x, -hue, hue)
 
@@ -139,7 +146,7 @@ def _turn_hue(rgb: Tensor, turn: Tensor) -> Tensor:
     r, g, b = ((rgb - value) / chroma.clamp(min=1e-8)).split(1, 1)
     # in sixths of a circle, counted from the largest channel
     hue = torch.where(r == 0, g - b, torch.where(g == 0, 2 + b - r, 4 + r - g)) + 6 * turn
-    k = hue + torch.tensor([5, 3, 1], device=rgb.device, dtype=rgb.dtype)[:, None, None]
+    k = hue + _channels((5, 3, 1), rgb.device, rgb.dtype)
     k = k - 6 * (k / 6).floor()
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 

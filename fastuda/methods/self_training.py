@@ -79,11 +79,11 @@ def fuse_matched(
 
     Source: SePiCo, authors' sepico_dark.py, after DANNet.
     """
-    index = list(static)
-    day, night = match[:, index], own[:, index]
-    weight = torch.full_like(day, 1 - share).masked_fill(day > threshold, share)
     mixed = own.clone()
-    mixed[:, index] = weight * day + (1 - weight) * night
+    for k in static:  # one by one: a list of them would have to be copied to the device
+        day, night = match[:, k], own[:, k]
+        weight = torch.full_like(day, 1 - share).masked_fill(day > threshold, share)
+        mixed[:, k] = weight * day + (1 - weight) * night
     return mixed
 
 

@@ -235,7 +235,7 @@ class SePiCo(SelfTraining):
         self.bank.copy_(torch.where(full[:, None, None], rolled, self.bank))
         place = self.bank_count.clamp(max=self.config.bank_length - 1)
         place = torch.where(new & ~full, self.bank_count, place)
-        slot = nnf.one_hot(place, self.config.bank_length).bool() & new[:, None]
+        slot = (place[:, None] == torch.arange(self.config.bank_length, device=place.device)) & new[:, None]
         self.bank.copy_(torch.where(slot[..., None], found.mean[:, None].to(self.bank.dtype), self.bank))
         self.bank_count.copy_((self.bank_count + new).clamp(max=self.config.bank_length))
 

@@ -181,12 +181,12 @@ class WeakSeg(Method):
         y, x, label = batch.target_points.unbind(2)
         tagged = batch.target_tags.gather(1, label.clamp(max=self.num_classes - 1))
         keep = (label != 255) & tagged
-        label = torch.where(keep, label, 255)
-        sparse = torch.full(
-            batch.target_image.shape[:1] + batch.target_image.shape[2:], 255, device=label.device
-        )
-        image = torch.arange(len(label), device=label.device)[:, None].expand_as(label)
-        sparse[image[keep], y[keep], x[keep]] = label[keep]
+        height, width = batch.target_image.shape[2:]
+        # points that do not count go to one pixel more, behind the image: to pick the others would wait for
+        # the device
+        place = torch.where(keep, y * width + x, height * width)
+        sparse = torch.full((len(label), height * width + 1), 255, device=label.device)
+        sparse = sparse.scatter(1, place, label)[:, :-1].unflatten(1, (height, width))
         loss = F.upsample_cross_entropy(logits, sparse, align_corners=self.model.align_corners)
         return joint_mean(loss, (sparse != 255).sum())
 
@@ -196,13 +196,12 @@ class WeakSeg(Method):
 
     def _judge(self, *sides: tuple[Tensor, Tensor, float]) -> list[Tensor]:
         """The category discriminators' losses of (pooled features, present classes, domain), in one pass;
-        those of classes that no image shows are not run."""
-        shown = torch.cat([present for _, present, _ in sides]).any(0).nonzero().flatten()
-        classes = shown if len(shown) < self.num_classes else None
-        logits = self.category(torch.cat([pooled for pooled, _, _ in sides]), classes)
+        those of classes that no image shows are run as well, since to leave them out their number is asked
+        of the device."""
+        logits = self.category(torch.cat([pooled for pooled, _, _ in sides]))
         parts = logits.split([len(pooled) for pooled, _, _ in sides])
         return [
-            present_class_loss(part, present[:, shown], domain)
+            present_class_loss(part, present, domain)
             for part, (_, present, domain) in zip(parts, sides, strict=True)
         ]
 

@@ -90,22 +90,17 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(count, outputs).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
-        """``x`` [K, B, inputs], or [len(classes), B, inputs] for a subset of the layers."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if classes is not None:
-            weight, bias = weight.index_select(0, classes), bias.index_select(0, classes)
-        return torch.baddbmm(bias[:, None], x, weight)
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [K, B, inputs]."""
+        return torch.baddbmm(self.bias[:, None], x, self.weight)
 
 
 class CategoryDiscriminators(nn.Module):
     """WeakSegDA's K discriminators of pooled class features, one MLP ``C - C - C - 1`` for each class.
 
     They run as three batched products instead of 3 K small ones, in float32 under autocast, too: with a row
-    for each image they take the time in which the weights are read, which a cast would read more often. A
-    class that is left out by ``classes`` gets a gradient of zero, as in the authors' code, where its loss is
-    masked.
+    for each image they take the time in which the weights are read, which a cast would read more often, and a
+    copy without the classes that no image shows as well.
 
     Source: Paul et al., Domain Adaptive Semantic Segmentation Using Weak Labels, ECCV 2020.
     """
@@ -120,13 +115,11 @@ class CategoryDiscriminators(nn.Module):
             StackedLinear(num_classes, width, 1),
         ])  # fmt: skip
 
-    def forward(self, pooled: Tensor, classes: Tensor | None = None) -> Tensor:
+    def forward(self, pooled: Tensor) -> Tensor:
         """Logits [B, K] of pooled features [B, C, K].
 
         Args:
             pooled: one feature vector per image and class.
-            classes: indices [n] of the classes to run (those present in the batch), or ``None`` for all.
-                The logits are then [B, n], in the order given.
 
         Raises:
             ValueError: ``pooled`` is not [B, C, K].
@@ -136,8 +129,5 @@ class CategoryDiscriminators(nn.Module):
         first, second, last = self.layers
         dtype = next(self.parameters()).dtype
         x = pooled.permute(2, 0, 1).to(dtype)
-        if classes is not None:
-            x = x.index_select(0, classes)
         with torch.autocast(x.device.type, enabled=False):
-            x = torch.relu(second(torch.relu(first(x, classes)), classes))
-            return last(x, classes)[..., 0].t()
+            return last(torch.relu(second(torch.relu(first(x)))))[..., 0].t()

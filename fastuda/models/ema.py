@@ -43,6 +43,8 @@ class EMATeacher(nn.Module):
         self.decay, self.buffers_mode, self.batch_statistics = decay, buffers, batch_statistics
         self.module = copy.deepcopy(student).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        # the same number, known without asking the device for it
+        self.count = 0
 
     def alpha(self, step: int) -> float:
         """The weight of the old teacher in the update of ``step``."""
@@ -51,7 +53,7 @@ class EMATeacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move towards ``student``."""
-        alpha = self.alpha(int(self.updates))
+        alpha = self.alpha(self.count)
         ours: list[Tensor] = list(self.module.parameters())
         theirs: list[Tensor] = list(student.parameters())
         if [p.shape for p in ours] != [p.shape for p in theirs]:
@@ -68,6 +70,11 @@ class EMATeacher(nn.Module):
                 else:
                     mine.copy_(other)
         self.updates += 1
+        self.count += 1
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.count = int(self.updates)
 
     def train(self, mode: bool = True) -> EMATeacher:
         """Training mode without dropout and stochastic depth."""

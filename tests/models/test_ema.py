@@ -97,6 +97,7 @@ def test_a_resumed_teacher_goes_on_bit_for_bit():
     resumed = EMATeacher(other, decay=0.9, buffers="average")
     other.load_state_dict(state["net"])
     resumed.load_state_dict(state["teacher"])
+    assert (resumed.count, int(resumed.updates)) == (3, 3)
     for one, its in ((teacher, net), (resumed, other)):
         torch.manual_seed(4)
         shake(its)
