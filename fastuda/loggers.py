@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -108,9 +109,11 @@ class RunningMeans:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def take(self) -> dict[str, float]:
-        """The means; counting begins anew."""
-        names = sorted(self.sums)
-        stacked = torch.stack([self.sums[name].to(self.world.device) for name in names])
+        """The means; counting begins anew. A step, and a rank, without a value of a name counts as 0."""
+        # a rank that sums other numbers than the others never meets them
+        names = sorted(set().union(*self.world.gather(list(self.sums))))
+        none = torch.zeros(())
+        stacked = torch.stack([self.sums.get(name, none).to(self.world.device) for name in names])
         means = self.world.sum(stacked) / (self.world.size * self.steps)
         self.sums, self.steps = {}, 0
         return dict(zip(names, means.tolist(), strict=True))
@@ -162,6 +165,22 @@ def kept_lines() -> Iterator[list[logging.LogRecord]]:
         log.removeHandler(kept)
 
 
+class _LogFile(logging.FileHandler):
+    """Where a line cannot be written, that is raised; logging itself prints a traceback and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        raise OSError(error.errno, error.strerror, self.baseFilename) from None
+
+    def close(self) -> None:
+        # every line is flushed by itself: one that is still held was refused, and that was said
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
     """The same lines, with their times, to a file as well, which no other process may do meanwhile.
@@ -172,8 +191,9 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
 
     Raises:
         UserError: another process holds the file: it is training into the same folder.
+        OSError: a line cannot be written, in the block as well.
     """
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     assert handler.stream is not None
     try:
         # a record lock ends with its process, however that ends, and loader processes do not inherit it
@@ -188,9 +208,9 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
         log.warning("%s cannot be locked (%s): nothing keeps two runs apart", path, error.strerror)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
-    for record in before:
-        handler.handle(record)
     try:
+        for record in before:
+            handler.handle(record)
         yield
     finally:
         log.removeHandler(handler)

@@ -227,10 +227,25 @@ class Trainer:
         while True:
             self.parallel.before()
             with torch.autocast(self.world.device.type, dtype=self.amp, enabled=self.amp is not None):
-                phase = next(phases, None)
+                try:
+                    phase = next(phases, None)
+                except ValueError as error:
+                    if "more than 1 value per channel" in str(error):
+                        self._too_small(batch)
+                    raise
             if phase is None:
                 return
             yield phase
+
+    def _too_small(self, batch: Batch) -> NoReturn:
+        """For batch norm that has met a single value."""
+        height, width = batch.source_image.shape[2:]
+        least = 2 * bare(self.method.model).stride
+        raise UserError(
+            f"batch norm needs two values of a channel, and a batch of {len(batch.source_image)} crops of"
+            f" {height} x {width} leaves one: raise data.crop and data.target_crop to {least} x {least} at"
+            " least, or data.batch_size to 2"
+        )
 
     def _take_means(self) -> dict[str, float]:
         values = self.means.take()

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastuda import cli, distributed
 from fastuda.data.batch import Batch
+from fastuda.loggers import RunningMeans
 from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.parallel import Parallel, bare_state, sync_batch_norm
@@ -125,6 +126,13 @@ def main() -> int:
             "state": state,
             "ranks_agree": same,
         }
+    means = RunningMeans(world)
+    means.steps = 1
+    means.add("both", 1.0 + world.rank)
+    means.add(f"of {world.rank}", 4.0)
+    if world.rank:
+        means.add("another", 6.0)
+    results["means"] = means.take()
     if world.first:
         torch.save(results, sys.argv[2])
     distributed.stop()

@@ -86,6 +86,10 @@ def test_two_ranks_give_the_gradients_of_the_joint_batch(two_ranks, case):
         torch.testing.assert_close(found["state"][key], truth, rtol=1e-5, atol=1e-7, msg=key)
 
 
+def test_ranks_that_log_other_names_meet(two_ranks):
+    assert two_ranks["means"] == {"both": 1.5, "of 0": 2.0, "of 1": 2.0, "another": 3.0}
+
+
 def test_every_method_is_tried():
     assert set(METHODS) <= {name for name, *_ in CASES.values()} | {"third party"}
 

@@ -116,6 +116,26 @@ def test_curves_on_a_full_disk(scenes_root, tmp_path):
     refused(done, "cannot write", "No space left on device")
 
 
+def test_the_log_on_a_full_disk(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "log.txt").symlink_to("/dev/full")
+    done = fastuda("train", *arguments(scenes_root, out, "--resume", "auto"))
+    refused(done, f"cannot write {out / 'log.txt'}: No space left on device")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_crop_that_batch_norm_cannot_take(scenes_root, tmp_path):
+    for size, batch, code in ((8, 1, 2), (8, 2, 0), (16, 1, 0)):
+        size_flags = ("--crop", size, size, "--batch-size", batch, "--method", "source_only")
+        done = fastuda("train", *arguments(scenes_root, tmp_path / f"{size} {batch}", *size_flags))
+        assert done.returncode == code, done.stderr
+        if code:
+            refused(
+                done, "crops of 8 x 8", "data.crop and data.target_crop to 16 x 16", "data.batch_size to 2"
+            )
+
+
 @pytest.mark.parametrize("place", ["file/run", "/proc/run"])
 def test_a_folder_that_cannot_be_made(scenes_root, tmp_path, place):
     (tmp_path / "file").write_text("")
