@@ -16,7 +16,7 @@ from fastuda.data.config import DataConfig
 from fastuda.data.transforms import FILTERS
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import ModelConfig
-from fastuda.settings import build, merge, nest, plain, read_yaml, to_yaml
+from fastuda.settings import build, merge, nest, plain, read_yaml, to_yaml, without
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     stages: dict[str, Any] = field(default_factory=dict)
-    """Of --stages: dotted settings that differ in the stages source, adapt and distill."""
+    """Of --stages: dotted settings that differ in the stages source, adapt and distill. A flag or key=value
+    holds for all three in place of what a file says of one; stages.source.train.steps=100 is of one."""
 
     def method_config(self) -> Any:
         """The method's own Config.
@@ -213,6 +214,13 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     file.pop("methods", None)
     if name != for_file:
         of_file = {}  # a file for another method lends none of its settings
+    stages = _section(file, "stages")
+    if stages:
+        # what a file says of a stage yields to what the user says of the run
+        file["stages"] = {
+            stage: without(nest(of_stage), user) if isinstance(of_stage, dict) else of_stage
+            for stage, of_stage in stages.items()
+        }
     over = merge(file, user)
     over["method"] = {**merge(merge(per_method, of_file), asked), "name": name}
     over = merge(nest(dict(get_method(name).optim_defaults)), over)

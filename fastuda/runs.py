@@ -41,6 +41,15 @@ def wants_baseline(config: RunConfig) -> bool:
     return choice == "on" or config.data.source.partition(":")[0] == "scenes"
 
 
+def supervised(run: RunConfig, of: RunConfig) -> RunConfig:
+    """``run`` by source_only: the supervised objective of the method of ``of``, or of a composition's part,
+    without the adaptation."""
+    own = of.method_config()
+    parts = [own, *(getattr(own, f.name) for f in dataclasses.fields(own))]
+    lovasz = max(getattr(part, "lovasz_weight", 0.0) for part in parts)
+    return dataclasses.replace(run, method={"name": "source_only", "lovasz_weight": lovasz})
+
+
 def finished(out: Path, steps: int = 0) -> Scores | None:
     """The scores of a run that ended after ``steps`` or more, or none."""
     path = out / "result.json"
@@ -83,9 +92,7 @@ def train(
         out = world.agree(out)
         scores = {}
         if wants_baseline(config):
-            # the same supervised objective, without the adaptation
-            lovasz = getattr(config.method_config(), "lovasz_weight", 0.0)
-            base = dataclasses.replace(config, method={"name": "source_only", "lovasz_weight": lovasz})
+            base = supervised(config, config)
             scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
         name = str(config.method["name"])
         scores[name] = _one(config, out, world, resume, quiet)

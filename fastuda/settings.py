@@ -84,6 +84,17 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def without(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` less the leaves that ``over`` has as well; neither is changed."""
+    out = {}
+    for key, value in base.items():
+        if key not in over:
+            out[key] = value
+        elif isinstance(value, dict) and isinstance(over[key], dict):
+            out[key] = without(value, over[key])
+    return out
+
+
 def nest(dotted: dict[str, Any]) -> dict[str, Any]:
     """``{"a.b": 1}`` to ``{"a": {"b": 1}}``; where ``{"a": {"c": 2}}`` is given as well, both are in it."""
     out: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Training in stages, as FADA is published: source only, adaptation from there, self-distillation.
 
 Every stage is a run folder of its own; a stage that has ended is not run again, one that was interrupted goes
-on from its checkpoint.
+on from its checkpoint, and so does one that ended before the steps that are asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastuda.data.domains import Domain, open_domain
 from fastuda.errors import UserError
 from fastuda.metrics import Scores, table
 from fastuda.prediction import Predictor, describe, predict_files
-from fastuda.runs import finished, train
+from fastuda.runs import finished, supervised, train
 from fastuda.saved import load_run
 from fastuda.settings import build, merge, nest
 
@@ -44,12 +44,14 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
         changes["model"] = {"weights": str(out / "1_source" / "model.safetensors")}
     if stage == "distill":
         changes["data"] = {"source": f"folder:{(out / '3_labels').resolve()}", "sampling": "uniform"}
-    over = merge(changes, nest(dict(config.stages.get(stage, {}))))
+    own = config.stages.get(stage, {})
+    if not isinstance(own, dict):
+        raise UserError(f"stages.{stage} must be a section of settings, got {own!r}")
+    over = merge(changes, nest(own))
     staged = build(RunConfig, merge(dataclasses.replace(config, stages={}).plain(), over), "")
     if stage == "adapt":
         return staged
-    lovasz = getattr(config.method_config(), "lovasz_weight", 0.0)
-    return dataclasses.replace(staged, method={"name": "source_only", "lovasz_weight": lovasz})
+    return supervised(staged, config)
 
 
 def train_stages(
@@ -69,7 +71,8 @@ def train_stages(
         quiet: no progress bar.
 
     Raises:
-        UserError: the folder is not empty, or a stage fails; see :func:`fastuda.runs.train`.
+        UserError: the folder is not empty, a stage that others began from is to go on, or a stage fails; see
+            :func:`fastuda.runs.train`.
         Interrupted: the run was asked to stop.
     """
     if resume not in (None, "auto"):
@@ -78,19 +81,31 @@ def train_stages(
         raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
     scores: dict[str, Scores] = {}
     for number, stage in enumerate(STAGES, 1):
-        folder = out / f"{number}_{stage}"
-        done = finished(folder)
+        folder, settings = out / f"{number}_{stage}", stage_config(config, stage, out)
+        done = finished(folder, settings.train.steps)
         if done is None:
+            if finished(folder) is not None:
+                _check_last(folder, settings.train.steps, stage)
             if stage == "distill":
                 write_pseudo_labels(out / "2_adapt", out / "3_labels", quiet)
             log.info("stage %d of %d: %s", number, len(STAGES), stage)
-            done = next(
-                reversed(train(stage_config(config, stage, out), folder, resume="auto", quiet=quiet).values())
-            )
+            done = next(reversed(train(settings, folder, resume="auto", quiet=quiet).values()))
         scores[stage] = done
     if int(os.environ.get("RANK", 0)) == 0:
         write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
     return scores
+
+
+def _check_last(folder: Path, steps: int, stage: str) -> None:
+    """Raises:
+    UserError: a later stage has begun from what ``folder`` was after fewer steps.
+    """
+    later = sorted(path.name for path in folder.parent.glob("[1-3]_*") if path.name[0] > folder.name[0])
+    if later:
+        raise UserError(
+            f"{folder} ended before step {steps}, and {' and '.join(later)} began from what it was then:"
+            f" remove them to train it further, or leave it by stages.{stage}.train.steps"
+        )
 
 
 def write_pseudo_labels(run: Path, out: Path, quiet: bool = False) -> None:

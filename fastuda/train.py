@@ -33,7 +33,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "weights": ("model.weights", ".pth or .safetensors file to start from", {}),
     "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
     "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
-    "steps": ("train.steps", "optimiser steps", {"type": int}),
+    "steps": ("train.steps", "optimiser steps; with --stages, of each", {"type": int}),
     "lr": ("optim.lr", "learning rate", {"type": float}),
     "amp": ("train.amp", "mixed precision; bf16 without a value",
             {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "off"]}),
@@ -75,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     p.add_argument(
         "--stages", action="store_true",
-        help="three runs in one: source only, the method from its weights, and self-distillation (FADA)",
+        help="three runs in one: source only, the method from its weights, and self-distillation (FADA);"
+        " flags and key=value hold for each, stages.STAGE.train.steps=N for one: source, adapt or distill",
     )  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="no progress bar, warnings only")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")

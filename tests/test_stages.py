@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from fastuda.config import resolve
 from fastuda.errors import UserError
+from fastuda.runs import supervised
 from fastuda.stages import stage_config
 from tests.program import TINY, fastuda
 
@@ -54,6 +56,19 @@ def test_three_stages_in_one_command(scenes_root, tmp_path):
     assert again.returncode == 0 and again.stdout.splitlines()[0] == done.stdout.splitlines()[0], again.stderr
     assert {p: p.stat().st_mtime_ns for p in (out / "2_adapt").rglob("*") if p.is_file()} == before
 
+    # the last stage goes on with more steps; one that others began from does not
+    more = fastuda("train", *arguments(scenes_root, out), "--resume", "auto", "stages.distill.train.steps=2")
+    assert more.returncode == 0, more.stderr
+    assert json.loads((out / "3_distill" / "result.json").read_text())["step"] == 2
+    assert {p: p.stat().st_mtime_ns for p in (out / "2_adapt").rglob("*") if p.is_file()} == before
+    kept = fastuda("train", *arguments(scenes_root, out), "--resume", "auto", "stages.adapt.train.steps=3")
+    assert kept.returncode == 2 and "3_distill and 3_labels began from what it was then" in kept.stderr
+    shutil.rmtree(out / "3_labels")
+    shutil.rmtree(out / "3_distill")
+    last = fastuda("train", *arguments(scenes_root, out), "--resume", "auto", "stages.adapt.train.steps=3")
+    assert last.returncode == 0, last.stderr
+    assert json.loads((out / "2_adapt" / "result.json").read_text())["step"] == 3
+
 
 def test_the_second_stage_starts_from_the_first(tmp_path):
     config = resolve("gta5_cityscapes_fada", {}, {})
@@ -83,7 +98,38 @@ def test_a_setting_of_a_stage_leaves_its_others_alone(tmp_path):
     assert distill.data.crop == (512, 1024) and distill.data.flip == 0.5 and distill.optim.horizon == 31250
 
 
+STAGES = ("source", "adapt", "distill")
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides", "steps", "rates"),
+    [
+        ({}, {}, (20000, 40000, 20000), (5e-4, 2.5e-4, 5e-4)),
+        ({"train.steps": 100}, {}, (100, 100, 100), (5e-4, 2.5e-4, 5e-4)),
+        ({"train.steps": 100}, {"stages": {"distill": {"train": {"steps": 7}}}}, (100, 100, 7), None),
+        ({"train.steps": 100}, {"stages": {"distill": {"train.steps": 7}}}, (100, 100, 7), None),
+        ({}, {"optim": {"lr": 0.1}, "train": {"steps": 5}}, (5, 5, 5), (0.1, 0.1, 0.1)),
+    ],
+)
+def test_what_is_said_of_the_run_holds_for_its_stages(flags, overrides, steps, rates, tmp_path):
+    config = resolve("gta5_cityscapes_fada", flags, overrides)
+    stages = [stage_config(config, stage, tmp_path) for stage in STAGES]
+    assert tuple(stage.train.steps for stage in stages) == steps
+    assert rates is None or tuple(stage.optim.lr for stage in stages) == rates
+    assert [stage.train.accumulate for stage in stages] == [2, 1, 2] and stages[2].data.crop == (512, 1024)
+
+
+def test_a_composition_begins_with_its_parts_supervised_objective():
+    for name, lovasz in (("plca+self_training", 0.75), ("fada+plca", 0.75), ("fada+asanet", 0.0)):
+        config = resolve(None, {"method.name": name}, {})
+        assert supervised(config, config).method == {"name": "source_only", "lovasz_weight": lovasz}
+    own = resolve(None, {"method.name": "self_training+plca"}, {"method": {"plca": {"lovasz_weight": 0.0}}})
+    assert supervised(own, own).method["lovasz_weight"] == 0.0
+
+
 def test_unknown_stage():
     config = resolve(None, {}, {"stages": {"warmup": {"train.steps": 3}}})
     with pytest.raises(UserError, match=r"stages has \['warmup'\]; there are source, adapt, distill"):
         stage_config(config, "source", None)
+    with pytest.raises(UserError, match=r"stages\.source must be a section of settings, got 3"):
+        stage_config(resolve(None, {}, {"stages": {"source": 3}}), "source", None)
