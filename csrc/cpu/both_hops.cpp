@@ -108,9 +108,8 @@ void both_hops(const Features<T>& queries, const Features<T>& keys, int64_t b,
           std::copy_n(columns_so_far.best, width, before);
           for (int64_t r = 0; r < count; ++r) {
             S* s = tile.data() + r * kCols;
-            const S scale = queries.scales(b)[first + r];
-            const S highest =
-                scale_best(s, width, scale, keys.scales(b) + column, int32_t(first + r), columns_so_far);
+            const S highest = scale_best(s, width, queries.scales(b)[first + r], keys.scales(b) + column);
+            column_best(s, width, int32_t(first + r), columns_so_far);
             if (highest > best[r]) {
               index[r] = column + first_index(s, width, highest);
               if (sums) sum[r] *= std::exp((best[r] - highest) * row_inverse[first + r]);

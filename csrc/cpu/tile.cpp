@@ -37,20 +37,27 @@ FASTUDA_INLINE S mean_row_body(const S* s, int64_t n, const RowScale<S>& scale) 
 }
 
 template <class S>
-FASTUDA_INLINE S scale_best_body(S* s, int64_t n, S scale, const S* key_scale, int32_t row,
-                                 const ColumnBest<S>& columns) {
-  S *column_best = columns.best, best = -std::numeric_limits<S>::infinity();
-  int32_t* index = columns.index;
+FASTUDA_INLINE S scale_best_body(S* s, int64_t n, S scale, const S* key_scale) {
+  S best = -std::numeric_limits<S>::infinity();
 #pragma omp simd reduction(max : best)
   for (int64_t j = 0; j < n; ++j) {
     const S x = s[j] * scale * key_scale[j];
     s[j] = x;
     best = x > best ? x : best;
-    const bool more = x > column_best[j];
-    column_best[j] = more ? x : column_best[j];
-    index[j] = more ? row : index[j];
   }
   return best;
+}
+
+template <class S>
+FASTUDA_INLINE void column_best_body(const S* s, int64_t n, int32_t row, const ColumnBest<S>& columns) {
+  S* best = columns.best;
+  int32_t* index = columns.index;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const bool more = s[j] > best[j];
+    best[j] = more ? s[j] : best[j];
+    index[j] = more ? row : index[j];
+  }
 }
 
 template <class S>
@@ -191,13 +198,18 @@ double mean_row(const double* s, int64_t n, const RowScale<double>& scale) {
   return mean_row_body(s, n, scale);
 }
 
-FASTUDA_CLONES float scale_best(float* s, int64_t n, float scale, const float* key_scale, int32_t row,
-                                const ColumnBest<float>& columns) {
-  return scale_best_body(s, n, scale, key_scale, row, columns);
+FASTUDA_CLONES float scale_best(float* s, int64_t n, float scale, const float* key_scale) {
+  return scale_best_body(s, n, scale, key_scale);
 }
-double scale_best(double* s, int64_t n, double scale, const double* key_scale, int32_t row,
-                  const ColumnBest<double>& columns) {
-  return scale_best_body(s, n, scale, key_scale, row, columns);
+double scale_best(double* s, int64_t n, double scale, const double* key_scale) {
+  return scale_best_body(s, n, scale, key_scale);
+}
+
+FASTUDA_CLONES void column_best(const float* s, int64_t n, int32_t row, const ColumnBest<float>& columns) {
+  column_best_body(s, n, row, columns);
+}
+void column_best(const double* s, int64_t n, int32_t row, const ColumnBest<double>& columns) {
+  column_best_body(s, n, row, columns);
 }
 
 FASTUDA_CLONES float sum_exp_both(const float* s, int64_t n, float best, float inverse_t,

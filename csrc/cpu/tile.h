@@ -58,11 +58,13 @@ struct ColumnBest {
   S* sum;
 };
 
-// The same of row `row` without statistics or biases, and the columns' best; the row's largest.
-float scale_best(float* s, int64_t n, float scale, const float* key_scale, int32_t row,
-                 const ColumnBest<float>& columns);
-double scale_best(double* s, int64_t n, double scale, const double* key_scale, int32_t row,
-                  const ColumnBest<double>& columns);
+// Products to similarities in place, without statistics or biases; the row's largest.
+float scale_best(float* s, int64_t n, float scale, const float* key_scale);
+double scale_best(double* s, int64_t n, double scale, const double* key_scale);
+
+// Row `row` taken into the best of the columns.
+void column_best(const float* s, int64_t n, int32_t row, const ColumnBest<float>& columns);
+void column_best(const double* s, int64_t n, int32_t row, const ColumnBest<double>& columns);
 
 // sum_j exp((s_j - best) inverse_t) of the row, and the like added to the sums of the columns.
 float sum_exp_both(const float* s, int64_t n, float best, float inverse_t, const ColumnBest<float>& columns);
