@@ -136,7 +136,7 @@ def upsample_cross_entropy(
         valid = log_p.new_ones(log_p.shape[0], *log_p.shape[2:])
         norm = valid
     else:
-        keep = target != ignore_index
+        keep = (target != ignore_index) & (target >= 0) & (target < classes)
         q = nnf.one_hot(torch.where(keep, target, 0), classes).permute(0, 3, 1, 2).to(log_p.dtype)
         valid = keep.to(log_p.dtype)
         norm = valid * (q * weight[None, :, None, None]).sum(1)
@@ -183,7 +183,7 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, ignore_index: int, per
             for p, y in zip(probabilities, labels, strict=True)
         ]
         return torch.stack(losses).mean()
-    keep = labels != ignore_index
+    keep = (labels != ignore_index) & (labels >= 0) & (labels < probabilities.shape[1])
     p, y = _full(probabilities).movedim(1, -1)[keep], labels[keep]
     losses = []
     for c in range(p.shape[1]):

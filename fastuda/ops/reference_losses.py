@@ -66,7 +66,8 @@ def domain_cross_entropy(
     align_corners: bool,
 ) -> Tensor:
     """``mean over pixels of -sum_c a_c log softmax_2K(d)[offset + c]``, the other half being zero."""
-    d, z = _full(domain_logits), _full(seg_logits.detach())
+    d = _full(domain_logits)
+    z = seg_logits.detach().to(d.dtype)
     if size is not None:
         d, z = upsample(d, size, align_corners), upsample(z, size, align_corners)
     classes = z.shape[1]
@@ -113,6 +114,7 @@ def bank_contrast(q: Tensor, labels: Tensor, bank: Tensor, count: Tensor, tau: f
     """BankCL: every vector of the own class's bank against the mean similarity to each other bank."""
     if not len(labels):
         return q.sum() * 0
+    count = count.clamp(0, bank.shape[1])
     filled = torch.arange(bank.shape[1], device=bank.device) < count[:, None]
     centre = (bank * filled[..., None]).sum(1) / count.clamp(min=1)[:, None]
     others = q @ (centre / tau).T
@@ -134,4 +136,5 @@ def smooth_max_pool(logits: Tensor, k: float) -> Tensor:
 
 def category_pool(features: Tensor, logits: Tensor) -> Tensor:
     """``[B, K, C]``: the mean of the features under each class's soft-max over the pixels."""
-    return _full(logits).softmax(1).transpose(1, 2) @ _full(features)
+    features = _full(features)
+    return logits.to(features.dtype).softmax(1).transpose(1, 2) @ features
