@@ -126,17 +126,18 @@ def register(
     *,
     triton: bool = False,
     dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
+    cpu_limit: Callable[..., str] | None = None,
     triton_limit: Callable[..., str] | None = None,
 ) -> None:
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
     ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
-    of the same names in ``fastuda.kernels.<op>``, imported on their first call; ``triton_limit`` says which
-    tensors they do not take.
+    of the same names in ``fastuda.kernels.<op>``, imported on their first call; ``cpu_limit`` and
+    ``triton_limit`` say which tensors they do not take.
     """
     rows = []
     if operators:
-        rows.append(Backend(op, "cpu", "cpu", dtypes, operators))
+        rows.append(Backend(op, "cpu", "cpu", dtypes, operators, cpu_limit))
         rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
     if triton:
         rows.append(Backend(op, "triton", "cuda", FLOATS, operators, triton_limit))

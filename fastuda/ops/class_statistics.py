@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastuda.ops import _backends, reference_losses
-from fastuda.ops._checks import check_float, check_labels, check_rank
+from fastuda.ops._checks import check_float, check_integer, check_labels, check_rank
 
 _backends.register("class_statistics", ("class_statistics_fwd",), triton=True)
 
@@ -26,7 +26,18 @@ class ClassStatistics:
     """[K, A]."""
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
-        """The statistics of both sets of features together, exactly (Chan et al., 1983)."""
+        """The statistics of both sets of features together, exactly (Chan et al., 1983).
+
+        Raises:
+            ValueError, TypeError: ``other`` is of other classes or channels, or no statistics.
+        """
+        if not isinstance(other, ClassStatistics):
+            raise TypeError(f"other must be ClassStatistics, got {type(other).__name__}")
+        if other.mean.shape != self.mean.shape:
+            raise ValueError(
+                f"other has statistics of shape {tuple(other.mean.shape)}, these {tuple(self.mean.shape)}:"
+                " both must be [K, A] of the same classes and channels"
+            )
         count = self.count + other.count
         share = (other.count / count.clamp(min=1))[:, None]
         gap = other.mean - self.mean
@@ -65,17 +76,18 @@ def class_statistics(
         backend: ``auto``, or a name from ``fastuda.ops.backends("class_statistics")``.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
-    check_rank("features", features, "N, A")
     check_float("features", features)
-    check_labels("labels", labels, (features.shape[0],))
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be positive, got {num_classes}")
+    check_rank("features", features, "N, A")
+    check_labels("labels", labels, (features.shape[0],), "features", features)
+    check_integer("num_classes", num_classes, 1)
+    check_integer("ignore_index", ignore_index)
     name = _backends.select("class_statistics", features, backend=backend)
+    labels = labels.long()
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         if name != "reference":
             forward = _backends.overload("class_statistics_fwd", name)
             return ClassStatistics(*forward(features.detach(), labels, num_classes, ignore_index))
-        found = reference_losses.class_statistics(features.detach(), labels.long(), num_classes, ignore_index)
+        found = reference_losses.class_statistics(features.detach(), labels, num_classes, ignore_index)
         return ClassStatistics(*found)

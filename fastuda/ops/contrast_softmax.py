@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_float
+from fastuda.ops._checks import check_float, check_positive
 
 _backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"), triton=True)
 
@@ -39,18 +39,19 @@ def contrast_softmax(x: Tensor, *, eps: float = 1e-10, backend: str = "auto") ->
 
     Args:
         x: [..., M] float32, bfloat16, float16 or float64.
-        eps: added to the standard deviation.
+        eps: added to the standard deviation; positive, so that a constant row has a softmax.
         backend: ``auto``, or a name from ``fastuda.ops.backends("contrast_softmax")``.
 
     Returns:
         [..., M] in the dtype of ``x``.
 
     Raises:
-        ValueError, TypeError: the shape or dtype does not fit, or the named backend cannot run.
+        ValueError, TypeError: a shape, dtype or value does not fit, or the named backend cannot run.
     """
     check_float("x", x)
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be [..., M] with M > 0, got shape {tuple(x.shape)}")
+    check_positive("eps", eps)
     name = _backends.select("contrast_softmax", x, backend=backend)
     with torch.autocast(x.device.type, enabled=False):
         if name == "reference":

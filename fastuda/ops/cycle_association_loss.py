@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_choice, check_features, check_labels
+from fastuda.ops._checks import check_choice, check_features, check_flag, check_integer, check_labels
 from fastuda.ops.cycle_match import SIMILARITIES
 
 _backends.register("cycle_association_loss", ("association_fwd", "association_bwd"), triton=True)
@@ -54,6 +54,11 @@ class _Association(torch.autograd.Function):
             source_lse,
             target_lse,
         ) = fwd(source, target, similarity, contrast)
+        # the softmax over one key is 1 at any temperature: one of 1e-10 would only amplify the rounding
+        if target.shape[1] == 1:
+            source_temperature, source_lse = torch.ones_like(source_lse), forward_similarity
+        if source.shape[1] == 1:
+            target_temperature, target_lse = torch.ones_like(target_lse), backward_similarity
         end_index = backward_index.gather(1, forward_index)
         matched = (labels != ignore_index) & (labels.gather(1, end_index) == labels)
 
@@ -128,7 +133,7 @@ def cycle_association_loss(
         source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or
             float64.
         target: [B, M, C] of the same dtype; image ``b`` is associated with image ``b`` only.
-        labels: [B, N] integer classes of the source pixels.
+        labels: [B, N] integer classes of the source pixels. They are only compared: any integer is a class.
         similarity: ``cosine``, or ``kl`` for ``-KL(query || key)``.
         contrast: temperatures from the rows' standard deviations.
         ignore_index: the label that starts no cycle.
@@ -138,11 +143,13 @@ def cycle_association_loss(
         The scalar loss (float32; float64 for float64 input), and :class:`CycleStats`.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
     check_features(source, target)
-    check_labels("labels", labels, tuple(source.shape[:2]))
+    check_labels("labels", labels, tuple(source.shape[:2]), "source", source)
     check_choice("similarity", similarity, SIMILARITIES)
+    check_flag("contrast", contrast)
+    check_integer("ignore_index", ignore_index)
     name = _backends.select("cycle_association_loss", source, target, backend=backend)
     labels = labels.long()
     with torch.autocast(source.device.type, enabled=False):

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._autograd import GradientInForward
-from fastuda.ops._checks import check_choice, check_float, check_rank
+from fastuda.ops._checks import (
+    check_beside,
+    check_choice,
+    check_flag,
+    check_float,
+    check_positive,
+    check_rank,
+    check_share,
+    check_size,
+    nothing,
+)
 
 _backends.register(
     "domain_cross_entropy",
@@ -32,26 +42,29 @@ def domain_cross_entropy(
     """``mean over pixels of -sum_c q_c log softmax(d)_c`` over 2 K channels, ``q`` the domain encoding.
 
     ``a = min(softmax(z / temperature), clip)``, without gradient and not renormalised; ``q = [a; 0]`` for
-    ``source`` and ``[0; a]`` for ``target``. Source: Wang et al., Classes Matter, ECCV 2020, eq. 6 to 8.
+    ``source`` and ``[0; a]`` for ``target``. A batch without images gives 0.
+
+    Source: Wang et al., Classes Matter, ECCV 2020, eq. 6 to 8.
 
     Args:
         domain_logits: discriminator logits d [B, 2K, h, w].
         seg_logits: segmentation logits z [B, K, h', w'], constants.
         encode: the half that ``a`` stands in: ``source`` or ``target``.
         size: both are upsampled bilinearly to this; ``None`` where they have one size already.
-        temperature: published 1.8.
-        clip: largest entry of ``a``; published 0.9.
-        hard_threshold: instead of soft labels the one-hot argmax where its probability reaches this, and
-            nothing elsewhere (the paper's hard variant).
+        temperature: positive; published 1.8.
+        clip: largest entry of ``a``, in (0, 1]; published 0.9, and 1 clips nothing.
+        hard_threshold: in [0, 1]; instead of soft labels the one-hot argmax where its probability reaches
+            this, and nothing elsewhere (the paper's hard variant).
         align_corners: of the bilinear upsampling; published true.
         backend: ``auto``, or a name from ``fastuda.ops.backends("domain_cross_entropy")``.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
     for name, x in (("domain_logits", domain_logits), ("seg_logits", seg_logits)):
-        check_rank(name, x, "B, K, h, w")
         check_float(name, x)
+        check_rank(name, x, "B, K, h, w")
+    check_beside("seg_logits", seg_logits, "domain_logits", domain_logits)
     check_choice("encode", encode, ("source", "target"))
     batch, classes = seg_logits.shape[:2]
     if tuple(domain_logits.shape[:2]) != (batch, 2 * classes):
@@ -64,7 +77,15 @@ def domain_cross_entropy(
             f"domain_logits {tuple(domain_logits.shape)} and seg_logits {tuple(seg_logits.shape)} differ in"
             " resolution: give size"
         )
+    size = None if size is None else check_size("size", size)
+    check_positive("temperature", temperature)
+    check_share("clip", clip, zero=False)
+    if hard_threshold is not None:
+        check_share("hard_threshold", hard_threshold)
+    check_flag("align_corners", align_corners)
     name = _backends.select("domain_cross_entropy", domain_logits, seg_logits, backend=backend)
+    if not batch:
+        return nothing(domain_logits)
     offset = 0 if encode == "source" else classes
     with torch.autocast(domain_logits.device.type, enabled=False):
         if name == "reference":

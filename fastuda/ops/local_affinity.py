@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._autograd import GradientInForward
-from fastuda.ops._checks import check_choice, check_float, check_rank
+from fastuda.ops._checks import check_choice, check_float, check_integer, check_rank, nothing
 
 _backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"), triton=True)
 _backends.register("affinity_cleaning_loss", ("affinity_cleaning_fwd",), triton=True)
@@ -31,6 +31,7 @@ class _Affinity(torch.autograd.Function):
 
 
 def _check_neighbours(neighbours: int) -> None:
+    check_integer("neighbours", neighbours)
     if neighbours not in (4, 8):
         raise ValueError(f"neighbours must be 4 or 8, got {neighbours}")
 
@@ -59,12 +60,12 @@ def local_affinity(
     Raises:
         ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.
     """
-    check_rank("p", p, "B, K, H, W")
     check_float("p", p)
+    check_rank("p", p, "B, K, H, W")
     check_choice("kind", kind, ("kl", "product"))
     _check_neighbours(neighbours)
-    if distance < 1:
-        raise ValueError(f"distance must be at least 1, got {distance}")
+    check_integer("distance", distance, 1)
+    distance = min(distance, max(p.shape[2:]))  # all that is farther is the border
     name = _backends.select("local_affinity", p, backend=backend)
     with torch.autocast(p.device.type, enabled=False):
         if name != "reference":
@@ -75,7 +76,9 @@ def local_affinity(
 def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str = "auto") -> Tensor:
     """``mean over pixels and neighbours of 1 - sum_c p_ic p_jc`` with ``p = softmax(logits)``.
 
-    0 where neighbours are one and the same one-hot vector. Source: Zhou et al., TIP 2020, strategy 1 (ASC).
+    0 where neighbours are one and the same one-hot vector, and for a batch without images.
+
+    Source: Zhou et al., TIP 2020, strategy 1 (ASC).
 
     Args:
         logits: [B, K, H, W].
@@ -85,10 +88,12 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
     Raises:
         ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.
     """
-    check_rank("logits", logits, "B, K, H, W")
     check_float("logits", logits)
+    check_rank("logits", logits, "B, K, H, W")
     _check_neighbours(neighbours)
     name = _backends.select("affinity_cleaning_loss", logits, backend=backend)
+    if not len(logits):
+        return nothing(logits)
     with torch.autocast(logits.device.type, enabled=False):
         if name != "reference":
             p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)

@@ -7,10 +7,25 @@ from torch import Tensor
 
 from fastuda.ops import _backends, reference
 from fastuda.ops._autograd import GradientInForward
-from fastuda.ops._checks import check_float, check_labels, check_rank
+from fastuda.ops._checks import (
+    check_classes,
+    check_flag,
+    check_float,
+    check_integer,
+    check_label_map,
+    check_labels,
+    check_rank,
+    nothing,
+)
 
 # sorting is in float32: float64 stays with the reference
-_backends.register("lovasz_softmax", ("lovasz_softmax_fwd",), dtypes=_backends.FLOATS, triton=True)
+_backends.register(
+    "lovasz_softmax",
+    ("lovasz_softmax_fwd",),
+    dtypes=_backends.FLOATS,
+    triton=True,
+    cpu_limit=_backends.most_classes(254),
+)
 
 
 def lovasz_softmax(
@@ -33,7 +48,8 @@ def lovasz_softmax(
     Args:
         x: probabilities [B, K, H, W]; with ``from_logits`` logits [B, K, h, w], upsampled bilinearly to the
             labels' size, then softmax.
-        labels: [B, H, W] integer classes.
+        labels: [B, H, W] integer classes; all but ``ignore_index`` must be below K. On a GPU and in compiled
+            code their values are not looked at: others are left out.
         ignore_index: the label to leave out.
         per_image: average the loss of single images instead of pooling the batch.
         from_logits: ``x`` are logits at any resolution.
@@ -41,13 +57,26 @@ def lovasz_softmax(
         backend: ``auto``, or a name from ``fastuda.ops.backends("lovasz_softmax")``.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes, devices or labels do not fit, or the named backend cannot run.
     """
-    check_rank("x", x, "B, K, H, W")
     check_float("x", x)
-    size = tuple(labels.shape[-2:]) if from_logits else tuple(x.shape[-2:])
-    check_labels("labels", labels, (x.shape[0], *size))
+    check_rank("x", x, "B, K, H, W")
+    for flag, value in (
+        ("per_image", per_image),
+        ("from_logits", from_logits),
+        ("align_corners", align_corners),
+    ):
+        check_flag(flag, value)
+    check_integer("ignore_index", ignore_index)
+    if from_logits:
+        check_label_map("labels", labels, "x", x)
+    else:
+        check_labels("labels", labels, (x.shape[0], *x.shape[2:]), "x", x)
     name = _backends.select("lovasz_softmax", x, backend=backend)
+    labels = labels.long()
+    check_classes("labels", labels, x.shape[1], ignore_index)
+    if not len(x):
+        return nothing(x)
     with torch.autocast(x.device.type, enabled=False):
         if name != "reference":
             settings = (from_logits, align_corners, ignore_index)
@@ -59,5 +88,5 @@ def lovasz_softmax(
             ]
             return torch.stack(losses).mean()
         if from_logits:
-            x = reference.upsample(x, (size[0], size[1]), align_corners).softmax(1)
+            x = reference.upsample(x, labels.shape[1:], align_corners).softmax(1)
         return reference.lovasz_softmax(x, labels, ignore_index, per_image)

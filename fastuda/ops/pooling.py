@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
-from fastuda.ops._checks import check_float, check_rank
+from fastuda.ops._checks import check_beside, check_float, check_positive, check_rank
 
 _backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), triton=True)
 _backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), triton=True)
@@ -65,10 +65,9 @@ def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") ->
     Raises:
         ValueError, TypeError: a shape, dtype or value does not fit, or the named backend cannot run.
     """
-    check_rank("logits", logits, "B, K, h, w")
     check_float("logits", logits)
-    if not k > 0:
-        raise ValueError(f"k must be positive, got {k}")
+    check_rank("logits", logits, "B, K, h, w")
+    check_positive("k", k)
     name = _backends.select("smooth_max_pool", logits, backend=backend)
     with torch.autocast(logits.device.type, enabled=False):
         if name != "reference":
@@ -87,14 +86,15 @@ def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") ->
         backend: ``auto``, or a name from ``fastuda.ops.backends("category_pool")``.
 
     Returns:
-        [B, K, C], float32 at least.
+        [B, K, C], float32 (float64 for float64 features).
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes or devices do not fit, or the named backend cannot run.
     """
-    for name, x in (("features", features), ("logits", logits)):
-        check_rank(name, x, "B, N, C")
+    for name, x, shape in (("features", features, "B, N, C"), ("logits", logits, "B, N, K")):
         check_float(name, x)
+        check_rank(name, x, shape)
+    check_beside("logits", logits, "features", features)
     if features.shape[:2] != logits.shape[:2]:
         raise ValueError(
             f"features {tuple(features.shape)} and logits {tuple(logits.shape)} must share batch and pixels"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,17 @@ from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._autograd import GradientInForward
-from fastuda.ops._checks import check_choice, check_float, check_labels, check_rank
+from fastuda.ops._checks import (
+    check_beside,
+    check_choice,
+    check_classes,
+    check_counts,
+    check_float,
+    check_integer,
+    check_labels,
+    check_positive,
+    check_rank,
+)
 from fastuda.ops.class_statistics import ClassStatistics
 
 _backends.register(
@@ -28,7 +39,7 @@ class PrototypeBank:
     vectors: Tensor
     """[K, M, A]; rows past ``count`` are not read."""
     count: Tensor
-    """[K] int64: how many of the M are filled."""
+    """[K] int64: how many of the M are filled, 0 to M."""
 
 
 class _Sum(torch.autograd.Function):
@@ -48,6 +59,26 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):
         backward = _backends.overload("prototype_contrast_bwd", ctx.name)
         return backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+
+
+def _check_bank(bank: PrototypeBank) -> None:
+    vectors, count = bank.vectors, bank.count
+    check_float("prototypes.vectors", vectors)
+    check_rank("prototypes.vectors", vectors, "K, M, A")
+    check_labels("prototypes.count", count, (vectors.shape[0],), "prototypes.vectors", vectors)
+    check_counts("prototypes.count", count, vectors.shape[1])
+
+
+def _check_statistics(statistics: ClassStatistics, names: tuple[str, ...]) -> None:
+    for name in names:
+        check_float(f"prototypes.{name}", getattr(statistics, name))
+        check_rank(f"prototypes.{name}", getattr(statistics, name), "K, A")
+    mean, variance = statistics.mean, statistics.variance
+    if "variance" in names and variance.shape != mean.shape:
+        raise ValueError(
+            f"prototypes.variance must have the shape of prototypes.mean, {tuple(mean.shape)},"
+            f" got {tuple(variance.shape)}"
+        )
 
 
 def prototype_contrast(
@@ -75,30 +106,51 @@ def prototype_contrast(
 
     Args:
         features: unit embeddings [N, A].
-        labels: [N] integer classes.
-        prototypes: statistics for ``proto`` and ``dist``, a bank for ``bank``.
+        labels: [N] integer classes; all but ``ignore_index`` must be below K. On a GPU their values are not
+            looked at: another makes the loss NaN.
+        prototypes: statistics for ``proto`` and ``dist``, a bank for ``bank``; constants.
         kind: ``dist``, ``proto`` or ``bank``.
-        tau: divides the inner products.
+        tau: positive, divides the inner products.
         ignore_index: the label to leave out.
         backend: ``auto``, or a name from ``fastuda.ops.backends("prototype_contrast")``.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or choices do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
-    check_rank("features", features, "N, A")
     check_float("features", features)
-    check_labels("labels", labels, (features.shape[0],))
+    check_rank("features", features, "N, A")
+    check_labels("labels", labels, (features.shape[0],), "features", features)
     check_choice("kind", kind, ("dist", "proto", "bank"))
+    check_positive("tau", tau)
+    check_integer("ignore_index", ignore_index)
+    if not isinstance(prototypes, ClassStatistics | PrototypeBank):
+        raise TypeError(
+            f"prototypes must be ClassStatistics or a PrototypeBank, got {type(prototypes).__name__}"
+        )
     if isinstance(prototypes, PrototypeBank) != (kind == "bank"):
-        raise ValueError(f"kind {kind!r} does not go with a {type(prototypes).__name__}")
-    width = (prototypes.vectors if isinstance(prototypes, PrototypeBank) else prototypes.mean).shape[-1]
-    if width != features.shape[1]:
-        raise ValueError(f"features are {tuple(features.shape)}, but the prototypes have width {width}")
+        raise ValueError(
+            f"prototypes must be {'a PrototypeBank' if kind == 'bank' else 'ClassStatistics'} for kind"
+            f" {kind!r}, which does not go with a {type(prototypes).__name__}"
+        )
+    if isinstance(prototypes, PrototypeBank):
+        _check_bank(prototypes)
+        centres = prototypes.vectors
+    else:
+        _check_statistics(prototypes, ("mean", "variance") if kind == "dist" else ("mean",))
+        centres = prototypes.mean
+    classes, width = centres.shape[0], centres.shape[-1]
+    if classes == 0 or width != features.shape[1]:
+        raise ValueError(
+            f"features are {tuple(features.shape)}, but the prototypes have width {width} and"
+            f" {classes} classes: both need one width, and at least one class"
+        )
+    check_beside("prototypes", centres, "features", features)
     name = _backends.select("prototype_contrast", features, backend=backend)
+    labels = labels.long()
+    check_classes("labels", labels, classes, ignore_index)
     with torch.autocast(features.device.type, enabled=False):
         keep = labels != ignore_index
         if name != "reference":
-            labels = labels.long()
             if isinstance(prototypes, PrototypeBank):
                 bank = (labels, prototypes.vectors.detach(), prototypes.count, tau, ignore_index)
                 total = GradientInForward.apply(features, bank, "bank_contrast_fwd", name)
@@ -108,7 +160,10 @@ def prototype_contrast(
                 total = _Sum.apply(features, labels, prototypes.mean.detach(), rest, name)
             return total / keep.sum().clamp(min=1)
         q = features[keep].to(torch.promote_types(features.dtype, torch.float32))
-        y = labels[keep].long()
+        y = labels[keep]
+        # where labels are not read, one that is no class makes the loss NaN and reads nothing out of bounds
+        q = torch.where(((y >= 0) & (y < classes))[:, None], q, math.nan)
+        y = y.clamp(0, classes - 1)
         if isinstance(prototypes, PrototypeBank):
             vectors = prototypes.vectors.detach().to(q.dtype)
             return reference_losses.bank_contrast(q, y, vectors, prototypes.count, tau)

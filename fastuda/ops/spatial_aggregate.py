@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_choice, check_float, check_rank
+from fastuda.ops._checks import check_choice, check_flag, check_float, check_rank, check_share
 from fastuda.ops.cycle_match import SIMILARITIES
 
 _backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"), triton=True)
@@ -52,7 +52,7 @@ def spatial_aggregate(
 
     Args:
         x: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.
-        alpha: share of the aggregated part.
+        alpha: share of the aggregated part, in [0, 1].
         similarity: ``cosine``, or ``kl`` for ``-KL(x_i || x_j)``.
         contrast: temperatures from the rows' standard deviations.
         backend: ``auto``, or a name from ``fastuda.ops.backends("spatial_aggregate")``.
@@ -61,13 +61,16 @@ def spatial_aggregate(
         [B, N, C] in the dtype of ``x``.
 
     Raises:
-        ValueError, TypeError: the shape or dtype does not fit, or the named backend cannot run.
+        ValueError, TypeError: a shape, dtype or value does not fit, or the named backend cannot run.
     """
-    check_rank("x", x, "B, N, C")
     check_float("x", x)
+    check_rank("x", x, "B, N, C")
+    check_share("alpha", alpha)
     check_choice("similarity", similarity, SIMILARITIES)
+    check_flag("contrast", contrast)
     name = _backends.select("spatial_aggregate", x, backend=backend)
     with torch.autocast(x.device.type, enabled=False):
         if name == "reference":
             return reference.spatial_aggregate(x, alpha, similarity, contrast)
-        return _Aggregate.apply(x, similarity, contrast, alpha, name)
+        # the softmax over one pixel is 1 at any temperature: one of 1e-10 would only amplify the rounding
+        return _Aggregate.apply(x, similarity, contrast and x.shape[1] > 1, alpha, name)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_float, check_labels, check_rank
+from fastuda.ops._checks import (
+    check_flag,
+    check_float,
+    check_integer,
+    check_label_map,
+    check_rank,
+    stray_labels,
+)
 
 _backends.register("upsample_confusion", ("upsample_confusion_fwd",), triton=True)
 
@@ -38,21 +45,27 @@ def upsample_confusion(
         ValueError, TypeError: shapes or dtypes do not fit, a label is out of range, or the named backend
             cannot run.
     """
-    check_rank("x", x, "B, K, h, w")
     check_float("x", x)
-    check_labels("labels", labels, (x.shape[0], *labels.shape[-2:]))
+    check_rank("x", x, "B, K, h, w")
+    check_label_map("labels", labels, "x", x)
+    check_flag("align_corners", align_corners)
+    check_integer("ignore_index", ignore_index)
+    check_flag("return_labels", return_labels)
     if x.shape[1] > 255:
-        raise ValueError(f"at most 255 classes fit the uint8 label map, got {x.shape[1]}")
+        raise ValueError(f"x has shape {tuple(x.shape)}: at most 255 classes fit the uint8 label map")
     name = _backends.select("upsample_confusion", x, backend=backend)
     with torch.autocast(x.device.type, enabled=False):
         if name == "reference":
-            matrix, predicted = reference.upsample_confusion(x, labels, align_corners, ignore_index)
+            said = stray_labels("labels", labels, x.shape[1], ignore_index)
+            if said:
+                raise ValueError(said)
+            matrix, predicted = reference.upsample_confusion(x, labels.long(), align_corners, ignore_index)
         else:
             forward = _backends.overload("upsample_confusion_fwd", name)
             try:
                 matrix, predicted = forward(x, labels, align_corners, ignore_index)
-            except RuntimeError as error:  # all that the stable interface of the CUDA kernels can raise
+            except (ValueError, RuntimeError) as error:  # the latter from the stable interface of CUDA
                 if "labels hold classes outside" not in str(error):
                     raise
-                raise ValueError(f"labels hold classes outside 0..{x.shape[1] - 1}") from error
+                raise ValueError(stray_labels("labels", labels, x.shape[1], ignore_index)) from error
     return (matrix, predicted) if return_labels else matrix

@@ -9,7 +9,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_choice, check_float, check_labels, check_rank
+from fastuda.ops._checks import (
+    check_beside,
+    check_choice,
+    check_classes,
+    check_flag,
+    check_float,
+    check_integer,
+    check_label_map,
+    check_positive,
+    check_rank,
+    check_share,
+    check_tensor,
+)
 
 _backends.register(
     "upsample_cross_entropy",
@@ -59,6 +71,26 @@ class _PerPixel(torch.autograd.Function):
         return found.to(logits.dtype), None, None, None
 
 
+def _check_soft(labels: Tensor, logits: Tensor) -> None:
+    check_float("soft labels", labels)
+    if labels.dim() != 4 or labels.shape[:2] != logits.shape[:2]:
+        raise ValueError(
+            f"soft labels must be [B, K, H, W] with B, K = {tuple(logits.shape[:2])}, got"
+            f" {tuple(labels.shape)} of {labels.dtype}: hard labels are integers [B, H, W], labels.long()"
+        )
+    check_rank("labels", labels, "B, K, H, W")
+    check_beside("labels", labels, "logits", logits)
+
+
+def _check_weight(name: str, weight: Tensor, letters: str, shape: tuple[int, ...], logits: Tensor) -> None:
+    check_tensor(name, weight)
+    if weight.is_complex():
+        raise TypeError(f"{name} must be real, got {weight.dtype}")
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"{name} must be {list(shape)}, [{letters}], got {tuple(weight.shape)}")
+    check_beside(name, weight, "logits", logits)
+
+
 def upsample_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -77,13 +109,15 @@ def upsample_cross_entropy(
     As in torch: hard labels with ``reduction="mean"`` divide by the sum of the valid pixels' class weights,
     soft labels by the number of pixels; label smoothing mixes ``1/K`` into the target. ``pixel_weight``
     multiplies each pixel's loss and leaves the divisor as it is. Without a valid pixel the mean is 0, not
-    NaN.
+    NaN. Gradients flow to the logits only.
 
     Args:
         logits: [B, K, h, w], at any resolution; float32, bfloat16, float16 or float64.
-        labels: [B, H, W] integer classes, or [B, K, H, W] soft labels (floating point, constant).
+        labels: [B, H, W] integer classes, or [B, K, H, W] soft labels (floating point, constant: no gradient
+            flows to them). All hard labels but ``ignore_index`` must be below K. On a GPU and in compiled
+            code their values are not looked at: others are left out.
         align_corners: of the bilinear upsampling.
-        temperature: divides the upsampled logits.
+        temperature: positive, divides the upsampled logits.
         ignore_index: the hard label to leave out.
         class_weight: [K], constant.
         pixel_weight: [B, H, W], constant.
@@ -95,26 +129,32 @@ def upsample_cross_entropy(
         A scalar, or [B, H, W] for ``none``; float32 (float64 for float64 logits).
 
     Raises:
-        ValueError, TypeError: shapes or dtypes do not fit, or the named backend cannot run.
+        ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
-    check_rank("logits", logits, "B, K, h, w")
     check_float("logits", logits)
+    check_rank("logits", logits, "B, K, h, w")
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    size = tuple(labels.shape[-2:])
-    if labels.is_floating_point():
-        if labels.dim() != 4 or labels.shape[:2] != logits.shape[:2]:
-            raise ValueError(
-                f"soft labels must be [B, K, H, W] with B, K = {tuple(logits.shape[:2])},"
-                f" got {tuple(labels.shape)}"
-            )
+    check_flag("align_corners", align_corners)
+    check_positive("temperature", temperature)
+    check_integer("ignore_index", ignore_index)
+    check_share("label_smoothing", label_smoothing)
+    check_tensor("labels", labels)
+    soft = labels.is_floating_point()
+    if soft:
+        _check_soft(labels, logits)
     else:
-        check_labels("labels", labels, (logits.shape[0], *size))
-    if class_weight is not None and tuple(class_weight.shape) != (logits.shape[1],):
-        raise ValueError(f"class_weight must be [{logits.shape[1]}], got {tuple(class_weight.shape)}")
-    if pixel_weight is not None and tuple(pixel_weight.shape) != (logits.shape[0], *size):
-        raise ValueError(f"pixel_weight must be {(logits.shape[0], *size)}, got {tuple(pixel_weight.shape)}")
+        check_label_map("labels", labels, "logits", logits)
+    classes, pixels = (logits.shape[1],), (logits.shape[0], *labels.shape[-2:])
+    if class_weight is not None:
+        _check_weight("class_weight", class_weight, "K", classes, logits)
+    if pixel_weight is not None:
+        _check_weight("pixel_weight", pixel_weight, "B, H, W", pixels, logits)
     name = _backends.select("upsample_cross_entropy", logits, backend=backend)
-    labels = labels if labels.is_floating_point() else labels.long()
+    if soft:
+        labels = labels.detach()
+    else:
+        labels = labels.long()
+        check_classes("labels", labels, logits.shape[1], ignore_index)
     class_weight = None if class_weight is None else class_weight.detach()
     pixel_weight = None if pixel_weight is None else pixel_weight.detach()
     with torch.autocast(logits.device.type, enabled=False):
@@ -125,6 +165,6 @@ def upsample_cross_entropy(
             )
         arguments = (class_weight, pixel_weight, *rest, label_smoothing)
         if reduction == "none":
-            return _PerPixel.apply(logits, labels.detach(), arguments, name)
-        total, norm = _Sum.apply(logits, labels.detach(), arguments, name)
+            return _PerPixel.apply(logits, labels, arguments, name)
+        total, norm = _Sum.apply(logits, labels, arguments, name)
         return total if reduction == "sum" else total / torch.where(norm > 0, norm, 1)
