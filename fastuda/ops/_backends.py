@@ -100,7 +100,7 @@ class BackendStatus(NamedTuple):
 def release_memory() -> None:
     """Free the memory that the C++ kernels keep for their next call.
 
-    Their panels and packed operands are kept, the latest 256 MiB of them, because the first touch of fresh
+    Their panels and packed operands are kept, the latest 64 MiB of them, because the first touch of fresh
     pages costs up to a fifth of an op. The system may take them when it runs short; until then they count as
     resident. For PyTorch's own memory on a GPU there is ``torch.cuda.empty_cache``.
     """
