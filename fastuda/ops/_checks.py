@@ -212,5 +212,5 @@ def _shown(value: Any) -> str:
 
 
 def nothing(x: Tensor) -> Tensor:
-    """The loss of a batch without images: 0, with a gradient, in float32 at least."""
+    """The loss where there is nothing to lose: 0, with a gradient of zeros, in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).sum() * 0

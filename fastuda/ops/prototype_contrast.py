@@ -22,6 +22,7 @@ from fastuda.ops._checks import (
     check_labels,
     check_positive,
     check_rank,
+    nothing,
 )
 from fastuda.ops.class_statistics import ClassStatistics
 
@@ -100,7 +101,7 @@ def prototype_contrast(
     with ``n_k = exp(q mean(B_k) / tau)`` of the other classes.
 
     Logits are float32 at least: at the published tau of 100 the loss moves by less than one bfloat16 step.
-    Gradients flow to the features only. Without a labelled pixel the loss is 0.
+    Gradients flow to the features only. Without a labelled pixel the loss is 0, and so is that of one bank.
 
     Source: Xie et al., SePiCo, TPAMI 2022, eq. 7 to 14.
 
@@ -148,6 +149,8 @@ def prototype_contrast(
     name = _backends.select("prototype_contrast", features, backend=backend)
     labels = labels.long()
     check_classes("labels", labels, classes, ignore_index)
+    if kind == "bank" and classes == 1:  # no other class to tell apart
+        return nothing(features)
     with torch.autocast(features.device.type, enabled=False):
         keep = labels != ignore_index
         if name != "reference":

@@ -47,7 +47,7 @@ def row_temperature(sim: Tensor, contrast: bool = True) -> Tensor:
     """``[..., 1]`` per-row temperature: the detached unbiased standard deviation + 1e-10, or one."""
     if not contrast:
         return torch.ones_like(sim[..., :1])
-    if sim.shape[-1] < 2:
+    if sim.shape[-1] < 2 or not sim.numel():
         return torch.full_like(sim[..., :1], EPS_STD)
     return sim.detach().std(-1, keepdim=True) + EPS_STD
 
@@ -103,7 +103,8 @@ def spatial_aggregate(x: Tensor, alpha: float, similarity: str, contrast: bool) 
 def contrast_softmax(x: Tensor, eps: float) -> Tensor:
     """``softmax((x - mean) / (std + eps))`` along the last axis, mean and unbiased std detached."""
     rows = _full(x)
-    std = rows.detach().std(-1, keepdim=True) if rows.shape[-1] > 1 else torch.zeros_like(rows[..., :1])
+    several = rows.shape[-1] > 1 and rows.numel()
+    std = rows.detach().std(-1, keepdim=True) if several else torch.zeros_like(rows[..., :1])
     return ((rows - rows.detach().mean(-1, keepdim=True)) / (std + eps)).softmax(-1).to(x.dtype)
 
 
