@@ -142,6 +142,7 @@ class Gradient {
     share_tasks(key_panels * depth_blocks, [&](const auto& take) {
       for (int64_t task; (task = take()) >= 0;) {
         const int64_t block = task / key_panels, j0 = task % key_panels * kPanel;
+        if (below(j0) == count) continue;
         const int64_t m = std::min(kPanel, columns - j0), depth = round_up(count, kPair<T>);
         S* to = sum_ + (column + j0) * ld_ + block * kCols;
         tile_product(z_t, j0, m, below(j0), depth, row_keys, block, to, ld_, true);

@@ -267,3 +267,13 @@ def test_a_pixel_without_direction_gets_no_gradient_and_spoils_nobody(backend, d
     grads = torch.autograd.grad(loss, (source, target))
     assert torch.isfinite(loss) and all(g.abs().max() < 10 for g in grads)
     assert grads[0][:, 3].abs().max() == 0 and grads[1][:, 7].abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_of_one_colour_have_finite_gradients(backend, dtype):
+    """All similarities are equal: the temperatures are 1e-10, and rounding is large against them."""
+    source, target = (rows(1, 1, 7, seed=s).to(dtype).repeat(1, 70, 1).requires_grad_() for s in (0, 1))
+    loss, _ = F.cycle_association_loss(source, target, torch.zeros(1, 70, dtype=torch.long), backend=backend)
+    loss.backward()
+    assert loss.isfinite() and source.grad.isfinite().all() and target.grad.isfinite().all()

@@ -127,3 +127,13 @@ def test_a_pixel_without_direction_only_passes_its_values_on(backend):
     out = F.spatial_aggregate(x, backend=backend)
     grad = torch.autograd.grad(out.square().sum(), x)[0]
     assert torch.isfinite(out).all() and grad.abs().max() < 100
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_of_one_colour_has_finite_gradients(backend, dtype):
+    """All similarities are equal: the temperature is 1e-10, and rounding is large against it."""
+    x = rows(1, 1, 7).to(dtype).repeat(1, 300, 1).requires_grad_()
+    out = F.spatial_aggregate(x, backend=backend)
+    out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(dtype))
+    assert torch.allclose(out.float(), x.float(), rtol=1e-2) and x.grad.isfinite().all()
