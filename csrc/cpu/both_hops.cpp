@@ -20,8 +20,8 @@ Tensor unit_rows(const Features<T>& x, int64_t b, int64_t first, int64_t count) 
 
 constexpr int64_t kChunk = 4096;  // rows at a time that are widened for the covariance
 
-constexpr int64_t kParts =
-    16;  // of the rows, at most: what each makes of the columns is merged in their order
+// Parts of the rows, at most: what each makes of the columns is merged in their order.
+constexpr int64_t kParts = 16;
 
 // What the columns are by the rows of one part.
 template <class S>

@@ -95,7 +95,6 @@ void give_block(void* memory, size_t bytes) {
     std::free(memory);
     return;
   }
-  const std::lock_guard<std::mutex> lock(mutex);
   if (bytes > kKeptBytes) {
     unmap_block({memory, bytes});
     return;
@@ -103,6 +102,7 @@ void give_block(void* memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_FREE)
   madvise(memory, bytes, MADV_FREE);  // the system may have the pages when it runs short
 #endif
+  const std::lock_guard<std::mutex> lock(mutex);
   free_down_to(kKeptBytes - bytes);
   kept.push_back({memory, bytes});
   kept_bytes += bytes;
