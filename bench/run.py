@@ -146,7 +146,8 @@ def machine(device: str) -> str:
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     for line in told.splitlines():
         if line.startswith("model name"):
-            found = " with AMX" if " amx_bf16" in told else "" if " avx512f" in told else " with AVX2"
+            units = {" amx_bf16": " with AMX", " avx512_bf16": " with AVX-512 BF16", " avx512f": " with AVX-512"}
+            found = next((name for flag, name in units.items() if flag in told), " with AVX2")
             return line.split(":", 1)[1].strip() + found
     return platform.processor() or platform.machine()
 

@@ -9,11 +9,9 @@ namespace fastuda {
 namespace {
 
 // Columns of a chunk and rows of a panel. Everything of a chunk is packed once, of a panel once for every
-// chunk. Products of float32 take long enough to hide the sums of short panels; those of bf16 do not.
-template <class T>
-constexpr int64_t kChunk = kPair<T> == 2 ? 2048 : 1024;
-template <class T>
-constexpr int64_t kShort = kPair<T> == 2 ? 2048 : 512;
+// chunk; larger ones take more memory and were not faster.
+constexpr int64_t kChunk = 1024;
+constexpr int64_t kShort = 512;
 
 template <class T>
 class Gradient {
@@ -46,8 +44,8 @@ class Gradient {
   }
 
   void run() {
-    const int64_t most = round_up(n_, kPanel), panel = std::min(kShort<T>, most);
-    const int64_t chunk = std::min(kChunk<T>, most);
+    const int64_t most = round_up(n_, kPanel), panel = std::min(kShort, most);
+    const int64_t chunk = std::min(kChunk, most);
     const int64_t room = std::max(Left<T>::room(panel, chunk), Left<T>::room(chunk, panel));
     for (Scratch<T>* operand : {&z_, &z_t_, &back_, &forward_t_}) *operand = Scratch<T>(room);
     for (Scratch<T>* operand : {&x_rows_, &grad_rows_})
