@@ -144,11 +144,15 @@ def machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    for line in told.splitlines():
-        if line.startswith("model name"):
-            units = {" amx_bf16": " with AMX", " avx512_bf16": " with AVX-512 BF16", " avx512f": " with AVX-512"}
-            found = next((name for flag, name in units.items() if flag in told), " with AVX2")
-            return line.split(":", 1)[1].strip() + found
+    lines = (line.split(":", 1) for line in told.splitlines() if ":" in line)
+    of = {key.strip(): value.strip() for key, value in lines}
+    if "model name" in of:
+        # a virtual machine's processor often has no number in its name
+        model = f"family {of['cpu family']}, model {of['model']}, " if "cpu family" in of and "model" in of else ""
+        units = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+        flags = of.get("flags", "").split()
+        unit = next((name for flag, name in units.items() if flag in flags), "no AVX2")
+        return f"{of['model name']} ({model}{unit})"
     return platform.processor() or platform.machine()
 
 
