@@ -11,17 +11,23 @@ matplotlib.use("Agg")
 
 
 def main() -> None:
-    """Draw ``bench/results/scaling.png`` and put it into the README."""
+    """Draw ``bench/results/scaling.png``, of the machine measured last, and put it into the README."""
     import matplotlib.pyplot as plt
 
     sizes = {(c.op, c.mode, c.dtype, c.shape): c.pixels for c in SWEEP}
     ops = list(dict.fromkeys(c.op for c in SWEEP))
+    rows = [
+        r for r in table.load() if (r["op"], r["mode"], r["dtype"], r["shape"]) in sizes and not r["note"]
+    ]
+    if not rows:
+        raise SystemExit("bench/results holds no sweep yet: run `python -m bench.run --sweep` first")
+    latest = max(rows, key=lambda row: row["date"])["machine"]
     figure, axes = plt.subplots(2, len(ops), figsize=(5 * len(ops), 7), squeeze=False)
     for column, op in enumerate(ops):
         series: dict[str, list[tuple[int, float, float]]] = {}
-        for row in table.load():
-            size = sizes.get((row["op"], row["mode"], row["dtype"], row["shape"]))
-            if row["op"] == op and size and not row["note"]:
+        for row in rows:
+            if row["op"] == op and row["machine"] == latest:
+                size = sizes[row["op"], row["mode"], row["dtype"], row["shape"]]
                 point = (size, float(row["p50"]), max(float(row["extra_mib"]), 1.0))
                 series.setdefault(row["provider"], []).append(point)
         for provider, points in series.items():
@@ -33,6 +39,7 @@ def main() -> None:
         axes[1][column].set_ylabel("extra MiB")
         axes[1][column].set_xlabel("N")
         axes[0][column].legend()
+    figure.suptitle(latest)
     figure.tight_layout()
     figure.savefig(table.HERE / "results" / "scaling.png", dpi=90)
     table.write()

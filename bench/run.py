@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -148,7 +149,7 @@ def machine(device: str) -> str:
     of = {key.strip(): value.strip() for key, value in lines}
     if "model name" in of:
         # a virtual machine's processor often has no number in its name
-        model = f"family {of['cpu family']}, model {of['model']}, " if "cpu family" in of and "model" in of else ""
+        model = "".join(f"{key.split()[-1]} {of[key]}, " for key in ("cpu family", "model") if key in of)
         units = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
         flags = of.get("flags", "").split()
         unit = next((name for flag, name in units.items() if flag in flags), "no AVX2")
@@ -260,7 +261,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or torch.get_num_threads()))
     args.deadline = time.monotonic() + args.budget
     args.server = Server()
-    name = "".join(c if c.isalnum() else "-" for c in machine(args.device).lower()).strip("-")
+    name = re.sub("[^a-z0-9]+", "-", machine(args.device).lower()).strip("-")
     path = args.csv or HERE / "results" / f"{name}_{datetime.date.today().isoformat()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
 

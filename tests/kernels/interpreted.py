@@ -187,9 +187,22 @@ def test_aggregate_in_many_panels(similarity, monkeypatch):
     check_aggregate(pixels(1, 200, 6, similarity, torch.float32), similarity)
 
 
-def test_aggregate_of_one_colour_returns_it():
-    x = torch.full((1, 70, 5), 0.3)
-    torch.testing.assert_close(F.spatial_aggregate(x, backend="triton"), x)
+@pytest.mark.parametrize("dtype", BAND)
+def test_aggregate_of_one_colour_returns_it(dtype):
+    """All similarities are equal: the temperature is 1e-10, and rounding is large against it."""
+    x = torch.linspace(-1, 1, 7).to(dtype).repeat(1, 70, 1).requires_grad_()
+    out = F.spatial_aggregate(x, backend="triton")
+    torch.testing.assert_close(out.detach(), x.detach())
+    out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(dtype))
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", BAND)
+def test_association_of_one_colour_has_finite_gradients(dtype):
+    source, target = (torch.randn(1, 1, 7).to(dtype).repeat(1, 70, 1).requires_grad_() for _ in range(2))
+    loss, _ = F.cycle_association_loss(source, target, torch.zeros(1, 70, dtype=torch.long), backend="triton")
+    loss.backward()
+    assert loss.isfinite() and source.grad.isfinite().all() and target.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", BAND)
