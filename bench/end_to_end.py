@@ -118,13 +118,14 @@ def work(job: dict) -> dict[str, object]:
             "ops": found.ops}  # fmt: skip
 
 
-def side(job: dict, name: str, timeout: float | None = None) -> dict:
+def side(job: dict, name: str, timeout: float = math.inf) -> dict:
     """The answer of one side's process, or why there is none."""
     command = [sys.executable, "-m", "bench.end_to_end", "--worker", json.dumps({**job, "side": name})]
     try:
         done = subprocess.run(
-            command, cwd=HERE.parent, env=dict(os.environ), capture_output=True, text=True, timeout=timeout
-        )
+            command, cwd=HERE.parent, env=dict(os.environ), capture_output=True, text=True,
+            timeout=None if timeout == math.inf else timeout,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"failed": f"took over {timeout:.0f} s"}
     for line in done.stdout.splitlines():
@@ -147,13 +148,14 @@ class Failed(Exception):
     """There is no row."""
 
 
-def compare(job: dict, timeout: float | None = None) -> dict[str, object]:
-    """One row.
+def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
+    """One row, of both sides within ``timeout`` seconds.
 
     Raises:
         Failed: the fused side did not end well, or the losses differ.
     """
-    fused, truth = (side(job, name, timeout) for name in SIDES)
+    end = time.monotonic() + timeout
+    fused, truth = (side(job, name, max(end - time.monotonic(), 1.0)) for name in SIDES)
     if "failed" in fused:
         raise Failed(f"{job['method']}, fused, {fused['failed']}")
     seconds = statistics.median(fused["seconds"])
@@ -233,7 +235,7 @@ def main() -> None:
                    "device": args.device, "threads": args.threads, "settings": settings,
                    "workers": args.workers, "root": root}  # fmt: skip
             try:
-                row = compare(job, None if left == math.inf else left)
+                row = compare(job, left)
             except Failed as reason:
                 failed.append(str(reason))
                 print(reason, flush=True)

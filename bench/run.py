@@ -158,8 +158,13 @@ def machine(device: str) -> str:
 
 
 def commit() -> str:
-    """The short commit of the checkout."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    """The short commit of the checkout; nothing where that cannot be told."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+        )
+    except OSError:
+        return ""
     return done.stdout.strip()
 
 
@@ -173,10 +178,13 @@ def place_of(args: argparse.Namespace) -> dict[str, object]:
 
 def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     """The rates that the machine reaches, as rows."""
+    found = child(CASES[0], "ceilings", args)
+    if "failed" in found:
+        print(f"the machine's ceilings: {found['failed']}", flush=True)
     rows = [
         {**row, **{key: round(row[key], 2) for key in ("p20", "p50", "p80")}, "provider": "torch", "mode": "",
          **place_of(args)}
-        for row in child(CASES[0], "ceilings", args).get("ceilings", [])
+        for row in found.get("ceilings", [])
     ]  # fmt: skip
     for row in rows:
         print(f"{row['op']} {row['dtype']} {row['shape']}: {row['note']}", flush=True)
@@ -191,8 +199,16 @@ def measure(
     known: dict[Case, tuple[float, float]],
 ) -> None:
     """Measure the floor and some providers of a case. ``known``: floors and the reference's times so far."""
-    floor, reference = known.get(case) or (child(case, "floor", args).get("floor", 0.0), 0.0)
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
+    floor, reference = known.get(case, (0.0, 0.0))
+    if not floor:
+        found = child(case, "floor", args)
+        floor = found.get("floor", 0.0)
+        if not floor:
+            print(
+                f"{case.op} {case.mode} {case.dtype} {case.shape}: no floor, {found.get('failed')}",
+                flush=True,
+            )
     place = place_of(args)
     digits = 4 if args.device == "cuda" else 2
     for provider in providers:
@@ -209,7 +225,7 @@ def measure(
         if provider == "reference":
             reference = answer["p50"]
         row = {**common, "provider": provider, **{k: round(answer[k], digits) for k in ("p20", "p50", "p80")},
-               "extra_mib": round(answer["extra_mib"], 1), "floor_ms": round(floor, digits),
+               "extra_mib": round(answer["extra_mib"], 1), "floor_ms": round(floor, digits) if floor else "",
                "to_floor": round(answer["p50"] / floor, 2) if floor else "",
                "to_reference": round(answer["p50"] / reference, 3) if reference else "",
                "error": f"{answer['error']:.1e}", "note": "", **place}  # fmt: skip

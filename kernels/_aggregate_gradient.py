@@ -31,11 +31,12 @@ def fill_slopes(
     grad: Tensor,
     values: Tensor,
     centre: Tensor,
-    alpha: float,
+    factor: Tensor,
     similarity: str,
 ) -> None:
     """The softmax ``weights`` of the rows from ``start``, and ``slopes``, the gradient with respect to their
-    products with the keys (raw features for the cosine: both inverse norms are in it).
+    products with the keys (raw features for the cosine: the inverse norms of the columns are in it, those of
+    the rows in ``factor``).
 
     ``centre`` [N] is the mean gradient of a row's weights under the weights. For KL an estimate does: it is
     corrected in a second step, since logarithms would magnify its rounding.
@@ -43,11 +44,8 @@ def fill_slopes(
     shape = tile_shape(weights)
     rows, n = weights.shape
     blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
-    sums = own.new_empty(splits, rows)
     kl = similarity == "kl"
-    factor = alpha / temperature[b]
-    if not kl:
-        factor = factor * side.row[b]
+    sums = own.new_empty(splits, rows) if kl else own
     slope_panel[(blocks * splits,)](
         side.query[b],
         side.key[b],
@@ -58,7 +56,7 @@ def fill_slopes(
         temperature[b],
         log_sum[b],
         centre,
-        factor,
+        factor[b],
         weights,
         slopes,
         sums,
@@ -83,7 +81,7 @@ def fill_slopes(
         weights,
         slopes,
         sums.sum(0),
-        factor[start : start + rows],
+        factor[b, start : start + rows],
         weights.stride(0),
         rows,
         n,

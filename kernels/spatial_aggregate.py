@@ -55,6 +55,7 @@ def aggregate_bwd(
         side = prepare(work, similarity)
         own = own_similarity(side, similarity)
         log_sum = lse - own / temperature
+        factor = alpha / temperature * (side.row if similarity == "cosine" else 1.0)
         for b in range(batch):
             values, g = work[b], grad[b].to(work.dtype)
             by_similarity, by_values = own.new_zeros(2, n, c)
@@ -76,7 +77,7 @@ def aggregate_bwd(
                     g,
                     values,
                     centre,
-                    alpha,
+                    factor,
                     similarity,
                 )
                 add_product(by_values, weights.T, g[part])

@@ -214,7 +214,7 @@ class WeakSeg(Method):
         """Classes that fill more than ``tag_share`` of their mean share so far, over images that show
         them."""
         flat = torch.where(labels == 255, self.num_classes, labels).flatten(1)
-        counts = torch.zeros(len(flat), self.num_classes + 1).to(self.shown)
+        counts = self.shown.new_zeros(len(flat), self.num_classes + 1)
         counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=counts.dtype))
         share = counts[:, : self.num_classes] / flat.shape[1]
         present = share > self.config.tag_share * self.mean_share

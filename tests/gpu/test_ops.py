@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import runpy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,6 +161,11 @@ def test_value_and_gradient(case, backend, dtype):
     op, x, function = CASES[case]
     x = x.to(DEVICE, dtype)
     require(op, backend, x)
+    judge(function, x, backend, dtype)
+
+
+def judge(function, x, backend, dtype):
+    """Value and gradient against float64, and against themselves."""
 
     def run(name, work):
         leaf = x.to(work, copy=True).requires_grad_()
@@ -172,6 +179,37 @@ def test_value_and_gradient(case, backend, dtype):
         # the ops that give the input's dtype round their value to it
         within_budget(*three, name, dtype if three[0].dtype == dtype else torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
+
+
+def wide(n, seed):
+    return torch.randn(1, n, 256, generator=generator(seed)) + torch.linspace(0, 1, 256)
+
+
+WIDE = {
+    "cycle_association_loss": lambda x, b: F.cycle_association_loss(
+        x, wide(1700, 1).to(x), classes_of(1, 1500, classes=3), backend=b
+    )[0],
+    "spatial_aggregate": lambda x, b: F.spatial_aggregate(x, backend=b),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", sorted(WIDE))
+def test_many_panels_of_whole_tiles(op, dtype, monkeypatch):
+    """The loads and the panels of training, which need widths of whole tiles and more rows than fit one."""
+    x = wide(1500, 0).to(DEVICE, dtype)
+    require(op, "triton", x)
+    for module in ("_panels", "_search", "_temperature"):
+        monkeypatch.setattr(f"fastuda.kernels.{module}.PANEL_BYTES", 1 << 16)
+    judge(WIDE[op], x, "triton", dtype)
+
+
+def test_the_cuda_kernels_are_built_where_they_can_be():
+    """A build that fails leaves them out without an error, so that the rest can be used."""
+    recipe = Path(__file__).parents[2] / "csrc" / "cuda" / "build.py"
+    if runpy.run_path(str(recipe))["nvcc"]() is None:
+        pytest.skip("there is no nvcc")
+    assert not _backends.CUDA_ERROR
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -197,8 +197,9 @@ def test_aggregate_of_one_colour_returns_it(dtype):
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", BAND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_association_of_one_colour_has_finite_gradients(dtype):
+    """What a weight over a temperature of 1e-10 leaves is beyond float16."""
     source, target = (torch.randn(1, 1, 7).to(dtype).repeat(1, 70, 1).requires_grad_() for _ in range(2))
     loss, _ = F.cycle_association_loss(source, target, torch.zeros(1, 70, dtype=torch.long), backend="triton")
     loss.backward()
