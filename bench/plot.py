@@ -16,18 +16,16 @@ def main() -> None:
 
     sizes = {(c.op, c.mode, c.dtype, c.shape): c.pixels for c in SWEEP}
     ops = list(dict.fromkeys(c.op for c in SWEEP))
-    rows = [
-        r for r in table.load() if (r["op"], r["mode"], r["dtype"], r["shape"]) in sizes and not r["note"]
-    ]
+    keyed = (((r["op"], r["mode"], r["dtype"], r["shape"]), r) for r in table.load() if not r["note"])
+    rows = [(sizes[key], row) for key, row in keyed if key in sizes]
     if not rows:
         raise SystemExit("bench/results holds no sweep yet: run `python -m bench.run --sweep` first")
-    latest = max(rows, key=lambda row: row["date"])["machine"]
+    latest = max((row for _, row in rows), key=lambda row: row["date"])["machine"]
     figure, axes = plt.subplots(2, len(ops), figsize=(5 * len(ops), 7), squeeze=False)
     for column, op in enumerate(ops):
         series: dict[str, list[tuple[int, float, float]]] = {}
-        for row in rows:
+        for size, row in rows:
             if row["op"] == op and row["machine"] == latest:
-                size = sizes[row["op"], row["mode"], row["dtype"], row["shape"]]
                 point = (size, float(row["p50"]), max(float(row["extra_mib"]), 1.0))
                 series.setdefault(row["provider"], []).append(point)
         for provider, points in series.items():

@@ -200,21 +200,19 @@ def measure(
 ) -> None:
     """Measure the floor and some providers of a case. ``known``: floors and the reference's times so far."""
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
+    title = " ".join(common.values())
     floor, reference = known.get(case, (0.0, 0.0))
     if not floor:
         found = child(case, "floor", args)
         floor = found.get("floor", 0.0)
         if not floor:
-            print(
-                f"{case.op} {case.mode} {case.dtype} {case.shape}: no floor, {found.get('failed')}",
-                flush=True,
-            )
+            print(f"{title}: no floor, {found.get('failed')}", flush=True)
     place = place_of(args)
     digits = 4 if args.device == "cuda" else 2
     for provider in providers:
         if time.monotonic() > args.deadline:
             break
-        name = f"{case.op} {case.mode} {case.dtype} {case.shape} {provider}"
+        name = f"{title} {provider}"
         answer = child(case, provider, args)
         if "skipped" in answer:
             continue

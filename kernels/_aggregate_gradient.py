@@ -45,7 +45,7 @@ def fill_slopes(
     rows, n = weights.shape
     blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
     kl = similarity == "kl"
-    sums = own.new_empty(splits, rows) if kl else own
+    sums = own.new_empty(splits, rows) if kl else own  # any address: the cosine writes no sums
     slope_panel[(blocks * splits,)](
         side.query[b],
         side.key[b],

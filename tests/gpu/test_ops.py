@@ -182,14 +182,14 @@ def judge(function, x, backend, dtype):
 
 
 def wide(n, seed):
-    return torch.randn(1, n, 256, generator=generator(seed)) + torch.linspace(0, 1, 256)
+    return normal(1, n, 256, seed=seed) + torch.linspace(0, 1, 256)
 
 
 WIDE = {
     "cycle_association_loss": lambda x, b: F.cycle_association_loss(
         x, wide(1700, 1).to(x), classes_of(1, 1500, classes=3), backend=b
     )[0],
-    "spatial_aggregate": lambda x, b: F.spatial_aggregate(x, backend=b),
+    "spatial_aggregate": CASES["aggregation"][2],
 }
 
 
