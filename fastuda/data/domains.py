@@ -292,6 +292,8 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
     items, label_map = selected
     if labelled:
         items = _labelled(items, entry, root, split, role)
+    own = {known: i for i, known in enumerate(entry.classes.names)}
+    label_map = replace(label_map, names={**own, **label_map.names})
     return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels)
 
 

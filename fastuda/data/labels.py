@@ -65,7 +65,8 @@ class LabelMap:
     """Train id of every colour, for files with colours."""
     channel_zero: bool = False
     names: Mapping[str, int] = field(default_factory=dict)
-    """Train id of every name, for files with named polygons (Cityscapes' and IDD's JSON)."""
+    """Train id of every name, for files that name classes: polygons (Cityscapes' and IDD's JSON), weak
+    labels."""
 
     @cached_property
     def _id_table(self) -> np.ndarray:

@@ -6,7 +6,8 @@ JSON, as ``python -m fastuda.data index DOMAIN --weak FILE`` writes it::
 
 or CSV with a header, a line per tag or point: ``image,class,y,x`` (``y`` and ``x`` empty for a tag). Images
 are named relative to the domain's folder, or by file name where that is unique; points are pixels of the
-image as it is on disk. A point's class is a tag, too.
+image as it is on disk. A point's class is a tag, too. Classes of the data set that a run does not train are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastuda.data.domains import Domain
-from fastuda.data.labels import IGNORE, ClassSet
+from fastuda.data.labels import IGNORE
 from fastuda.data.transforms import Window
 from fastuda.errors import UserError, nearest
 
@@ -82,8 +83,8 @@ def read_weak_labels(path: str | Path, domain: Domain) -> WeakLabels:
     for name, number in names.items():
         base = name.rpartition("/")[2]
         short[base] = None if base in short else number
-    classes = domain.classes
-    tags = torch.zeros(len(names), len(classes), dtype=torch.bool)
+    numbers = {name.lower(): number for name, number in domain.label_map.names.items()}
+    tags = torch.zeros(len(names), len(domain.classes), dtype=torch.bool)
     points: list[list[tuple[int, int, int]]] = [[] for _ in names]
     found = set()
     for where, image, label, place in _entries(path):
@@ -93,9 +94,12 @@ def read_weak_labels(path: str | Path, domain: Domain) -> WeakLabels:
         found.add(index)
         if label is None:
             continue
-        known = _class_number(classes, label, f"{path}: {where}")
+        known = numbers.get(label.lower())
         if known is None:
-            continue
+            close = nearest(label, domain.label_map.names)
+            raise UserError(f"{path}: {where}: unknown class {label!r}{close}")
+        if known == IGNORE:
+            continue  # a class of the data set that this run does not train
         tags[index, known] = True
         if place is not None:
             points[index].append((*place, known))
@@ -108,16 +112,6 @@ def read_weak_labels(path: str | Path, domain: Domain) -> WeakLabels:
             f" {missing[0]}; an image without tags is an entry with none"
         )
     return WeakLabels(tags, tuple(tuple(p) for p in points))
-
-
-def _class_number(classes: ClassSet, name: str, where: str) -> int | None:
-    for number, known in enumerate(classes.names):
-        if known.lower() == name.lower():
-            return number
-    close = nearest(name, classes.names)
-    if close:
-        raise UserError(f"{where}: unknown class {name!r}{close}")
-    return None  # a class that this run does not train
 
 
 Entry = tuple[str, str, str | None, tuple[int, int] | None]

@@ -79,6 +79,7 @@ def test_csv_says_the_same(pair, tmp_path):
         ("{", "cannot be read as weak labels"),
         ('{"images": {"x.png": {}}}', "names no image of cityscapes"),
         ('{"images": {"FIRST": {"tags": ["raod"]}}}', "unknown class 'raod'; did you mean road"),
+        ('{"images": {"FIRST": {"tags": ["xyzzy"]}}}', "unknown class 'xyzzy'; there are bicycle"),
         ('{"images": {"FIRST": {"tags": []}}}', "has nothing about 3 of the 4 images"),
         ('{"images": {"FIRST": {"points": [[1, 2]]}}}', "cannot be read as weak labels"),
     ],
@@ -104,3 +105,24 @@ def test_target_crop_may_differ(pair):
     config = DataConfig(crop=(16, 24), target_crop=(8, 16), batch_size=1, workers=0, loader="torch")
     batch = next(build_loader(source, target, config, IMAGENET, seed=0))
     assert batch.source_image.shape[2:] == (16, 24) and batch.target_image.shape[2:] == (8, 16)
+
+
+def test_classes_that_the_run_does_not_train_are_left_out(pair, gta5, cityscapes):
+    _, _, path = pair
+    source = open_domain(f"gta5:{gta5}", role="source", data_root=".")
+    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
+    every = read_weak_labels(path, target)
+    kept = ["car", "road", "sky"]
+    _, some = share_classes(source, target, classes=kept)
+    weak = read_weak_labels(path, some)
+    numbers = [target.classes.names.index(name) for name in some.classes.names]
+    assert sorted(some.classes.names) == kept and torch.equal(weak.tags, every.tags[:, numbers])
+    assert every.tags.sum() > weak.tags.sum() > 0
+    points = [[(y, x, numbers.index(c)) for y, x, c in image if c in numbers] for image in every.points]
+    assert [list(image) for image in weak.points] == points
+
+    # two classes of the target that are one class of the run
+    _, merged = share_classes(source, target, classes=kept, aliases=["bus=car"])
+    car = merged.classes.names.index("car")
+    both = every.tags[:, [target.classes.names.index(name) for name in ("car", "bus")]].any(1)
+    assert torch.equal(read_weak_labels(path, merged).tags[:, car], both)
