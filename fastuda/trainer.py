@@ -154,7 +154,8 @@ class Trainer:
                     values = self._take_means()
                     loggers.log(state.step, values)
                     bar.set_postfix({"loss": f"{values['train/loss']:.3f}"}, refresh=False)
-                if config.eval.every and state.step % config.eval.every == 0 and not done:
+                due = config.eval.every and state.step % config.eval.every == 0 and not done
+                if state.owed or due:
                     state.owed = True
                     self._evaluate(loggers)
                 if (config.checkpoint.every and state.step % config.checkpoint.every == 0) or done:

@@ -106,6 +106,19 @@ def test_a_signal_does_not_wait_for_the_evaluation(last, scenes_root, tmp_path, 
     same_end(whole, out)
 
 
+def test_an_interrupted_evaluation_is_made_up_for_with_any_interval(scenes_root, tmp_path, monkeypatch):
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    args = arguments(scenes_root, out, "signalled:Signalled", "--steps", 4)
+    monkeypatch.setenv("ARMED", "1")
+    assert fastuda("train", *args, "eval.every=2").returncode == 0 and state(out)["owed"]
+    monkeypatch.delenv("ARMED")
+    again = fastuda("train", *args, "eval.every=3", "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    assert sorted({step for step, name, _ in curves(out) if name.startswith("val/")}) == [2, 3, 4]
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
     more = ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
