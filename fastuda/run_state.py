@@ -84,7 +84,8 @@ class RunState:
                 )
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
-                said = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+                kept = ("params", "lr")  # a step sets its lr from initial_lr
+                said = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
                 optimizer.load_state_dict(state["optimizers"][name])
                 # the moments are the checkpoint's; rates and the like are what the settings say now
                 for group, own in zip(optimizer.param_groups, said, strict=True):

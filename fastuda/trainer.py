@@ -164,7 +164,11 @@ class Trainer:
                 if (world.size == 1 or logging_now) and world.any(bool(self.stop_signal)):
                     self._stop(loggers)
             bar.close()
+            curves, best = loggers.size(), state.best
             scores = self._evaluate(loggers, pictures=True)
+            if state.best != best:
+                # for a run that goes on from here; if this one is scored again, its rows come again as well
+                state.save(self.out / "checkpoints", LAST, curves)
             self._finish(scores)
             return scores
         finally:

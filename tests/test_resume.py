@@ -155,9 +155,13 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(scenes_root, tmp_p
     out = tmp_path / "run"
     done = fastuda("train", *arguments(scenes_root, out, "source_only", "--steps", 2))
     assert done.returncode == 0, done.stderr
+    first = state(out, "best.pt")["best"]
     again = fastuda("train", "--resume", "auto", "--out", out, "--steps", 3, "--quiet")
     assert again.returncode == 0 and state(out)["step"] == 3, again.stderr
     assert json.loads((out / "result.json").read_text())["step"] == 3
+    # what the first end scored is still known: a worse one does not take its place
+    second = next(float(value) for _, name, value in curves(out) if name == "val/mIoU19")
+    assert state(out)["best"] == state(out, "best.pt")["best"] == max(first, second)
 
 
 def test_a_resumed_run_takes_the_rates_that_it_is_given(scenes_root, tmp_path):
