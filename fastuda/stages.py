@@ -13,11 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fastuda import distributed
 from fastuda.checkpoint import write_atomic
-from fastuda.config import RunConfig
-from fastuda.data.domains import Domain, open_domain
+from fastuda.config import RunConfig, TrainConfig
+from fastuda.data.classes import class_mapping
+from fastuda.data.config import DataConfig
+from fastuda.data.domains import Domain, classes_of, open_domain
 from fastuda.errors import UserError
 from fastuda.metrics import Scores, table
 from fastuda.prediction import Predictor, describe, predict_files
@@ -43,7 +44,7 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
     if stage == "adapt":
         changes["model"] = {"weights": str(out / "1_source" / "model.safetensors")}
     if stage == "distill":
-        changes["data"] = {"source": f"folder:{(out / '3_labels').resolve()}", "sampling": "uniform"}
+        changes["data"] = _labelled_target(config.data, out / "3_labels")
     own = config.stages.get(stage, {})
     if not isinstance(own, dict):
         raise UserError(f"stages.{stage} must be a section of settings, got {own!r}")
@@ -52,6 +53,26 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
     if stage == "adapt":
         return staged
     return supervised(staged, config)
+
+
+def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
+    """The settings that make the labelled target the source: read as the target was, and its classes, those
+    of the run, found by the target's names."""
+    changes: dict[str, Any] = {
+        "source": f"folder:{labels.resolve()}",
+        "sampling": "uniform",
+        "crop": data.target_crop or data.crop,
+        "source_resize": data.target_resize,
+        "source_size": data.target_size,
+    }
+    if data.class_alias or data.classes:
+        target = classes_of(data.target, "target")
+        mapping = class_mapping(classes_of(data.source, "source"), target, data.classes, data.class_alias)
+        names = mapping.shared.names
+        pairs = [(target.names[theirs], names[ours]) for theirs, ours in mapping.target.items()]
+        changes["classes"] = names
+        changes["class_alias"] = tuple(f"{theirs}={ours}" for theirs, ours in pairs if theirs != ours)
+    return changes
 
 
 def train_stages(
@@ -87,7 +108,7 @@ def train_stages(
             if finished(folder) is not None:
                 _check_last(folder, settings.train.steps, stage)
             if stage == "distill":
-                write_pseudo_labels(out / "2_adapt", out / "3_labels", quiet)
+                write_pseudo_labels(out / "2_adapt", out / "3_labels", settings.train, quiet)
             log.info("stage %d of %d: %s", number, len(STAGES), stage)
             done = next(reversed(train(settings, folder, resume="auto", quiet=quiet).values()))
         scores[stage] = done
@@ -108,32 +129,40 @@ def _check_last(folder: Path, steps: int, stage: str) -> None:
         )
 
 
-def write_pseudo_labels(run: Path, out: Path, quiet: bool = False) -> None:
+def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = False) -> None:
     """A ``folder:`` data set of the run's target training images with the run's predictions as labels.
 
-    Under torchrun the first process writes it; the others meet it when the next stage begins.
+    Under torchrun the processes share the images.
+
+    Args:
+        run: the run's folder.
+        out: the data set's.
+        train: the device, and how long the processes wait for each other.
+        quiet: no progress bar.
 
     Raises:
         UserError: the run has not ended, or an image cannot be read.
     """
-    if int(os.environ.get("RANK", 0)) != 0 or (out / "classes.yaml").is_file():
-        return
-    config, method, classes = load_run(run, _own_device())
-    target = open_domain(config.data.target, role="target", data_root=config.data.data_root)
-    names = [_name(target, i) for i in range(len(target))]
-    for name, item in zip(names, target.items, strict=True):
-        _link(item.image, out / "images" / name.with_suffix(item.image.suffix))
-    files = [(item.image, name) for name, item in zip(names, target.items, strict=True)]
-    place = next(method.parameters()).device
-    predictor = Predictor(method, classes, place, config.data.eval_size, resampling=config.data.resampling)
-    predict_files(predictor, files, out, {"labels"}, quiet=quiet, strict=True)
-    # written last: what has no description is not whole
-    describe(out, classes)
-
-
-def _own_device() -> torch.device:
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    world = distributed.start(train.device, train.timeout)
+    try:
+        if world.agree((out / "classes.yaml").is_file()):
+            return
+        config, method, classes = load_run(run, world.device)
+        target = open_domain(config.data.target, role="target", data_root=config.data.data_root)
+        own = range(world.rank, len(target), world.size)
+        files = [(target.items[i].image, _name(target, i)) for i in own]
+        for image, name in files:
+            _link(image, out / "images" / name.with_suffix(image.suffix))
+        size, resampling = config.data.eval_size, config.data.resampling
+        predictor = Predictor(method, classes, world.device, size, resampling=resampling)
+        if files:
+            predict_files(predictor, files, out, {"labels"}, quiet=quiet or not world.first, strict=True)
+        world.barrier()
+        if world.first:
+            # written last: what has no description is not whole
+            describe(out, classes)
+    finally:
+        distributed.stop()
 
 
 def _name(domain: Domain, index: int) -> Path:

@@ -6,13 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fastuda.config import resolve
+from fastuda.config import TrainConfig, resolve
+from fastuda.data.classes import class_mapping
+from fastuda.data.labels import ClassSet
+from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.runs import supervised
-from fastuda.stages import stage_config
-from tests.program import TINY, fastuda
+from fastuda.stages import stage_config, write_pseudo_labels
+from tests.program import TINY, fastuda, untrained_run
 
 
 def arguments(root, out):
@@ -89,6 +93,57 @@ def test_the_second_stage_starts_from_the_first(tmp_path):
     assert [stage.data.eval_size for stage in (source, adapt, distill)] == [(512, 1024)] * 2 + [(1024, 2048)]
     assert distill.train.sync_bn and not adapt.train.sync_bn
     assert distill.data.source.startswith("folder:") and distill.data.sampling == "uniform"
+
+
+def test_the_last_stage_reads_the_target_as_the_target_was_read(tmp_path):
+    own = {"source_size": [720, 1280], "source_resize": [8, 9], "target_resize": [512, 600]}
+    config = resolve("gta5_cityscapes_plca", {"data.target_crop": [256, 512]}, {"data": own})
+    distill = stage_config(config, "distill", tmp_path).data
+    assert (distill.crop, distill.source_resize, distill.source_size) == ((256, 512), (512, 600), None)
+    same = resolve("gta5_cityscapes_plca", {"data.crop": [256, 512]}, {"stages": {"distill": {"data": own}}})
+    distill = stage_config(same, "distill", tmp_path).data
+    assert (distill.crop, distill.source_resize, distill.source_size) == ((256, 512), (8, 9), (720, 1280))
+
+
+def test_the_last_stage_knows_the_names_of_its_labels(tmp_path):
+    """Its source has the run's classes, under the target's names."""
+    for name, classes in (("source", ["street", "auto", "sky"]), ("target", ["sky", "road", "car", "bus"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "classes.yaml").write_text(f"names: {json.dumps(classes)}")
+    domains = {part: f"folder:{tmp_path / part}" for part in ("source", "target")}
+    data = {"class_alias": ["road=street", "car=auto", "bus=auto"], "classes": ["street", "auto"]}
+    config = resolve(None, {"method.name": "fada"}, {"data": {**domains, **data}})
+    for stage in ("source", "adapt"):
+        assert stage_config(config, stage, tmp_path).data.class_alias == config.data.class_alias
+    distill = stage_config(config, "distill", tmp_path).data
+    mapping = class_mapping(
+        ClassSet(("road", "car"), ((0, 0, 0), (1, 1, 1))),
+        ClassSet(("sky", "road", "car", "bus"), ((0, 0, 0),) * 4),
+        distill.classes,
+        distill.class_alias,
+    )
+    assert mapping.shared.names == ("road", "car") and mapping.target == {1: 0, 2: 1, 3: 1}
+
+
+def test_the_processes_share_the_labelling(scenes_root, tmp_path, monkeypatch):
+    class Half(World):
+        def agree(self, value):
+            return value
+
+        def barrier(self):
+            pass
+
+    run = untrained_run(tmp_path / "run", **{"data.data_root": str(scenes_root)})
+    asked = []
+    for rank in (1, 0):
+        monkeypatch.setattr(
+            "fastuda.distributed.start",
+            lambda *of, rank=rank: asked.append(of) or Half(rank, 2, torch.device("cpu")),
+        )
+        write_pseudo_labels(run, tmp_path / "labels", TrainConfig(device="cpu", timeout=7.0), quiet=True)
+        found = [len(list((tmp_path / "labels" / part).rglob("*.png"))) for part in ("images", "labels")]
+        assert found == [4 if rank else 8] * 2 and (tmp_path / "labels" / "classes.yaml").is_file() != rank
+    assert asked == [("cpu", 7.0)] * 2
 
 
 def test_a_setting_of_a_stage_leaves_its_others_alone(tmp_path):

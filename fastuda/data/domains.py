@@ -238,13 +238,25 @@ def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
     )
 
 
-def _entry(name: str, path: str | None, role: str, data_root: Path) -> tuple[DomainEntry, Path]:
-    """The table's line and the folder of a named domain; the scenes are drawn where they are missing."""
+def _entry(name: str, path: str | None, role: str) -> DomainEntry:
+    """The table's line of a named domain."""
     if name == "folder":
         if path is None:
             raise UserError("domain folder needs a path: folder:PATH")
-        root = Path(path).expanduser()
-        return folder_entry(root), root
+        return folder_entry(Path(path).expanduser())
+    if name == "scenes":
+        return DOMAINS["gta5" if role == "source" else "cityscapes"]
+    if name not in DOMAINS:
+        if Path(name).expanduser().is_dir():
+            raise UserError(f"unknown domain {name!r}; a folder of your own is folder:{name}")
+        raise UserError(f"unknown domain {name!r}{nearest(name, (*DOMAINS, 'folder', 'scenes'))}")
+    return DOMAINS[name]
+
+
+def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> Path:
+    """The folder of a named domain; the scenes are drawn where they are missing."""
+    if name == "folder":
+        return Path(str(path)).expanduser()
     if name == "scenes":
         from fastuda.data.scenes import ensure_scenes
 
@@ -252,13 +264,19 @@ def _entry(name: str, path: str | None, role: str, data_root: Path) -> tuple[Dom
         levels = [handler.level for handler in log.handlers if handler.level]
         quiet = min(levels, default=logging.INFO) > logging.INFO
         root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes", quiet=quiet)
-        entry = DOMAINS["gta5" if role == "source" else "cityscapes"]
-        return entry, root / entry.name
-    if name not in DOMAINS:
-        if Path(name).expanduser().is_dir():
-            raise UserError(f"unknown domain {name!r}; a folder of your own is folder:{name}")
-        raise UserError(f"unknown domain {name!r}{nearest(name, (*DOMAINS, 'folder', 'scenes'))}")
-    return DOMAINS[name], find_root(DOMAINS[name], path, data_root)
+        return root / entry.name
+    return find_root(entry, path, data_root)
+
+
+def classes_of(spec: str, role: str) -> ClassSet:
+    """The classes of the domain that ``spec`` names; its files need not be there, but for a folder's
+    ``classes.yaml``.
+
+    Raises:
+        UserError: no such domain.
+    """
+    name, path, _ = parse_spec(spec)
+    return _entry(name, path, role).classes
 
 
 def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | None = None) -> Domain:
@@ -277,7 +295,8 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
     if role not in ROLES:
         raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
     name, path, said = parse_spec(spec)
-    entry, root = _entry(name, path, role, Path(data_root))
+    entry = _entry(name, path, role)
+    root = _root(name, path, entry, Path(data_root))
     if role == "evaluation" and split == NO_SPLIT:
         everything = open_domain(f"{name}:{root}" if path else name, role="target", data_root=data_root)
         return replace(everything, split=NO_SPLIT, items=[])
