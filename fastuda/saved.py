@@ -83,5 +83,5 @@ def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
         UserError: a setting is unknown, or no ``key=value``.
     """
     config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
-    method.config = config.method_config()
+    method.configure(config.method_config())
     return config

@@ -15,7 +15,7 @@ from fastuda.errors import UserError
 from fastuda.inference import Inference, probabilities
 from fastuda.methods.base import SegPrediction
 from fastuda.prediction import Predictor
-from fastuda.saved import load_run
+from fastuda.saved import load_run, override
 from tests.program import fastuda, untrained_run
 
 CPU = torch.device("cpu")
@@ -164,6 +164,19 @@ def test_windows_scales_flip_and_settings_reach_the_network(run, tmp_path):
         "predict", run, tmp_path / "a.png", "--out", tmp_path / "out", "method.agregation=false"
     )
     assert unknown.returncode == 2 and "unknown setting 'method.agregation'; did you mean" in unknown.stderr
+
+
+def test_settings_reach_the_parts_of_a_composition(tmp_path):
+    run = untrained_run(tmp_path / "run", "plca+self_training")
+    config, method, _ = load_run(run, CPU)
+    image = torch.randn(1, 3, 64, 64)
+    on = method.predict(image).scores
+    config = override(config, method, ["method.plca.test_aggregation=false"])
+    assert (
+        method.members["plca"].config is method.config.plca
+        and not config.method_config().plca.test_aggregation
+    )
+    assert not torch.equal(on, method.predict(image).scores)
 
 
 def test_evaluate_takes_the_same_flags(run, scenes_root, tmp_path):

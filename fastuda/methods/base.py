@@ -64,6 +64,10 @@ class Method(nn.Module):
         self.horizon = 0
         """Steps over which schedules run, set by the trainer; 0: not known."""
 
+    def configure(self, config: Any) -> None:
+        """Take other settings; what was built by the old ones stays."""
+        self.config = config
+
     def networks(self) -> dict[str, nn.Module]:
         """What gets an optimiser, and a DDP wrap of its own. A teacher is not in it."""
         return {"model": self.model}

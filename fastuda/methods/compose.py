@@ -61,6 +61,11 @@ class Composition(Method):
             {name: cls(getattr(config, name), model, num_classes) for name, cls in self.parts.items()}
         )
 
+    def configure(self, config: Any) -> None:
+        super().configure(config)
+        for name, member in self._members().items():
+            member.configure(getattr(config, name))
+
     def _members(self) -> dict[str, Method]:
         return {name: member for name, member in self.members.items() if isinstance(member, Method)}
 
