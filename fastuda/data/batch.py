@@ -28,7 +28,7 @@ class Batch:
     target_tags: Tensor | None = None
     """[B, K] bool: which classes the target image shows."""
     target_points: Tensor | None = None
-    """[B, P, 3] int64 rows (y, x, class); class 255 pads."""
+    """[B, P, 3] int64 rows (y, x, class); class 255 pads; none where no image has any."""
     target_match: Tensor | None = None
     """[B, 3, H, W] float32: images of the same places as the target's, such as by day for those by night,
     resized, cropped and flipped as they are."""

@@ -96,6 +96,8 @@ def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
         return None, bad
     images, labels, targets, source_files, target_files, weak, matches = zip(*found, strict=True)
     tags, points = (None, None) if weak[0] is None else map(torch.stack, zip(*weak, strict=True))
+    if points is not None and not points.shape[1]:
+        points = None  # the file has tags only
     batch = Batch(
         torch.stack(images),
         torch.stack(labels),

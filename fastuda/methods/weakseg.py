@@ -177,7 +177,10 @@ class WeakSeg(Method):
     def _point_loss(self, batch: Batch, logits: Tensor) -> Tensor:
         """Mean over all points of ``-log softmax(upsampled logits)`` at the point's class."""
         if batch.target_points is None or batch.target_tags is None:
-            raise UserError("method.weak_labels is points, but data.weak_labels has no points")
+            raise UserError(
+                "method.weak_labels is points, but the file of data.weak_labels has no points of the classes"
+                " that are trained"
+            )
         y, x, label = batch.target_points.unbind(2)
         tagged = batch.target_tags.gather(1, label.clamp(max=self.num_classes - 1))
         keep = (label != 255) & tagged

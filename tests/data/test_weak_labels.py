@@ -11,6 +11,8 @@ from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader
 from fastuda.data.weak_labels import read_weak_labels
 from fastuda.errors import UserError
+from fastuda.methods.weakseg import WeakSeg
+from fastuda.models import ModelConfig, build_model
 from fastuda.models.weights import IMAGENET
 from tests.program import fastuda
 
@@ -126,3 +128,18 @@ def test_classes_that_the_run_does_not_train_are_left_out(pair, gta5, cityscapes
     car = merged.classes.names.index("car")
     both = every.tags[:, [target.classes.names.index(name) for name in ("car", "bus")]].any(1)
     assert torch.equal(read_weak_labels(path, merged).tags[:, car], both)
+
+
+def test_a_file_without_points_gives_none(pair, tmp_path):
+    source, target, path = pair
+    said = json.loads(path.read_text())["images"]
+    tags = tmp_path / "tags.json"
+    tags.write_text(json.dumps({"images": {image: {"tags": one["tags"]} for image, one in said.items()}}))
+    config = DataConfig(crop=(16, 24), batch_size=2, workers=0, loader="torch", weak_labels=str(tags))
+    batch = next(build_loader(source, target, config, IMAGENET, seed=0))
+    assert batch.target_tags.any() and batch.target_points is None
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone="small"), len(target.classes))
+    weakseg = WeakSeg(WeakSeg.Config(weak_labels="points", category_width=8), model, len(target.classes))
+    with pytest.raises(UserError, match=r"weak_labels is points, but the file of data\.weak_labels has no"):
+        list(weakseg.phases(batch, 0))
