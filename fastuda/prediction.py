@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 import fastuda.ops as F
@@ -265,7 +265,7 @@ def _read(path: Path) -> np.ndarray | BadFile | None:
     if _is_video(path):
         return None
     try:
-        return np.asarray(ImageOps.exif_transpose(open_rgb(path)))
+        return np.asarray(open_rgb(path))
     except BadFile as error:
         return error
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
-from fastuda.data.decode import BadFile, open_rgb
+from fastuda.data.decode import BadFile, open_rgb, turn_of
 from fastuda.data.domains import Domain
 from fastuda.data.drawing import SOURCE, TARGET, Drawer
 from fastuda.data.torch_loader import TorchLoader
@@ -128,16 +128,16 @@ def _encoded(domain: Domain, index: int) -> tuple[bytes, int, int]:
     """The bytes of an image that DALI can decode whole, its height and width.
 
     Raises:
-        BadFile: as the torch loader, which decodes the whole file; what is no complete 8-bit PNG or JPEG is
-            decoded here.
+        BadFile: as the torch loader, which decodes the whole file; what is no complete 8-bit PNG or JPEG, or
+            is to be turned upright, is decoded here.
     """
     path = domain.items[index].image
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("RGB", "L") and _ends_whole(data):
+            if image.mode in ("RGB", "L") and turn_of(image) is None and _ends_whole(data):
                 return data, image.height, image.width
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass
     decoded = open_rgb(path)
     out = io.BytesIO()

@@ -1,13 +1,18 @@
-"""Reading one image or label file, with every fault named."""
+"""Reading one image or label file, with every fault named.
+
+Images are turned as their EXIF orientation says, for training and prediction alike: labels are drawn on what
+a viewer shows, and a label file is taken as it is stored.
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from fastuda.errors import UserError
@@ -29,22 +34,54 @@ class BadFile(UserError):
         return type(self), (self.path, self.reason, self.fatal)
 
 
-def open_image(path: Path, low_bytes: bool = False) -> Image.Image:
-    """A decoded Pillow image; ``low_bytes``: of 16-bit colour, the low byte of every channel and not the high
-    one.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What brings an opened image upright, by what stands before its pixels; damaged EXIF turns nothing."""
+    try:
+        # PNG's own getexif would decode the pixels
+        return _TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image, turned as :func:`open_rgb` turns it."""
+    turn = turn_of(image)
+    swapped = turn is not None and turn not in (_TURNS[2], _TURNS[3], _TURNS[4])
+    return (image.height, image.width) if swapped else (image.width, image.height)
+
+
+def open_image(path: Path, low_bytes: bool = False, upright: bool = False) -> Image.Image:
+    """A decoded Pillow image.
+
+    Args:
+        path: the file.
+        low_bytes: of 16-bit colour, the low byte of every channel and not the high one.
+        upright: turned as its EXIF orientation says.
 
     Raises:
         BadFile: the file is missing, empty, truncated or no image.
     """
     try:
         with Image.open(path) as image:
+            turn = turn_of(image) if upright else None
             if low_bytes and isinstance(image, PngImageFile):
                 # read as little-endian, the "high" byte that Pillow keeps is the low one of the file
                 image.tile = [
                     tile._replace(args="RGB;16L") if tile.args == "RGB;16B" else tile for tile in image.tile
                 ]
             image.load()
-            return image
+            return image if turn is None else image.transpose(turn)
     except FileNotFoundError as error:
         raise BadFile(path, "cannot be read: it is not there any more") from error
     except UnidentifiedImageError as error:
@@ -60,8 +97,8 @@ def open_image(path: Path, low_bytes: bool = False) -> Image.Image:
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """A decoded image in 8-bit RGB; grey and palette images are converted, alpha is dropped."""
-    image = open_image(path)
+    """A decoded image in 8-bit RGB, upright; grey and palette images are converted, alpha is dropped."""
+    image = open_image(path, upright=True)
     if image.mode == "RGB":
         return image
     if image.mode in ("RGBA", "L", "P", "CMYK", "LA"):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastuda.data.catalogue import DOMAINS, DomainEntry
 from fastuda.data.classes import canonical, class_mapping
-from fastuda.data.decode import BadFile, draw_polygons, open_rgb, read_raw_label
+from fastuda.data.decode import BadFile, draw_polygons, open_rgb, read_raw_label, upright_size
 from fastuda.data.folder import folder_entry
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, LabelMap
 from fastuda.data.layouts import Item
@@ -173,8 +173,8 @@ class Domain:
                     continue
                 try:
                     with Image.open(path) as header:
-                        sizes.add(header.size)
-                except (OSError, ValueError, SyntaxError) as error:
+                        sizes.add(upright_size(header) if path == image else header.size)
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                     empty = path.is_file() and path.stat().st_size == 0
                     bad.append(f"{path} cannot be read: {'it is empty' if empty else error}")
             if len(sizes) > 1 and not self.fit_labels:

@@ -6,7 +6,7 @@ JSON, as ``python -m fastuda.data index DOMAIN --weak FILE`` writes it::
 
 or CSV with a header, a line per tag or point: ``image,class,y,x`` (``y`` and ``x`` empty for a tag). Images
 are named relative to the domain's folder, or by file name where that is unique; points are pixels of the
-image as it is on disk. A point's class is a tag, too. Classes of the data set that a run does not train are
+upright image. A point's class is a tag, too. Classes of the data set that a run does not train are
 ignored.
 """
 

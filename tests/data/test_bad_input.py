@@ -1,17 +1,20 @@
 """Everything that can be wrong with files: named with its path, and never half-read."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastuda.data.config import DataConfig
-from fastuda.data.decode import BadFile
+from fastuda.data.dali_loader import _encoded
+from fastuda.data.decode import BadFile, open_rgb
 from fastuda.data.domains import open_domain
 from fastuda.data.torch_loader import build_loader, eval_loader
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
+from fastuda.prediction import _ahead
 from tests.data.data_files import ids, picture, save
 
 
@@ -177,3 +180,40 @@ def test_evaluation_skips_nothing(cityscapes, workers):
     truncate(held_out.items[1].image)
     with pytest.raises(UserError, match=rf"needs every file: .*{held_out.items[1].image.name}"):
         list(eval_loader(held_out, DataConfig(workers=workers), IMAGENET))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_images_are_read_as_a_viewer_shows_them(kind, orientation, tmp_path):
+    """Their labels are drawn on what a viewer shows."""
+    shown = picture(np.random.default_rng(0))
+    place, exif = tmp_path / "images" / f"a.{kind}", Image.Exif()
+    exif[0x0112] = orientation
+    save(shown, place)
+    Image.open(place).copy().save(place, exif=exif)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(place)))
+    save(np.zeros(wanted.shape[:2], np.uint8), tmp_path / "labels" / "a.png")
+    (tmp_path / "classes.yaml").write_text("names: [road]")
+    domain = open_domain(f"folder:{tmp_path}", role="source", data_root=".")
+    domain.check_files()
+    image, label = domain.read_pair(0)
+    assert np.array_equal(image, wanted) and label.shape == image.shape[:2]
+    ((_, predicted),) = _ahead([(place, Path("a"))])
+    assert np.array_equal(predicted, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_turns_nothing(tmp_path):
+    shown = picture(np.random.default_rng(0))
+    Image.fromarray(shown).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12")
+    assert np.array_equal(open_rgb(tmp_path / "a.png"), shown)
+
+
+def test_an_image_too_large_to_decode_is_named(cityscapes, monkeypatch):
+    held_out = city(cityscapes, "evaluation")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 36 // 2 - 1)
+    path = held_out.items[0].image
+    with pytest.raises(UserError, match=rf"{path} cannot be read: Image size"):
+        held_out.check_files()
+    with pytest.raises(BadFile, match=rf"{path} cannot be read"):
+        _encoded(held_out, 0)
