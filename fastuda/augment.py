@@ -155,6 +155,7 @@ def gaussian_blur(x: Tensor, sigma: tuple[float, float] = (0.15, 1.15), share: f
     """A Gaussian blur of a ``share`` of the images, each with its own sigma, uniform in the range given.
 
     The kernel has 9 taps, over three times the largest published sigma to each side. Borders are reflected.
+    It is computed in the images' own precision, under autocast too.
 
     Args:
         x: images [B, C, H, W].
@@ -168,6 +169,7 @@ def gaussian_blur(x: Tensor, sigma: tuple[float, float] = (0.15, 1.15), share: f
     taps = taps / taps.sum(1, keepdim=True)
     taps = taps.repeat_interleave(channels, 0)[:, None]
     flat = nnf.pad(x.reshape(1, batch * channels, height, width), (radius,) * 4, mode="reflect")
-    blurred = nnf.conv2d(flat, taps[:, :, None], groups=batch * channels)
-    blurred = nnf.conv2d(blurred, taps[..., None], groups=batch * channels).view(x.shape)
+    with torch.autocast(x.device.type, enabled=False):
+        blurred = nnf.conv2d(flat, taps[:, :, None], groups=batch * channels)
+        blurred = nnf.conv2d(blurred, taps[..., None], groups=batch * channels).view(x.shape)
     return torch.where(_per_image(x, 0, 1) < share, blurred, x)

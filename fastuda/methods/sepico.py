@@ -262,7 +262,8 @@ class SePiCo(SelfTraining):
         with torch.no_grad():
             gap = raw.detach() - math.log(self.num_classes)
             metrics[f"contrast_gap_{domain}"] = gap * (valid > 0)  # no labelled pixel, no gap
-            nearest = (q.to(self.mean.dtype) @ self.mean.T).argmax(1)
+            with torch.autocast(q.device.type, enabled=False):
+                nearest = (q.to(self.mean.dtype) @ self.mean.T).argmax(1)
             metrics[f"centroid_accuracy_{domain}"] = ((nearest == y) & (y != 255)).sum() / valid.clamp(min=1)
 
     def _regularizer(self, q: Tensor, y: Tensor) -> Tensor:
@@ -277,7 +278,8 @@ class SePiCo(SelfTraining):
         centre = centre + (joint_share(centre) - centre).detach()
         with torch.autocast(q.device.type, enabled=False):
             scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
-            value = scores.log_softmax(0).sum() / (self.num_classes * math.log(self.num_classes))
+            # of a single class the logarithm is 0, whatever divides it
+            value = scores.log_softmax(0).sum() / (self.num_classes * math.log(max(self.num_classes, 2)))
             return value * (joint_sum(count) > 0)
 
 

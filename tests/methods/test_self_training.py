@@ -117,6 +117,15 @@ def test_blur_is_a_gaussian_of_its_own_width_for_each_image():
     assert torch.equal(augment.gaussian_blur(x, share=0.0), x)
 
 
+def test_blur_keeps_float32_in_mixed_precision():
+    x = torch.randn(2, 3, 12, 12)
+    torch.manual_seed(0)
+    wanted = augment.gaussian_blur(x, share=1.0)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(augment.gaussian_blur(x, share=1.0), wanted)
+
+
 def test_labels_of_cells():
     labels = torch.zeros(1, 4, 8, dtype=torch.int64)
     labels[0, :, 4:] = 1
@@ -190,6 +199,24 @@ def test_nothing_trusted_is_no_gap():
     metrics = {k: v for p in method.phases(batch(), 0) for k, v in p.metrics.items()}
     assert metrics["contrast_gap_target"] == 0 and metrics["contrast_gap_source"] != 0
     assert metrics["centroid_accuracy_target"] == 0
+
+
+def test_the_nearest_prototype_is_found_in_float32():
+    method = build("sepico", width=8)
+    embedding = torch.zeros(1, 8, 4, 8)
+    embedding[:, 0] = 1
+    method.mean[:, 0] = torch.tensor([0.5, 0.501, 0.0, 0.0])  # alike in bf16
+    metrics = {}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        method._contrast("source", embedding, torch.ones(1, 32, 64, dtype=torch.int64), {}, metrics)
+    assert metrics["centroid_accuracy_source"] == 1
+
+
+@pytest.mark.parametrize("variant", ["dist", "proto", "bank"])
+def test_sepico_of_a_single_class_is_finite(variant):
+    method = build("sepico", k=1, width=8, contrast_start=0, variant=variant).train()
+    for phase in method.phases(batch(k=1), 0):
+        assert all(math.isfinite(value) for value in (*phase.losses.values(), *phase.metrics.values()))
 
 
 def test_balanced_crops_show_many_classes():
