@@ -60,7 +60,7 @@ class LabelMap:
     """
 
     ids: Mapping[int, int]
-    """Every raw id that may occur; those without a class map to 255."""
+    """Every raw id that may occur, from 0 to 65535; those without a class map to 255."""
     colors: Mapping[Color, int] = field(default_factory=dict)
     """Train id of every colour, for files with colours."""
     channel_zero: bool = False
@@ -93,7 +93,8 @@ class LabelMap:
             raw = raw[..., 0]
         if raw.dtype == np.uint8:
             return self._id_table[:256][raw]
-        return self._id_table[np.clip(raw, 0, (1 << 16) - 1)]
+        inside = (raw >= 0) & (raw < len(self._id_table))
+        return np.where(inside, self._id_table[np.where(inside, raw, 0)], np.uint8(UNKNOWN))
 
     def remap(self, table: Mapping[int, int]) -> LabelMap:
         """The same files with the train ids renumbered; ids that the table lacks become 255."""

@@ -128,3 +128,11 @@ def test_no_class_in_common():
 
 def test_label_map_of_a_single_id():
     assert LabelMap({3: 0}).decode(np.array([[3, 4]], np.uint8)).tolist() == [[0, UNKNOWN]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_ids_outside_of_the_table_are_no_class(kind):
+    raw = np.array([[0, 65535], [-1, 65536], [-1, 1 << 30]], kind)
+    known = LabelMap({0: 3, 65535: 4})
+    assert known.decode(raw).tolist() == [[3, 4], [UNKNOWN, UNKNOWN], [UNKNOWN, UNKNOWN]]
+    assert known.unknown(raw) == [-1, 65536, 1 << 30]
