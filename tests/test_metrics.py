@@ -127,6 +127,29 @@ def test_a_run_of_nineteen_classes_on_a_target_of_thirteen(scenes_root, tmp_path
     assert done.returncode == 2 and "has none of the classes road, sidewalk" in done.stderr
 
 
+def test_classes_that_the_run_took_for_one_are_one_in_the_evaluation(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    alias = "data.class_alias=[building=car, vegetation=car]"
+    done = fastuda("train", "--data-root", scenes_root, "--out", out, "--steps", 2, *TINY, alias)
+    assert done.returncode == 0, done.stderr
+    again = fastuda("evaluate", out, "--json")
+    assert again.returncode == 0, again.stderr
+    result, found = json.loads((out / "result.json").read_text()), json.loads(again.stdout)
+    assert found["iou"] == result["iou"] and len(found["iou"]) == 17
+
+    # names of the source are known as well
+    city = tmp_path / "city"
+    shutil.copytree(scenes_root / "scenes" / "cityscapes", city)
+    lines = ["names: [auto, sky]", f"ids: [{ID_OF['car']}, {ID_OF['sky']}]"]
+    lines += [f"ignore: {[i for i in range(34) if i not in (ID_OF['car'], ID_OF['sky'])]}"]
+    lines += ["images: leftImg8bit/{split}/**_leftImg8bit.png"]
+    lines += ["labels: gtFine/{split}/**_gtFine_labelIds.png"]
+    (city / "classes.yaml").write_text("\n".join(lines))
+    args = ("--target", f"folder:{city}", "--split", "val", "--json", "data.class_alias=[car=auto]")
+    named = fastuda("evaluate", out, *args)
+    assert named.returncode == 0 and list(json.loads(named.stdout)["iou"]) == ["car", "sky"], named.stderr
+
+
 def test_a_target_without_labels_trains_without_scores(scenes_root, tmp_path):
     target, out = tmp_path / "target", tmp_path / "run"
     shutil.copytree(scenes_root / "scenes" / "cityscapes" / "leftImg8bit" / "train", target / "images")

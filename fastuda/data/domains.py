@@ -78,15 +78,24 @@ class Domain:
         palette = tuple(self.classes.palette[i] for i in kept)
         return self.renumber(ClassSet(tuple(names), palette), {i: new for new, i in enumerate(kept)})
 
-    def in_classes(self, classes: ClassSet) -> tuple[Domain, tuple[str, ...]]:
+    def in_classes(self, classes: ClassSet, aliases: Sequence[str] = ()) -> tuple[Domain, tuple[str, ...]]:
         """The same files in the numbers of ``classes``, matched by name, and those of them that it has. What
         else it has is ignored.
+
+        Args:
+            aliases: further pairs that mean one class, ``target=source`` of a run.
 
         Raises:
             UserError: it has none of them.
         """
-        ours = {canonical(name): i for i, name in enumerate(classes.names)}
-        own = [canonical(name) for name in self.classes.names]
+        pairs = [alias.partition("=") for alias in aliases]
+        one = {canonical(theirs): canonical(ours) for theirs, _, ours in pairs}
+
+        def word(name: str) -> str:
+            return one.get(canonical(name), canonical(name))
+
+        ours = {word(name): i for i, name in enumerate(classes.names)}
+        own = [word(name) for name in self.classes.names]
         table = {i: ours[name] for i, name in enumerate(own) if name in ours}
         if not table:
             raise UserError(
