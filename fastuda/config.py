@@ -240,6 +240,7 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
 AT_LEAST = {
     "train.steps": 1,
     "train.accumulate": 1,
+    "train.seed": 0,
     "data.batch_size": 1,
     "data.workers": 0,
     "data.max_bad": 0,
@@ -258,7 +259,7 @@ AT_LEAST = {
 
 def check_ranges(run: RunConfig) -> None:
     """Raises:
-    UserError: a setting is below its smallest value.
+    UserError: a setting is below its smallest value, or a range or size is none.
     """
     for key, least in AT_LEAST.items():
         section, _, name = key.partition(".")
@@ -267,6 +268,12 @@ def check_ranges(run: RunConfig) -> None:
             raise UserError(f"{key} is {value}; it must be at least {least}")
     if run.data.resampling not in FILTERS:
         raise UserError(f"data.resampling is {run.data.resampling!r}: choose {' or '.join(FILTERS)}")
+    for name in ("source_resize", "target_resize", "source_size", "target_size", "eval_size"):
+        edges = getattr(run.data, name)
+        if edges is not None and min(edges) < 1:
+            raise UserError(f"data.{name} is {list(edges)}; both must be at least 1")
+        if edges is not None and name.endswith("resize") and edges[0] > edges[1]:
+            raise UserError(f"data.{name} is {list(edges)}; the smaller edge comes first")
     for name, crop in (("crop", run.data.crop), ("target_crop", run.data.target_crop)):
         if crop is not None and min(crop) < 8:
             raise UserError(f"data.{name} is {list(crop)}; the network's stride needs at least 8 x 8")

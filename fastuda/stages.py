@@ -15,7 +15,7 @@ from typing import Any
 
 from fastuda import distributed
 from fastuda.checkpoint import write_atomic
-from fastuda.config import RunConfig, TrainConfig
+from fastuda.config import RunConfig, TrainConfig, check_ranges
 from fastuda.data.classes import class_mapping
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain, classes_of, open_domain
@@ -50,9 +50,8 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
         raise UserError(f"stages.{stage} must be a section of settings, got {own!r}")
     over = merge(changes, nest(own))
     staged = build(RunConfig, merge(dataclasses.replace(config, stages={}).plain(), over), "")
-    if stage == "adapt":
-        return staged
-    return supervised(staged, config)
+    check_ranges(staged)
+    return staged if stage == "adapt" else supervised(staged, config)
 
 
 def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
@@ -100,9 +99,10 @@ def train_stages(
         raise UserError("--stages goes on with --resume auto, not from a single checkpoint")
     if resume is None and out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+    plan = {stage: stage_config(config, stage, out) for stage in STAGES}
     scores: dict[str, Scores] = {}
-    for number, stage in enumerate(STAGES, 1):
-        folder, settings = out / f"{number}_{stage}", stage_config(config, stage, out)
+    for number, (stage, settings) in enumerate(plan.items(), 1):
+        folder = out / f"{number}_{stage}"
         done = finished(folder, settings.train.steps)
         if done is None:
             if finished(folder) is not None:

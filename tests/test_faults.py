@@ -225,10 +225,23 @@ def test_configurations_that_extend_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.steps=0", "data.batch_size=0", "log.every=0", "optim.lr=-1", "optim.lr=.nan"]
+    "setting",
+    ["train.steps=0", "data.batch_size=0", "log.every=0", "optim.lr=-1", "optim.lr=.nan", "train.seed=-1"],
 )
 def test_senseless_numbers(setting):
     refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], "must be at least")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["data.source_resize=[9, 8]", "data.target_resize=[0, 8]", "data.source_size=[0, 8]",
+     "data.target_size=[8, -1]", "data.eval_size=[0, 0]"],
+)  # fmt: skip
+def test_senseless_sizes(setting, tmp_path):
+    refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0])
+    args = ("--stages", f"stages.distill.{setting}", "--out", tmp_path / "run")
+    refused(fastuda("train", *args), setting.partition("=")[0])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resampling_that_there_is_not():
