@@ -66,7 +66,9 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, resume_step: int | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=resume_step)
+        # the resumed step's own points were written before its checkpoint
+        purge = None if resume_step is None else resume_step + 1
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -263,3 +263,15 @@ def test_checkpoints_with_code_are_refused(tmp_path):
     torch.save({"format": 1, "x": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match=r"evil\.pt cannot be read as a checkpoint"):
         checkpoint.load(tmp_path / "evil.pt")
+
+
+def test_tensorboard_keeps_the_points_of_the_checkpointed_step(scenes_root, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    more = ("source_only", "log.tensorboard=true", "log.every=1", "checkpoint.keep=9")
+    assert fastuda("train", *arguments(scenes_root, out, *more), "--steps", 4).returncode == 0
+    older = out / "checkpoints" / "step_0000002.pt"
+    done = fastuda("train", *arguments(scenes_root, out, *more), "--steps", 4, "--resume", older)
+    assert done.returncode == 0, done.stderr
+    events = accumulator.EventAccumulator(str(out / "tb")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
