@@ -90,7 +90,7 @@ def init_scratch(module: nn.Module) -> None:
 def freeze_batch_norm(module: nn.Module, mode: str) -> None:
     """``affine``: scale and shift stop learning; ``frozen``: the statistics stop moving, too.
 
-    The layers keep their eps of 1e-5; FADA's authors divide by ``sqrt(variance)`` alone (core/models/layers.py).
+    The layers keep their eps of 1e-5; FADA's authors divide by ``sqrt(variance)`` (core/models/layers.py).
     """
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
