@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from fastuda.data.domains import Domain
 from fastuda.data.labels import IGNORE
 from fastuda.data.transforms import Window
 from fastuda.errors import UserError, nearest
+
+log = logging.getLogger("fastuda")
 
 Points = tuple[tuple[int, int, int], ...]
 
@@ -111,6 +114,8 @@ def read_weak_labels(path: str | Path, domain: Domain) -> WeakLabels:
             f"{path} has nothing about {len(missing)} of the {len(names)} images of {domain.name}, e.g."
             f" {missing[0]}; an image without tags is an entry with none"
         )
+    shown = int(tags.sum()), sum(map(len, points)), len(names)
+    log.info("weak labels %s: %d tags and %d points of %d images", path, *shown)
     return WeakLabels(tags, tuple(tuple(p) for p in points))
 
 

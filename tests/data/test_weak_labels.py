@@ -130,7 +130,8 @@ def test_classes_that_the_run_does_not_train_are_left_out(pair, gta5, cityscapes
     assert torch.equal(read_weak_labels(path, merged).tags[:, car], both)
 
 
-def test_a_file_without_points_gives_none(pair, tmp_path):
+def test_a_file_without_points_gives_none(pair, tmp_path, caplog):
+    caplog.set_level("INFO")
     source, target, path = pair
     said = json.loads(path.read_text())["images"]
     tags = tmp_path / "tags.json"
@@ -138,6 +139,7 @@ def test_a_file_without_points_gives_none(pair, tmp_path):
     config = DataConfig(crop=(16, 24), batch_size=2, workers=0, loader="torch", weak_labels=str(tags))
     batch = next(build_loader(source, target, config, IMAGENET, seed=0))
     assert batch.target_tags.any() and batch.target_points is None
+    assert f"weak labels {tags}: " in caplog.text and " tags and 0 points of 4 images" in caplog.text
     torch.manual_seed(0)
     model = build_model(ModelConfig(backbone="small"), len(target.classes))
     weakseg = WeakSeg(WeakSeg.Config(weak_labels="points", category_width=8), model, len(target.classes))
