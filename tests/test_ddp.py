@@ -236,3 +236,15 @@ def test_a_process_of_many_leaves_without_finalising_the_interpreter(code):
         [sys.executable, "-c", program], env=environment({"WORLD_SIZE": "2"}), capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.split()) == (code, ["main", "handler"]), done.stderr
+
+
+def test_three_stages_of_two_processes(scenes_root, tmp_path):
+    out = tmp_path / "run"
+    args = ["--method", "fada", "--data-root", scenes_root, "--out", out, "--steps", 1, "--stages", *TINY]
+    done = run("fastuda.train", *args, "method.width=8")
+    assert done.stdout.count("mIoU19") == 1
+    labels, images = (
+        {p.name for p in (out / "3_labels" / part).rglob("*.png")} for part in ("labels", "images")
+    )
+    assert labels == images and len(labels) == 8
+    assert json.loads((out / "3_distill" / "result.json").read_text())["processes"] == 2
