@@ -33,11 +33,12 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 inline int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
 // exp of what is at most a soft-max's argument: 2^n times a degree-6 polynomial of the rest of x / ln 2, off
-// by one unit in the last place plus x times that; saturates below -86 and above 88.
+// by one unit in the last place plus x times that; saturates below -86 and above 88. Adding 1.5 2^23 + 127
+// rounds to whole numbers and leaves n + 127, the exponent of 2^n, in the lowest bits.
 FASTUDA_INLINE float fast_exp(float x) {
   x = x < -86.0f ? -86.0f : x;
   x = x > 88.0f ? 88.0f : x;
-  const float y = x * 1.44269504f, shifted = y + 12582912.0f, r = y - (shifted - 12582912.0f);
+  const float y = x * 1.44269504f, shifted = y + 12583039.0f, r = y - (shifted - 12583039.0f);
   float p = 1.5353361960e-4f;
   p = p * r + 1.3398875017e-3f;
   p = p * r + 9.6184369177e-3f;
@@ -45,7 +46,7 @@ FASTUDA_INLINE float fast_exp(float x) {
   p = p * r + 2.4022647738e-1f;
   p = p * r + 6.9314718246e-1f;
   p = p * r + 1.0f;
-  return float_of(bits_of(p) + (bits_of(shifted) << 23));
+  return p * float_of(bits_of(shifted) << 23);
 }
 FASTUDA_INLINE double fast_exp(double x) { return std::exp(x); }
 

@@ -25,7 +25,7 @@ FASTUDA_HOST_DEVICE float float_of(int32_t bits) {
   return x;
 }
 
-// log to about two units in the last place for positive normal numbers.
+// log to about two units in the last place for positive normal numbers; inf and NaN are returned.
 FASTUDA_HOST_DEVICE float fast_log(float x) {
   int32_t bits = bits_of(x);
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;
@@ -42,7 +42,8 @@ FASTUDA_HOST_DEVICE float fast_log(float x) {
   p = p * f - 2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
   const float n = float(exponent);
-  return f + (f * z * p - 2.12194440e-4f * n - 0.5f * z) + 0.693359375f * n;
+  const float result = f + (f * z * p - 2.12194440e-4f * n - 0.5f * z) + 0.693359375f * n;
+  return x <= 3.402823466e+38f ? result : x;
 }
 FASTUDA_HOST_DEVICE double fast_log(double x) { return log(x); }
 

@@ -1,4 +1,4 @@
-// The tensor side of the kernels: element types as tensor options, parallel loops, registration.
+// What the kernels need of tensors.
 #pragma once
 
 #include <ATen/Parallel.h>

@@ -1,4 +1,4 @@
-"""Row temperatures ``std + 1e-10`` of a similarity that is never stored.
+"""Row temperatures ``std + 1e-10`` of a similarity that is never stored; 1 where the deviation is rounding.
 
 Two ways, chosen by cost. The variance of row ``i`` is ``q_i^T Cov(keys) q_i`` (design identity 2): two thin
 products when the keys are many and narrow. Otherwise one pass over similarity tiles, each reduced to a mean
@@ -23,6 +23,9 @@ from fastuda.kernels._common import (
     tile_product,
     tile_shape,
 )
+
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Deviation of equal similarities that were rounded, at most, over their size or 1."""
 
 
 def ones(side: Side) -> Tensor:
@@ -56,7 +59,7 @@ def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
     batch, n, c = query.query.shape
     m = key.key.shape[1]
     if m < 2:
-        return torch.full_like(query.row, EPS_STD)
+        return ones(query)
     # Narrow covariances cost nothing in float64, and a peaked distribution needs it.
     dtype = torch.float64 if c <= 64 else torch.float32
     rows = max(1, PANEL_BYTES // (2 * c * dtype.itemsize))
@@ -76,8 +79,10 @@ def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
         for start in range(0, n, rows):
             part = slice(start, start + rows)
             q = unit(query.query[b, part], query.row[b, part])
-            out[b, part] = ((q @ covariance) * q).sum(1).clamp(min=0).sqrt().float()
-    return out + EPS_STD
+            std = ((q @ covariance) * q).sum(1).clamp(min=0).sqrt().float()
+            rounding = ROUNDING * (q @ mean).abs().clamp(min=1).float()
+            out[b, part] = torch.where(std <= rounding, 1, std + EPS_STD)
+    return out
 
 
 def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
@@ -119,7 +124,18 @@ def _merged(part: Tensor, length: int, total: int, width: int) -> Tensor:
     _, batch, count, _ = part.shape
     out = part.new_empty(batch, length)
     merge_moments[(triton.cdiv(length, 64), batch)](
-        part[0], part[1], out, length, total, width, count, EPS=EPS_STD, BP=16, BL=64, num_warps=4
+        part[0],
+        part[1],
+        out,
+        length,
+        total,
+        width,
+        count,
+        EPS=EPS_STD,
+        ROUNDING=ROUNDING,
+        BP=16,
+        BL=64,
+        num_warps=4,
     )
     return out
 
@@ -190,6 +206,7 @@ def merge_moments(
     width,
     parts,
     EPS: tl.constexpr,
+    ROUNDING: tl.constexpr,
     BP: tl.constexpr,
     BL: tl.constexpr,
 ):
@@ -216,4 +233,5 @@ def merge_moments(
         inner = tl.load(part_m2 + where, mask=mask, other=0.0)
         m2 += tl.sum(tl.where(mask, inner + d * d * count[:, None], 0.0), 0)
     std = tl.sqrt(m2 / tl.maximum(total - 1, 1).to(tl.float32))
-    tl.store(out + batch * length + at, std + EPS, mask=ok)
+    rounding = ROUNDING * tl.maximum(tl.abs(mean), 1.0)
+    tl.store(out + batch * length + at, tl.where(std <= rounding, 1.0, std + EPS), mask=ok)

@@ -65,6 +65,12 @@ def output_columns(start, end, column_first, column_share, BX: tl.constexpr):
 
 
 @triton.jit
+def bounded(x):
+    """-inf, the logit of a masked class, as a number: it has no difference to itself."""
+    return tl.where(x < -1.5e38, -1.5e38, x)
+
+
+@triton.jit
 def stretched_rows(planes, r, h, w, first, share, mask):
     """Source rows ``r`` and the next, stretched to the outputs: two tiles as ``mask`` in float32.
 
@@ -74,11 +80,11 @@ def stretched_rows(planes, r, h, w, first, share, mask):
     second = tl.minimum(first + 1, w - 1)
     upper = planes + tl.cast(r, tl.int64) * w
     lower = planes + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
-    a = tl.load(upper + first, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(upper + second, mask=mask, other=0.0).to(tl.float32)
+    a = bounded(tl.load(upper + first, mask=mask, other=0.0).to(tl.float32))
+    b = bounded(tl.load(upper + second, mask=mask, other=0.0).to(tl.float32))
     top = a + share * (b - a)
-    a = tl.load(lower + first, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(lower + second, mask=mask, other=0.0).to(tl.float32)
+    a = bounded(tl.load(lower + first, mask=mask, other=0.0).to(tl.float32))
+    b = bounded(tl.load(lower + second, mask=mask, other=0.0).to(tl.float32))
     return top, a + share * (b - a)
 
 

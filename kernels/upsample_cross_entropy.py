@@ -184,7 +184,9 @@ def upsampled_losses(
                 if WEIGHTED:
                     pixel *= tl.load(pixel_weight + at, mask=ok, other=0.0)
                 mass = tl.sum(target, 0)
-                term = pixel * (mass * (best + tl.log(total)) - tl.sum(target * value, 0))
+                # a value of no weight may be infinite
+                own = tl.sum(tl.where(target == 0.0, 0.0, target * value), 0)
+                term = pixel * (mass * (best + tl.log(total)) - own)
                 loss += tl.where(mine, term, 0.0)
                 if PER_PIXEL:
                     tl.store(losses + at, term, mask=mine)

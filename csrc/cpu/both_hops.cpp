@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
 
 #include "similarity.h"
 #include "tasks.h"
@@ -58,7 +59,9 @@ Tensor covariance_temperatures(const Features<T>& queries, const Features<T>& ke
     const Tensor rows = unit_rows(queries, b, first, count);
     temperature.narrow(0, first, count).copy_(at::mm(rows, covariance).mul_(rows).sum(1));
   }
-  return temperature.clamp_min_(0).sqrt_().add_(1e-10);
+  temperature.clamp_min_(0).sqrt_();
+  return at::where(temperature.le(kRounding<acc_t<T>>), 1, temperature.add(1e-10))
+      .to(temperature.scalar_type());
 }
 
 template <class T>

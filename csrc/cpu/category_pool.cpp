@@ -11,23 +11,12 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kDeep = 128;  // pixels of a tile
+constexpr int64_t kDeep = 128;    // pixels of a tile
+constexpr int64_t kBlock = 1024;  // pixels whose exponentials are summed in their own type
 
-// c [m, ldc] += a [m, depth] . b [depth, n]
-void add_product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t lda, const float* b,
-                 int64_t ldb, float* c, int64_t ldc) {
-  at::native::cpublas::brgemm(m, n, depth, lda, ldb, ldc, true, a, b, c, false);
-}
-void add_product(int64_t m, int64_t n, int64_t depth, const double* a, int64_t lda, const double* b,
-                 int64_t ldb, double* c, int64_t ldc) {
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += a[i * lda + k] * b[k * ldb + j];
-    }
-  }
-}
-
-// exp(z - log-sum-exp) of every class of z [B, K, N], in place where a log-sum-exp is given, else that, too.
+// softmax(z) of every class of z [B, K, N] in place, by its log-sum-exp, which is computed where none is
+// given. That only keeps the exponentials in range: they are divided by their own sum, since its rounding is
+// large beside large logits.
 template <class S>
 void soft_max(const Tensor& z, S* lse, bool given) {
   const int64_t pixels = z.size(2);
@@ -36,7 +25,11 @@ void soft_max(const Tensor& z, S* lse, bool given) {
     for (int64_t plane = begin; plane < end; ++plane) {
       S* row = values + plane * pixels;
       if (!given) lse[plane] = S(log_sum_exp(row, pixels, S(1)));
-      exp_row(row, pixels, lse[plane], S(1), row);
+      double sum = 0;
+      for (int64_t i = 0; i < pixels; i += kBlock) {
+        sum += exp_row(row + i, std::min(kBlock, pixels - i), lse[plane], S(1), row + i);
+      }
+      scale_to(row, S(1 / sum), pixels, row);
     }
   });
 }
@@ -77,8 +70,8 @@ std::tuple<Tensor, Tensor> category_pool_fwd(const Tensor& features, const Tenso
             const S* from = share.const_data_ptr<S>() + (b * classes + k) * pixels + i0;
             std::copy(from, from + depth, weight.data() + k * kDeep);
           }
-          add_product(classes, columns, depth, weight.data(), kDeep, right, ld,
-                      pooled.mutable_data_ptr<S>() + b * classes * width + c0, width);
+          plain_product(classes, columns, depth, weight.data(), kDeep, right, ld,
+                        pooled.mutable_data_ptr<S>() + b * classes * width + c0, width, true);
         }
       }
       release_tiles<S>();

@@ -94,8 +94,7 @@ class Backward {
 
   Backward(const Features<T>& queries, const Features<T>& keys, int64_t b, std::vector<int64_t> row_order,
            std::vector<int64_t> key_order)
-      : queries_(queries),
-        rows_(queries.query(b)),
+      : rows_(queries.query(b)),
         scales_(queries.scales(b)),
         order_(std::move(row_order)),
         key_order_(std::move(key_order)),
@@ -239,7 +238,6 @@ class Backward {
     }
   }
 
-  const Features<T>& queries_;
   const T* rows_;
   const S* scales_;
   std::vector<int64_t> order_, key_order_, position_, key_position_;

@@ -42,11 +42,13 @@ Scratch<S> widened_rows(const S* rows, int64_t count, int64_t channels) {
   return made;
 }
 
+// rows [count, channels] as one [channels, kRows] after another.
 template <class S>
 Scratch<S> transposed_rows(const S* rows, int64_t count, int64_t channels) {
-  Scratch<S> made(channels * count);
+  Scratch<S> made(channels * round_up(count, kRows));
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < channels; ++c) made.data()[c * count + i] = rows[i * channels + c];
+    S* to = made.data() + i / kRows * kRows * channels + i % kRows;
+    for (int64_t c = 0; c < channels; ++c) to[c * kRows] = rows[i * channels + c];
   }
   return made;
 }
@@ -89,10 +91,10 @@ void DivergenceBackward<S>::run(const Features<S>& keys, int64_t b, const Tile& 
           tile(first, taken, column, width, z.data(), w.data());
           plain_product(taken, ld, width, z.data(), kCols, key_rows.data() + column * ld, ld,
                         of_rows.data() + first * ld, ld, true);
-          plain_product(channels, whole, taken, rows_t.data() + first, count, z.data(), kCols, of_key.data(),
-                        kCols, first > 0);
+          plain_product(channels, whole, taken, rows_t.data() + first * channels, kRows, z.data(), kCols,
+                        of_key.data(), kCols, first > 0);
           if (grads) {
-            plain_product(channels, whole, taken, grads_t.data() + first, count, w.data(), kCols,
+            plain_product(channels, whole, taken, grads_t.data() + first * channels, kRows, w.data(), kCols,
                           of_value.data(), kCols, first > 0);
           }
         }

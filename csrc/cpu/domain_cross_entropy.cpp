@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor> domain_cross_entropy_fwd(const Tensor& domain_logits,
                                                     bool align_corners, double temperature, double clip,
                                                     std::optional<double> hard_threshold, bool gradient) {
   const auto type = statistics_type(domain_logits);
-  const Tensor d = domain_logits.to(type).contiguous(), z = seg_logits.to(type).contiguous();
+  const Tensor d = readable_scores(domain_logits, type), z = readable_scores(seg_logits, type);
   const Stretch rows(d.size(2), height, align_corners), columns(d.size(3), width, align_corners);
   const Stretch label_rows(z.size(2), height, align_corners), label_columns(z.size(3), width, align_corners);
   Tensor grad = at::zeros(gradient ? d.sizes() : at::IntArrayRef({0}), d.options());

@@ -1,6 +1,8 @@
 // Packing of right-hand sides and the probe of the bf16 matrix unit.
 #include "gemm.h"
 
+#include <ATen/Context.h>
+
 #include "transpose.h"
 
 namespace fastuda {
@@ -83,6 +85,7 @@ int64_t strip_columns(int64_t depth) {
 }
 
 bool has_bf16_gemm() {
+  if (!at::globalContext().userEnabledMkldnn()) return false;
   static const bool usable = probe_bf16();
   return usable;
 }

@@ -89,7 +89,7 @@ struct Left {
 // A leading dimension for sums that are as many columns wide, off the powers of two likewise.
 inline int64_t padded(int64_t columns) { return round_up(columns, 16) + 16; }
 
-// out [m, n] (+)= a [m, depth] . b [depth, n], right-hand sides as they are: not of bf16. n a multiple of 16.
+// out [m, n] (+)= a [m, depth] . b [depth, n], right-hand sides as they are: not of bf16.
 template <class T>
 void plain_product(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
                    T* out, int64_t ldo, bool add) {

@@ -7,13 +7,14 @@
 
 #include <array>
 
+#include "tasks.h"
 #include "upsample.h"
 
 namespace fastuda {
 
 namespace {
 
-// An error and the pixel it is of; `own`: the pixel is labelled with the class.
+// An error and the pixel it is of.
 struct Error {
   uint32_t key;  // bits of the error: of non-negative floats they have the floats' order
   uint32_t pixel;
@@ -33,6 +34,8 @@ void sort_down(std::vector<Error>& errors, std::vector<Error>& spare) {
   }
 }
 
+constexpr int64_t kClasses = 4;  // at a time: each holds up to five numbers per pixel
+
 struct Gradient {
   uint32_t pixel;
   float value;
@@ -50,7 +53,8 @@ double class_loss(const std::vector<float>& probability, const std::vector<uint8
   errors.clear();
   for (size_t i = 0; i < count; ++i) {
     if (labels[i] == ignored) continue;
-    const float error = std::max(labels[i] == own ? 1 - probability[i] : probability[i], 0.0f);
+    const float error =
+        std::max(labels[i] == own ? 1 - probability[i] : probability[i], 0.0f) + 0.0f;  // -0 sorts as 0
     if (error < least) continue;
     uint32_t key;
     std::memcpy(&key, &error, 4);
@@ -79,7 +83,7 @@ template <class Row>
 void for_rows(const float* plane, int64_t h, int64_t w, const Stretch& rows, const Stretch& columns,
               Row&& row) {
   const int64_t height = int64_t(rows.first.size()), width = int64_t(columns.first.size());
-  std::vector<float> top(width), bottom(width), mixed(width);
+  std::vector<float> top(width), bottom(width), values(width);
   int64_t at = -1;
   for (int64_t y = 0; y < height; ++y) {
     if (rows.first[y] != at) {
@@ -89,14 +93,14 @@ void for_rows(const float* plane, int64_t h, int64_t w, const Stretch& rows, con
     }
     const float share = float(rows.share[y]);
 #pragma omp simd
-    for (int64_t x = 0; x < width; ++x) mixed[x] = top[x] + share * (bottom[x] - top[x]);
-    row(y, mixed.data());
+    for (int64_t x = 0; x < width; ++x) values[x] = mixed(top[x], bottom[x], share);
+    row(y, values.data());
   }
 }
 
 std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor& labels, bool from_logits,
                                               bool align_corners, int64_t ignore_index, bool gradient) {
-  const Tensor z = input.to(at::kFloat).contiguous(), truth = labels.to(at::kLong).contiguous();
+  const Tensor z = readable_scores(input, at::kFloat), truth = labels.to(at::kLong).contiguous();
   const int64_t batch = z.size(0), classes = z.size(1), h = z.size(2), w = z.size(3);
   const int64_t height = truth.size(1), width = truth.size(2), plane = height * width, pixels = batch * plane;
   TORCH_CHECK_VALUE(classes < 255, "lovasz_softmax takes at most 254 classes, got ", classes);
@@ -156,10 +160,10 @@ std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor&
 
   std::vector<double> losses(present.size());
   std::vector<std::vector<Gradient>> gradients(present.size());
-  at::parallel_for(0, int64_t(present.size()), 1, [&](int64_t begin, int64_t end) {
+  share_tasks(int64_t(present.size()), kClasses, [&](const auto& take) {
     std::vector<float> p(pixels);
     std::vector<Error> errors, spare;
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i; (i = take()) >= 0;) {
       probabilities(present[i], p);
       losses[i] = class_loss(p, label, uint8_t(present[i]), kIgnored, count[present[i]], errors, spare,
                              gradient ? &gradients[i] : nullptr);
@@ -190,9 +194,9 @@ std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor&
   }
   std::vector<int64_t> place(classes, -1);
   for (size_t i = 0; i < present.size(); ++i) place[present[i]] = int64_t(i);
-  at::parallel_for(0, classes, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(classes, kClasses, [&](const auto& take) {
     std::vector<float> p(pixels), g(pixels), lower(width), upper(width);
-    for (int64_t k = begin; k < end; ++k) {
+    for (int64_t k; (k = take()) >= 0;) {
       probabilities(k, p);
       for (int64_t i = 0; i < pixels; ++i) g[i] = -inner[i];
       if (place[k] >= 0) {

@@ -28,14 +28,6 @@ FASTUDA_INLINE void store_body(const S* by_mean, const T* x, const S* by_spread,
   }
 }
 
-template <class S>
-FASTUDA_INLINE S inner_body(const S* x, const S* y, int64_t n) {
-  S sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t a = 0; a < n; ++a) sum += x[a] * y[a];
-  return sum;
-}
-
 // out = softmax(z); returns the log-sum-exp.
 template <class S>
 FASTUDA_INLINE S softmax_body(const S* z, int64_t n, S* out) {
@@ -76,9 +68,8 @@ FASTUDA_INLINE S bank_body(S* z, int64_t n, S other, S* slope_of_other) {
   CLONES void store(const S* by_mean, const T* x, const S* by_spread, S scale, int64_t n, T* out) { \
     store_body(by_mean, x, by_spread, scale, n, out);                                               \
   }
-#define CONTRAST_ROWS(S, CLONES)                                                            \
-  CLONES S inner_product(const S* x, const S* y, int64_t n) { return inner_body(x, y, n); } \
-  CLONES S softmax(const S* z, int64_t n, S* out) { return softmax_body(z, n, out); }       \
+#define CONTRAST_ROWS(S, CLONES)                                                      \
+  CLONES S softmax(const S* z, int64_t n, S* out) { return softmax_body(z, n, out); } \
   CLONES S bank_loss(S* z, int64_t n, S other, S* slope) { return bank_body(z, n, other, slope); }
 CONTRAST_STORE(float, float, FASTUDA_CLONES)
 CONTRAST_STORE(BFloat16, float, FASTUDA_CLONES)
@@ -132,7 +123,7 @@ std::tuple<Tensor, Tensor> prototype_contrast_fwd(const Tensor& features, const 
           const S lse = softmax(logits.data() + r * packed.columns, classes,
                                 share.mutable_data_ptr<S>() + (first + r) * classes);
           const S* own = centre.const_data_ptr<S>() + label[first + r] * width;
-          losses[p] += lse - inner_product(panel.data() + r * stride, own, width);
+          losses[p] += lse - inner(panel.data() + r * stride, own, width);
         }
       }
       release_tiles<S>();
@@ -233,7 +224,8 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
       const int64_t panels = blocks_of(int64_t(member.size()), kRows);
       if (taken < 1 || panels < 1) continue;
       const S* own = bank.const_data_ptr<S>() + c * length * width;
-      const Packed<S> to_bank(width, taken), from_bank(taken, width);
+      const Packed<S> to_bank(width, taken),
+          from_bank(taken, width, 16);  // few depths: code is kept for each
       pack_transposed(own, width, nullptr, taken, width, to_bank);
       if (gradient) pack_rows(own, width, nullptr, taken, width, from_bank);
       std::vector<double> losses(panels, 0);

@@ -10,7 +10,7 @@ Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type) {
 }
 
 template <class T>
-Features<T>::Features(const Tensor& x, bool kl_) : count(x.size(1)), kl(kl_) {
+Features<T>::Features(const Tensor& x, bool kl) : count(x.size(1)) {
   const auto element = at::CppTypeToScalarType<T>::value;
   const auto statistics = x.options().dtype(at::CppTypeToScalarType<S>::value);
   queries = x.to(element).contiguous();
@@ -59,12 +59,14 @@ void similarity_rows(const Features<T>& queries, const Features<T>& keys, const 
   }
 }
 
-int64_t panel_rows(int64_t rows, int64_t columns, int64_t element, int64_t channels) {
+int64_t panel_rows(int64_t rows, int64_t columns, int64_t bytes, int64_t channels) {
+  constexpr int64_t kAll = int64_t(64) << 20, kLeast = 16;
+  const int64_t threads = at::get_num_threads(), fit = kAll / threads / (columns * bytes);
   // keys as narrow as there are classes stay near by themselves, which a smaller panel then does too
-  if (channels <= kRows) return kRows;
-  const int64_t fit = (int64_t(16) << 20) / (columns * element) / kRows * kRows;
-  const int64_t share = round_up(blocks_of(rows, at::get_num_threads()), kRows);
-  return std::clamp(std::min(fit, share), kRows, kPanel);
+  const int64_t most =
+      channels <= kRows ? kRows : std::min(kPanel, round_up(blocks_of(rows, threads), kRows));
+  const int64_t unit = fit < kRows ? kLeast : kRows;
+  return std::clamp(fit / unit * unit, kLeast, most);
 }
 
 template <class T>

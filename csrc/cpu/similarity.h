@@ -15,7 +15,6 @@ struct Features {
   Tensor queries, keys;      // [B, N, channels] of T, contiguous; channels even for bf16
   Tensor scale, norm, bias;  // [B, N] of S: of queries and keys both (KL: one); bias of queries
   int64_t count, channels;
-  bool kl;
 
   Features(const Tensor& x, bool kl);
   const T* query(int64_t b) const { return queries.template const_data_ptr<T>() + b * count * channels; }
@@ -47,8 +46,9 @@ struct RowResults {
   S *best, *temperature, *lse;
 };
 
-// Rows of similarities that a thread holds at a time: a multiple of kRows, kPanel at most.
-int64_t panel_rows(int64_t rows, int64_t columns, int64_t element, int64_t channels);
+// Rows of similarities that a thread holds at a time, kPanel at most, where each takes that many bytes per
+// column: as many as keep those of all threads within 64 MiB, but no fewer than 16.
+int64_t panel_rows(int64_t rows, int64_t columns, int64_t bytes, int64_t channels);
 
 // Similarities of rows [first, first + count) to all keys into s, of leading dimension padded(keys.count),
 // and their statistics; operand has room for the rows.

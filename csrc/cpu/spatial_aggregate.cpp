@@ -19,7 +19,7 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   pack_transposed(x.key(b), channels, nullptr, n, channels, keys);
   pack_rows(x.query(b), channels, nullptr, n, channels, values);
   const T* rows = x.query(b);
-  const int64_t ld = padded(n), panel = panel_rows(n, ld, sizeof(S), channels);
+  const int64_t ld = padded(n), panel = panel_rows(n, ld, sizeof(S) + sizeof(T), channels);
   share_tasks(blocks_of(n, panel), [&](const auto& take) {
     const Scratch<S> s(panel * ld), o(panel * kCols);
     const Scratch<T> operand(Left<T>::room(panel, channels)), weights(Left<T>::room(panel, depth));

@@ -121,13 +121,6 @@ FASTUDA_INLINE S store_softmax_body(const S* s, int64_t n, S best, S inverse_t, 
   return sum;
 }
 
-// exp of a row's argument, which is not above 0 but for rounding: where all similarities of a row are equal,
-// its temperature of 1e-10 makes rounding large.
-template <class S>
-FASTUDA_INLINE S probability(S x) {
-  return fast_exp(x > 0 ? S(0) : x);
-}
-
 template <class S>
 FASTUDA_INLINE void softmax_row_body(S* s, int64_t n, const RowScale<S>& scale, const RowTerm<S>* row,
                                      const ColumnTerm<S>* column) {
@@ -139,22 +132,22 @@ FASTUDA_INLINE void softmax_row_body(S* s, int64_t n, const RowScale<S>& scale, 
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const S x = s[j] * a * key[j] + bias;
-      s[j] = r.weight_over_t * probability(x * r.inverse_t - r.lse) +
-             c.weight_over_t[j] * probability(x * c.inverse_t[j] - c.lse[j]);
+      s[j] = r.weight_over_t * fast_exp(x * r.inverse_t - r.lse) +
+             c.weight_over_t[j] * fast_exp(x * c.inverse_t[j] - c.lse[j]);
     }
   } else if (row) {
     const RowTerm<S> r = *row;
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const S x = s[j] * a * key[j] + bias;
-      s[j] = r.weight_over_t * probability(x * r.inverse_t - r.lse);
+      s[j] = r.weight_over_t * fast_exp(x * r.inverse_t - r.lse);
     }
   } else {
     const ColumnTerm<S> c = *column;
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const S x = s[j] * a * key[j] + bias;
-      s[j] = c.weight_over_t[j] * probability(x * c.inverse_t[j] - c.lse[j]);
+      s[j] = c.weight_over_t[j] * fast_exp(x * c.inverse_t[j] - c.lse[j]);
     }
   }
 }
@@ -167,7 +160,7 @@ FASTUDA_INLINE S aggregate_row_body(S* s, S* forward, S* backward, int64_t n, co
   if (!backward) {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const S w = probability((s[j] * i.scale * i.key_scale[j] + i.bias) * i.inverse_t - i.lse);
+      const S w = fast_exp((s[j] * i.scale * i.key_scale[j] + i.bias) * i.inverse_t - i.lse);
       s[j] = w * (i.alpha * forward[j] - i.delta) * i.inverse_t * i.scale * i.key_scale[j];
       forward[j] = i.alpha * w;
     }
@@ -176,7 +169,7 @@ FASTUDA_INLINE S aggregate_row_body(S* s, S* forward, S* backward, int64_t n, co
 #pragma omp simd reduction(+ : row_sum)
   for (int64_t j = 0; j < n; ++j) {
     const S scale = i.scale * i.key_scale[j], x = s[j] * scale;
-    const S w = probability(x * i.inverse_t - i.lse), v = probability(x * i.key_inverse_t[j] - i.key_lse[j]);
+    const S w = fast_exp(x * i.inverse_t - i.lse), v = fast_exp(x * i.key_inverse_t[j] - i.key_lse[j]);
     const S h = w * (i.alpha * forward[j] - i.delta) * i.inverse_t +
                 v * (i.alpha * backward[j] - i.key_delta[j]) * i.key_inverse_t[j];
     s[j] = h * scale;

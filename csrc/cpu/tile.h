@@ -5,6 +5,10 @@
 
 namespace fastuda {
 
+// Deviation of equal similarities about 1 that were rounded, at most.
+template <class S>
+constexpr S kRounding = 8 * std::numeric_limits<S>::epsilon();
+
 // Running statistics of one row of similarities; sums are of differences to the shift, so that a row with a
 // small spread around a large mean keeps its variance.
 template <class S>
@@ -18,7 +22,11 @@ struct RowStatistics {
     if (count < 2) return S(0);
     return S(std::sqrt(std::max((squares - sum * sum / count) / (count - 1), 0.0)));
   }
-  S temperature(int64_t count) const { return deviation(count) + S(1e-10); }
+  // 1 where the deviation is rounding, against which that of later products would be large
+  S temperature(int64_t count) const {
+    const S found = deviation(count);
+    return found <= kRounding<S> * std::max(std::abs(best), S(1)) ? S(1) : found + S(1e-10);
+  }
 };
 
 // What turns products into similarities, s_ij = row_scale_i key_scale_j product_ij + row_bias_i.

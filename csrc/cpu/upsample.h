@@ -23,6 +23,11 @@ struct Stretch {
   }
 };
 
+// Scores as the sweeps read them.
+inline Tensor readable_scores(const Tensor& x, at::ScalarType type) {
+  return x.to(type).clamp_min(kLeastScore).contiguous();
+}
+
 // One output row of K classes: what the sweeps below read and write.
 template <class S>
 struct PixelRow {
@@ -67,8 +72,7 @@ void stretch_row(const S* in, int64_t stride, int64_t classes, const Stretch& co
     const S* from = in + k * stride;
     S* to = out + k * width;
     for (int64_t x = 0; x < width; ++x) {
-      const S a = from[columns.first[x]], b = from[columns.second[x]];
-      to[x] = a + S(columns.share[x]) * (b - a);
+      to[x] = mixed(from[columns.first[x]], from[columns.second[x]], S(columns.share[x]));
     }
   }
 }

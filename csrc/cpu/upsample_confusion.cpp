@@ -13,7 +13,7 @@ namespace {
 std::tuple<Tensor, Tensor> upsample_confusion_fwd(const Tensor& scores, const Tensor& labels,
                                                   bool align_corners, int64_t ignore_index) {
   const auto type = statistics_type(scores);
-  const Tensor z = scores.to(type).contiguous(), truth = labels.to(at::kLong).contiguous();
+  const Tensor z = readable_scores(scores, type), truth = labels.to(at::kLong).contiguous();
   const int64_t batch = z.size(0), classes = z.size(1), h = z.size(2), w = z.size(3);
   const int64_t height = labels.size(1), width = labels.size(2);
   const Stretch rows(h, height, align_corners), columns(w, width, align_corners);

@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_fwd(
     const std::optional<Tensor>& pixel_weight, bool align_corners, double temperature, int64_t ignore_index,
     double label_smoothing, bool gradient, bool per_pixel) {
   const auto type = statistics_type(logits);
-  const Tensor z = logits.to(type).contiguous();
+  const Tensor z = readable_scores(logits, type);
   const int64_t batch = z.size(0), classes = z.size(1), h = z.size(2), w = z.size(3);
   const bool soft = labels.is_floating_point();
   const int64_t height = labels.size(-2), width = labels.size(-1);

@@ -24,10 +24,12 @@ FASTUDA_INLINE void cross_entropy_body(const PixelRow<S>& row, const RowLabels<S
       const S w = labels.class_weight[k];
 #pragma omp simd
       for (int64_t x = 0; x < n; ++x) {
-        v[x] = (top[x] + row.share * (bottom[x] - top[x])) * labels.inverse_temperature;
+        v[x] = mixed(top[x], bottom[x], row.share) * labels.inverse_temperature;
         best[x] = v[x] > best[x] ? v[x] : best[x];
-        weighted[x] += w * v[x];
       }
+      if (smooth == 0) continue;  // a value of no weight may be infinite
+#pragma omp simd
+      for (int64_t x = 0; x < n; ++x) weighted[x] += smooth * w * v[x];
     }
     for (int64_t k = 0; k < classes; ++k) {
       const S* v = value + k * kChunk;
@@ -48,10 +50,10 @@ FASTUDA_INLINE void cross_entropy_body(const PixelRow<S>& row, const RowLabels<S
         pixel[x] = valid ? pixel[x] : S(0);
         norm += w;
         all[x] = sharp * w + smooth * weights;
-        weighted[x] = smooth * weighted[x] + sharp * w * value[(valid ? y : 0) * kChunk + x];
+        weighted[x] += sharp * w * value[(valid ? y : 0) * kChunk + x];
       }
     } else {
-      for (int64_t x = 0; x < n; ++x) all[x] = smooth * weights, weighted[x] *= smooth;
+      for (int64_t x = 0; x < n; ++x) all[x] = smooth * weights;
       for (int64_t k = 0; k < classes; ++k) {
         const S *q = labels.soft + k * labels.soft_stride + x0, *v = value + k * kChunk;
         const S w = sharp * labels.class_weight[k];
@@ -113,7 +115,7 @@ FASTUDA_INLINE void argmax_body(const PixelRow<S>& row, uint8_t* out) {
       const S *top = row.top + k * row.width + x0, *bottom = row.bottom + k * row.width + x0;
 #pragma omp simd
       for (int64_t x = 0; x < n; ++x) {
-        const S v = top[x] + row.share * (bottom[x] - top[x]);
+        const S v = mixed(top[x], bottom[x], row.share);
         const bool better = k == 0 || v > best[x];
         best[x] = better ? v : best[x];
         index[x] = better ? int32_t(k) : index[x];

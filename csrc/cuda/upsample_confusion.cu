@@ -31,8 +31,9 @@ __global__ void __launch_bounds__(kThreads, 8)
     int guess = 0;
 #pragma unroll 4
     for (int k = 0; k < int(s.classes); ++k) {
-      const float a = mixed(upper[k * plane + column.first], upper[k * plane + column.second], column_share);
-      const float b = mixed(lower[k * plane + column.first], lower[k * plane + column.second], column_share);
+      const float *above = upper + k * plane, *below = lower + k * plane;
+      const float a = mixed(bounded(above[column.first]), bounded(above[column.second]), column_share);
+      const float b = mixed(bounded(below[column.first]), bounded(below[column.second]), column_share);
       const float value = mixed(a, b, row_share);
       if (k == 0 || value > best) {
         best = value;

@@ -8,6 +8,7 @@ code only.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# below and above, 1 / value is not finite in float32
+# between them a number and its reciprocal are finite and positive in float32
 LEAST, MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 AXES = {
@@ -62,6 +63,11 @@ def check_float(name: str, x: Tensor) -> None:
             f"{name} must be floating point (float32, bfloat16, float16 or float64), got {x.dtype}:"
             f" use {name}.float()"
         )
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """The ops choose their own types; a meta tensor has no autocast to switch off."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def check_beside(name: str, x: Tensor, other: str, y: Tensor) -> None:

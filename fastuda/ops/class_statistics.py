@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastuda.ops import _backends, reference_losses
-from fastuda.ops._checks import check_float, check_integer, check_labels, check_rank
+from fastuda.ops._checks import check_float, check_integer, check_labels, check_rank, without_autocast
 
 _backends.register("class_statistics", ("class_statistics_fwd",), triton=True)
 
@@ -85,7 +85,7 @@ def class_statistics(
     check_integer("ignore_index", ignore_index)
     name = _backends.select("class_statistics", features, backend=backend)
     labels = labels.long()
-    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(features):
         if name != "reference":
             forward = _backends.overload("class_statistics_fwd", name)
             return ClassStatistics(*forward(features.detach(), labels, num_classes, ignore_index))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_float, check_positive
+from fastuda.ops._checks import check_float, check_positive, without_autocast
 
 _backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"), triton=True)
 
@@ -53,7 +53,7 @@ def contrast_softmax(x: Tensor, *, eps: float = 1e-10, backend: str = "auto") ->
         raise ValueError(f"x must be [..., M] with M > 0, got shape {tuple(x.shape)}")
     check_positive("eps", eps)
     name = _backends.select("contrast_softmax", x, backend=backend)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if name == "reference":
             return reference.contrast_softmax(x, eps)
         return _ContrastSoftmax.apply(x, eps, name)

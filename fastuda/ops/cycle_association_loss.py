@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_choice, check_features, check_flag, check_integer, check_labels
+from fastuda.ops._checks import (
+    check_choice,
+    check_features,
+    check_flag,
+    check_integer,
+    check_labels,
+    without_autocast,
+)
 from fastuda.ops.cycle_match import SIMILARITIES
 
 _backends.register("cycle_association_loss", ("association_fwd", "association_bwd"), triton=True)
@@ -54,11 +61,6 @@ class _Association(torch.autograd.Function):
             source_lse,
             target_lse,
         ) = fwd(source, target, similarity, contrast)
-        # the softmax over one key is 1 at any temperature: one of 1e-10 would only amplify the rounding
-        if target.shape[1] == 1:
-            source_temperature, source_lse = torch.ones_like(source_lse), forward_similarity
-        if source.shape[1] == 1:
-            target_temperature, target_lse = torch.ones_like(target_lse), backward_similarity
         end_index = backward_index.gather(1, forward_index)
         matched = (labels != ignore_index) & (labels.gather(1, end_index) == labels)
 
@@ -121,7 +123,8 @@ def cycle_association_loss(
 
     where ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus 1e-10
     (``contrast=True``: contrast normalisation, which is a temperature per row since softmax does not see the
-    mean), or 1. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0 with zero
+    mean), or 1. A row whose deviation is rounding (at most 8 eps times its mean or 1) has temperature 1: its
+    softmax is uniform. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0 with zero
     gradients. The second hop searches all source pixels, ignored ones included.
 
     A feature of zeros has no direction: its similarities are 0 and it gets no gradient (in the authors' code
@@ -152,7 +155,7 @@ def cycle_association_loss(
     check_integer("ignore_index", ignore_index)
     name = _backends.select("cycle_association_loss", source, target, backend=backend)
     labels = labels.long()
-    with torch.autocast(source.device.type, enabled=False):
+    with without_autocast(source):
         if name == "reference" or not len(source):  # a kernel of nothing has nothing to launch
             loss, matched, forward_index, end_index = reference.cycle_association_loss(
                 source, target, labels, similarity, contrast, ignore_index

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_choice, check_features
+from fastuda.ops._checks import check_choice, check_features, without_autocast
 
 SIMILARITIES = ("cosine", "kl")
 
@@ -55,7 +55,7 @@ def cycle_match(
     check_features(source, target)
     check_choice("similarity", similarity, SIMILARITIES)
     name = _backends.select("cycle_match", source, target, backend=backend)
-    with torch.autocast(source.device.type, enabled=False):
+    with without_autocast(source):
         if name == "reference" or not len(source):  # a kernel of nothing has nothing to launch
             return CycleMatch(*reference.cycle_match(source, target, similarity))
         return CycleMatch(*_backends.overload("cycle_match_fwd", name)(source, target, similarity))

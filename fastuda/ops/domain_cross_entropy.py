@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastuda.ops import _backends, reference_losses
@@ -17,6 +16,7 @@ from fastuda.ops._checks import (
     check_share,
     check_size,
     nothing,
+    without_autocast,
 )
 
 _backends.register(
@@ -87,7 +87,7 @@ def domain_cross_entropy(
     if not batch:
         return nothing(domain_logits)
     offset = 0 if encode == "source" else classes
-    with torch.autocast(domain_logits.device.type, enabled=False):
+    with without_autocast(domain_logits):
         if name == "reference":
             rest = (offset, size, temperature, clip, hard_threshold, align_corners)
             return reference_losses.domain_cross_entropy(domain_logits, seg_logits, *rest)

@@ -10,7 +10,14 @@ from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
 from fastuda.ops._autograd import GradientInForward
-from fastuda.ops._checks import check_choice, check_float, check_integer, check_rank, nothing
+from fastuda.ops._checks import (
+    check_choice,
+    check_float,
+    check_integer,
+    check_rank,
+    nothing,
+    without_autocast,
+)
 
 _backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"), triton=True)
 _backends.register("affinity_cleaning_loss", ("affinity_cleaning_fwd",), triton=True)
@@ -67,7 +74,7 @@ def local_affinity(
     check_integer("distance", distance, 1)
     distance = min(distance, max(p.shape[2:]))  # all that is farther is the border
     name = _backends.select("local_affinity", p, backend=backend)
-    with torch.autocast(p.device.type, enabled=False):
+    with without_autocast(p):
         if name != "reference":
             return _Affinity.apply(p, (neighbours, distance, kind == "product"), name)
         return reference_losses.local_affinity(p, neighbours, distance, kind)
@@ -94,7 +101,7 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
     name = _backends.select("affinity_cleaning_loss", logits, backend=backend)
     if not len(logits):
         return nothing(logits)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         if name != "reference":
             p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
             pairs = neighbours * p.numel() // p.shape[1]

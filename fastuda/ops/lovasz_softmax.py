@@ -16,6 +16,7 @@ from fastuda.ops._checks import (
     check_labels,
     check_rank,
     nothing,
+    without_autocast,
 )
 
 # sorting is in float32: float64 stays with the reference
@@ -77,7 +78,7 @@ def lovasz_softmax(
     check_classes("labels", labels, x.shape[1], ignore_index)
     if not len(x):
         return nothing(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if name != "reference":
             settings = (from_logits, align_corners, ignore_index)
             images = range(len(x)) if per_image else ()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference_losses
-from fastuda.ops._checks import check_beside, check_float, check_positive, check_rank
+from fastuda.ops._checks import check_beside, check_float, check_positive, check_rank, without_autocast
 
 _backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), triton=True)
 _backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), triton=True)
@@ -69,7 +69,7 @@ def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") ->
     check_rank("logits", logits, "B, K, h, w")
     check_positive("k", k)
     name = _backends.select("smooth_max_pool", logits, backend=backend)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         if name != "reference":
             return _SmoothMax.apply(logits, k, name)
         return reference_losses.smooth_max_pool(logits, k)
@@ -100,7 +100,7 @@ def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") ->
             f"features {tuple(features.shape)} and logits {tuple(logits.shape)} must share batch and pixels"
         )
     name = _backends.select("category_pool", features, logits, backend=backend)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         if name != "reference":
             return _CategoryPool.apply(features, logits, name)
         return reference_losses.category_pool(features, logits)

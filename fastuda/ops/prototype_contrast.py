@@ -23,6 +23,7 @@ from fastuda.ops._checks import (
     check_positive,
     check_rank,
     nothing,
+    without_autocast,
 )
 from fastuda.ops.class_statistics import ClassStatistics
 
@@ -48,10 +49,18 @@ class _Sum(torch.autograd.Function):
     more, which costs less than to keep their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, labels: Tensor, mean: Tensor, rest: tuple[Any, ...], name: str):
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        variance: Tensor | None,
+        rest: tuple[float, int],
+        name: str,
+    ):
         forward = _backends.overload("prototype_contrast_fwd", name)
-        total, share = forward(features, labels, mean, *rest)
-        ctx.save_for_backward(features, labels, share, mean)
+        total, share = forward(features, labels, mean, variance, *rest)
+        ctx.save_for_backward(features, labels, share, mean, variance)
         ctx.rest, ctx.name = rest, name
         return total
 
@@ -59,7 +68,7 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
         backward = _backends.overload("prototype_contrast_bwd", ctx.name)
-        return backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None
+        return backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 5
 
 
 def _check_bank(bank: PrototypeBank) -> None:
@@ -80,6 +89,8 @@ def _check_statistics(statistics: ClassStatistics, names: tuple[str, ...]) -> No
             f"prototypes.variance must have the shape of prototypes.mean, {tuple(mean.shape)},"
             f" got {tuple(variance.shape)}"
         )
+    if "variance" in names:
+        check_beside("prototypes.variance", variance, "prototypes.mean", mean)
 
 
 def prototype_contrast(
@@ -151,7 +162,7 @@ def prototype_contrast(
     check_classes("labels", labels, classes, ignore_index)
     if kind == "bank" and classes == 1:  # no other class to tell apart
         return nothing(features)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         keep = labels != ignore_index
         if name != "reference":
             if isinstance(prototypes, PrototypeBank):
@@ -159,8 +170,8 @@ def prototype_contrast(
                 total = GradientInForward.apply(features, bank, "bank_contrast_fwd", name)
             else:
                 spread = prototypes.variance.detach() if kind == "dist" else None
-                rest = (spread, tau, ignore_index)
-                total = _Sum.apply(features, labels, prototypes.mean.detach(), rest, name)
+                mean, rest = prototypes.mean.detach(), (tau, ignore_index)
+                total = _Sum.apply(features, labels, mean, spread, rest, name)
             return total / keep.sum().clamp(min=1)
         q = features[keep].to(torch.promote_types(features.dtype, torch.float32))
         y = labels[keep]

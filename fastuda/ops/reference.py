@@ -19,7 +19,7 @@ EPS_STD = 1e-10
 EPS_NORM = 1e-12
 
 
-def _full(x: Tensor) -> Tensor:
+def full(x: Tensor) -> Tensor:
     """At least float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -30,13 +30,13 @@ def unit(x: Tensor) -> Tensor:
     (``torch.nn.functional.normalize`` divides its gradient by 1e-12, which no optimiser survives.)
     """
     norm = x.norm(dim=-1, keepdim=True)
-    return torch.where(norm > EPS_NORM, x / norm.clamp(min=EPS_NORM), 0)
+    return torch.where(norm <= EPS_NORM, 0, x / norm.clamp(min=EPS_NORM))
 
 
 def pair_similarity(query: Tensor, key: Tensor, similarity: str) -> Tensor:
     """``[B, N, M]`` similarity of every query to every key: the cosine, or ``-KL(query || key)`` of
     probabilities."""
-    query, key = _full(query), _full(key)
+    query, key = full(query), full(key)
     if similarity == "cosine":
         return unit(query) @ unit(key).transpose(1, 2)
     entropy = (query * (query + EPS_KL).log()).sum(-1, keepdim=True)
@@ -44,12 +44,14 @@ def pair_similarity(query: Tensor, key: Tensor, similarity: str) -> Tensor:
 
 
 def row_temperature(sim: Tensor, contrast: bool = True) -> Tensor:
-    """``[..., 1]`` per-row temperature: the detached unbiased standard deviation + 1e-10, or one."""
-    if not contrast:
+    """``[..., 1]`` per-row temperature: the detached unbiased standard deviation + 1e-10, or one: without
+    ``contrast``, and where the deviation is rounding, which would leave the softmax of equal values to
+    chance."""
+    if not contrast or sim.shape[-1] < 2 or not sim.numel():
         return torch.ones_like(sim[..., :1])
-    if sim.shape[-1] < 2 or not sim.numel():
-        return torch.full_like(sim[..., :1], EPS_STD)
-    return sim.detach().std(-1, keepdim=True) + EPS_STD
+    deviation, mean = torch.std_mean(sim.detach(), -1, keepdim=True)
+    rounding = 8 * torch.finfo(sim.dtype).eps * mean.abs().clamp(min=1)
+    return torch.where(deviation <= rounding, 1, deviation + EPS_STD)
 
 
 def first_argmax(sim: Tensor) -> Tensor:
@@ -97,12 +99,12 @@ def spatial_aggregate(x: Tensor, alpha: float, similarity: str, contrast: bool) 
     """``(1 - alpha) x + alpha softmax(sim(x, x) / t) x`` with raw values and the pixel itself included."""
     sim = pair_similarity(x, x, similarity)
     weights = (sim / row_temperature(sim, contrast)).softmax(-1)
-    return ((1 - alpha) * _full(x) + alpha * (weights @ _full(x))).to(x.dtype)
+    return ((1 - alpha) * full(x) + alpha * (weights @ full(x))).to(x.dtype)
 
 
 def contrast_softmax(x: Tensor, eps: float) -> Tensor:
     """``softmax((x - mean) / (std + eps))`` along the last axis, mean and unbiased std detached."""
-    rows = _full(x)
+    rows = full(x)
     several = rows.shape[-1] > 1 and rows.numel()
     std = rows.detach().std(-1, keepdim=True) if several else torch.zeros_like(rows[..., :1])
     return ((rows - rows.detach().mean(-1, keepdim=True)) / (std + eps)).softmax(-1).to(x.dtype)
@@ -110,9 +112,10 @@ def contrast_softmax(x: Tensor, eps: float) -> Tensor:
 
 def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Bilinear upsampling to ``size``, at least in float32."""
-    x = _full(x)
+    x = full(x)
     if tuple(x.shape[-2:]) == tuple(size):
         return x
+    x = x.clamp(min=-1.5e38)  # -inf, a masked class, times a weight of 0 would be NaN
     return nnf.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
@@ -142,7 +145,8 @@ def upsample_cross_entropy(
         valid = keep.to(log_p.dtype)
         norm = valid * (q * weight[None, :, None, None]).sum(1)
     q = q * (1 - label_smoothing) + label_smoothing / classes
-    loss = -(q * weight[None, :, None, None] * log_p).sum(1) * valid
+    q = q * weight[None, :, None, None]
+    loss = -torch.where(q == 0, 0, q * log_p).sum(1) * valid  # a class of no weight may be masked
     if pixel_weight is not None:
         loss = loss * pixel_weight.to(loss.dtype)
     if reduction == "none":
@@ -185,7 +189,7 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, ignore_index: int, per
         ]
         return torch.stack(losses).mean()
     keep = (labels != ignore_index) & (labels >= 0) & (labels < probabilities.shape[1])
-    p, y = _full(probabilities).movedim(1, -1)[keep], labels[keep]
+    p, y = full(probabilities).movedim(1, -1)[keep], labels[keep]
     losses = []
     for c in range(p.shape[1]):
         truth = (y == c).to(p.dtype)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastuda.ops.reference import upsample
+from fastuda.ops.reference import full, upsample
 
 EPS_AFFINITY = 1e-4
 """Lower clamp of the four probabilities in ASANet's affinity (authors' utils.py)."""
@@ -18,10 +18,6 @@ OFFSETS = {
     8: ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
 }
 """Neighbours as (rows, columns), in raster order."""
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def neighbours_of(p: Tensor, neighbours: int, distance: int) -> list[Tensor]:
@@ -37,7 +33,7 @@ def neighbours_of(p: Tensor, neighbours: int, distance: int) -> list[Tensor]:
 def local_affinity(p: Tensor, neighbours: int, distance: int, kind: str) -> Tensor:
     """``[B, D K, H, W]`` Bernoulli-KL affinities, channel ``direction * K + class``; or [B, D, H, W] inner
     products."""
-    p = _full(p)
+    p = full(p)
     around = neighbours_of(p, neighbours, distance)
     if kind == "product":
         return torch.stack([(p * other).sum(1) for other in around], 1)
@@ -52,7 +48,7 @@ def local_affinity(p: Tensor, neighbours: int, distance: int, kind: str) -> Tens
 
 def affinity_cleaning(logits: Tensor, neighbours: int) -> Tensor:
     """``mean (1 - sum_c p_ic p_jc)`` over pixels and neighbours."""
-    return 1 - local_affinity(_full(logits).softmax(1), neighbours, 1, "product").mean()
+    return 1 - local_affinity(full(logits).softmax(1), neighbours, 1, "product").mean()
 
 
 def domain_cross_entropy(
@@ -66,7 +62,7 @@ def domain_cross_entropy(
     align_corners: bool,
 ) -> Tensor:
     """``mean over pixels of -sum_c a_c log softmax_2K(d)[offset + c]``, the other half being zero."""
-    d = _full(domain_logits)
+    d = full(domain_logits)
     z = seg_logits.detach().to(d.dtype)
     if size is not None:
         d, z = upsample(d, size, align_corners), upsample(z, size, align_corners)
@@ -84,7 +80,7 @@ def class_statistics(
     features: Tensor, labels: Tensor, num_classes: int, ignore_index: int
 ) -> tuple[Tensor, ...]:
     """``(count [K], mean [K, A], biased variance [K, A])`` of every class, the variance about its mean."""
-    x = _full(features)
+    x = full(features)
     keep = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
     index = torch.where(keep, labels, num_classes)
     member = nnf.one_hot(index, num_classes + 1)[:, :num_classes].to(x.dtype).T
@@ -130,11 +126,11 @@ def bank_contrast(q: Tensor, labels: Tensor, bank: Tensor, count: Tensor, tau: f
 
 def smooth_max_pool(logits: Tensor, k: float) -> Tensor:
     """``log(mean_hw exp(k z)) / k``."""
-    z = _full(logits).flatten(2) * k
+    z = full(logits).flatten(2) * k
     return (z.logsumexp(2) - math.log(z.shape[2])) / k
 
 
 def category_pool(features: Tensor, logits: Tensor) -> Tensor:
     """``[B, K, C]``: the mean of the features under each class's soft-max over the pixels."""
-    features = _full(features)
+    features = full(features)
     return logits.to(features.dtype).softmax(1).transpose(1, 2) @ features

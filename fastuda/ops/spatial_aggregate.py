@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastuda.ops import _backends, reference
-from fastuda.ops._checks import check_choice, check_flag, check_float, check_rank, check_share
+from fastuda.ops._checks import (
+    check_choice,
+    check_flag,
+    check_float,
+    check_rank,
+    check_share,
+    without_autocast,
+)
 from fastuda.ops.cycle_match import SIMILARITIES
 
 _backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"), triton=True)
@@ -44,8 +51,10 @@ def spatial_aggregate(
 
         out_i = (1 - alpha) x_i + alpha sum_j softmax_j(D(x_i, x_j) / t_i) x_j
 
-    ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1. The
-    values are the raw rows, the pixel itself included. The gradient flows through the weights and the values.
+    ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1; 1
+    also where it is rounding (at most 8 eps times the row's mean or 1), so that equal similarities give equal
+    weights. The values are the raw rows, the pixel itself included. The gradient flows through the weights
+    and the values.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 7 and 8. The authors' code uses
         ``contrast=False`` for ``kl``.
@@ -69,8 +78,7 @@ def spatial_aggregate(
     check_choice("similarity", similarity, SIMILARITIES)
     check_flag("contrast", contrast)
     name = _backends.select("spatial_aggregate", x, backend=backend)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if name == "reference":
             return reference.spatial_aggregate(x, alpha, similarity, contrast)
-        # the softmax over one pixel is 1 at any temperature: one of 1e-10 would only amplify the rounding
-        return _Aggregate.apply(x, similarity, contrast and x.shape[1] > 1, alpha, name)
+        return _Aggregate.apply(x, similarity, contrast, alpha, name)

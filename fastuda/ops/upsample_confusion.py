@@ -13,6 +13,7 @@ from fastuda.ops._checks import (
     check_label_map,
     check_rank,
     stray_labels,
+    without_autocast,
 )
 
 _backends.register("upsample_confusion", ("upsample_confusion_fwd",), triton=True)
@@ -54,7 +55,7 @@ def upsample_confusion(
     if x.shape[1] > 255:
         raise ValueError(f"x has shape {tuple(x.shape)}: at most 255 classes fit the uint8 label map")
     name = _backends.select("upsample_confusion", x, backend=backend)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if name == "reference":
             said = stray_labels("labels", labels, x.shape[1], ignore_index)
             if said:

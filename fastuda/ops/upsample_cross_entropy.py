@@ -21,6 +21,7 @@ from fastuda.ops._checks import (
     check_rank,
     check_share,
     check_tensor,
+    without_autocast,
 )
 
 _backends.register(
@@ -55,19 +56,21 @@ class _PerPixel(torch.autograd.Function):
     """The loss of every pixel; the backward is the sum's, weighted by the incoming gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, rest: tuple[Any, ...], name: str):
-        ctx.save_for_backward(logits, labels)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, arguments: tuple[Any, ...], name: str):
+        class_weight, pixel_weight, *rest = arguments
+        ctx.save_for_backward(logits, labels, class_weight, pixel_weight)
         ctx.rest, ctx.name = rest, name
-        return _backends.overload("upsample_cross_entropy_fwd", name)(logits, labels, *rest, False, True)[3]
+        return _backends.overload("upsample_cross_entropy_fwd", name)(
+            logits, labels, *arguments, False, True
+        )[3]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        logits, labels = ctx.saved_tensors
-        class_weight, pixel_weight, *rest = ctx.rest
+        logits, labels, class_weight, pixel_weight = ctx.saved_tensors
         weight = grad if pixel_weight is None else grad * pixel_weight
         forward = _backends.overload("upsample_cross_entropy_fwd", ctx.name)
-        found = forward(logits, labels, class_weight, weight, *rest, True, False)[2]
+        found = forward(logits, labels, class_weight, weight, *ctx.rest, True, False)[2]
         return found.to(logits.dtype), None, None, None
 
 
@@ -157,7 +160,7 @@ def upsample_cross_entropy(
         check_classes("labels", labels, logits.shape[1], ignore_index)
     class_weight = None if class_weight is None else class_weight.detach()
     pixel_weight = None if pixel_weight is None else pixel_weight.detach()
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         rest = (align_corners, temperature, ignore_index)
         if name == "reference":
             return reference.upsample_cross_entropy(

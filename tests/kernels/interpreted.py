@@ -7,6 +7,8 @@ runs it in a process of its own, since the interpreter is chosen when triton is 
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -188,22 +190,31 @@ def test_aggregate_in_many_panels(similarity, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", BAND)
-def test_aggregate_of_one_colour_returns_it(dtype):
-    """All similarities are equal: the temperature is 1e-10, and rounding is large against it."""
-    x = torch.linspace(-1, 1, 7).to(dtype).repeat(1, 70, 1).requires_grad_()
-    out = F.spatial_aggregate(x, backend="triton")
+@pytest.mark.parametrize("similarity", ["cosine", "kl"])
+@pytest.mark.parametrize("channels", [7, 80])
+def test_aggregate_of_one_colour_returns_it(dtype, similarity, channels):
+    """All similarities are equal: rounding is not taken for contrast."""
+    x = torch.linspace(-1, 1, channels)
+    x = (x.softmax(0) if similarity == "kl" else x).to(dtype).repeat(1, 70, 1).requires_grad_()
+    out = F.spatial_aggregate(x, similarity=similarity, backend="triton")
     torch.testing.assert_close(out.detach(), x.detach())
     out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(dtype))
-    assert x.grad.isfinite().all()
+    assert x.grad.isfinite().all() and x.grad.abs().max() < 1000
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_association_of_one_colour_has_finite_gradients(dtype):
-    """What a weight over a temperature of 1e-10 leaves is beyond float16."""
-    source, target = (torch.randn(1, 1, 7).to(dtype).repeat(1, 70, 1).requires_grad_() for _ in range(2))
-    loss, _ = F.cycle_association_loss(source, target, torch.zeros(1, 70, dtype=torch.long), backend="triton")
+@pytest.mark.parametrize("dtype", BAND)
+@pytest.mark.parametrize("similarity", ["cosine", "kl"])
+@pytest.mark.parametrize("channels", [7, 80])
+def test_association_of_one_colour_has_a_uniform_softmax(dtype, similarity, channels):
+    colours = torch.randn(2, 1, 1, channels)
+    colours = (colours.softmax(-1) if similarity == "kl" else colours).to(dtype)
+    source, target = (x.repeat(1, n, 1).requires_grad_() for x, n in zip(colours, (70, 40), strict=True))
+    labels = torch.zeros(1, 70, dtype=torch.long)
+    loss, _ = F.cycle_association_loss(source, target, labels, similarity=similarity, backend="triton")
     loss.backward()
-    assert loss.isfinite() and source.grad.isfinite().all() and target.grad.isfinite().all()
+    assert loss.item() == pytest.approx(math.log(70) + math.log(40), rel=1e-5)
+    for grad in (source.grad, target.grad):
+        assert grad.isfinite().all() and grad.abs().max() < 1000
 
 
 @pytest.mark.parametrize("dtype", BAND)

@@ -423,3 +423,16 @@ def test_no_launcher_waits_for_the_device():
         call()  # tables are made on the first call
         with NoWaits():
             call()
+
+
+def test_a_masked_class_is_not_seen():
+    """-inf less -inf is NaN: equal values have to stay as they are between the sources."""
+    x = torch.randn(1, 4, 5, 5)
+    masked = x.index_fill(1, torch.tensor([0, 2]), -torch.inf)
+    truth = torch.zeros(1, 11, 11, dtype=torch.int64)
+    two = F.upsample_confusion(x[:, [1, 3]], truth, backend="triton")
+    assert F.upsample_confusion(masked, truth, backend="triton")[0].tolist() == [0, two[0, 0], 0, two[0, 1]]
+    labels = torch.arange(121).reshape(1, 11, 11) % 2
+    for loss in (F.upsample_cross_entropy, lambda z, y, **k: F.lovasz_softmax(z, y, from_logits=True, **k)):
+        found = loss(masked, 2 * labels + 1, backend="triton")
+        assert found.item() == pytest.approx(loss(x[:, [1, 3]], labels).item(), rel=1e-5)

@@ -245,6 +245,8 @@ def special():
             yield op, fault, kind, f"prototypes.{key}", given
     fault = {name: dataclasses.replace(statistics(), variance=tensor(2, 4))}
     yield op, fault, ValueError, "prototypes.variance", "(2, 4)"
+    fault = {name: dataclasses.replace(statistics(), variance=tensor(3, 4).to("meta"))}
+    yield op, fault, ValueError, "prototypes.variance", "meta"
     fault = {name: ClassStatistics(*(x.to("meta") for x in vars(statistics()).values()))}
     yield op, fault, ValueError, name, "meta"
     for vectors, kind, given in (
@@ -538,6 +540,15 @@ def test_checks_ask_nothing_of_tensors_without_values(op):
         given = good(op)
         given = {k: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for k, x in given.items()}
         assert flat(getattr(F, op)(**given))[0].shape == ()
+
+
+def test_shapes_are_worked_out_on_the_meta_device():
+    x = torch.empty(2, 9, 5, device="meta").requires_grad_()
+    assert F.spatial_aggregate(x).shape == x.shape
+    loss, stats = F.cycle_association_loss(x, x[:, :4], torch.empty(2, 9, dtype=torch.int64, device="meta"))
+    assert loss.is_meta and stats.forward_index.shape == (2, 9)
+    loss.backward()
+    assert x.grad.shape == x.shape
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

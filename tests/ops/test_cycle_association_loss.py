@@ -1,5 +1,7 @@
 """cycle_association_loss: the authors' values, a literal oracle, gradients, hard cases."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -270,10 +272,15 @@ def test_a_pixel_without_direction_gets_no_gradient_and_spoils_nobody(backend, d
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_images_of_one_colour_have_finite_gradients(backend, dtype):
-    """All similarities are equal: the temperatures are 1e-10, and rounding is large against them."""
-    source, target = (rows(1, 1, 7, seed=s).to(dtype).repeat(1, 70, 1).requires_grad_() for s in (0, 1))
-    loss, _ = F.cycle_association_loss(source, target, torch.zeros(1, 70, dtype=torch.long), backend=backend)
-    loss.backward()
-    assert loss.isfinite() and source.grad.isfinite().all() and target.grad.isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["cosine", "kl"])
+@pytest.mark.parametrize(("n", "m"), [(300, 70), (7, 9)])
+def test_images_of_one_colour_have_a_uniform_softmax(backend, dtype, kind, n, m):
+    """All similarities are equal: rounding is not taken for contrast."""
+    source = rows(1, 1, 7, 0, kind).to(dtype).repeat(1, n, 1).requires_grad_()
+    target = rows(1, 1, 7, 1, kind).to(dtype).repeat(1, m, 1).requires_grad_()
+    labels = torch.zeros(1, n, dtype=torch.long)
+    loss, _ = F.cycle_association_loss(source, target, labels, similarity=kind, backend=backend)
+    assert loss.item() == pytest.approx(math.log(n) + math.log(m), rel=1e-5)
+    for grad in torch.autograd.grad(loss, (source, target)):
+        assert grad.isfinite().all() and grad.abs().max() < 1000

@@ -134,6 +134,25 @@ def test_no_square_array_at_any_time(similarity):
     assert limit < SQUARE and all(extra < limit for extra in found.values()), found
 
 
+THREADS = f"""
+torch.set_num_threads(32)
+x = torch.randn(1, {N}, 512)
+
+def run(op):
+    F.spatial_aggregate(x, backend=backend)
+"""
+
+
+@needs_cpp
+@linux
+@pytest.mark.slow
+def test_many_threads_hold_no_more_panels():
+    """On a server of 32 cores panels of 256 rows would be an N x N array."""
+    found = peaks(THREADS, "cpu", "spatial_aggregate")["spatial_aggregate"]
+    limit = 64 + 4 * mib(N, 512)
+    assert limit < SQUARE and found < limit, found
+
+
 KEPT = """
 from bench.measure import resident
 
