@@ -1,6 +1,5 @@
 // domain_cross_entropy: the soft labels of a row of pixels from two stretched rows of segmentation logits,
 // then its loss and gradient from two of domain logits; neither the labels nor their zero half are stored.
-#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -201,7 +200,7 @@ std::tuple<Tensor, Tensor> domain_cross_entropy_fwd(const Tensor& domain_logits,
   }
   double loss = 0;
   for (const double part : losses) loss += part;
-  return {at::full({}, loss, d.options()), grad};
+  return {scalar_result(loss, d), grad};
 }
 
 }  // namespace

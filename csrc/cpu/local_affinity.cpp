@@ -3,7 +3,6 @@
 // order whatever the number of threads.
 #include "local_affinity.h"
 
-#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include "../tensors.h"
@@ -238,7 +237,7 @@ std::tuple<Tensor, Tensor> affinity_cleaning_fwd(const Tensor& probabilities, in
   });
   double all = 0;
   for (const double value : sums) all += value;
-  return {at::full({}, all, p.options()), grad};
+  return {scalar_result(all, p), grad};
 }
 
 }  // namespace

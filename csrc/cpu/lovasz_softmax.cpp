@@ -2,7 +2,6 @@
 // error of the class's own pixels the Jaccard loss is 1 and its gradient 0. From low-resolution logits the
 // probabilities of a class are computed when they are needed, from two stretched rows and the pixel's
 // log-sum-exp, and the gradient is gathered at low resolution.
-#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <array>
@@ -122,7 +121,7 @@ std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor&
   for (int64_t k = 0; k < classes; ++k) {
     if (count[k]) present.push_back(k);
   }
-  if (present.empty()) return {at::full({}, 0.0, z.options()), grad};
+  if (present.empty()) return {scalar_result(0.0, z), grad};
 
   std::vector<float> log_sum(from_logits ? pixels : 0);
   if (from_logits) {
@@ -171,7 +170,7 @@ std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor&
   });
   double loss = 0;
   for (const double value : losses) loss += value / double(present.size());
-  if (!gradient) return {at::full({}, loss, z.options()), grad};
+  if (!gradient) return {scalar_result(loss, z), grad};
 
   const float scale = 1 / float(present.size());
   float* to = grad.mutable_data_ptr<float>();
@@ -181,7 +180,7 @@ std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor&
         to[(g.pixel / plane * classes + present[i]) * plane + g.pixel % plane] = scale * g.value;
       }
     }
-    return {at::full({}, loss, z.options()), grad};
+    return {scalar_result(loss, z), grad};
   }
   // the softmax's backward: dz_k = p_k (g_k - sum_c g_c p_c)
   std::vector<float> inner(pixels, 0.0f);
@@ -224,7 +223,7 @@ std::tuple<Tensor, Tensor> lovasz_softmax_fwd(const Tensor& input, const Tensor&
       }
     }
   });
-  return {at::full({}, loss, z.options()), grad};
+  return {scalar_result(loss, z), grad};
 }
 
 }  // namespace

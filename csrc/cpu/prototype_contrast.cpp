@@ -2,7 +2,6 @@
 // logits q mu / tau + q^2 s / (2 tau^2) that is one of width 2 A. The own class's spread enters the loss
 // twice with opposite signs: a row's loss is the log-sum-exp minus q mu_y / tau alone.
 #include <ATen/ops/cat.h>
-#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -132,7 +131,7 @@ std::tuple<Tensor, Tensor> prototype_contrast_fwd(const Tensor& features, const 
   check_labels(alien, classes);
   double loss = 0;
   for (const double part : losses) loss += part;
-  return {at::full({}, loss, centre.options()), share};
+  return {scalar_result(loss, centre), share};
 }
 
 Tensor prototype_contrast_bwd(const Tensor& grad, const Tensor& features, const Tensor& labels,
@@ -263,7 +262,7 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
       for (const double part : losses) loss += part;
     }
   });
-  return {at::full({}, loss, bank.options()), grad};
+  return {scalar_result(loss, bank), grad};
 }
 
 }  // namespace

@@ -77,7 +77,7 @@ FASTUDA_INLINE double log_sum_exp_body(const T* x, int64_t n, S k) {
       const S value = k * S(widen(x[j]));
       higher = value > higher ? value : higher;
     }
-    const S shift = std::isinf(higher) && higher < 0 ? S(0) : higher;
+    const S shift = std::isinf(higher) ? S(0) : higher;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = j0; j < j1; ++j) sum += fast_exp(k * S(widen(x[j])) - shift);
     total = (higher > best ? total * std::exp(double(best - higher)) : total) + sum;

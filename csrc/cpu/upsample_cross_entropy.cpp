@@ -1,5 +1,4 @@
 // upsample_cross_entropy: loss and gradient in one pass over the pixels.
-#include <ATen/ops/full.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -59,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_fwd(
   double loss = 0, norm = 0;
   for (int64_t task = 0; task < tasks; ++task) loss += losses[task], norm += norms[task];
   if (soft) norm = double(batch) * double(height) * double(width);
-  return {at::full({}, loss, z.options()), at::full({}, norm, z.options()), grad, map};
+  return {scalar_result(loss, z), scalar_result(norm, z), grad, map};
 }
 
 }  // namespace

@@ -92,6 +92,22 @@ def test_a_class_at_minus_infinity_has_no_share_of_the_loss(backend):
     assert torch.allclose(grad, torch.autograd.grad(two, x)[0], atol=1e-7)
 
 
+@pytest.mark.parametrize("backend", cpu_backends("upsample_cross_entropy"))
+def test_a_loss_beyond_its_type_is_infinite(backend):
+    x = torch.randn(1, 3, 4, 4)
+    x[:, 0, 0, 0] = -torch.inf
+    loss = F.upsample_cross_entropy(x, torch.zeros(1, 8, 8).long(), reduction="sum", backend=backend)
+    assert loss.item() > 1e38
+
+
+@pytest.mark.parametrize("backend", cpu_backends("smooth_max_pool"))
+def test_the_smooth_maximum_of_infinity_is_infinite(backend):
+    x = torch.randn(1, 2, 40, 40)
+    x[0, 0, 3, 5] = torch.inf
+    found = F.smooth_max_pool(x, backend=backend)[0]
+    assert found[0] == torch.inf and found[1].isfinite()
+
+
 @pytest.mark.parametrize("backend", cpu_backends("category_pool"))
 @pytest.mark.parametrize("shift", [300.0, 30000.0])
 def test_category_pool_does_not_see_a_shift_of_its_logits(backend, shift):
