@@ -29,8 +29,8 @@ FASTUDA_HOST_DEVICE S mixed(S a, S b, S share) {
   return a + share * (b - a);
 }
 
-// A value to mix: -inf, the logit of a masked class, becomes a number, since it has no difference to itself.
-constexpr float kLeastScore = -1.5e38f;
-FASTUDA_HOST_DEVICE float bounded(float x) { return x < kLeastScore ? kLeastScore : x; }
+// A score to mix: -inf, the logit of a masked class, becomes a number, since it has no difference to itself.
+FASTUDA_HOST_DEVICE float least_score() { return -1.5e38f; }
+FASTUDA_HOST_DEVICE float bounded(float x) { return x < least_score() ? least_score() : x; }
 
 }  // namespace fastuda

@@ -25,7 +25,7 @@ struct Stretch {
 
 // Scores as the sweeps read them.
 inline Tensor readable_scores(const Tensor& x, at::ScalarType type) {
-  return x.to(type).clamp_min(kLeastScore).contiguous();
+  return x.to(type).clamp_min(least_score()).contiguous();
 }
 
 // One output row of K classes: what the sweeps below read and write.
