@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 $(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=64" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" "numpy<2.4"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@

@@ -92,6 +92,7 @@ packages = find_packages(include=["fastuda", "fastuda.*"])
 packages += ["fastuda.kernels"] + ["fastuda.kernels." + name for name in find_packages("kernels")]
 
 setup(
+    license="Apache-2.0",
     packages=packages,
     package_dir={"fastuda": "fastuda", "fastuda.kernels": "kernels"},
     package_data={"fastuda": ["py.typed", "configs/*.yaml", "report.html"]},
