@@ -43,7 +43,7 @@ def class_statistics_fwd(
                 BN=ROWS,
                 BA=CHANNELS,
                 TILES=TILES,
-                num_warps=4,
+                num_warps=8,
             )
     total = count.sum(0)
     share = 1 / total.clamp(min=1)
