@@ -37,6 +37,7 @@ GPU_WORKERS ?= 8
 GPU_CSV = $(if $(CSV),--csv $(CSV))
 
 build-gpu:
+	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit(f"error: torch {torch.__version__} of $(PYTHON) finds no CUDA device")'
 	$(PYTHON) setup.py build_ext --inplace
 
 test-gpu: build-gpu
