@@ -1,5 +1,6 @@
 """The step itself: what may not wait on the hot path, and the options that make it faster."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -13,11 +14,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda
+from fastuda.augment import jitter_source
 from fastuda.config import OptimConfig, resolve
+from fastuda.data.config import DataConfig
 from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
+from fastuda.ops import _backends
 from fastuda.optim import build_optimizer
 from fastuda.settings import build
 from fastuda.trainer import Trainer
@@ -107,6 +111,34 @@ def test_no_variant_waits(name, settings):
                 sum(phase.losses.values()).backward()
             method.after_step(step)
     assert not found.found
+
+
+PLAIN = [(name, {"contrast_start": 0} if name == "sepico" else {}) for name in sorted(METHODS)]
+
+
+@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *VARIANTS])
+def test_a_step_stays_on_the_device_of_its_batch(name, settings, monkeypatch):
+    """Forward, backward and what follows the step, on the meta device, which no tensor of the CPU goes
+    together with and which has no values to ask for. The ops are Triton's, known by their shapes there."""
+    monkeypatch.setattr(_backends, "select", lambda op, *tensors, backend: "triton")
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no meta
+    method_class = get_method(name)
+    model = build_model(ModelConfig(backbone="small"), CLASSES)
+    method = method_class(build(method_class.Config, settings, "method"), model, CLASSES)
+    method = method.double().to("meta").train()
+    data = joint_batch(0, False)
+    if "static_classes" in settings:
+        data = dataclasses.replace(data, target_match=data.target_image.flip(0))
+    data = data.to(torch.device("meta"))
+    data = jitter_source(data, DataConfig(jitter=0.5, jitter_hue=0.2), model.input)
+    for step in range(2):
+        for phase in method.phases(data, step):
+            torch.stack(list(phase.losses.values())).sum().backward()
+            assert all(value.is_meta for value in phase.metrics.values() if isinstance(value, torch.Tensor))
+        method.after_step(step)
+    nets = method.networks().values()
+    assert all(p.grad.is_meta for net in nets for p in net.parameters() if p.grad is not None)
+    assert any(p.grad is not None for p in method.model.parameters())
 
 
 def test_apex_takes_the_place_of_torchs_optimiser(monkeypatch):
