@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,8 +38,10 @@ _SYNONYMS = {
 
 
 def canonical(name: str) -> str:
-    """A class name as it is compared: lower case, letters and digits, one word of each group of synonyms."""
-    word = re.sub(r"[^a-z0-9]", "", name.lower())
+    """A class name as it is compared: lower case, no spaces and punctuation, one word of each group of
+    synonyms."""
+    plain = unicodedata.normalize("NFKC", name).lower()
+    word = re.sub(r"[\s!-/:-@\[-`{-~]", "", plain) or plain
     return _SYNONYMS.get(word, word)
 
 

@@ -96,6 +96,12 @@ def test_mapping_finds_synonyms_and_says_what_is_left_out():
     assert "sidewalk = pavement" in text and "only in the target: bicyclist" in text
 
 
+@pytest.mark.parametrize("names", [("道路", "建筑", "सड़क"), ("bär", "br"), ("-", "+")])
+def test_names_in_other_scripts_stay_apart(names):
+    mine = ClassSet(names, tuple((i, 0, 0) for i in range(len(names))))
+    assert class_mapping(mine, mine).source == {i: i for i in range(len(names))}
+
+
 def test_mapping_merges_classes_by_alias():
     mapping = class_mapping(CAMVID, CITYSCAPES, aliases=("rider=bicyclist", "bicycle=bicyclist"))
     both = {mapping.target[CITYSCAPES.names.index(n)] for n in ("rider", "bicycle")}
