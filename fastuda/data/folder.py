@@ -4,7 +4,7 @@
     ids: [7, 11, 21]                     # their values in the label files; 0, 1, 2, ... where absent
     palette: [[128, 64, 128], ...]       # for pictures, and for label files with colours
     ignore: [0, 255]                     # values without a class; 255 where absent
-    same_as: {tree: vegetation}          # names of the same class in other domains
+    same_as: {tree: vegetation}          # names of the same class in other domains; two of one name are one
     images: images/{path}.{ext}          # templates or globs; these two are the default
     labels: labels/{path}.png
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fastuda.data.catalogue import DomainEntry
-from fastuda.data.labels import IGNORE, ClassSet, Color, LabelMap
-from fastuda.data.layouts import LabelRule, Layout
+from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, Color, LabelMap
+from fastuda.data.layouts import FIELD, LabelRule, Layout
 from fastuda.errors import UserError, nearest
 from fastuda.settings import read_yaml
 
@@ -53,11 +53,33 @@ def default_palette(count: int) -> tuple[Color, ...]:
     return tuple(colours)
 
 
+def _names(values: list[Any], where: str) -> tuple[str, ...]:
+    """Class names as they are written; YAML reads a bare no, null or 2020-10-05 as something else."""
+    for value in values:
+        if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
+            raise UserError(f"{where} has {value!r}, which is no name; put it in quotes")
+    return tuple(map(str, values))
+
+
 def _ints(value: Any, where: str) -> list[int]:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 16 for v in values):
         raise UserError(f"{where} must be one or more integers from 0 to 65535, not {value!r}")
     return values
+
+
+def _is_colour(value: Any) -> bool:
+    three = isinstance(value, list) and len(value) == 3
+    return three and all(type(v) is int and 0 <= v <= 255 for v in value)
+
+
+def _pattern(value: Any, where: str) -> str:
+    """The template of a pattern, whose braces hold names."""
+    found = template(value) if isinstance(value, str) else ""
+    rest = FIELD.sub("", found)
+    if not found or "{" in rest or "}" in rest or not all(map(str.isidentifier, FIELD.findall(found))):
+        raise UserError(f"{where} must be a pattern such as some/*.png or some/{{path}}.png, not {value!r}")
+    return found
 
 
 def folder_entry(root: Path) -> DomainEntry:
@@ -72,41 +94,50 @@ def folder_entry(root: Path) -> DomainEntry:
         raise UserError(f"no folder {root} for the domain folder:{root}")
     if not path.is_file():
         raise UserError(f"{root} has no classes.yaml; it names the classes, e.g.  names: [road, car]")
-    said = read_yaml(path.read_text(), str(path))
+    try:
+        said = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("names"), list) or not said["names"]:
         raise UserError(f"{path} needs `names`, a list of the classes")
     for key in said:
         if key not in _KEYS:
             raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), _KEYS)}")
-    names = [str(name) for name in said["names"]]
+    names = _names(said["names"], f"{path}: names")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: names has a class twice")
+    if len(names) > UNKNOWN:
+        raise UserError(f"{path} has {len(names)} names; there can be {UNKNOWN}")
     ids = _ints(said.get("ids", list(range(len(names)))), f"{path}: ids")
     palette = said.get("palette")
+    if palette is not None and not (isinstance(palette, list) and all(map(_is_colour, palette))):
+        raise UserError(f"{path}: palette must be a list of [red, green, blue] from 0 to 255")
     for key, value in (("ids", ids), ("palette", palette)):
         if value is not None and len(value) != len(names):
             raise UserError(f"{path} has {len(names)} names, {len(value)} {key}")
     if len(set(ids)) < len(ids):
         raise UserError(f"{path}: ids has a value twice")
-    if palette is not None and not all(
-        isinstance(c, list) and len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c)
-        for c in palette
-    ):
-        raise UserError(f"{path}: palette must be a list of [red, green, blue] from 0 to 255")
+    if palette and len(set(map(tuple, palette))) < len(palette):
+        raise UserError(f"{path}: palette has a colour twice")
     ignore = _ints(said.get("ignore", IGNORE), f"{path}: ignore")
     same = said.get("same_as", {})
-    if not isinstance(same, dict) or not set(same) <= set(names):
+    if not isinstance(same, dict) or not set(map(str, same)) <= set(names):
         raise UserError(f"{path}: same_as maps names of this file to names elsewhere, not {same!r}")
+    same = dict(zip(map(str, same), _names(list(same.values()), f"{path}: same_as"), strict=True))
     colours = tuple((c[0], c[1], c[2]) for c in palette) if palette else default_palette(len(names))
-    classes = ClassSet(tuple(str(same.get(name, name)) for name in names), colours)
+    # names that are the same elsewhere are one class, in the colour of the first
+    called = [same.get(name, name) for name in names]
+    unique = tuple(dict.fromkeys(called))
+    classes = ClassSet(unique, tuple(colours[called.index(name)] for name in unique))
+    train = [unique.index(name) for name in called]
     label_map = LabelMap(
-        {raw: IGNORE for raw in (*ignore, IGNORE)} | {raw: i for i, raw in enumerate(ids)},
-        ({(0, 0, 0): IGNORE} | {c: i for i, c in enumerate(colours)}) if palette else {},
+        {raw: IGNORE for raw in (*ignore, IGNORE)} | dict(zip(ids, train, strict=True)),
+        ({(0, 0, 0): IGNORE} | dict(zip(colours, train, strict=True))) if palette else {},
     )
     below = "{split}/" if any((root / "images" / split).is_dir() for split in ("train", "val")) else ""
-    images = template(str(said.get("images", f"images/{below}{{path}}.{{ext}}")))
-    labels = template(str(said.get("labels", f"labels/{below}{{path}}.png")))
-    fields = set(re.findall(r"\{(\w+)\}", labels)) - set(re.findall(r"\{(\w+)\}", images))
+    images = _pattern(said.get("images", f"images/{below}{{path}}.{{ext}}"), f"{path}: images")
+    labels = _pattern(said.get("labels", f"labels/{below}{{path}}.png"), f"{path}: labels")
+    fields = set(FIELD.findall(labels)) - set(FIELD.findall(images))
     if fields or ".." in f"{images}/{labels}".split("/") or images.startswith("/") or labels.startswith("/"):
         raise UserError(f"{path}: images and labels must be patterns inside the folder with the same stars")
     split = "{split}" in images or (root / "train.txt").is_file()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fastuda.data.labels import LabelMap
 from fastuda.errors import UserError
 
-_FIELD = re.compile(r"\{(\w+)\}")
+FIELD = re.compile(r"\{(\w+)\}")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
@@ -59,7 +59,7 @@ class Layout:
 def _regex(template: str, fields: Mapping[str, str]) -> re.Pattern[str]:
     """The template as an expression; a field with a fixed value (alternatives by ``|``) matches only that."""
     parts, last, seen = [], 0, set()
-    for match in _FIELD.finditer(template):
+    for match in FIELD.finditer(template):
         name = match[1]
         parts.append(re.escape(template[last : match.start()]))
         if name in seen:
@@ -81,7 +81,7 @@ def _fixed_part(template: str, fields: Mapping[str, str]) -> list[str]:
     """The leading folders of a template that hold no open field."""
     folders = []
     for part in template.split("/")[:-1]:
-        names = _FIELD.findall(part)
+        names = FIELD.findall(part)
         if any(name not in fields or "|" in fields[name] for name in names):
             break
         folders.append(part.format(**fields) if names else part)

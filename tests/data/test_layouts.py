@@ -210,11 +210,35 @@ def test_folder_takes_names_of_other_domains(tmp_path, cityscapes):
         ({"labels": "../{path}.png"}, "inside the folder"),
         ({"labels": "labels/*_x.png"}, "same stars"),
         ({"same_as": {"car": "auto"}}, "same_as"),
+        ({"same_as": {"lane": ["road"]}}, r"same_as has \['road'\], which is no name"),
+        ({"names": ["lane", False]}, "names has False, which is no name; put it in quotes"),
+        ({"names": [str(i) for i in range(300)]}, "has 300 names; there can be 254"),
+        ({"palette": 3}, "palette must be a list"),
+        ({"palette": [[1, 2, 3]] * 2}, "palette has a colour twice"),
+        ({"images": None}, "images must be a pattern .*, not None"),
+        ({"labels": "labels/{path.png"}, "labels must be a pattern"),
+        ({"labels": "labels/{path!r}.png"}, "labels must be a pattern"),
+        ({"images": "{0}.jpg", "labels": "{0}.png"}, "images must be a pattern"),
     ],
 )
 def test_folder_description_with_a_mistake(tmp_path, said, message):
     with pytest.raises(UserError, match=message):
         source(folder(tmp_path, **said), "folder")
+
+
+@pytest.mark.parametrize("said", [b"names: [\xff\xfe]", b"names: [2020-13-45]"])
+def test_folder_description_that_cannot_be_read(tmp_path, said):
+    (folder(tmp_path) / "classes.yaml").write_bytes(said)
+    with pytest.raises(UserError, match=r"classes\.yaml cannot be read"):
+        source(tmp_path, "folder")
+
+
+def test_folder_names_that_are_the_same_elsewhere_are_one_class(tmp_path):
+    same = {"lane": "road", "kerb": "road"}
+    said = {"names": ["lane", "tree", "kerb"], "ids": [10, 20, 30], "same_as": same}
+    domain = source(folder(tmp_path, **said), "folder")
+    assert domain.classes.names == ("road", "tree")
+    assert domain.label_map.decode(np.array([[10, 20, 30, 0]])).tolist() == [[0, 1, 0, 255]]
 
 
 def test_folder_without_description(tmp_path):
