@@ -2,10 +2,12 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastuda.data import scenes
 from fastuda.data.domains import open_domain
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.data.scenes.street import draw_scene
@@ -65,14 +67,38 @@ def test_other_settings_are_drawn_anew_and_strangers_are_left_alone(tmp_path):
     assert json.loads((root / "scenes.json").read_text())["source"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds no scenes"):
+    with pytest.raises(UserError, match=r"holds thesis\.txt, which is none of the scenes"):
         ensure_scenes(tmp_path / "mine", TINY, quiet=True)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    (root / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"holds thesis\.txt, which is none of the scenes"):
+        ensure_scenes(root, TINY, quiet=True)
+    assert {(place / "thesis.txt").read_text() for place in (tmp_path / "mine", root)} == {"precious"}
+    (tmp_path / "real" / "gta5").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds gta5, which is none of the scenes"):
+        ensure_scenes(tmp_path / "real", TINY, quiet=True)
+
+
+@pytest.mark.parametrize("said", ["[1]", "{", ""])
+def test_a_damaged_manifest_is_drawn_over(tmp_path, said, monkeypatch):
+    root = ensure_scenes(tmp_path / "scenes", TINY, quiet=True)
+    (root / "scenes.json").write_text(said)
+    monkeypatch.setattr(scenes, "ScenesConfig", lambda: TINY)
+    ensure_scenes(root, quiet=True)
+    assert json.loads((root / "scenes.json").read_text())["source"] == 3
+
+
+def test_a_file_where_the_scenes_should_be(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"{place}: Not a directory"):
+            ensure_scenes(place, TINY, quiet=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert ensure_scenes(Path("."), TINY, quiet=True) == tmp_path / "here"
+    assert len(open_domain(f"scenes:{tmp_path / 'here'}", role="source", data_root=".")) == 3
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
-    import fastuda.data.scenes as scenes
-
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 

@@ -14,6 +14,7 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,9 @@ from fastuda.data.scenes.street import draw_scene
 from fastuda.errors import UserError
 
 VERSION = 1
+MANIFEST = "scenes.json"
+OWN = {MANIFEST, "gta5", "cityscapes", "source.png", "target.png"}
+"""What a folder of scenes holds, contact sheets too: all that a new drawing replaces."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,15 @@ def _write(job: tuple[str, int, int, tuple[int, int], Path, Path]) -> None:
     picture.save(label_path)
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    """The settings of the scenes that are there; none where there are none, or half of some."""
+    try:
+        said = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
 def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool = False) -> Path:
     """Both domains under ``root``, drawn unless they lie there already with these settings.
 
@@ -78,17 +91,19 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
     Raises:
         UserError: the folder holds something else, or cannot be written.
     """
-    manifest = root / "scenes.json"
     wanted = {"version": VERSION, **asdict(config or ScenesConfig())}
-    if manifest.is_file():
-        try:
-            present = json.loads(manifest.read_text())
-        except ValueError:
-            present = None
-        if present == wanted or (config is None and present and present.get("version") == VERSION):
+    try:
+        root = root if root.name else root.resolve()
+        present = _manifest(root / MANIFEST)
+        if present == wanted or (config is None and present.get("version") == VERSION):
             return root
-    elif root.exists() and any(root.iterdir()):
-        raise UserError(f"{root} is not empty and holds no scenes; choose another --data-root")
+        # without a manifest they may be the real gta5 and cityscapes
+        own = OWN if (root / MANIFEST).is_file() else set()
+        strangers = sorted({path.name for path in root.iterdir()} - own) if root.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot read {root}: {error.strerror}") from error
+    if strangers:
+        raise UserError(f"{root} holds {strangers[0]}, which is none of the scenes; choose another folder")
     draft = root.with_name(f"{root.name}.part{os.getpid()}")
     try:
         jobs = _jobs(draft, config or ScenesConfig())
@@ -98,12 +113,12 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
             done = pool.map(_write, jobs, chunksize=16)
             for _ in tqdm(done, total=len(jobs), desc="drawing scenes", unit="image", disable=quiet):
                 pass
-        (draft / "scenes.json").write_text(json.dumps(wanted))
+        (draft / MANIFEST).write_text(json.dumps(wanted))
         if root.exists():
             shutil.rmtree(root)
         draft.rename(root)
     except OSError as error:
-        raise UserError(f"cannot write the scenes to {root}: {error}") from error
+        raise UserError(f"cannot write the scenes to {root}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return root
