@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastuda.cli import parser, run
 from fastuda.errors import UserError
@@ -16,20 +17,124 @@ EXAMPLES = """\
   python -m fastuda.data check camvid:/data/camvid:dusk --role source
   python -m fastuda.data index cityscapes --data-root /data
                                                           classes per label, for rare-class sampling
+  python -m fastuda.data cache gta5:/data/gta5 --out /fast/gta5
+                                                          copies that are decoded once
   python -m fastuda.data synth --out data/scenes --source 1000
                                                           the built-in street scenes
 
-A domain is NAME, NAME:PATH or NAME:PATH:SPLIT.
+A domain is NAME, NAME:PATH or NAME:PATH:SPLIT. COMMAND --help tells more.
 Exit code 0: nothing wrong, 1: something is, 2: it cannot be opened."""
 
 
-def _domain_arguments(p: argparse.ArgumentParser, role: str) -> None:
-    p.add_argument("domain", help="NAME, NAME:PATH or NAME:PATH:SPLIT")
-    p.add_argument(
-        "--role", choices=("source", "target", "evaluation"), default=role, help=f"default: {role}"
+LEAST = {
+    "workers": 0,
+    "edge": 1,
+    "source": 1,
+    "target": 1,
+    "evaluation": 0,
+    "height": 1,
+    "width": 1,
+    "seed": 0,
+}
+"""The least value of every flag that takes a whole number."""
+
+
+ABOUT = {
+    "list": (
+        "the data sets that are known, and how they lie on disk",
+        """\
+Print a line per data set: its name as --source and --target take it, how many classes it has,
+and where its files lie. Nothing needs to be there.
+
+examples:
+  python -m fastuda.data list
+  python -m fastuda.data list | grep city""",
+    ),
+    "check": (
+        "read every file: counts, sizes, histogram, what is wrong",
+        """\
+Read every image and label of one split. Prints counts, sizes, the share of every class, and
+what is wrong: files that cannot be read, labels of another size than their image, values that
+are no class. Leaves a contact sheet: some images, each above its label in colours.
+
+Exit code 0: nothing is wrong, 1: something is, 2: the data set cannot be opened.
+
+examples:
+  python -m fastuda.data check gta5:/data/gta5
+  python -m fastuda.data check folder:mine/photos --role target --no-sheet
+  python -m fastuda.data check cityscapes:/data/cityscapes:val --sheet val.png""",
+    ),
+    "index": (
+        "classes per label: statistics, sampling, weak labels",
+        """\
+Count the classes of every label, print a line per class, and keep the counts where rare-class
+and class-balanced sampling (data.sampling) find them: in ~/.cache/fastuda, or FASTUDA_CACHE.
+Labels that have not changed are not read again. With --weak, write which classes each image
+shows, and points of them: the file for data.weak_labels.
+
+Exit code 0: every label was read, 1: some could not be, 2: the data set cannot be opened.
+
+examples:
+  python -m fastuda.data index gta5:/data/gta5
+  python -m fastuda.data index cityscapes:/data/cityscapes --weak tags.json --points 0
+  python -m fastuda.data index cityscapes:/data/cityscapes --weak points.json --points 1""",
+    ),
+    "cache": (
+        "smaller copies that load faster, as a folder: data set",
+        """\
+Copy one split, images as JPEG or PNG and labels as PNG, shrunk to a shorter edge of --edge.
+The copy is a data set of its own, folder:OUT, with the same classes. Run again, it goes on
+where it was stopped, and copies what has changed.
+
+Exit code 0: every file was copied, 1: some could not be read, 2: it cannot be opened or written.
+
+examples:
+  python -m fastuda.data cache gta5:/data/gta5 --out /fast/gta5
+  python -m fastuda.data cache synthia:/data/synthia --edge 512 --format png --out /fast/synthia
+  python -m fastuda.train --source folder:/fast/gta5 --target cityscapes:/data/cityscapes""",
+    ),
+    "synth": (
+        "draw the built-in street scenes in two domains",
+        """\
+Draw labelled synthetic street scenes and real-looking ones, in the layouts of GTA5 and
+Cityscapes, with a contact sheet of each. Scenes that are there already stay where the settings
+are the same, and are drawn anew where they are not. Training on the domain scenes draws
+data/scenes by itself.
+
+examples:
+  python -m fastuda.data synth
+  python -m fastuda.data synth --out more --source 1000 --target 1000 --height 256 --width 512
+  python -m fastuda.train --source scenes:more --target scenes:more""",
+    ),
+}
+"""Of every command a line, and its help."""
+
+
+def _command(commands: Any, name: str) -> argparse.ArgumentParser:
+    """A subcommand whose help begins with what it does and ends with examples."""
+    line, text = ABOUT[name]
+    about, _, examples = text.partition("\n\nexamples:")
+    return commands.add_parser(
+        name,
+        help=line,
+        description=about,
+        epilog=f"examples:{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--data-root", default="data", help="where domains without a path lie (default: data)")
-    p.add_argument("--workers", type=int, help="processes (default: one per core; 0: none)")
+
+
+def _domain_arguments(p: argparse.ArgumentParser, role: str) -> None:
+    p.add_argument(
+        "domain", metavar="DOMAIN", help="NAME, NAME:PATH or NAME:PATH:SPLIT; folder:PATH for your own images"
+    )
+    p.add_argument(
+        "--role", choices=("source", "target", "evaluation"), default=role,
+        help=f"as what it is opened, which says the split where none is given (default: {role})",
+    )  # fmt: skip
+    p.add_argument(
+        "--data-root", default="data", metavar="DIR", help="where domains without a path lie (default: data)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; 0: none)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -37,41 +142,55 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.data", __doc__ or "", EXAMPLES)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="the data sets that are known, and how they lie on disk")
+    _command(commands, "list")
 
-    check = commands.add_parser("check", help="read every file: counts, sizes, histogram, what is wrong")
+    check = _command(commands, "check")
     _domain_arguments(check, "source")
     check.add_argument(
-        "--sheet", type=Path, help="write a contact sheet PNG here (default: check_NAME_SPLIT.png)"
-    )
-    check.add_argument("--no-sheet", action="store_true", help="write none")
+        "--sheet", type=Path, metavar="FILE",
+        help="write the contact sheet, a PNG, here (default: check_NAME_SPLIT.png)",
+    )  # fmt: skip
+    check.add_argument("--no-sheet", action="store_true", help="write no contact sheet")
 
-    index = commands.add_parser("index", help="classes per label: statistics, sampling, weak labels")
+    index = _command(commands, "index")
     _domain_arguments(index, "source")
-    index.add_argument("--weak", type=Path, help="write image tags and points to this JSON file")
     index.add_argument(
-        "--points", type=int, choices=range(6), default=1, help="per class of an image (default: 1)"
+        "--weak", type=Path, metavar="FILE", help="write image tags and points to this JSON file"
     )
     index.add_argument(
-        "--min-share", type=float, default=0.0, help="share of the image a tag needs (default: 0)"
-    )
+        "--points", type=int, choices=range(6), default=1,
+        help="of --weak: points per class of an image (default: 1)",
+    )  # fmt: skip
+    index.add_argument(
+        "--min-share", type=float, default=0.0, metavar="X",
+        help="of --weak: share of the image that a tag needs (default: 0)",
+    )  # fmt: skip
     index.add_argument(
         "--tag-share",
         type=float,
         default=0.1,
-        help="part of a class's mean share over the images that show it that a tag needs; the published runs"
-        " say 0.1 and, counting at another resolution, take 0.025 for Cityscapes (default: 0.1)",
+        metavar="X",
+        help="of --weak: part of a class's mean share over the images that show it that a tag needs; the"
+        " published runs say 0.1 and, counting at another resolution, take 0.025 for Cityscapes"
+        " (default: 0.1)",
     )
 
-    cache = commands.add_parser("cache", help="smaller copies that load faster, as a folder: data set")
+    cache = _command(commands, "cache")
     _domain_arguments(cache, "source")
-    cache.add_argument("--out", type=Path, required=True, help="folder of the copies")
-    cache.add_argument("--edge", type=int, help="shorter edge of the copies (default: the size as it is)")
+    cache.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the copies")
+    cache.add_argument(
+        "--edge", type=int, metavar="N",
+        help="shorter edge of the copies in pixels (default: the size as it is; nothing is enlarged)",
+    )  # fmt: skip
     cache.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the images (default: jpg)")
-    cache.add_argument("--quality", type=int, default=95, help="of the JPEGs (default: 95)")
+    cache.add_argument(
+        "--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)"
+    )
 
-    synth = commands.add_parser("synth", help="draw the built-in street scenes in two domains")
-    synth.add_argument("--out", type=Path, default=Path("data/scenes"), help="folder (default: data/scenes)")
+    synth = _command(commands, "synth")
+    synth.add_argument(
+        "--out", type=Path, default=Path("data/scenes"), metavar="DIR", help="folder (default: data/scenes)"
+    )
     for name, count, what in (
         ("source", 400, "labelled synthetic scenes"),
         ("target", 400, "real-looking training scenes"),
@@ -80,16 +199,33 @@ def build_parser() -> argparse.ArgumentParser:
         ("width", 256, "pixels"),
         ("seed", 0, "of all scenes"),
     ):
-        synth.add_argument(f"--{name}", type=int, default=count, help=f"{what} (default: {count})")
+        synth.add_argument(
+            f"--{name}", type=int, default=count, metavar="N", help=f"{what} (default: {count})"
+        )
     synth.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers out of range before anything is read or written."""
+    for name, least in LEAST.items():
+        number = getattr(args, name, None)
+        if isinstance(number, int) and number < least:
+            raise UserError(f"--{name} is {number}; it must be at least {least}")
+    for name, low, high in (("min_share", 0, 1), ("tag_share", 0, 1), ("quality", 1, 100)):
+        value: float = getattr(args, name, low)
+        if not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}")
 
 
 def main() -> int:
     """Parse and call the command."""
     args = build_parser().parse_args()
+    _check_numbers(args)
     commands = {"list": _list, "check": _check, "index": _index, "cache": _cache, "synth": _synth}
-    return commands[args.command](args)
+    code = commands[args.command](args)
+    sys.stdout.flush()  # a reader that has gone away is noticed here, where it can still be told
+    return code
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -123,7 +259,7 @@ def _index(args: argparse.Namespace) -> int:
     from fastuda.data.index import build_index
     from fastuda.data.sampling import class_probabilities
 
-    if args.weak and args.weak.suffix == ".csv":
+    if args.weak and args.weak.suffix.lower() == ".csv":
         raise UserError(f"--weak writes JSON: give {args.weak} another suffix than .csv")
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
     index = build_index(domain, workers=args.workers, quiet=args.quiet)
@@ -161,8 +297,6 @@ def _cache(args: argparse.Namespace) -> int:
     from fastuda.data.cache import CacheSettings, build_cache
     from fastuda.data.domains import open_domain
 
-    if (args.edge is not None and args.edge < 1) or not 1 <= args.quality <= 100:
-        raise UserError("--edge must be positive and --quality from 1 to 100")
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
     settings = CacheSettings(args.out, args.edge, args.format, args.quality)
     bad = build_cache(domain, settings, workers=args.workers, quiet=args.quiet)

@@ -66,7 +66,8 @@ class Report:
             lines += [f"  {title}: {line}" for line in found[:listed]]
             if len(found) > listed:
                 lines.append(f"  {title}: ... and {len(found) - listed} more")
-        lines.append(f"  {len(self.problems)} problems" if self.problems else "  nothing wrong")
+        count = len(self.problems)
+        lines.append(f"  {count} problem{'s' * (count > 1)}" if count else "  nothing wrong")
         return "\n".join(lines)
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from fastuda.data.torch_loader import build_loader
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 from tests.data.data_files import picture, save
-from tests.program import fastuda
+from tests.program import environment, fastuda
 
 
 @pytest.fixture
@@ -329,3 +331,49 @@ def test_what_the_commands_write_is_whole_or_one_line_says_why(gta5, tmp_path, m
         assert list(out.parent.iterdir()) == []
     done = fastuda("data.__main__", *args, tmp_path / "weak.csv")
     assert done.returncode == 2 and "--weak writes JSON" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "check", "index", "cache", "synth"])
+def test_help_of_a_command_says_what_it_does_and_how(command):
+    text = fastuda("data.__main__", command, "--help").stdout
+    about, examples = text.partition("\n\n")[2], text.partition("\nexamples:\n")[2]
+    assert about[0].isupper() and f"python -m fastuda.data {command}" in examples
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("check gta5 --workers -1", "--workers is -1; it must be at least 0"),
+        ("cache gta5 --out copy --edge 0", "--edge is 0; it must be at least 1"),
+        ("cache gta5 --out copy --quality 101", "--quality is 101; it must be from 1 to 100"),
+        ("cache gta5 --out copy --workers -1", "--workers is -1; it must be at least 0"),
+        ("index gta5 --min-share nan", "--min-share is nan; it must be from 0 to 1"),
+        ("index gta5 --tag-share -1", "--tag-share is -1.0; it must be from 0 to 1"),
+        ("index gta5 --weak weak.CSV", "--weak writes JSON: give weak.CSV another suffix than .csv"),
+        ("synth --out s --source 0", "--source is 0; it must be at least 1"),
+        ("synth --out s --height 0", "--height is 0; it must be at least 1"),
+        ("synth --out s --seed -1", "--seed is -1; it must be at least 0"),
+        ("check gta5 --no-sheet --role target", None),
+    ],
+)
+def test_wrong_numbers_and_places_are_named_before_anything_is_written(
+    gta5, words, message, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTUDA_CACHE", str(tmp_path / "cache"))
+    words = [word.replace("gta5", f"gta5:{gta5}") if word == "gta5" else word for word in words.split()]
+    done = fastuda("data.__main__", *words, "--quiet")
+    assert done.returncode == (2 if message else 0), done.stderr
+    assert [message in line for line in done.stderr.splitlines()] == [True] * (message is not None)
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache", gta5.name}
+
+
+
+def test_a_reader_that_has_gone_away_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    env = {key: value for key, value in environment().items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "fastuda.data", "list"]
+    done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 1 and done.stderr == ""
