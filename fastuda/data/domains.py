@@ -299,10 +299,18 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
         split: instead of the one in ``spec``; ``auto`` is the one that evaluates the split in ``spec``.
 
     Raises:
-        UserError: unknown name or split, missing folder, no images, images without label.
+        UserError: unknown name or split, missing folder or one that cannot be read, no images, images without
+            label.
     """
     if role not in ROLES:
         raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
+    try:
+        return _open(spec, role, data_root, split)
+    except OSError as error:
+        raise UserError(f"the domain {spec} cannot be read: {error}") from error
+
+
+def _open(spec: str, role: str, data_root: str | Path, split: str | None) -> Domain:
     name, path, said = parse_spec(spec)
     entry = _entry(name, path, role)
     root = _root(name, path, entry, Path(data_root))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fastuda.errors import UserError
 
 
-@contextmanager
+@contextlib.contextmanager
 def draft(path: Path) -> Iterator[Path]:
     """Another name beside ``path`` to write to, renamed to it where the block succeeds."""
     name = path.with_name(f".{path.name}.{os.getpid()}")
@@ -21,9 +21,10 @@ def draft(path: Path) -> Iterator[Path]:
         name.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """The same for a file that the user asked for, in a folder that is made where it is missing.
+    """The same for a file that the user asked for, in a folder that is made where it is missing; a device or
+    pipe is written to as it is.
 
     Raises:
         UserError: it cannot be written; ``path`` is as it was.
@@ -33,7 +34,11 @@ def written(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
     try:
-        with draft(path) as name:
+        # a device would be replaced by a file
+        as_it_is = path.exists() and not path.is_file()
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: Is a directory")
+        with contextlib.nullcontext(path) if as_it_is else draft(path) as name:
             yield name
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -28,7 +28,7 @@ VERSION = 2
 
 def cache_folder() -> Path:
     """Where indices are kept: ``FASTUDA_CACHE``, or ``~/.cache/fastuda``."""
-    return Path(os.environ.get("FASTUDA_CACHE", Path.home() / ".cache" / "fastuda"))
+    return Path(os.environ.get("FASTUDA_CACHE") or "~/.cache/fastuda").expanduser()
 
 
 POINTS = 5

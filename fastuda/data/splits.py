@@ -1,5 +1,4 @@
-"""Which files of a data set a split holds: folders, name prefixes, lists that the data set brings, or
-MATLAB files."""
+"""Which files of a data set a split holds: folders, name prefixes, or lists that the data set brings."""
 
 from __future__ import annotations
 
@@ -15,7 +14,11 @@ from fastuda.errors import UserError, nearest
 def read_list(path: Path) -> list[str]:
     """The names in a split file: the first word of every line, relative to the data set; # starts a
     comment."""
-    words = (line.split() for line in path.read_text().splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a list of images: {error}") from error
+    words = (line.split() for line in text.splitlines())
     return [line[0] for line in words if line and not line[0].startswith("#")]
 
 

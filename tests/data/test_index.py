@@ -5,6 +5,8 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from fastuda.data import index as index_module
 from fastuda.data.check import check_domain, contact_sheet
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
-from fastuda.data.index import Index, build_index
+from fastuda.data.files import written
+from fastuda.data.index import Index, build_index, cache_folder
 from fastuda.data.sampling import (
     SUB_EPOCH,
     BalancedSampler,
@@ -353,6 +356,8 @@ def test_help_of_a_command_says_what_it_does_and_how(command):
         ("synth --out s --source 0", "--source is 0; it must be at least 1"),
         ("synth --out s --height 0", "--height is 0; it must be at least 1"),
         ("synth --out s --seed -1", "--seed is -1; it must be at least 0"),
+        (f"check gta5:{'a' * 300}", "File name too long"),
+        ("index gta5 --weak /", "cannot write /: Is a directory"),
         ("check gta5 --no-sheet --role target", None),
     ],
 )
@@ -368,6 +373,16 @@ def test_wrong_numbers_and_places_are_named_before_anything_is_written(
     assert {path.name for path in tmp_path.iterdir()} <= {"cache", gta5.name}
 
 
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    with written(tmp_path / "pipe") as place:
+        place.write_text("x")
+    reader.join(10)
+    assert read == ["x"] and (tmp_path / "pipe").is_fifo()
+
 
 def test_a_reader_that_has_gone_away_is_no_traceback():
     read, write = os.pipe()
@@ -377,3 +392,15 @@ def test_a_reader_that_has_gone_away_is_no_traceback():
     done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.returncode == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize("said", ["", "~/.cache/fastuda"])
+def test_the_folder_of_the_indices(said, monkeypatch):
+    monkeypatch.setenv("FASTUDA_CACHE", said)
+    assert cache_folder() == Path.home() / ".cache" / "fastuda"
+
+
+def test_a_list_that_is_no_text(gta5):
+    (gta5 / "mine.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"mine\.txt cannot be read as a list of images"):
+        open_domain(f"gta5:{gta5}:mine", role="source", data_root=".")
