@@ -1,4 +1,4 @@
-"""``python -m bench.end_to_end``: training steps on the fused ops against the published formulations.
+"""Time training steps on the fused ops against the published formulations.
 
 Each side runs in its own process (its peak memory is its own): the trainer itself, from the same seed on the
 same scenes, once on ``fastuda.ops`` and once on the formulations of the authors' code (bench/published.py).
@@ -14,7 +14,6 @@ memory say, the row has the other side alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
 import math
@@ -27,20 +26,27 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from bench import published, table
 from bench.measure import peak, start_peak
-from bench.run import commit, machine
-from fastuda import distributed
-from fastuda.config import resolve
+from bench.run import append_rows, at_least, check_device, check_rows, commit, machine, say
+from fastuda import cli, distributed
+from fastuda.config import RunConfig, resolve
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
+from fastuda.errors import UserError
 from fastuda.loggers import setup_logging
 from fastuda.memory import keep_freed_memory
 from fastuda.methods import METHODS
 from fastuda.profiling import PARTS, profile_step
+from fastuda.settings import parse_overrides
 from fastuda.trainer import Trainer
 
 HERE = Path(__file__).resolve().parent
+EXAMPLES = """\
+  python -m bench.end_to_end --method plca --crop 736 736 --steps 1
+  python -m bench.end_to_end --method sepico --set variant=bank --dtype float32
+  python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README"""
 SIDES = ("fused", "published")
 COLUMNS = (
     *("method", "backbone", "crop", "batch", "dtype", "fused_s", "published_s", "ratio", "fused_mib"),
@@ -68,6 +74,15 @@ def trainer(job: dict, folder: Path) -> Trainer:
     scenes = ScenesConfig(source=4, target=4, evaluation=1, height=job["crop"][0], width=job["crop"][1])
     root = Path(job.get("root") or folder)
     ensure_scenes(root / "scenes", scenes, quiet=True)
+    return Trainer(config_of(job, root), folder / "run", distributed.start(job["device"]), quiet=True)
+
+
+def config_of(job: dict, root: Path) -> RunConfig:
+    """What is trained.
+
+    Raises:
+        UserError: an unknown method, backbone or setting.
+    """
     settings = {**SETTINGS.get(job["method"], {}), **job["settings"]}
     chosen = {
         "method.name": job["method"], "data.data_root": str(root), "data.crop": job["crop"],
@@ -77,8 +92,7 @@ def trainer(job: dict, folder: Path) -> Trainer:
         "train.amp": "bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
         "train.keep_memory": False,
     }  # fmt: skip
-    config = resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, {})
-    return Trainer(config, folder / "run", distributed.start(job["device"]), quiet=True)
+    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, {})
 
 
 def losses(run: Trainer) -> dict[str, float]:
@@ -165,7 +179,7 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         "fused_mib": f"{fused['mib']:.0f}",
     }  # fmt: skip
     if "failed" in truth:
-        print(f"{job['method']}, published, {truth['failed']}", flush=True)
+        say(f"{job['method']}, published, {truth['failed']}")
         truth["share"] = dict.fromkeys(PARTS, math.nan)
         row |= dict.fromkeys(("published_s", "ratio", "published_mib", "loss_difference", "largest_op"), "")
     else:
@@ -197,67 +211,87 @@ def told(row: dict[str, object]) -> str:
     return f"{text}; {shares}"
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(
-        prog="python -m bench.end_to_end", description=__doc__, formatter_class=argparse.RawTextHelpFormatter,
-        epilog="examples:\n  python -m bench.end_to_end --method plca --crop 736 736 --steps 1\n"
-        "  python -m bench.end_to_end --csv bench/results/end_to_end.csv  # every method, into the README\n",
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = cli.parser("bench.end_to_end", __doc__ or "", EXAMPLES)
+    p.add_argument("--method", action="append", metavar="NAME", help="repeatable (default: every method)")
+    p.add_argument("--backbone", default="resnet18", help="as of fastuda.train (default: resnet18)")
+    p.add_argument(
+        "--crop", nargs=2, type=int, default=(512, 512), metavar=("H", "W"),
+        help="of source and target images, in pixels (default: 512 512)",
     )  # fmt: skip
-    p.add_argument("--method", action="append", help="repeatable (default: every method)")
-    p.add_argument("--backbone", default="resnet18", help="see fastuda.train --model")
-    p.add_argument("--crop", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
-    p.add_argument("--batch-size", type=int, default=1)
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    p.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--threads", type=int, default=0, help="torch threads (0: as they are)")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method")
-    p.add_argument("--workers", type=int, default=0, help="loader processes of either side")
-    p.add_argument("--budget", type=float, default=math.inf, help="seconds for all methods")
-    p.add_argument("--csv", type=Path, help="append the rows to this file")
+    p.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="source and target images each (default: 1)"
+    )
+    p.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16",
+        help="bfloat16 by autocast, or float32 throughout (default: bfloat16)",
+    )  # fmt: skip
+    p.add_argument(
+        "--steps", type=int, default=3, metavar="N", help="timed steps, after three that are not (default: 3)"
+    )
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    p.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="torch threads (default: 0, as they are)"
+    )
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of the methods, e.g. contrast=false (repeatable)",
+    )  # fmt: skip
+    p.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="loader processes of either side (default: 0)"
+    )
+    p.add_argument(
+        "--budget", type=float, default=math.inf, metavar="S",
+        help="seconds for all methods; what is left then has no row (default: no end)",
+    )  # fmt: skip
+    p.add_argument("--csv", type=Path, metavar="FILE", help="put the rows behind those of this file")
     p.add_argument("--worker", help=argparse.SUPPRESS)
-    args = p.parse_args()
+    return p
+
+
+def main() -> int:
+    """Parse the command line, measure, print and write."""
+    args = build_parser().parse_args()
     if args.worker:
         print("RESULT " + json.dumps(work(json.loads(args.worker))))
-        return
-    settings = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in args.set)}
+        return 0
+    at_least(args, batch_size=1, steps=1, threads=0, workers=0, budget=0)
     every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    jobs = [
+        {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,
+         "dtype": args.dtype, "steps": args.steps, "device": args.device, "threads": args.threads,
+         "settings": parse_overrides(args.set), "workers": args.workers}
+        for name in args.method or every
+    ]  # fmt: skip
+    for job in jobs:  # before any is measured
+        config_of(job, Path())
+    check_device(args.device)
+    if args.csv:
+        check_rows(args.csv, COLUMNS)
     deadline = time.monotonic() + args.budget
     failed = []
-    with tempfile.TemporaryDirectory() as root:
-        for name in args.method or every:
+    with tempfile.TemporaryDirectory() as root, tqdm(jobs, unit="method", disable=None) as bar:
+        for job in bar:
             left = deadline - time.monotonic()
             if left <= 0:
-                failed.append(f"{name}: no time was left")
+                failed.append(f"{job['method']}: no time was left")
                 continue
-            job = {"method": name, "backbone": args.backbone, "crop": list(args.crop),
-                   "batch": args.batch_size, "dtype": args.dtype, "steps": args.steps,
-                   "device": args.device, "threads": args.threads, "settings": settings,
-                   "workers": args.workers, "root": root}  # fmt: skip
             try:
-                row = compare(job, left)
+                row = compare(job | {"root": root}, left)
             except Failed as reason:
                 failed.append(str(reason))
-                print(reason, flush=True)
+                say(str(reason))
                 continue
-            print(told(row), flush=True)
+            say(told(row))
             if args.csv:
-                append(args.csv, row)
+                append_rows(args.csv, COLUMNS, [row])
     if args.csv and args.csv.resolve().parent == HERE / "results":
         table.write()
     if failed:
-        raise SystemExit("\n".join(["there is no row for", *failed]))
-
-
-def append(path: Path, row: dict[str, object]) -> None:
-    """Write a row behind the others."""
-    new = not path.exists()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        raise UserError("\n".join(["there is no row for", *failed]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

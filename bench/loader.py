@@ -1,7 +1,5 @@
 """Images per second of the loaders on large street photos, against the decoder alone.
 
-    python -m bench.loader --photo PHOTO [--csv FILE]
-
 Copies of one photo, shifted a little, are written as 2048 x 1024 JPEG and PNG with palette labels. Measured:
 the decoder alone on one core (the floor), the torch and the DALI loader with the same number of processes,
 and both on the copies that ``python -m fastuda.data cache`` makes. Every figure is the median of three runs
@@ -17,7 +15,6 @@ import csv
 import dataclasses
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,20 +22,29 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from fastuda import distributed
+from bench.run import at_least, say
+from fastuda import cli, distributed
 from fastuda.config import resolve
 from fastuda.data.cache import CacheSettings, build_cache
 from fastuda.data.config import DataConfig
 from fastuda.data.dali_loader import DaliLoader, available
+from fastuda.data.decode import open_rgb
 from fastuda.data.domains import Domain, open_domain
 from fastuda.data.torch_loader import TorchLoader
+from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 from fastuda.settings import plain
 from fastuda.trainer import Trainer
 
 SIZE = (2048, 1024)
 RUNS = 3
+ROWS = {False: 7, True: 12}
+"""Rows without DALI and with it."""
+EXAMPLES = """\
+  python -m bench.loader --photo street.jpg --csv loader.csv
+  python -m bench.loader --workers 0 --count 8 --batches 2    # a quick look"""
 COLUMNS = ("file", "crop", "loader", "images_per_s", "wait_s", "step_s")
 
 
@@ -138,32 +144,46 @@ def told(row: Row) -> str:
     return f"{file:22} {crop or '':5}  {name:15} {rate:8.1f} images/s{waits}"
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = cli.parser("bench.loader", __doc__ or "", EXAMPLES)
+    p.add_argument(
+        "--photo", type=Path, metavar="FILE", help="a street photo (default: noise with structure)"
+    )
+    p.add_argument("--workers", type=int, default=2, metavar="N", help="loader processes (default: 2)")
+    p.add_argument("--count", type=int, default=24, metavar="N", help="files of each kind (default: 24)")
+    p.add_argument(
+        "--batches", type=int, default=8, metavar="N", help="batches of 2 + 2 images per run (default: 8)"
+    )
+    p.add_argument("--csv", type=Path, metavar="FILE", help="write the rows here, in place of what it holds")
+    return p
+
+
 def main() -> int:
     """Parse, measure, print and write."""
-    p = argparse.ArgumentParser(prog="python -m bench.loader", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--photo", type=Path, help="a street photo (default: noise with structure)")
-    p.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
-    p.add_argument("--count", type=int, default=24, help="files of each kind (default: 24)")
-    p.add_argument("--batches", type=int, default=8, help="batches of 2 + 2 images per run (default: 8)")
-    p.add_argument("--csv", type=Path, help="write the rows here")
-    args = p.parse_args()
+    args = build_parser().parse_args()
+    at_least(args, workers=0, count=1, batches=1)
     if args.photo:
-        photo = Image.open(args.photo)
+        photo = open_rgb(args.photo)
     else:
         noise = np.random.default_rng(0).integers(0, 256, (256, 512, 3), dtype=np.uint8)
         photo = Image.fromarray(noise)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         table = None
         if args.csv:
-            args.csv.parent.mkdir(parents=True, exist_ok=True)
-            table = csv.writer(stack.enter_context(open(args.csv, "w", newline="", buffering=1)))
-            table.writerow(COLUMNS)
-        for row in measure(Path(folder), photo, args.workers, args.count, args.batches):
-            print(told(row), flush=True)
+            try:
+                args.csv.parent.mkdir(parents=True, exist_ok=True)
+                table = csv.writer(stack.enter_context(open(args.csv, "w", newline="", buffering=1)))
+                table.writerow(COLUMNS)
+            except OSError as error:
+                raise UserError(f"cannot write {args.csv}: {error.strerror}") from error
+        rows = measure(Path(folder), photo, args.workers, args.count, args.batches)
+        for row in tqdm(rows, total=ROWS[available()], unit="row", disable=None):
+            say(told(row))
             if table:
                 table.writerow(row)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

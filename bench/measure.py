@@ -295,7 +295,9 @@ def serve() -> None:
 
 def main() -> None:
     """Entry of a process that measures."""
-    if sys.argv[1] == "--serve":
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print(f"{__doc__}\nbench.run starts it; it is no command for the hand.")
+    elif sys.argv[1] == "--serve":
         serve()
     else:
         print("RESULT " + json.dumps(answer(json.loads(sys.argv[1]))))

@@ -1,17 +1,26 @@
-"""Time and extra memory against N from the results of ``python -m bench.run --sweep``."""
+"""Draw time and extra memory against N, of the machine measured last, from the rows of bench.run --sweep, as
+bench/results/scaling.png, and put it into bench/README.md."""
 
 from __future__ import annotations
 
-import matplotlib
-
 from bench import table
 from bench.registry import SWEEP
+from fastuda import cli
+from fastuda.data.files import written
+from fastuda.errors import UserError
 
-matplotlib.use("Agg")
+EXAMPLES = """\
+  python -m bench.run --sweep && python -m bench.plot"""
 
 
-def main() -> None:
-    """Draw ``bench/results/scaling.png``, of the machine measured last, and put it into the README."""
+def main() -> int:
+    """Draw and write."""
+    cli.parser("bench.plot", __doc__ or "", EXAMPLES).parse_args()
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError(f"the plot needs matplotlib ({error}): pip install matplotlib") from error
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     sizes = {(c.op, c.mode, c.dtype, c.shape): c.pixels for c in SWEEP}
@@ -19,7 +28,7 @@ def main() -> None:
     keyed = (((r["op"], r["mode"], r["dtype"], r["shape"]), r) for r in table.load() if not r["note"])
     rows = [(sizes[key], row) for key, row in keyed if key in sizes]
     if not rows:
-        raise SystemExit("bench/results holds no sweep yet: run `python -m bench.run --sweep` first")
+        raise UserError("bench/results holds no sweep yet: run python -m bench.run --sweep first")
     latest = max((row for _, row in rows), key=lambda row: row["date"])["machine"]
     figure, axes = plt.subplots(2, len(ops), figsize=(5 * len(ops), 7), squeeze=False)
     for column, op in enumerate(ops):
@@ -39,9 +48,13 @@ def main() -> None:
         axes[0][column].legend()
     figure.suptitle(latest)
     figure.tight_layout()
-    figure.savefig(table.HERE / "results" / "scaling.png", dpi=90)
+    path = table.HERE / "results" / "scaling.png"
+    with written(path) as draft:
+        figure.savefig(draft, dpi=90, format="png")
     table.write()
+    print(f"wrote {path} and {table.HERE / 'README.md'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""``python -m bench.run``: measure ops and providers, write a CSV, and generate the table of the README.
+"""Measure ops and providers, write a CSV, and generate the table of bench/README.md.
 
 On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator
 tells the peak of one measurement, so that one process takes them all, and another one goes on where it ended.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import errno
 import json
 import math
 import os
@@ -25,17 +26,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from bench import table
 from bench.providers import PROVIDERS
 from bench.registry import CASES, SWEEP, Case
+from fastuda import cli
+from fastuda.errors import UserError, nearest
 
 HERE = Path(__file__).resolve().parent
+EXAMPLES = """\
+  python -m bench.run                                     every op and provider
+  python -m bench.run --op cycle_match --provider fastuda --provider reference --csv match.csv
+  python -m bench.run --op spatial_aggregate --pixels 8464 --dtype bfloat16 --threads 2
+  python -m bench.run --sweep && python -m bench.plot     time and memory against N
+  python -m bench.run --device cuda --timeout 100 --budget 440
+
+Where a CSV is there already, rows are put behind its own."""
 
 
 GPU_FIRST = [
@@ -120,6 +133,12 @@ class Server:
         self.process = None
 
 
+def say(line: str) -> None:
+    """Print a line above the progress bar, at once."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
 def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
     """The answer of one measurement."""
     job = {"case": asdict(case), "provider": provider, "device": args.device, "repeats": args.repeats,
@@ -180,14 +199,14 @@ def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     """The rates that the machine reaches, as rows."""
     found = child(CASES[0], "ceilings", args)
     if "failed" in found:
-        print(f"the machine's ceilings: {found['failed']}", flush=True)
+        say(f"the machine's ceilings: {found['failed']}")
     rows = [
         {**row, **{key: round(row[key], 2) for key in ("p20", "p50", "p80")}, "provider": "torch", "mode": "",
          **place_of(args)}
         for row in found.get("ceilings", [])
     ]  # fmt: skip
     for row in rows:
-        print(f"{row['op']} {row['dtype']} {row['shape']}: {row['note']}", flush=True)
+        say(f"{row['op']} {row['dtype']} {row['shape']}: {row['note']}")
     return rows
 
 
@@ -197,6 +216,7 @@ def measure(
     args: argparse.Namespace,
     append: Callable[[list[dict[str, object]]], None],
     known: dict[Case, tuple[float, float]],
+    bar: tqdm,
 ) -> None:
     """Measure the floor and some providers of a case. ``known``: floors and the reference's times so far."""
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
@@ -206,7 +226,7 @@ def measure(
         found = child(case, "floor", args)
         floor = found.get("floor", 0.0)
         if not floor:
-            print(f"{title}: no floor, {found.get('failed')}", flush=True)
+            say(f"{title}: no floor, {found.get('failed')}")
     place = place_of(args)
     digits = 4 if args.device == "cuda" else 2
     for provider in providers:
@@ -214,10 +234,11 @@ def measure(
             break
         name = f"{title} {provider}"
         answer = child(case, provider, args)
+        bar.update()
         if "skipped" in answer:
             continue
         if "failed" in answer:
-            print(f"{name}: {answer['failed']}", flush=True)
+            say(f"{name}: {answer['failed']}")
             append([{**common, "provider": provider, "note": answer["failed"], **place}])
             continue
         if provider == "reference":
@@ -228,10 +249,9 @@ def measure(
                "to_reference": round(answer["p50"] / reference, 3) if reference else "",
                "error": f"{answer['error']:.1e}", "note": "", **place}  # fmt: skip
         append([row])
-        print(
+        say(
             f"{name}: {row['p50']} ms, {row['to_floor']} of floor, {row['to_reference']} of reference,"
-            f" {row['extra_mib']} MiB",
-            flush=True,
+            f" {row['extra_mib']} MiB"
         )
     known[case] = floor, reference
 
@@ -252,58 +272,150 @@ def chosen(args: argparse.Namespace) -> list[Case]:
     ]
 
 
-def main() -> None:
-    """Parse the command line, measure, write."""
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("--op", action="append", help="only this op (repeatable)")
-    parser.add_argument("--mode", choices=("fwd", "fwd+bwd"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--pixels", type=int)
-    parser.add_argument("--provider", action="append", choices=list(PROVIDERS))
-    parser.add_argument("--sweep", action="store_true", help="the sizes of the plot instead of the table's")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: as they are)")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--timeout", type=int, default=900, help="seconds for one measurement")
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for all of them")
-    parser.add_argument(
-        "--csv", type=Path, help="where to append (default: bench/results/<machine>_<date>.csv)"
+def check_rows(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a CSV that rows cannot be put behind, before hours are spent on them.
+
+    Raises:
+        UserError: it cannot be written, or has other columns.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if os.access(path.parent, os.W_OK):
+                return
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not path.is_file():
+            raise UserError(f"cannot write {path}: it is no file")
+        with path.open("r+", newline="") as stream:
+            found = next(csv.reader(stream), None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    if found is not None and tuple(found) != tuple(columns):
+        raise UserError(f"{path} has other columns than this bench; choose another --csv")
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Put rows behind those of a CSV.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        fresh = not path.exists() or not path.stat().st_size
+        with path.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, columns)
+            if fresh:
+                writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        UserError: torch finds none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
+
+
+def at_least(args: argparse.Namespace, **least: float) -> None:
+    """Refuse numbers that are too small.
+
+    Raises:
+        UserError: one is, or is no number; the flag is named.
+    """
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if not value >= bound:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = cli.parser("bench.run", __doc__ or "", EXAMPLES)
+    p.add_argument("--op", action="append", metavar="OP", help="only this op (repeatable)")
+    p.add_argument(
+        "--mode", choices=("fwd", "fwd+bwd"), help="only the forward pass, or only both (default: either)"
     )
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is available")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="only inputs of it (default: either)")
+    p.add_argument(
+        "--pixels", type=int, metavar="N",
+        help="only cases of this size: pixels of a feature map (8464: of a crop of 730), width of an image",
+    )  # fmt: skip
+    p.add_argument(
+        "--provider", action="append", choices=list(PROVIDERS), metavar="NAME",
+        help=f"only this one (repeatable): {', '.join(PROVIDERS)}",
+    )  # fmt: skip
+    p.add_argument("--sweep", action="store_true", help="the sizes of the plot instead of the table's")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    p.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="torch threads (default: 0, as they are)"
+    )
+    p.add_argument(
+        "--repeats", type=int, default=5, metavar="N",
+        help="timed runs, of which the median is taken; on a GPU at least so many (default: 5)",
+    )  # fmt: skip
+    p.add_argument(
+        "--timeout", type=int, default=900, metavar="S", help="seconds for one measurement (default: 900)"
+    )
+    p.add_argument(
+        "--budget", type=float, default=math.inf, metavar="S",
+        help="seconds for all of them; what is left then has no row (default: no end)",
+    )  # fmt: skip
+    p.add_argument(
+        "--csv", type=Path, metavar="FILE",
+        help="where to put the rows (default: bench/results/<machine>_<date>.csv)",
+    )  # fmt: skip
+    return p
+
+
+def main() -> int:
+    """Parse the command line, measure, write."""
+    args = build_parser().parse_args()
+    at_least(args, threads=0, repeats=1, timeout=1, budget=0)
+    ops = dict.fromkeys(case.op for case in (*CASES, *SWEEP))
+    for op in args.op or ():
+        if op not in ops:
+            raise UserError(f"the bench has no op {op!r}{nearest(op, ops)}")
+    check_device(args.device)
+    cases = chosen(args)
+    if not cases:
+        sizes = sorted({case.pixels for case in (SWEEP if args.sweep else CASES)})
+        raise UserError(
+            "no case is of all that was asked for by --op, --mode, --dtype and --pixels; there are sizes of "
+            + ", ".join(map(str, sizes))
+        )
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or torch.get_num_threads()))
     args.deadline = time.monotonic() + args.budget
     args.server = Server()
     name = re.sub("[^a-z0-9]+", "-", machine(args.device).lower()).strip("-")
     path = args.csv or HERE / "results" / f"{name}_{datetime.date.today().isoformat()}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def append(rows: list[dict[str, object]]) -> None:
-        fresh = not path.exists()
-        with path.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, table.COLUMNS)
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
-
-    if not (args.op or args.sweep or args.provider):
-        append(ceiling_rows(args))
+    check_rows(path, table.COLUMNS)
+    append = partial(append_rows, path, table.COLUMNS)
     # torch.compile takes most of a GPU's time, and each case is worth a row without it first
     names = sorted(args.provider or PROVIDERS, key=lambda name: name != "reference")
     late = [name for name in names if name == "compile" and args.device == "cuda"]
-    cases = chosen(args)
     known: dict[Case, tuple[float, float]] = {}
-    for providers in ([name for name in names if name not in late], late):
-        for number, case in enumerate(cases):
-            if providers and time.monotonic() > args.deadline:
-                print(f"time is over: {len(cases) - number} cases left without {', '.join(providers)}")
-                break
-            measure(case, providers, args, append, known)
-    args.server.close()
+    try:
+        # a bar only on a terminal: elsewhere the lines tell how far it is
+        with tqdm(total=len(cases) * len(names), unit="measurement", disable=None) as bar:
+            if not (args.op or args.sweep or args.provider):
+                append(ceiling_rows(args))
+            for providers in ([name for name in names if name not in late], late):
+                for number, case in enumerate(cases):
+                    if providers and time.monotonic() > args.deadline:
+                        say(f"time is over: {len(cases) - number} cases left without {', '.join(providers)}")
+                        break
+                    measure(case, providers, args, append, known, bar)
+    finally:
+        args.server.close()
     table.write()
     print(f"wrote {path} and {HERE / 'README.md'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""The README of the bench, generated from ``bench/results``: ``python -m bench.table``."""
+"""Write bench/README.md from the CSV files in bench/results, as bench.run does when it ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import csv
 from pathlib import Path
 
 from bench.registry import CASES, SWEEP
+from fastuda import cli
+from fastuda.data.files import written
 
+EXAMPLES = """\
+  python -m bench.table    # after rows were added to bench/results by hand"""
 HERE = Path(__file__).resolve().parent
 COLUMNS = (
     *("op", "provider", "mode", "dtype", "shape", "p20", "p50", "p80", "extra_mib", "floor_ms", "to_floor"),
@@ -172,15 +176,29 @@ def reason(row: dict[str, str]) -> str:
 
 
 def write() -> None:
-    """Write bench/README.md."""
+    """Write bench/README.md.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     rows = load()
     plot = (
         "\n![time and memory against N](results/scaling.png)\n"
         if (HERE / "results" / "scaling.png").exists()
         else ""
     )
-    (HERE / "README.md").write_text(HEAD + plot + steps() + section("cpu", rows) + section("cuda", rows))
+    text = HEAD + plot + steps() + section("cpu", rows) + section("cuda", rows)
+    with written(HERE / "README.md") as draft:
+        draft.write_text(text)
+
+
+def main() -> int:
+    """Write and say where."""
+    cli.parser("bench.table", __doc__ or "", EXAMPLES).parse_args()
+    write()
+    print(f"wrote {HERE / 'README.md'}")
+    return 0
 
 
 if __name__ == "__main__":
-    write()
+    cli.run(main)

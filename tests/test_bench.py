@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import importlib
 import math
+import re
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import fastuda.ops as F
 from bench import end_to_end, loader, measure, published, table
 from bench.providers import PROVIDERS, CannotExpress
 from bench.registry import CASES, Case
+from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
 
@@ -129,3 +132,54 @@ def test_a_step_waits_for_its_batch(scenes_root):
     wait, step = loader.data_wait("torch", f"gta5:{scenes_root / 'scenes' / 'gta5'}", config, 2)
     assert 0 < wait < step
     assert "a step waits 0.010 s of 0.500 s" in loader.told(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
+
+
+def command(monkeypatch, capsys, name, *words):
+    """Exit code, output and errors of ``python -m bench.<name>`` in this process."""
+    module = importlib.import_module(f"bench.{name}")
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(module.main)
+    said = capsys.readouterr()
+    return stop.value.code, said.out, said.err
+
+
+@pytest.mark.parametrize("name", ["run", "end_to_end", "loader", "plot", "table"])
+def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
+    readme = (table.HERE / "README.md").stat().st_mtime_ns
+    code, text, _ = command(monkeypatch, capsys, name, "--help")
+    assert code == 0 and f"python -m bench.{name}" in text.partition("\nexamples:\n")[2]
+    options = text.partition("\noptions:\n")[2].partition("\nexamples:\n")[0]
+    told = re.findall(r"^  (--[\w-]+)[^\n]*?(?:  +|\n {10,})\S", options, re.MULTILINE)
+    assert told == re.findall(r"^  (--[\w-]+)", options, re.MULTILINE)
+    assert (table.HERE / "README.md").stat().st_mtime_ns == readme
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run --op cycle_mtch", "the bench has no op 'cycle_mtch'; did you mean cycle_match?"),
+        ("run --op cycle_match --pixels 5", "no case is of all that was asked for"),
+        ("run --repeats 0", "--repeats is 0; it must be at least 1"),
+        ("run --threads -1", "--threads is -1; it must be at least 0"),
+        ("run --budget nan", "--budget is nan; it must be at least 0"),
+        ("run --csv FILE/x.csv", "cannot write FILE/x.csv: "),
+        ("run --csv FILE", "FILE has other columns than this bench; choose another --csv"),
+        ("run --csv .", "cannot write .: it is no file"),
+        ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
+        ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),
+        ("end_to_end --method plca --set alhpa=1", "unknown setting 'method.alhpa'"),
+        ("end_to_end --steps 0", "--steps is 0; it must be at least 1"),
+        ("end_to_end --csv FILE", "FILE has other columns than this bench; choose another --csv"),
+        ("loader --photo FILE", "FILE cannot be read: no image that Pillow knows"),
+        ("loader --photo nowhere.jpg", "nowhere.jpg cannot be read: it is not there any more"),
+        ("loader --csv FILE/x.csv", "cannot write FILE/x.csv: "),
+        ("loader --count 0", "--count is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(words, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("a,b\n")
+    code, out, err = command(monkeypatch, capsys, *words.split())
+    assert code == 2 and out == "" and err.startswith(f"error: {message}") and err.count("\n") == 1, err
+    assert (tmp_path / "FILE").read_text() == "a,b\n"

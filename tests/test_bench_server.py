@@ -11,6 +11,7 @@ import pytest
 
 from bench import end_to_end, run, table
 from bench.registry import CASES, Case
+from fastuda.errors import UserError
 
 SMALL = Case("contrast_softmax", "fwd", "float32", 64, 64)
 
@@ -78,5 +79,5 @@ def test_a_method_whose_published_side_fails_has_a_row(tmp_path, monkeypatch, ca
     monkeypatch.setattr(table, "HERE", tmp_path)
     assert "| failed |" in table.steps()
     answers["fused"] = {"failed": "ended with 1"}
-    with pytest.raises(SystemExit, match="no row for"):
+    with pytest.raises(UserError, match="no row for"):
         end_to_end.main()
