@@ -45,8 +45,8 @@ def extension() -> dict:
     module = CppExtension(
         "fastuda._C",
         sources,
-        # said again by python -m fastuda.env
-        extra_compile_args=[*FLAGS, f'-DFASTUDA_FLAGS="{" ".join(FLAGS)}"'],
+        # FLAGS are said again by python -m fastuda.env; -g, of Python's own build, is nine tenths of the file
+        extra_compile_args=[*FLAGS, "-g0", f'-DFASTUDA_FLAGS="{" ".join(FLAGS)}"'],
         extra_link_args=["-fopenmp"],
         optional=BUILD == "auto",
     )
