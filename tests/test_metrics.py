@@ -11,9 +11,9 @@ from torch.nn import functional as nnf
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
-from fastuda.data.labels import CITYSCAPES_ROWS
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS
 from fastuda.data.torch_loader import eval_loader
-from fastuda.metrics import Scores, ccd_table, class_centre_distance
+from fastuda.metrics import Scores, ccd_table, class_centre_distance, table
 from fastuda.saved import load_run
 from tests.program import TINY, fastuda
 
@@ -32,6 +32,43 @@ def literal_ccd(features: torch.Tensor, labels: torch.Tensor, classes: int) -> l
             total += within / ((centre[i] - centre[j]) ** 2).sum().item()
         out.append(total / len(others) if i in centre and others else float("nan"))
     return out
+
+
+def test_iou_is_hits_over_the_union_of_label_and_prediction():
+    """Counted from sets of pixels; classes 0 to 4: common, common, only predicted, only labelled, neither."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.tensor([0, 1, 3])[torch.randint(0, 3, (400,), generator=generator)]
+    predicted = torch.tensor([0, 0, 0, 1, 2])[torch.randint(0, 5, (400,), generator=generator)]
+    confusion = torch.zeros(5, 5, dtype=torch.int64)
+    confusion.index_put_((label, predicted), torch.ones(400, dtype=torch.int64), accumulate=True)
+    wanted = []
+    for c in range(5):
+        there, found = (set(torch.nonzero(x == c).flatten().tolist()) for x in (label, predicted))
+        wanted.append(100 * len(there & found) / len(there | found) if there | found else float("nan"))
+    assert len({*wanted[:2], 0.0}) == 3 and wanted[2:4] == [0, 0]
+    scores = Scores.of(confusion, ("a", "b", "c", "d", "e"))
+    assert scores.iou == pytest.approx(wanted, nan_ok=True)
+    assert scores.protocols() == {"mIoU5": pytest.approx(sum(wanted[:4]) / 4)}
+    assert scores.as_dict()["iou"]["e"] is None
+
+
+def test_protocols_are_means_over_the_published_classes():
+    """SYNTHIA's 16 of the 19 lack terrain, truck and train, the 13 also wall, fence and pole."""
+    iou = [float(2**k % 97) for k in range(19)]
+    lack = {"terrain", "truck", "train"}
+    means = Scores(CITYSCAPES.names, tuple(iou)).protocols()
+    assert means["mIoU19"] == pytest.approx(sum(iou) / 19)
+    for name, without in (("mIoU16", lack), ("mIoU13", lack | {"wall", "fence", "pole"})):
+        kept = [v for n, v in zip(CITYSCAPES.names, iou, strict=True) if n not in without]
+        assert means[name] == pytest.approx(sum(kept) / len(kept)) and len(kept) == int(name[4:])
+
+
+def test_the_table_has_the_gain_of_the_second_run_over_the_first():
+    runs = {"one": Scores(("a", "b"), (10.0, float("nan"))), "two": Scores(("a", "b"), (12.5, 3.0))}
+    rows = {line.split()[0]: line.split()[1:] for line in table(runs).splitlines()}
+    assert rows["class"] == ["one", "two", "gain"]
+    assert rows["a"] == ["10.0", "12.5", "+2.5"] and rows["b"] == ["-", "3.0", "-"]
+    assert rows["mIoU2"] == ["10.0", "7.8", "-2.2"]
 
 
 def test_class_centre_distance_is_the_published_formula():

@@ -11,7 +11,7 @@ import fastuda.ops as F
 from fastuda import augment
 from fastuda.errors import UserError
 from fastuda.methods import get_method
-from fastuda.methods.sepico import balanced_crops, downsample_labels
+from fastuda.methods.sepico import balanced_crops, cut, downsample_labels
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.ema import EMATeacher
 from fastuda.ops import PrototypeBank
@@ -229,6 +229,13 @@ def test_balanced_crops_show_many_classes():
         assert len(crop.unique()) == 6 and crop.flatten().bincount().max() < 75
     with pytest.raises(ValueError, match="does not fit"):
         balanced_crops(labels, (50, 10), 5, 6)
+
+
+def test_windows_are_cut_at_their_own_rows_and_columns():
+    images = torch.arange(2 * 3 * 20 * 30).view(2, 3, 20, 30)
+    found = cut(images, torch.tensor([[2, 11], [7, 0]]), (5, 8))
+    assert torch.equal(found[0], images[0, :, 2:7, 11:19])
+    assert torch.equal(found[1], images[1, :, 7:12, 0:8])
 
 
 def test_the_best_of_the_published_candidates_is_taken():
