@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastuda.errors import UserError
@@ -17,14 +18,29 @@ if TYPE_CHECKING:
     from fastuda.inference import Inference
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses a word in one line, as everything else is refused."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
 def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser whose help ends with examples."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def a_path(text: str) -> Path:
+    """The type of a flag that takes a path; an empty word, as of a variable that is not set, is none, where
+    ``Path`` takes it for the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def inference_flags(p: argparse.ArgumentParser) -> None:
@@ -50,9 +66,12 @@ def inference(args: argparse.Namespace) -> Inference:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command line: a :class:`UserError` becomes one clear message and exit code 2."""
+    """Run a command line: a :class:`UserError`, or what the system refuses, becomes one clear message and
+    exit code 2."""
     try:
         code = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk says so here, and not while the interpreter ends
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -60,12 +79,22 @@ def run(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        # the reader of our output went away; keep the interpreter from complaining at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader went away
         code = 1
+    except OSError as error:
+        if error.filename is None:
+            _drop_output()
+        print(f"error: {error.filename or 'the output'}: {error.strerror or error}", file=sys.stderr)
+        code = 2
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         leave(code)
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from writing at its end what could not be written."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(code: int) -> NoReturn:

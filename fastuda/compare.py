@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastuda.checkpoint import write_atomic
-from fastuda.cli import parser, run
+from fastuda.cli import a_path, parser, run
 from fastuda.compare_page import page, plot
 from fastuda.data.domains import short_name
 from fastuda.errors import UserError
@@ -124,8 +124,8 @@ def write(groups: list[Group], out: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.compare", __doc__ or "", EXAMPLES)
-    p.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
-    p.add_argument("--out", type=Path, help="write comparison.csv, .md, .html and .svg into this folder")
+    p.add_argument("runs", type=a_path, nargs="+", help="run folders, or folders of them")
+    p.add_argument("--out", type=a_path, help="write comparison.csv, .md, .html and .svg into this folder")
     p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
     return p

@@ -7,9 +7,8 @@ import csv
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
-from fastuda.cli import inference, inference_flags, parser, run
+from fastuda.cli import a_path, inference, inference_flags, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -27,7 +26,7 @@ A target that lacks some of the run's classes is scored on the others: 13 of 19 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
-    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
+    p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
     p.add_argument("--target", help="domain to score on (default: the run's target)")
     p.add_argument("--split", help="its split (default: the run's data.eval_split)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="score these classes only (default: all)")
@@ -36,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument("--pictures", type=int, default=0, help="pictures to leave in RUN/preds_<split>")
     p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
-    p.add_argument("--csv", type=Path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
+    p.add_argument("--csv", type=a_path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")

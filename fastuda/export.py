@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from fastuda.cli import parser, run
+from fastuda.cli import a_path, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -24,9 +23,9 @@ too much. examples/segment_with_onnx.py uses such a file."""
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.export", __doc__ or "", EXAMPLES)
-    p.add_argument("run", type=Path, help="run folder with config.yaml and model.safetensors")
+    p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
     p.add_argument("--format", choices=["onnx", "torch", "safetensors"], help="default: by the name of --out")
-    p.add_argument("--out", type=Path, required=True, help="file to write")
+    p.add_argument("--out", type=a_path, required=True, help="file to write")
     p.add_argument("--json", action="store_true", help="print what was written as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method settings, dotted")

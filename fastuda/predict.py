@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+import os
 
-from fastuda.cli import inference, inference_flags, parser, run
+from fastuda.cli import a_path, inference, inference_flags, parser, run
 
 EXAMPLES = """\
   python -m fastuda.predict runs/plca photo.jpg --out predictions
@@ -25,9 +25,11 @@ Exit code 0: all were labelled, 1: some could not be read and are named, 2: noth
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.predict", __doc__ or "", EXAMPLES)
-    p.add_argument("run", type=Path, help="run folder, or exported .safetensors file")
-    p.add_argument("images", nargs="+", help="images, videos, folders of them; and key=value of method.*")
-    p.add_argument("--out", type=Path, required=True, help="folder for labels/, color/ and overlay/")
+    p.add_argument("run", type=a_path, help="run folder, or exported .safetensors file")
+    p.add_argument(
+        "images", nargs="+", type=a_path, help="images, videos, folders of them; and key=value of method.*"
+    )
+    p.add_argument("--out", type=a_path, required=True, help="folder for labels/, color/ and overlay/")
     p.add_argument(
         "--save", nargs="+", choices=["labels", "color", "overlay", "probabilities"],
         default=["labels", "color", "overlay"],
@@ -53,12 +55,13 @@ def main() -> int:
     from fastuda.saved import load_run, override
 
     setup_logging(quiet=True)
-    settings = [word for word in args.images if "=" in word and not Path(word).exists()]
-    files = find_files([Path(word) for word in args.images if word not in settings], args.out)
+    # not path.exists(), which refuses a long list of numbers as a file name
+    settings = [path for path in args.images if "=" in str(path) and not os.path.exists(path)]
+    files = find_files([path for path in args.images if path not in settings], args.out)
     how = inference(args)
     device = distributed.start(args.device).device
     config, method, classes = load_run(args.run, device)
-    config = override(config, method, settings)
+    config = override(config, method, [str(setting) for setting in settings])
     size = tuple(args.size) if args.size else config.data.eval_size
     predictor = Predictor(method, classes, device, size, how, config.data.resampling)
     done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastuda.cli import parser, run
+from fastuda.cli import a_path, parser, run
 from fastuda.errors import UserError
 from fastuda.train import FLAGS, bare_amp
 
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
     p.add_argument("--config", metavar="FILE|NAME", help="YAML file, or one that is shipped")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    p.add_argument("--trace", type=Path, metavar="FILE", help="leave a Chrome trace of one method")
+    p.add_argument("--trace", type=a_path, metavar="FILE", help="leave a Chrome trace of one method")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train, dotted")
     return p
 

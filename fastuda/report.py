@@ -8,7 +8,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from fastuda.cli import parser, run
+from fastuda.cli import a_path, parser, run
 
 EXAMPLES = """\
   python -m fastuda.report runs/plca       # writes runs/plca/report.html again
@@ -76,7 +76,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.report", __doc__ or "", EXAMPLES)
-    p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    p.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="folder of a finished run")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return p

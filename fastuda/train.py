@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from fastuda.cli import parser, run
+from fastuda.cli import a_path, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -62,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", type=int, nargs="+", metavar="N",
         help="a run per seed (and per method of --method a,b) into folders under --out, then a comparison",
     )  # fmt: skip
-    p.add_argument("--out", type=Path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
+    p.add_argument("--out", type=a_path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
         "--resume", metavar="auto|PATH", help="go on from --out's checkpoint, or from a checkpoint file"
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from fastuda import __version__
 from fastuda.__main__ import COMMANDS
-from tests.program import ROOT, TINY, curves, fastuda, in_a_process
+from tests.program import ROOT, TINY, command, curves, environment, fastuda, in_a_process
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,35 @@ def test_bad_input_gives_one_clear_line(args, message, scenes_root, tmp_path, ca
 def test_a_traceback_never_shows_and_the_exit_code_is_two(tmp_path):
     done = in_a_process("train", "--method", "pcla")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("train", ["--crop", "64"], "argument --crop: expected 2 arguments"),
+        ("train", ["--steps", "1e3"], "argument --steps: invalid int value: '1e3'"),
+        ("train", ["--stepz", "1"], "unrecognized arguments: --stepz"),
+        ("train", ["--out", ""], "argument --out: the path is empty"),
+        ("evaluate", [], "the following arguments are required: run"),
+        ("evaluate", [""], "argument run: the path is empty"),
+        ("predict", ["run", "", "--out", "x"], "argument images: the path is empty"),
+        ("compare", ["--jsno", "."], "unrecognized arguments: --jsno"),
+        ("data", ["check"], "the following arguments are required"),
+    ],
+)
+def test_a_word_that_is_refused_is_one_line(name, args, message):
+    done = fastuda("__main__", name, *args)
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr, done.stderr
+    assert done.stderr.endswith("; see --help\n") and len(done.stderr.splitlines()) == 1
+
+
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("train", "--list-configs"), env=environment(), stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 2 and done.stderr == b"error: the output: No space left on device\n"
 
 
 def test_an_existing_run_folder_is_left_alone(run, scenes_root):
