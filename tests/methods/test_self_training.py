@@ -231,6 +231,17 @@ def test_balanced_crops_show_many_classes():
         balanced_crops(labels, (50, 10), 5, 6)
 
 
+def test_a_crop_with_one_class_on_three_quarters_is_not_taken():
+    """Though it scores more: of two windows the left one has three classes, one of them on 76 %."""
+    labels = torch.zeros(1, 10, 11, dtype=torch.int64)
+    labels[0, :, 8:] = 2
+    labels[0, :4, 0] = 1
+    left, right = (labels[0, :, x : x + 10].flatten().bincount(minlength=3) for x in (0, 1))
+    assert left.tolist() == [76, 4, 20] and right.tolist() == [70, 0, 30]
+    assert left.log().sum() > right.clamp(min=1).log().sum()
+    assert balanced_crops(labels, (10, 10), 50, 3).tolist() == [[0, 1]]
+
+
 def test_windows_are_cut_at_their_own_rows_and_columns():
     images = torch.arange(2 * 3 * 20 * 30).view(2, 3, 20, 30)
     found = cut(images, torch.tensor([[2, 11], [7, 0]]), (5, 8))
