@@ -245,7 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget", type=float, default=math.inf, metavar="S",
         help="seconds for all methods; what is left then has no row (default: no end)",
     )  # fmt: skip
-    p.add_argument("--csv", type=Path, metavar="FILE", help="put the rows behind those of this file")
+    p.add_argument("--csv", type=cli.a_path, metavar="FILE", help="put the rows behind those of this file")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     return p
 

@@ -148,14 +148,16 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = cli.parser("bench.loader", __doc__ or "", EXAMPLES)
     p.add_argument(
-        "--photo", type=Path, metavar="FILE", help="a street photo (default: noise with structure)"
+        "--photo", type=cli.a_path, metavar="FILE", help="a street photo (default: noise with structure)"
     )
     p.add_argument("--workers", type=int, default=2, metavar="N", help="loader processes (default: 2)")
     p.add_argument("--count", type=int, default=24, metavar="N", help="files of each kind (default: 24)")
     p.add_argument(
         "--batches", type=int, default=8, metavar="N", help="batches of 2 + 2 images per run (default: 8)"
     )
-    p.add_argument("--csv", type=Path, metavar="FILE", help="write the rows here, in place of what it holds")
+    p.add_argument(
+        "--csv", type=cli.a_path, metavar="FILE", help="write the rows here, in place of what it holds"
+    )
     return p
 
 

@@ -366,7 +366,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="seconds for all of them; what is left then has no row (default: no end)",
     )  # fmt: skip
     p.add_argument(
-        "--csv", type=Path, metavar="FILE",
+        "--csv", type=cli.a_path, metavar="FILE",
         help="where to put the rows (default: bench/results/<machine>_<date>.csv)",
     )  # fmt: skip
     return p

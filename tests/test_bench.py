@@ -166,6 +166,7 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
         ("run --csv FILE/x.csv", "cannot write FILE/x.csv: "),
         ("run --csv FILE", "FILE has other columns than this bench; choose another --csv"),
         ("run --csv .", "cannot write .: it is no file"),
+        ("run --csv=", "argument --csv: the path is empty; see --help"),
         ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
         ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),
         ("end_to_end --method plca --set alhpa=1", "unknown setting 'method.alhpa'"),

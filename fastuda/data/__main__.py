@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastuda.cli import parser, run
+from fastuda.cli import a_path, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     check = _command(commands, "check")
     _domain_arguments(check, "source")
     check.add_argument(
-        "--sheet", type=Path, metavar="FILE",
+        "--sheet", type=a_path, metavar="FILE",
         help="write the contact sheet, a PNG, here (default: check_NAME_SPLIT.png)",
     )  # fmt: skip
     check.add_argument("--no-sheet", action="store_true", help="write no contact sheet")
@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     index = _command(commands, "index")
     _domain_arguments(index, "source")
     index.add_argument(
-        "--weak", type=Path, metavar="FILE", help="write image tags and points to this JSON file"
+        "--weak", type=a_path, metavar="FILE", help="write image tags and points to this JSON file"
     )
     index.add_argument(
         "--points", type=int, choices=range(6), default=1,
@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cache = _command(commands, "cache")
     _domain_arguments(cache, "source")
-    cache.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the copies")
+    cache.add_argument("--out", type=a_path, required=True, metavar="DIR", help="folder of the copies")
     cache.add_argument(
         "--edge", type=int, metavar="N",
         help="shorter edge of the copies in pixels (default: the size as it is; nothing is enlarged)",
@@ -189,7 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     synth = _command(commands, "synth")
     synth.add_argument(
-        "--out", type=Path, default=Path("data/scenes"), metavar="DIR", help="folder (default: data/scenes)"
+        "--out", type=a_path, default=Path("data/scenes"), metavar="DIR", help="folder (default: data/scenes)"
     )
     for name, count, what in (
         ("source", 400, "labelled synthetic scenes"),
@@ -223,9 +223,7 @@ def main() -> int:
     args = build_parser().parse_args()
     _check_numbers(args)
     commands = {"list": _list, "check": _check, "index": _index, "cache": _cache, "synth": _synth}
-    code = commands[args.command](args)
-    sys.stdout.flush()  # a reader that has gone away is noticed here, where it can still be told
-    return code
+    return commands[args.command](args)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -358,6 +358,8 @@ def test_help_of_a_command_says_what_it_does_and_how(command):
         ("synth --out s --seed -1", "--seed is -1; it must be at least 0"),
         (f"check gta5:{'a' * 300}", "File name too long"),
         ("index gta5 --weak /", "cannot write /: Is a directory"),
+        ("cache gta5 --out=", "argument --out: the path is empty; see --help"),
+        ("check", "the following arguments are required: DOMAIN; see --help"),
         ("check gta5 --no-sheet --role target", None),
     ],
 )
@@ -369,7 +371,9 @@ def test_wrong_numbers_and_places_are_named_before_anything_is_written(
     words = [word.replace("gta5", f"gta5:{gta5}") if word == "gta5" else word for word in words.split()]
     done = fastuda("data.__main__", *words, "--quiet")
     assert done.returncode == (2 if message else 0), done.stderr
-    assert [message in line for line in done.stderr.splitlines()] == [True] * (message is not None)
+    assert [line.startswith("error: ") and message in line for line in done.stderr.splitlines()] == [True] * (
+        message is not None
+    )
     assert {path.name for path in tmp_path.iterdir()} <= {"cache", gta5.name}
 
 
