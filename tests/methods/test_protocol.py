@@ -60,6 +60,23 @@ def test_three_steps(name):
     assert not still, still
 
 
+@pytest.mark.parametrize("name", [*sorted(METHODS), "plca+self_training"])
+def test_a_source_without_a_label_gives_finite_losses_curves_and_gradients(name):
+    """A crop may show ignored pixels alone, in every image of a batch."""
+    method = build(name, **SETTINGS.get(name, {})).train()
+    data = batch()
+    data = dataclasses.replace(data, source_label=torch.full_like(data.source_label, 255))
+    for step in range(2):
+        for phase in method.phases(data, step):
+            for curve, value in {**phase.losses, **phase.metrics}.items():
+                assert torch.as_tensor(value).isfinite(), curve
+            sum(phase.losses.values()).backward()
+        method.after_step(step)
+    for key, value in method.named_parameters():
+        assert value.isfinite().all() and (value.grad is None or value.grad.isfinite().all()), key
+    assert all(value.isfinite().all() for value in method.buffers() if value.is_floating_point())
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_prediction_and_state(name):
     method = build(name).eval()
