@@ -192,7 +192,7 @@ def templates() -> list[str]:
     found = []
     for path in (ROOT / "fastuda").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = ("UserError", "BadFile", "ValueError")
+            names = ("UserError", "BadFile", "ValueError", "TypeError")
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
                 found.append(" ".join(map(text, node.args)))
     return found

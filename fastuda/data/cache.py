@@ -128,7 +128,9 @@ def build_cache(
     except OSError as error:
         raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"cannot read {manifest}: {error}; delete it, or choose another --out") from error
+        raise UserError(
+            f"{manifest} cannot be read ({error}); delete {settings.out}, or choose another --out"
+        ) from error
     bad = []
     for _, copied in each(
         _copy, domain, range(len(domain)), settings, workers=workers, title="copying", quiet=quiet

@@ -127,6 +127,11 @@ def test_strangers_are_left_alone(source, tmp_path):
     copy(source, how)
     with pytest.raises(UserError, match="made otherwise"):
         copy(source, settings(tmp_path, edge=12))
+    (how.out / "cache.json").write_text("{")
+    with pytest.raises(
+        UserError, match=rf"cache\.json cannot be read .*; delete {how.out}, or choose another"
+    ):
+        copy(source, how)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):

@@ -101,7 +101,7 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
         own = OWN if (root / MANIFEST).is_file() else set()
         strangers = sorted({path.name for path in root.iterdir()} - own) if root.exists() else []
     except OSError as error:
-        raise UserError(f"cannot read {root}: {error.strerror}") from error
+        raise UserError(f"{root} cannot be read: {error.strerror}") from error
     if strangers:
         raise UserError(f"{root} holds {strangers[0]}, which is none of the scenes; choose another folder")
     draft = root.with_name(f"{root.name}.part{os.getpid()}")
