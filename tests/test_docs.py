@@ -251,6 +251,7 @@ def test_settings_are_those_of_the_dataclass(tables, method):
     shown = tables.settings(method)
     rows = dict(re.findall(r"^\| `method\.(\w+)` \| `(.*?)` \|", shown, re.MULTILINE))
     assert rows.keys() == inspect.get_annotations(config).keys()
+    assert not re.findall(r"^\| `.*\|  \|$", shown, re.MULTILINE), "a setting without a word on it"
     for field in dataclasses.fields(config):
         if field.name in rows:
             value = yaml.safe_load(rows[field.name])

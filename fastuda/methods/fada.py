@@ -32,6 +32,7 @@ class FADA(Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
         adversarial_weight: float = 1e-3
+        """Of the segmenter's domain loss; published 0.001."""
         temperature: float = 1.8
         """Divides the segmentation logits in the encodings and, as in the authors' code, in the segmentation
         loss."""

@@ -120,6 +120,7 @@ class SelfTraining(Method):
         """Weight of the matched image's probability where that is above ``match_threshold``; below it, the
         target image's own."""
         match_threshold: float = 0.4
+        """Probability that the matched image's must exceed; published 0.4."""
         class_frequencies: tuple[float, ...] | None = None
         """Share of the source's pixels of each class, for the weights of rare classes; none: all weigh 1."""
         class_spread: float = 0.05

@@ -114,6 +114,7 @@ class SePiCo(SelfTraining):
         """Divides inner products. The published 100 gives a gradient of about 0.006 per pixel; 0.1 is the
         usual scale of contrastive losses (not published)."""
         contrast_weight: float = 1.0
+        """Of L_cl and L_reg together, on each domain; published 1."""
         contrast_start: int = 3000
         """Step from which the contrast is on; statistics are gathered from the first."""
         regularizer_weight: float = 1.0
@@ -132,6 +133,7 @@ class SePiCo(SelfTraining):
         """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the teacher's
         labels of the whole image that is loaded. None: the image as it is loaded."""
         crop_candidates: int = 10
+        """Crops that ``balanced_crop`` draws to choose from."""
 
     config: Config
     seen: Tensor

@@ -69,6 +69,7 @@ class WeakSeg(Method):
         adversarial_weight: float = 1e-3
         """Of the output-space alignment; 0 leaves it out."""
         point_weight: float = 1.0
+        """Of the cross-entropy at the points (weak_labels: points)."""
         dropout: float = 0.1
         """On the logits under L_c."""
         tag_share: float = 0.1

@@ -19,7 +19,7 @@ class ClassStatistics:
     """How many features of each class there were, their mean and their biased variance per channel."""
 
     count: Tensor
-    """[K]."""
+    """[K], of the dtype of the mean."""
     mean: Tensor
     """[K, A]; 0 for a class without features."""
     variance: Tensor

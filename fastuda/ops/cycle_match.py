@@ -49,6 +49,9 @@ def cycle_match(
         similarity: ``cosine`` or ``kl``.
         backend: ``auto``, or a name from ``fastuda.ops.backends("cycle_match")``.
 
+    Returns:
+        :class:`CycleMatch`: both indices and both similarities.
+
     Raises:
         ValueError, TypeError: shapes, dtypes or devices do not fit, or the named backend cannot run.
     """

@@ -58,6 +58,9 @@ def domain_cross_entropy(
         align_corners: of the bilinear upsampling; published true.
         backend: ``auto``, or a name from ``fastuda.ops.backends("domain_cross_entropy")``.
 
+    Returns:
+        A scalar, float32 (float64 for float64 ``domain_logits``); its gradient goes to ``domain_logits`` alone.
+
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """

@@ -63,6 +63,7 @@ def local_affinity(
 
     Returns:
         [B, neighbours K, H, W], channel ``direction K + class``; for ``product`` [B, neighbours, H, W].
+        float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.
@@ -91,6 +92,9 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
         logits: [B, K, H, W].
         neighbours: 8 or 4.
         backend: ``auto``, or a name from ``fastuda.ops.backends("affinity_cleaning_loss")``.
+
+    Returns:
+        A scalar, float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.

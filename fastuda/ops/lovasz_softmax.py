@@ -57,6 +57,9 @@ def lovasz_softmax(
         align_corners: of the bilinear upsampling.
         backend: ``auto``, or a name from ``fastuda.ops.backends("lovasz_softmax")``.
 
+    Returns:
+        A scalar, float32 (float64 for float64, which the reference computes).
+
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or labels do not fit, or the named backend cannot run.
     """

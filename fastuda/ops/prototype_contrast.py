@@ -126,6 +126,9 @@ def prototype_contrast(
         ignore_index: the label to leave out.
         backend: ``auto``, or a name from ``fastuda.ops.backends("prototype_contrast")``.
 
+    Returns:
+        A scalar, float32 (float64 for float64 features).
+
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
