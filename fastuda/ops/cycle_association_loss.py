@@ -124,8 +124,8 @@ def cycle_association_loss(
     where ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus 1e-10
     (``contrast=True``: contrast normalisation, which is a temperature per row since softmax does not see the
     mean), or 1. A row of one pixel, or whose deviation is rounding (at most 8 eps times its mean or 1), has
-    temperature 1: its softmax is uniform. Gradients flow to both sides; indices are constants. An empty ``M`` gives 0 with zero
-    gradients. The second hop searches all source pixels, ignored ones included.
+    temperature 1: its softmax is uniform. Gradients flow to both sides; indices are constants. An empty
+    ``M`` gives 0 with zero gradients. The second hop searches all source pixels, ignored ones included.
 
     A feature of zeros has no direction: its similarities are 0 and it gets no gradient (in the authors' code
     the gradient is divided by 1e-12 there).

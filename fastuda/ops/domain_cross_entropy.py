@@ -59,7 +59,7 @@ def domain_cross_entropy(
         backend: ``auto``, or a name from ``fastuda.ops.backends("domain_cross_entropy")``.
 
     Returns:
-        A scalar, float32 (float64 for float64 ``domain_logits``); its gradient goes to ``domain_logits`` alone.
+        A scalar, float32 (float64 for float64 ``domain_logits``); its gradient goes to them alone.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.

@@ -53,8 +53,8 @@ def spatial_aggregate(
 
     ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1; 1
     also where it is rounding (at most 8 eps times the row's mean or 1), so that equal similarities give equal
-    weights, and for an image of one pixel. The values are the raw rows, the pixel itself included. The gradient flows through the weights
-    and the values.
+    weights, and for an image of one pixel. The values are the raw rows, the pixel itself included. The
+    gradient flows through the weights and the values.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 7 and 8. The authors' code uses
         ``contrast=False`` for ``kl``.
