@@ -217,7 +217,7 @@ def test_quoted_messages_are_in_the_source():
 def read_variables() -> set[str]:
     """FASTUDA_ variables that the project's Python reads from its environment."""
     found = set()
-    for folder in ("fastuda", "kernels", "tests", "bench"):
+    for folder in ("fastuda", "kernels", "csrc", "tests", "bench"):
         for path in (ROOT / folder).rglob("*.py"):
             found |= set(re.findall(r"environ(?:\.get\(|\[)\s*\"(FASTUDA_\w+)\"", path.read_text()))
     return found | set(re.findall(r"environ\.get\(\"(FASTUDA_\w+)\"", (ROOT / "setup.py").read_text()))
