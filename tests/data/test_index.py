@@ -237,9 +237,15 @@ def test_unknown_sampling(source, cityscapes):
 def test_report_of_a_good_data_set(source, tmp_path):
     report = check_domain(source, need_labels=True, workers=0, quiet=True)
     text = report.text()
-    assert not report.problems and report.labelled == 5 and report.sizes == {(36, 20): 5}
+    assert not report.problems and not report.notes
+    assert report.labelled == 5 and report.sizes == {(36, 20): 5}
     assert "nothing wrong" in text and "36x20 (5)" in text and "traffic light" in text
     assert report.pixels.sum() == 5 * 720
+    labels = [source.read_label(i) for i in range(5)]
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith("  ")}
+    for name, c in (("road", 0), ("bicycle", 18), ("ignored", 255)):
+        share = 100 * sum((label == c).sum() for label in labels) / (5 * 720)
+        assert rows[name] == [f"{share:.3f}", str(sum((label == c).any() for label in labels))]
     assert contact_sheet(source, tmp_path / "a" / "sheet.png").stat().st_size > 1000
 
 
@@ -255,7 +261,7 @@ def test_report_names_everything_that_is_wrong(source, tmp_path):
     assert f"{items[0].image} cannot be read" in found
     assert f"{items[1].label} holds label values [200]" in found
     assert f"{items[2].label} is 36x9, its image is 36x20" in found
-    assert any("same picture" in note for note in report.notes)
+    assert report.notes[-1:] == [f"{items[4].image} is the same picture as {items[3].image}"]
     contact_sheet(source, tmp_path / "sheet.png")
 
 
@@ -293,6 +299,13 @@ def test_command_synth_and_list(tmp_path):
     assert (tmp_path / "s" / "target.png").is_file()
     listed = run("list", cwd=tmp_path)
     assert "cityscapes" in listed.stdout and "folder" in listed.stdout
+
+
+def test_tags_are_classes_with_more_than_a_share_of_the_image():
+    counts, pixels = np.array([[20, 180, 0], [400, 1, 0]]), np.array([200, 1000])
+    index = Index(counts, pixels, ((),) * 2, ())
+    assert index.tags().tolist() == [[True, True, False], [True, True, False]]
+    assert index.tags(0.1).tolist() == [[False, True, False], [True, False, False]]
 
 
 def test_relative_tags_are_weaksegs_rule_at_any_resolution():
