@@ -1,4 +1,7 @@
-"""Segment a picture with a file that ``fastuda export`` wrote; fastuda itself is not needed."""
+"""Segment a picture with a file that ``fastuda export`` wrote; fastuda itself is not needed.
+
+Usage: python segment_with_onnx.py MODEL.onnx PICTURE OUT.png
+"""
 
 import json
 import sys
@@ -20,4 +23,6 @@ def main(model: str, picture: str, out: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit((__doc__ or "").strip())
     main(*sys.argv[1:])
