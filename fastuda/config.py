@@ -7,6 +7,8 @@ Order: dataclass defaults < the method's own defaults < ``--config`` < flags < `
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -203,7 +205,7 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     source = _section(user, "data").get("source", "scenes")
     if config is None and str(source).partition(":")[0] == "scenes":
         config = "scenes"
-    file = load_yaml(config) if config else {}
+    file = {} if config is None else load_yaml(config)
     of_file, asked = dict(_section(file, "method")), dict(_section(user, "method"))
     for_file = str(of_file.pop("name", "plca"))
     name = str(asked.pop("name", for_file))
@@ -246,26 +248,71 @@ AT_LEAST = {
     "data.max_bad": 0,
     "data.jitter": 0,
     "data.jitter_hue": 0,
+    "data.flip": 0,
+    "data.check_labels": 0,
+    "data.rare_share": 0,
+    "data.max_class_share": 0,
+    "model.aspp_init_std": 0,
     "log.every": 1,
     "eval.every": 0,
     "eval.pictures": 0,
     "checkpoint.every": 0,
     "checkpoint.keep": 0,
     "optim.lr": 0,
+    "optim.head_lr_mult": 0,
+    "optim.momentum": 0,
+    "optim.weight_decay": 0,
+    "optim.power": 0,
+    "optim.horizon": 1,
     "optim.warmup": 0,
+    "optim.clip_norm": 0,
+    "train.timeout": 1,
 }
-"""Dotted setting to its smallest value."""
+"""Dotted setting to its smallest value, where it has one at all."""
+AT_MOST = {
+    "train.seed": 10**16,  # the ranks' seeds are a thousand times as large, and torch's have 64 bits
+    "data.flip": 1,
+    "data.max_class_share": 1,
+}
+"""Likewise to its largest."""
+
+
+def _setting(run: RunConfig, dotted: str) -> Any:
+    section, _, name = dotted.partition(".")
+    return getattr(getattr(run, section), name)
+
+
+def _leaves(values: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no section and no list, with its dotted key."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _leaves(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _leaves(value, where)
+    else:
+        yield where, values
 
 
 def check_ranges(run: RunConfig) -> None:
     """Raises:
-    UserError: a setting is below its smallest value, or a range or size is none.
+    UserError: a setting is below its smallest value or above its largest, a number is not finite, or a range
+        or size is none.
     """
     for key, least in AT_LEAST.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(run, section), name)
-        if not value >= least:
+        value = _setting(run, key)
+        if value is not None and not value >= least:
             raise UserError(f"{key} is {value}; it must be at least {least}")
+    for key, most in AT_MOST.items():
+        if not _setting(run, key) <= most:
+            raise UserError(f"{key} is {_setting(run, key)}; it must be at most {most}")
+    if run.data.rare_temperature <= 0:
+        raise UserError(f"data.rare_temperature is {run.data.rare_temperature:g}; it must be above 0")
+    if not all(0 <= beta < 1 for beta in run.optim.betas):
+        raise UserError(f"optim.betas is {list(run.optim.betas)}; both are from 0 to below 1")
+    for key, value in _leaves(run.plain()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} is {value}; it must be a finite number")
     if run.data.resampling not in FILTERS:
         raise UserError(f"data.resampling is {run.data.resampling!r}: choose {' or '.join(FILTERS)}")
     for name in ("source_resize", "target_resize", "source_size", "target_size", "eval_size"):

@@ -21,6 +21,8 @@ def network_config(config: OptimConfig, network: str) -> OptimConfig:
         UserError: ``optim.networks`` holds an unknown setting.
     """
     own = config.networks.get(network, {})
+    if not isinstance(own, dict):
+        raise UserError(f"optim.networks.{network} must be a section of settings, got {own!r}")
     base = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "networks"}
     return build(OptimConfig, {**base, **own}, f"optim.networks.{network}")
 
@@ -29,7 +31,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
     """The optimiser of one network.
 
     Raises:
-        UserError: the optimiser or implementation is unknown or not installed.
+        UserError: the optimiser or implementation is unknown or not installed, or a number is out of range.
     """
     if hasattr(network, "param_groups"):
         groups = network.param_groups(config.lr, config.head_lr_mult)  # type: ignore[operator]
@@ -52,7 +54,10 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
         kwargs["foreach"] = True
     else:
         raise UserError(f"unknown optim.impl {config.impl!r}: choose auto, foreach or apex")
-    optimizer = cls(groups, **kwargs)
+    try:
+        optimizer = cls(groups, **kwargs)
+    except ValueError as error:
+        raise UserError(f"{config.name} refuses what optim or optim.networks says: {error}") from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
         if cls is torch.optim.SGD and group["momentum"] and kwargs.get("fused"):

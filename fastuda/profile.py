@@ -54,7 +54,8 @@ def main() -> int:
     from fastuda.trainer import Trainer
 
     setup_logging(quiet=True)
-    names = list(METHODS) if args.method == "all" else (args.method or "").split(",")
+    asked = [None] if args.method is None else args.method.split(",")
+    names = list(METHODS) if args.method == "all" else asked
     if args.steps < 1:
         raise UserError(f"--steps is {args.steps}; it must be at least 1")
     if args.trace and len(names) > 1:
@@ -66,7 +67,7 @@ def main() -> int:
     for name in names:
         flags = {key: getattr(args, key) for key in FLAGS if key not in ("method", "steps")}
         chosen = {FLAGS[key][0]: value for key, value in flags.items() if value is not None}
-        chosen |= {"method.name": name} if name else {}
+        chosen |= {} if name is None else {"method.name": name}
         config = resolve(args.config, chosen, parse_overrides(args.overrides))
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(config, Path(folder), world)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastuda.checkpoint import write_atomic
-from fastuda.config import RunConfig, load_yaml
+from fastuda.config import RunConfig, check_ranges, load_yaml
 from fastuda.data.labels import ClassSet
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
@@ -80,8 +80,9 @@ def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
     """The configuration with ``key=value`` put in, and the method told of its own.
 
     Raises:
-        UserError: a setting is unknown, or no ``key=value``.
+        UserError: a setting is unknown or out of its range, or no ``key=value``.
     """
     config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
+    check_ranges(config)
     method.configure(config.method_config())
     return config

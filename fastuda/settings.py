@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 import types
 import typing
@@ -17,8 +18,8 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """A frozen dataclass from a dictionary, each key and type checked.
 
     Raises:
-        UserError: an unknown key (with the nearest ones) or a value of the wrong type, named by its dotted
-            key.
+        UserError: an unknown key (with the nearest ones), a value of the wrong type or outside of the class's
+            ``RANGES``, named by its dotted key.
     """
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}
@@ -34,7 +35,14 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
             out[key] = build(hint, value, dotted)  # type: ignore[arg-type]
         else:
             out[key] = convert(value, hint, dotted)
+    for key, (least, most) in getattr(cls, "RANGES", {}).items():
+        if key in out and not least <= out[key] <= most:
+            raise UserError(f"{where}.{key} is {out[key]}; it must be {_between(least, most)}")
     return cls(**out)
+
+
+def _between(least: float, most: float) -> str:
+    return f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:

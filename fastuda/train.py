@@ -144,9 +144,9 @@ def _grid(args: argparse.Namespace) -> int:
     if args.stages or args.resume not in (None, "auto"):
         raise UserError("--seeds and --method a,b go with neither --stages nor a checkpoint file")
     runs = []
-    for method in (args.method or "").split(","):
+    for method in [None] if args.method is None else args.method.split(","):
         for seed in args.seeds or [args.seed]:
-            chosen = {"method": method or None, "seed": seed}
+            chosen = {"method": method, "seed": seed}
             values = {name: chosen.get(name, getattr(args, name)) for name in FLAGS}
             flags = {FLAGS[name][0]: value for name, value in values.items() if value is not None}
             config = resolve(

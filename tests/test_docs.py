@@ -250,7 +250,7 @@ def test_settings_are_those_of_the_dataclass(tables, method):
     config = METHODS[method].Config
     shown = tables.settings(method)
     rows = dict(re.findall(r"^\| `method\.(\w+)` \| `(.*?)` \|", shown, re.MULTILINE))
-    assert rows.keys() == inspect.get_annotations(config).keys()
+    assert rows.keys() == inspect.get_annotations(config).keys() - {"RANGES"}
     assert not re.findall(r"^\| `.*\|  \|$", shown, re.MULTILINE), "a setting without a word on it"
     for field in dataclasses.fields(config):
         if field.name in rows:

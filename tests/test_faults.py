@@ -226,10 +226,48 @@ def test_configurations_that_extend_each_other(tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    ["train.steps=0", "data.batch_size=0", "log.every=0", "optim.lr=-1", "optim.lr=.nan", "train.seed=-1"],
-)
+    ["train.steps=0", "data.batch_size=0", "log.every=0", "optim.lr=-1", "optim.lr=.nan", "train.seed=-1",
+     "optim.momentum=-1", "optim.weight_decay=-1", "optim.clip_norm=-1", "optim.horizon=0",
+     "model.aspp_init_std=-1"],
+)  # fmt: skip
 def test_senseless_numbers(setting):
     refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], "must be at least")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (f"train.seed={10**20}", "must be at most 10000000000000000"),
+        ("data.flip=2", "must be at most 1"),
+        ("data.rare_temperature=0", "must be above 0"),
+        ("optim.betas=[0.9, 1]", "from 0 to below 1"),
+        ("optim.lr=.inf", "must be a finite number"),
+        ("optim.networks={model: {lr: .nan}}", "optim.networks.model.lr is nan; it must be a finite number"),
+        ("method.lsr_weight=.inf", "must be a finite number"),
+        ("method.aggregation_alpha=2", "is 2.0; it must be from 0 to 1"),
+    ],
+)
+def test_numbers_out_of_range(setting, message):
+    refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], message)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [("fada", "clip=0"), ("fada", "temperature=-1"), ("asanet", "width=0"), ("weakseg", "dropout=7"),
+     ("weakseg", "smooth_max=0"), ("self_training", "ema_decay=7"), ("sepico", "jitter_strength=-1")],
+)  # fmt: skip
+def test_numbers_of_a_method_out_of_range(method, setting):
+    done = fastuda("train", "--method", method, f"method.{setting}", "--print-config")
+    refused(done, f"method.{setting.partition('=')[0]} is", "must be")
+    part = f"method.{method}.{setting}"
+    refused(fastuda("train", "--method", f"plca+{method}", part, "--print-config"), part.partition("=")[0])
+
+
+def test_settings_of_one_network(scenes_root, tmp_path):
+    args = arguments(scenes_root, tmp_path / "run")
+    refused(fastuda("train", *args, "optim.networks={model: {lr: -1}}"), "Invalid learning rate: -1.0")
+    refused(fastuda("train", *args, "optim.networks={model: 3}"), "optim.networks.model must be a section")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,14 @@ def test_evaluate(run, tmp_path):
     assert plain.returncode == 0 and "plca" in plain.stdout
 
 
+@pytest.mark.parametrize(
+    "setting", ["data.workers=-1", "data.eval_size=[0, 0]", "method.aggregation_alpha=2"]
+)
+def test_evaluate_checks_numbers(setting, run):
+    done = fastuda("evaluate", run[0], setting)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {setting.partition('=')[0]} is")
+
+
 def test_predict(run, scenes_root, tmp_path):
     out, _ = run
     (tmp_path / "in" / "sub").mkdir(parents=True)
@@ -149,6 +157,11 @@ def test_shipped_configurations_resolve():
 
 BAD = [
     (["--method", "pcla"], "unknown method 'pcla'; did you mean plca"),
+    (["--method", "plca,"], "unknown method ''"),
+    (["--method", ":"], "unknown method ':'"),
+    (["--method", ".a:B"], "unknown method '.a:B'"),
+    (["--config", ""], "no configuration is named ''"),
+    (["--weights", ""], "no weights file at"),
     (["--source", "gta:x"], "unknown domain 'gta'; did you mean gta5"),
     (["--backbone", "resnet_50"], "unknown backbone 'resnet_50'; did you mean resnet50"),
     (["optim.learning_rate=1"], "unknown setting 'optim.learning_rate'"),

@@ -6,6 +6,7 @@ tells the affinities of the domains apart (ASA).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,6 +42,8 @@ class ASANet(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
+        RANGES: ClassVar = {"width": (1, math.inf)}
+
         strategy: str = "asa"
         """asa or asc; the paper reports them apart."""
         neighbours: int = 8

@@ -49,6 +49,9 @@ class Method(nn.Module):
     class Config:
         """The method's own settings, under ``method:`` in a configuration."""
 
+        RANGES: ClassVar[dict[str, tuple[float, float]]] = {}
+        """Setting to its smallest and largest value."""
+
     name: ClassVar[str] = ""
     optim_defaults: ClassVar[dict[str, Any]] = {}
     """Dotted settings that the method wants where the user says nothing."""
@@ -162,7 +165,7 @@ def get_method(name: str) -> type[Method]:
         own = tuple(part.rpartition(":")[2] for part in parts)
         return compose(own, tuple(get_method(part) for part in parts))
     module, colon, attribute = name.partition(":")
-    if not colon:
+    if not colon or not module or module.startswith("."):
         raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # python -m has it, the command fastuda has not

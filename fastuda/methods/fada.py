@@ -6,6 +6,7 @@ segmenter's own predictions. This is the adversarial stage; ``fastuda.stages`` r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,6 +32,8 @@ class FADA(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
+        RANGES: ClassVar = {"temperature": (1e-6, math.inf), "clip": (1e-6, 1), "width": (1, math.inf)}
+
         adversarial_weight: float = 1e-3
         """Of the segmenter's domain loss; published 0.001."""
         temperature: float = 1.8

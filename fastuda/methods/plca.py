@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -56,6 +57,8 @@ class PLCA(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
+        RANGES: ClassVar = {"aggregation_alpha": (0, 1)}
+
         lovasz_weight: float = 0.75
         """beta 1. The paper and the authors' config say 0.75; their code multiplies by world size and
         accumulation steps, which makes 3.0 in the published two-GPU run and 1.5 on one GPU. The published

@@ -5,9 +5,10 @@ The constants are those of its successors (DAFormer, SePiCo), whose base it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,8 @@ class SelfTraining(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
+        RANGES: ClassVar = {"ema_decay": (0, 1), "jitter_strength": (0, math.inf)}
+
         ema_decay: float = 0.999
         """Cap of the teacher's ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
         threshold: float = 0.968

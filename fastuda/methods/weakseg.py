@@ -6,6 +6,7 @@ person as tags, or as single labelled points (WDA).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -58,6 +59,8 @@ class WeakSeg(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
+        RANGES: ClassVar = {"dropout": (0, 1), "smooth_max": (1e-6, math.inf)}
+
         weak_labels: str = "pseudo"
         """pseudo (UDA), tags, or points (WDA: needs ``data.weak_labels``)."""
         pseudo_threshold: float = 0.2

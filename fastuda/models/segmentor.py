@@ -110,7 +110,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
     backbone = BACKBONES[config.backbone](config.caffe)
     init_scratch(backbone)
     model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
-    if config.weights:
+    if config.weights is not None:
         model.input = load_weights(model, config.weights, caffe=config.caffe, input=config.input).input
     elif config.input:
         model.input = INPUTS[config.input]
