@@ -92,7 +92,10 @@ def test_wheel(checkout, python, tmp_path):
     ):
         assert name in names
     assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in names)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     pip(python, wheel, cwd=tmp_path)
+    assert run(python.parent / "fastuda", "--version", cwd=tmp_path).startswith("fastuda 0.")
+    assert "C++ extension: " in run(python.parent / "fastuda", "env", cwd=tmp_path)
     outside = probe(python, tmp_path)
     assert "site-packages" in outside[0] and outside[1:] == ["True", "reference"]
     inside = probe(python, checkout)
