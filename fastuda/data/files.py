@@ -34,8 +34,8 @@ def written(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
     try:
-        # a device would be replaced by a file
-        as_it_is = path.exists() and not path.is_file()
+        # a device would be replaced by a file, and so would /dev/stdout where it leads to one
+        as_it_is = path.parent == Path("/dev") or (path.exists() and not path.is_file())
         if path.is_dir():
             raise UserError(f"cannot write {path}: Is a directory")
         with contextlib.nullcontext(path) if as_it_is else draft(path) as name:
