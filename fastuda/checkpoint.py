@@ -17,13 +17,17 @@ FORMAT = 2
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, flush it to the disk, and rename it into place.
+    """Let ``write`` fill a file beside ``path``, flush it to the disk, and rename it into place; a device or
+    pipe is written to as it is.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; ``path`` is as it was.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            write(path)  # a device would be replaced by a file
+            return
         write(draft)
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
@@ -33,7 +37,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a failed write as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         reason = str(error.__context__ or error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
     finally:

@@ -103,8 +103,15 @@ def markdown(groups: list[Group]) -> str:
 
 
 def write(groups: list[Group], out: Path) -> None:
-    """comparison.csv, .md, .svg and .html in a folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    """comparison.csv, .md, .svg and .html in a folder.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 
     def rows(draft: Path) -> None:
         with draft.open("w", newline="") as file:

@@ -48,6 +48,7 @@ def main() -> int:
 
     from fastuda import distributed
     from fastuda.data.domains import NO_SPLIT, open_domain
+    from fastuda.data.files import written
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
     from fastuda.metrics import ccd_table, table
@@ -73,17 +74,16 @@ def main() -> int:
     distributed.stop()
     if not world.first:
         return 0
-    if args.csv:
-        columns = {"class": scores.classes, "iou": scores.iou} | ({"ccd": scores.ccd} if scores.ccd else {})
-        with open(args.csv, "w", newline="") as file:
-            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     if args.json:
-        json.dump(scores.as_dict(), sys.stdout, indent=1)
-        print()
+        print(json.dumps(scores.as_dict(), indent=1))
     elif not args.quiet:
         print(table({str(config.method["name"]): scores}))
         if args.ccd:
             print(f"\n{ccd_table(scores)}")
+    if args.csv:
+        columns = {"class": scores.classes, "iou": scores.iou} | ({"ccd": scores.ccd} if scores.ccd else {})
+        with written(args.csv) as draft, draft.open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     return 0
 
 

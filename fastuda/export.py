@@ -47,6 +47,8 @@ def main() -> int:
     kind = args.format or kinds.get(args.out.suffix)
     if kind is None:
         raise UserError(f"{args.out} ends in none of {', '.join(kinds)}; say which by --format")
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out} is a folder; name the file to write")
     if not args.out.parent.is_dir():
         raise UserError(f"no folder {args.out.parent} for {args.out.name}")
     config, method, classes = load_run(args.run, torch.device("cpu"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fastuda.ops as F
+from fastuda.data.files import written
 from fastuda.models.segmentor import Segmentor
 from fastuda.trainer import Trainer
 
@@ -129,6 +131,9 @@ def profile_step(
         warm_up: steps before.
         steps: of each kind.
         trace: where to leave a Chrome trace (chrome://tracing, Perfetto).
+
+    Raises:
+        UserError: the trace cannot be written.
     """
     cuda = trainer.world.device.type == "cuda"
     trainer.method.train()
@@ -143,7 +148,11 @@ def profile_step(
                 if cuda:
                     torch.cuda.synchronize()
     if trace is not None:
-        profiler.export_chrome_trace(str(trace))
+        with tempfile.TemporaryDirectory() as folder, written(trace) as place:
+            # torch only logs what it cannot write, and renames its file over a device
+            made = Path(folder) / trace.name
+            profiler.export_chrome_trace(str(made))
+            place.write_bytes(made.read_bytes())
     total, found = _times(profiler.events() or [], cuda)
     share = {part: found[part] / total for part in PARTS[:-1]}
     share["rest"] = max(0.0, 1 - sum(share.values()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig, check_ranges, load_yaml
@@ -27,7 +27,9 @@ def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfi
     if config is not None:
         about["config"] = config.to_yaml()
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    write_atomic(path, lambda draft: save_file(weights, draft, {"fastuda": json.dumps(about)}))
+    # not save_file, whose file is for its owner's eyes only, whatever the umask
+    content = save(weights, {"fastuda": json.dumps(about)})
+    write_atomic(path, lambda draft: draft.write_bytes(content))
 
 
 def load_config(run: Path) -> RunConfig:

@@ -85,6 +85,14 @@ def test_own_folders_are_told_apart(runs):
     assert said == pairs
 
 
+def test_a_folder_that_cannot_be_made(runs, tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/x", "/proc/x"):
+        done = fastuda("compare", runs, "--out", tmp_path / place)
+        assert done.returncode == 2 and done.stderr.startswith("error: cannot write to "), done.stderr
+        assert done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
 def test_nothing_to_compare_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     done = fastuda("compare", tmp_path / "empty")

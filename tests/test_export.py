@@ -121,6 +121,8 @@ def test_a_difference_is_found(method):
     [
         (["--out", "a.bin"], "ends in none of .onnx, .pt2, .safetensors"),
         (["--out", "none/a.onnx"], "no folder"),
+        (["--out", ".", "--format", "torch"], "is a folder; name the file"),
+        (["--out", "/proc/a.safetensors"], "cannot write /proc/a.safetensors"),
         (["--out", "a.pt2", "method.x=1"], "unknown setting 'method.x'"),
     ],
 )

@@ -108,6 +108,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(scenes_root, tmp_path, monkeypa
     assert state(out)["step"] == 2 and [p.name for p in (out / "checkpoints").iterdir()] == ["last.pt"]
 
 
+def test_weights_are_readable_as_every_file_is(whole):
+    modes = {path.name: path.stat().st_mode for path in whole.iterdir() if path.is_file()}
+    assert set(modes.values()) == {modes["config.yaml"]}
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    checkpoint.write_atomic(tmp_path / "pipe", lambda path: path.write_bytes(b"whole"))
+    assert os.read(reader, 10) == b"whole" and os.listdir(tmp_path) == ["pipe"]
+    os.close(reader)
+
+
 def test_curves_on_a_full_disk(scenes_root, tmp_path):
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)

@@ -104,5 +104,10 @@ def test_the_command_line(scenes_root, tmp_path):
 
 def test_what_cannot_be_profiled_is_said(scenes_root, tmp_path, monkeypatch):
     refused(fastuda("profile", "--method", "all", "--trace", "x.json"), "--trace takes one --method")
+    for place in ("/proc/x.json", tmp_path):
+        args = ["--method", "plca", "--data-root", scenes_root, *TINY]
+        done = fastuda("profile", *args, "--trace", place)
+        refused(done, f"cannot write {place}")
+        assert done.stdout == "" and len(done.stderr.splitlines()) == 1
     refused(fastuda("profile", "--steps", 0), "--steps is 0")
     refused(fastuda("profile", "--method", "plac"), "did you mean plca")

@@ -75,6 +75,21 @@ def test_evaluate_checks_numbers(setting, run):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {setting.partition('=')[0]} is")
 
 
+@pytest.mark.parametrize("place", ["file/iou.csv", "folder", "/dev/full", "/proc/iou.csv"])
+def test_a_csv_that_cannot_be_written(place, run, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    done = fastuda("evaluate", run[0], "--csv", tmp_path / place)
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot write "), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "mIoU19" in done.stdout  # the scores are not lost
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and not os.listdir(tmp_path / "folder")
+
+
+def test_a_csv_in_a_new_folder(run, tmp_path):
+    assert fastuda("evaluate", run[0], "--csv", tmp_path / "a" / "iou.csv", "--quiet").returncode == 0
+    assert (tmp_path / "a" / "iou.csv").read_text().startswith("class,iou\n")
+
+
 def test_predict(run, scenes_root, tmp_path):
     out, _ = run
     (tmp_path / "in" / "sub").mkdir(parents=True)
