@@ -17,6 +17,9 @@ from PIL.PngImagePlugin import PngImageFile
 
 from fastuda.errors import UserError
 
+OTHERWISE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON raises that is cut off, nested too deep, or of another shape than expected."""
+
 _LABEL_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA"}
 
 
@@ -131,7 +134,10 @@ def draw_polygons(path: Path, names: Mapping[str, int], ignore: int) -> np.ndarr
     """
     try:
         said = json.loads(path.read_text())
-        picture = Image.new("L", (int(said["imgWidth"]), int(said["imgHeight"])), ignore)
+        width, height = int(said["imgWidth"]), int(said["imgHeight"])
+        if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow refuses a file
+            raise ValueError(f"{width} x {height} pixels")
+        picture = Image.new("L", (width, height), ignore)
         shapes = [
             (str(shape["label"]), [(float(x), float(y)) for x, y in shape["polygon"]])
             for shape in said["objects"]
@@ -139,7 +145,7 @@ def draw_polygons(path: Path, names: Mapping[str, int], ignore: int) -> np.ndarr
         ]
     except FileNotFoundError as error:
         raise BadFile(path, "cannot be read: it is not there any more") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OTHERWISE as error:
         raise BadFile(path, f"cannot be read as polygons ({error!r})") from error
     brush = ImageDraw.Draw(picture)
     for name, points in shapes:

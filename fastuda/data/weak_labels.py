@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastuda.data.decode import OTHERWISE
 from fastuda.data.domains import Domain
 from fastuda.data.labels import IGNORE
 from fastuda.data.transforms import Window
@@ -129,7 +130,7 @@ def _entries(path: Path) -> Iterator[Entry]:
             yield from _csv(path)
         else:
             yield from _json(path)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (*OTHERWISE, csv.Error) as error:
         raise UserError(f"{path} cannot be read as weak labels: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Every data set of the table, in its own layout and with its own label values."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -167,9 +168,20 @@ def test_idd_polygon_without_a_class(tmp_path):
         idd(tmp_path, said).read_label(0)
 
 
-def test_idd_broken_polygons(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"imgHeight": 3',
+        json.dumps(POLYGONS | {"objects": ["car"]}),
+        json.dumps(POLYGONS | {"imgWidth": math.inf}),
+        json.dumps(POLYGONS | {"imgWidth": 10**7, "imgHeight": 10**7}),
+        "[" * 100_000,
+    ],
+    ids=["cut off", "words", "endless", "huge", "deep"],
+)
+def test_idd_broken_polygons(tmp_path, text):
     held_out = idd(tmp_path, POLYGONS)
-    held_out.items[0].label.write_text('{"imgHeight": 3')
+    held_out.items[0].label.write_text(text)
     with pytest.raises(BadFile, match="cannot be read as polygons"):
         held_out.read_label(0)
 

@@ -84,7 +84,10 @@ def test_csv_says_the_same(pair, tmp_path):
         ('{"images": {"FIRST": {"tags": ["xyzzy"]}}}', "unknown class 'xyzzy'; there are bicycle"),
         ('{"images": {"FIRST": {"tags": []}}}', "has nothing about 3 of the 4 images"),
         ('{"images": {"FIRST": {"points": [[1, 2]]}}}', "cannot be read as weak labels"),
+        ('{"images": {"FIRST": {"points": [[Infinity, 2, "car"]]}}}', "cannot be read as weak labels"),
+        ("[" * 100_000, "cannot be read as weak labels"),
     ],
+    ids=range(8),
 )
 def test_what_is_wrong_is_named(pair, tmp_path, text, message):
     _, target, path = pair
@@ -94,6 +97,12 @@ def test_what_is_wrong_is_named(pair, tmp_path, text, message):
         read_weak_labels(tmp_path / "weak.json", target)
     with pytest.raises(UserError, match="no file"):
         read_weak_labels(tmp_path / "none.json", target)
+
+
+def test_a_table_with_an_endless_field(pair, tmp_path):
+    (tmp_path / "weak.csv").write_text('image,class\n"' + "x" * 200_000)
+    with pytest.raises(UserError, match=r"weak\.csv cannot be read as weak labels: field larger"):
+        read_weak_labels(tmp_path / "weak.csv", pair[1])
 
 
 def test_dali_does_not_carry_them(pair):
