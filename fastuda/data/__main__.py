@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -222,6 +223,8 @@ def main() -> int:
     """Parse and call the command."""
     args = build_parser().parse_args()
     _check_numbers(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # files may be named in another encoding
     commands = {"list": _list, "check": _check, "index": _index, "cache": _cache, "synth": _synth}
     return commands[args.command](args)
 

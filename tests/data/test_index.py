@@ -421,3 +421,13 @@ def test_a_list_that_is_no_text(gta5):
     (gta5 / "mine.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"mine\.txt cannot be read as a list of images"):
         open_domain(f"gta5:{gta5}:mine", role="source", data_root=".")
+
+
+def test_a_file_named_in_another_encoding(gta5, tmp_path):
+    for kind in ("images", "labels"):
+        os.rename(gta5 / kind / "00000.png", os.fsencode(gta5 / kind) + b"/\xfc.png")
+    with open(os.fsencode(gta5 / "images") + b"/\xfc.png", "wb") as file:
+        file.write(b"x")
+    env = {"PYTHONIOENCODING": "utf-8:strict"}
+    done = run("check", f"gta5:{gta5}", "--workers", 0, "--no-sheet", "--quiet", cwd=tmp_path, env=env)
+    assert done.returncode == 1 and r"\udcfc.png cannot be read" in done.stdout, done.stderr
