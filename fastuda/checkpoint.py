@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).splitlines()[0].partition(". ")[0]
+        first = (str(error).splitlines() or ["it is empty"])[0].partition(". ")[0]
         raise UserError(f"{path} cannot be read as a checkpoint: {first}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of fastuda")

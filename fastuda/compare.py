@@ -16,7 +16,7 @@ from fastuda.cli import a_path, parser, run
 from fastuda.compare_page import page, plot
 from fastuda.data.domains import short_name
 from fastuda.errors import UserError
-from fastuda.saved import load_config
+from fastuda.saved import load_config, read_result
 
 EXAMPLES = """\
   python -m fastuda.compare runs/*
@@ -61,22 +61,18 @@ def read_groups(folders: list[Path]) -> list[Group]:
     """The finished runs under the folders given, grouped by domains and method.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one is damaged.
     """
     found: dict[tuple[str, str], list[tuple[int, dict[str, float]]]] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("result.json")):
-            try:
-                result = json.loads(path.read_text())
-                scores = {key: value for key, value in result.items() if key.startswith("mIoU")}
-                scores = {k: math.nan if v is None else v for k, v in (scores | result["iou"]).items()}
-                split = str(result["split"])
-            except (ValueError, KeyError, AttributeError) as error:
-                raise UserError(f"{path} is not a result of a run: {error!r}") from error
-            config = load_config(path.parent)
-            source, target = short_name(config.data.source), short_name(config.data.target)
-            key = (f"{source} -> {target} ({split})", str(config.method["name"]))
-            found.setdefault(key, []).append((config.train.seed, scores))
+    every = [path for folder in folders for path in sorted(folder.rglob("result.json"))]
+    # a folder and one within it count a run once
+    for path in {path.resolve(): path for path in every}.values():
+        result = read_result(path)
+        scores = {key: value for key, value in result.items() if key.startswith("mIoU")} | result["iou"]
+        config = load_config(path.parent)
+        source, target = short_name(config.data.source), short_name(config.data.target)
+        key = (f"{source} -> {target} ({result['split']})", config.method["name"])
+        found.setdefault(key, []).append((config.train.seed, scores))
     if not found:
         raise UserError(f"no finished run under {', '.join(map(str, folders))}: none holds a result.json")
     groups = []

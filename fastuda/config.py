@@ -172,7 +172,10 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"no configuration file {name}")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{name} cannot be read as a configuration: {error}") from error
     elif name in shipped():
         text = resources.files("fastuda.configs").joinpath(f"{name}.yaml").read_text()
     else:
@@ -183,6 +186,8 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     parent = values.pop("extends", None)
     if parent is None:
         return values
+    if not isinstance(parent, str):
+        raise UserError(f"{name}: extends must be a file or the name of a configuration, got {parent!r}")
     beside = path.parent / parent
     base = str(beside) if beside.is_file() else str(parent)
     if base in above or base == name:
@@ -210,7 +215,7 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     for_file = str(of_file.pop("name", "plca"))
     name = str(asked.pop("name", for_file))
     methods = _section(file, "methods")
-    per_method = methods.get(name, {})
+    per_method = _section(methods, name)
     if "+" in name:
         per_method = {part: methods[part] for part in name.split("+") if part in methods}
     file.pop("methods", None)

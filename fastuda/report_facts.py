@@ -6,7 +6,6 @@ import base64
 import csv
 import dataclasses
 import io
-import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from fastuda.errors import UserError
 from fastuda.evaluation import feature_statistics
 from fastuda.methods import Method
 from fastuda.metrics import class_centre_distance
-from fastuda.saved import load_run
+from fastuda.saved import load_run, read_result
 
 WIDTH = 512
 """Largest width of an embedded picture."""
@@ -53,13 +52,9 @@ class Record:
         """
         path = folder / "result.json"
         try:
-            result = json.loads(path.read_text())
-            result["iou"].keys()
-            next(key for key in result if key.startswith("mIoU"))
+            result = read_result(path)
         except FileNotFoundError as error:
             raise UserError(f"{folder} holds no finished run: it has no result.json") from error
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration) as error:
-            raise UserError(f"{path} is not a result of a run: {error!r}") from error
         curves: dict[str, list[tuple[float, float]]] = {}
         path = folder / "metrics.csv"
         try:
@@ -76,13 +71,11 @@ class Record:
     def headline(self) -> tuple[str, float]:
         """Name and value of the mIoU over all classes; NaN for a run without held-out labels."""
         name = next(key for key in self.result if key.startswith("mIoU"))
-        value = self.result[name]
-        return name, math.nan if value is None else float(value)
+        return name, self.result[name]
 
     def iou(self, name: str) -> float:
         """Of a class; NaN where it neither occurs nor is predicted."""
-        value = self.result["iou"].get(name)
-        return math.nan if value is None else float(value)
+        return self.result["iou"].get(name, math.nan)
 
     def median(self, name: str) -> float | None:
         """Of a curve, less its first value, which has the warming up in it."""
@@ -104,10 +97,14 @@ class Measured:
 
 
 def measure(folder: Path, config: RunConfig, baseline: Path | None, device: str) -> Measured:
-    """Class-centre distances of the run and its source-only baseline, and PLCA's cycles."""
+    """Class-centre distances of the run and its source-only baseline, and PLCA's cycles.
+
+    Raises:
+        UserError: no such device.
+    """
     found = Measured()
+    place = distributed.start(device).device
     try:
-        place = distributed.start(device).device
         _, method, found.classes = load_run(folder, place)
         source, target, held_out = _domains(config, found.classes)
         chosen = np.linspace(0, len(held_out) - 1, min(IMAGES, len(held_out)), dtype=int).tolist()

@@ -251,7 +251,7 @@ def about(folder: Path) -> str:
         ("config.yaml", "Configuration", ""),
     ):
         try:
-            text = (folder / name).read_text()
+            text = (folder / name).read_text(errors="replace")
         except OSError:
             continue
         if name == "env.txt":

@@ -92,7 +92,7 @@ class RunState:
                     group.update(own)
             self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
-            self.step, self.best, self.curves = state["step"], state["best"], state["curves"]
+            self.step, self.best, self.curves = int(state["step"]), float(state["best"]), state["curves"]
             self.owed = state.get("owed", False)
             self.means.load_state_dict(ranks[self.world.rank]["means"])
             checkpoint.set_rng_state(ranks[self.world.rank]["rng"])

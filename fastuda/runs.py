@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from fastuda.metrics import Scores, table
 from fastuda.report import write_report
 from fastuda.report_env import environment
 from fastuda.run_state import newest
+from fastuda.saved import read_result
 from fastuda.trainer import Trainer
 
 log = logging.getLogger("fastuda")
@@ -56,11 +56,12 @@ def finished(out: Path, steps: int = 0) -> Scores | None:
     if not path.is_file() or not (out / "model.safetensors").is_file():
         return None
     try:
-        result = json.loads(path.read_text())
-        iou = tuple(float("nan") if value is None else value for value in result["iou"].values())
-        return None if result["step"] < steps else Scores(tuple(result["classes"]), iou)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s): the run is scored again", path, error)
+        result = read_result(path)
+        classes = tuple(result["classes"])
+        iou = tuple(result["iou"][name] for name in classes)
+        return None if result["step"] < steps else Scores(classes, iou)
+    except (UserError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%r): the run is scored again", path, error.__cause__ or error)
         return None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +43,36 @@ def load_config(run: Path) -> RunConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run} is no run folder: it has no config.yaml")
-    return build(RunConfig, load_yaml(str(path)), "")
+    config = build(RunConfig, load_yaml(str(path)), "")
+    if not isinstance(config.method.get("name"), str):
+        raise UserError(f"{path} names no method: method.name is missing")
+    return config
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a run left in ``result.json``, its scores as floats: NaN for a class that is absent.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UserError: it is damaged.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        means = {key: _score(value) for key, value in result.items() if key.startswith("mIoU")}
+        result |= {**means, "iou": {name: _score(value) for name, value in result["iou"].items()}}
+        result |= {"step": int(result["step"]), "processes": int(result.get("processes", 1))}
+        result["split"] = str(result["split"])
+        if not means:
+            raise KeyError("mIoU")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not a result of a run: {error!r}") from error
+    return result
+
+
+def _score(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassSet]:
@@ -67,13 +98,13 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
         expected = about["input"]
         model = build_model(dataclasses.replace(config.model, weights=None), len(classes))
         model.load_state_dict(state)
+        model.input = Normalization(
+            tuple(expected["mean"]), tuple(expected["std"]), expected["channel_order"], expected["scale"]
+        )
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         beside = "without its run folder" if alone else f"with {run / 'config.yaml'}"
         raise UserError(f"{path} cannot be used {beside}: {first}") from error
-    model.input = Normalization(
-        tuple(expected["mean"]), tuple(expected["std"]), expected["channel_order"], expected["scale"]
-    )
     method = get_method(config.method["name"])(config.method_config(), model, len(classes))
     return config, method.to(device).eval(), classes
 

@@ -85,6 +85,46 @@ def test_own_folders_are_told_apart(runs):
     assert said == pairs
 
 
+def test_a_run_that_is_given_twice_counts_once(runs):
+    one = json.loads(fastuda("compare", runs, "--json").stdout)
+    assert json.loads(fastuda("compare", runs, runs / "plca_0", runs / "..", "--json").stdout) == one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iou": None},
+        {"iou": {"road": "much"}},
+        {"mIoU19": "much"},
+        {"mIoU19": [1]},
+        {"step": None},
+        {"iou": 3},
+    ],
+)
+def test_a_damaged_result_is_named(change, runs):
+    path = runs / "plca_0" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    for command in ("compare", "report"):
+        done = fastuda(command, runs / "plca_0")
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith(f"error: {path.resolve()} is not a result of a run: ")
+
+
+def test_a_result_without_a_score_or_that_is_a_folder_is_named(runs):
+    path = runs / "plca_0" / "result.json"
+    path.write_text('{"step": 4, "split": "val", "iou": {"road": 1}}')
+    assert "is not a result of a run: KeyError('mIoU')" in fastuda("compare", runs).stderr
+    path.unlink()
+    path.mkdir()
+    assert "is not a result of a run: IsADirectoryError" in fastuda("compare", runs).stderr
+
+
+def test_a_configuration_that_names_no_method(runs):
+    (runs / "plca_0" / "config.yaml").write_text("method: {}\n")
+    done = fastuda("compare", runs)
+    assert done.returncode == 2 and "config.yaml names no method: method.name is missing" in done.stderr
+
+
 def test_a_folder_that_cannot_be_made(runs, tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "file/x", "/proc/x"):

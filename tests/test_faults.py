@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastuda import checkpoint
+from fastuda.errors import UserError
 from fastuda.run_state import newest
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
@@ -82,6 +83,12 @@ def test_checkpoints_of_another_network_or_version_are_refused(whole, scenes_roo
     args = arguments(scenes_root, tmp_path / "run", "--resume", tmp_path / "new.pt")
     refused(fastuda("train", *args), "new.pt is not a checkpoint of this version")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_checkpoint_is_named(tmp_path):
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(UserError, match=r"last\.pt cannot be read as a checkpoint: it is empty"):
+        checkpoint.load(tmp_path / "last.pt")
 
 
 def test_another_run_is_not_written_over(whole, scenes_root, tmp_path):
@@ -220,14 +227,18 @@ BAD_YAML = {
     "tag": "train: !!python/object/apply:os.system ['touch executed']\n",
     "list": "- a\n- b\n",
     "open": "train: {steps: 3\n",
+    "extends": "extends: 3\n",
+    "bytes": "\udcff",
+    "methods": "methods: {plca: 3}\n",
 }
 
 
 @pytest.mark.parametrize("kind", BAD_YAML)
 def test_bad_yaml(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(BAD_YAML[kind])
-    refused(fastuda("train", "--config", "c.yaml", "--print-config"), "c.yaml")
+    (tmp_path / "c.yaml").write_text(BAD_YAML[kind], errors="surrogateescape")
+    named = "plca must be a section" if kind == "methods" else "c.yaml"
+    refused(fastuda("train", "--config", "c.yaml", "--print-config"), named)
     assert not (tmp_path / "executed").exists()
 
 

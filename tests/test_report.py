@@ -233,6 +233,13 @@ def test_words_from_outside_stay_words(run, tmp_path):
     assert "<script>alert" not in text and text.count("<script") == 2 and Reader(text).open == []
 
 
+def test_a_device_that_there_is_not_leaves_the_page_alone(run):
+    before = (run / "report.html").read_bytes()
+    done = fastuda("report", run, "--device", "tpu")
+    assert done.returncode == 2 and "unknown device 'tpu'" in done.stderr
+    assert (run / "report.html").read_bytes() == before
+
+
 def test_a_run_that_has_not_ended_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("train: {steps: 3}")
     done = fastuda("report", tmp_path)
