@@ -81,6 +81,8 @@ class Backend:
         for operator in self.operators:
             if not _has_kernel(f"fastuda::{operator}.{self.name}", self.device.upper()):
                 return f"{operator}.{self.name} is not in this build"
+        if not tensors and self.device == "cuda" and not INTERPRETED and not torch.cuda.is_available():
+            return "torch finds no CUDA device"
         for tensor in tensors:
             if tensor.device.type != self.device and not (self.name == "triton" and named and INTERPRETED):
                 return f"needs tensors on {self.device}, not on {tensor.device.type}"
@@ -169,8 +171,8 @@ def most_classes(limit: int) -> Callable[..., str]:
 def backends(op: str, *tensors: Tensor) -> list[BackendStatus]:
     """Every implementation of ``op``, best first: its name, whether it can run ``tensors``, and why not.
 
-    Without tensors only what does not depend on them is judged: whether it is built and its packages are
-    there.
+    Without tensors only what does not depend on them is judged: whether it is built, and its packages and a
+    device are there.
 
     Raises:
         ValueError: no op has that name.

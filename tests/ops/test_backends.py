@@ -36,6 +36,15 @@ def test_a_named_backend_that_cannot_run_raises_with_its_reason():
         F.cycle_match(x, x, backend="cuda")
 
 
+@pytest.mark.parametrize("device", [False, True])
+def test_without_a_device_nothing_of_a_gpu_is_usable(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    monkeypatch.setattr(_backends, "INTERPRETED", False)
+    monkeypatch.setattr(_backends, "TRITON_ERROR", "")
+    said = {row.name: row for row in F.backends("cycle_match")}["triton"]
+    assert said.usable == device and (device or said.reason == "torch finds no CUDA device")
+
+
 def test_environment_variable_sets_the_default():
     code = (
         "import torch, fastuda.ops as F\n"
