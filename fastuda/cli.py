@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fastuda.inference import Inference
 
 
+LESS_MEMORY = "slide a --window over each image, lower --scales or the size of the images, or take --amp"
+"""What to do where an image is too large."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Refuses a word in one line, as everything else is refused."""
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 
-from fastuda.cli import a_path, inference, inference_flags, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
     p.add_argument("--csv", type=a_path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar, only errors (and --json)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
     return p
 
@@ -51,10 +51,13 @@ def main() -> int:
     from fastuda.data.files import written
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
+    from fastuda.memory import memory_suffices
     from fastuda.metrics import ccd_table, table
     from fastuda.saved import load_run, override
 
     setup_logging(quiet=True)
+    if args.pictures < 0:
+        raise UserError(f"--pictures is {args.pictures}; it must be at least 0")
     world = distributed.start(args.device)
     config, method, classes = load_run(args.run, world.device)
     config = override(config, method, args.overrides)
@@ -68,9 +71,11 @@ def main() -> int:
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
-    scores = evaluate(
-        method, domain, data, world, how=inference(args), pictures=folder, count=args.pictures, ccd=args.ccd
-    ).only(args.classes or known)
+    with memory_suffices(world.device, LESS_MEMORY):
+        scores = evaluate(
+            method, domain, data, world, how=inference(args), pictures=folder, count=args.pictures,
+            ccd=args.ccd, quiet=args.quiet,
+        ).only(tuple(dict.fromkeys(args.classes or known)))  # fmt: skip
     distributed.stop()
     if not world.first:
         return 0

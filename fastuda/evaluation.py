@@ -18,6 +18,7 @@ from fastuda.data.torch_loader import eval_loader
 from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.inference import Inference
+from fastuda.loggers import progress
 from fastuda.methods.base import Method
 from fastuda.metrics import Scores, class_centre_distance
 from fastuda.visualize import panels
@@ -39,6 +40,7 @@ def evaluate(
     count: int = 0,
     ccd: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    quiet: bool = True,
 ) -> Scores:
     """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
 
@@ -49,6 +51,7 @@ def evaluate(
     Args:
         how: windows, scales, mirror image and precision; none: one pass over the whole image in float32.
         stop: asked before every image.
+        quiet: no progress bar.
 
     Raises:
         UserError: a label is not a class of the method.
@@ -63,6 +66,7 @@ def evaluate(
     statistics: F.ClassStatistics | None = None
     was_training, stopped = method.training, False
     method.eval()
+    bar = progress(len(domain), 0, "evaluating", quiet or not world.first, unit="image")
     try:
         images = eval_loader(domain, config, method.model.input, rank=world.rank, world=world.size)
         for position, (image, label, name) in enumerate(images):
@@ -84,7 +88,9 @@ def evaluate(
             index = position * world.size + world.rank
             if pictures is not None and index in shown:
                 _picture(pictures, method, image[0], predicted[0], label[0], domain, index)
+            bar.update(min(world.size, len(domain) - bar.n))
     finally:
+        bar.close()
         method.train(was_training)
     if world.any(stopped):
         raise Stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class Inference:
             raise UserError(f"--window is {self.window[0]} x {self.window[1]}; it needs at least 8 x 8")
         if not 0 <= self.overlap < 1:
             raise UserError(f"--overlap is {self.overlap:g}; it is a share from 0 to below 1")
-        if not self.scales or not min(self.scales) > 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise UserError(f"--scales is {' '.join(map(str, self.scales))}; every scale must be positive")
 
     @torch.no_grad()

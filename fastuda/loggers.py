@@ -219,14 +219,14 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
         handler.close()
 
 
-def progress(total: int, start: int, title: str, quiet: bool) -> Any:
+def progress(total: int, start: int, title: str, quiet: bool, unit: str = "step") -> Any:
     """A bar with ETA on a terminal; elsewhere a line now and then."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=start,
         desc=title,
-        unit="step",
+        unit=unit,
         disable=quiet,
         mininterval=0.2 if terminal else 15,
         dynamic_ncols=terminal,

@@ -1,9 +1,15 @@
-"""The C library's treatment of freed memory."""
+"""The C library's treatment of freed memory, and what is said where there is too little."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
+
+import torch
+
+from fastuda.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -34,3 +40,18 @@ def give_back_freed_memory() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def memory_suffices(device: torch.device, otherwise: str) -> Iterator[None]:
+    """Raises:
+    UserError: the block ran out of memory; ``otherwise`` is what to do.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # on the CPU torch reports a failed allocation as a plain RuntimeError
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in str(error):
+            said = str(error).splitlines() or ["no memory for Python's objects"]
+            raise UserError(f"out of memory on {device}: {otherwise}. {said[0]}") from error
+        raise

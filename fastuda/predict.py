@@ -7,7 +7,8 @@ import argparse
 import json
 import os
 
-from fastuda.cli import a_path, inference, inference_flags, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, parser, run
+from fastuda.errors import UserError
 
 EXAMPLES = """\
   python -m fastuda.predict runs/plca photo.jpg --out predictions
@@ -51,12 +52,15 @@ def main() -> int:
 
     from fastuda import distributed
     from fastuda.loggers import setup_logging
+    from fastuda.memory import memory_suffices
     from fastuda.prediction import Predictor, describe, find_files, predict_files
     from fastuda.saved import load_run, override
 
     setup_logging(quiet=True)
     # not path.exists(), which refuses a long list of numbers as a file name
     settings = [path for path in args.images if "=" in str(path) and not os.path.exists(path)]
+    if args.size and min(args.size) < 1:
+        raise UserError("--size is {} x {}; both must be at least 1".format(*args.size))
     files = find_files([path for path in args.images if path not in settings], args.out)
     how = inference(args)
     device = distributed.start(args.device).device
@@ -64,7 +68,8 @@ def main() -> int:
     config = override(config, method, [str(setting) for setting in settings])
     size = tuple(args.size) if args.size else config.data.eval_size
     predictor = Predictor(method, classes, device, size, how, config.data.resampling)
-    done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
+    with memory_suffices(device, LESS_MEMORY):
+        done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
     describe(args.out, classes)
     if args.json:
         said = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}

@@ -128,6 +128,11 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
             files.append((path, Path(path.name)))
         else:
             raise UserError(f"no image, video or folder at {path}")
+    if not paths:
+        raise UserError("no image, video or folder is given")
+    within = [path for path in paths if path.is_dir() and out.resolve() in (r := path.resolve(), *r.parents)]
+    if not files and within:
+        raise UserError(f"{within[0]} is --out or lies in it, where nothing is read; choose another --out")
     if not files:
         raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(known)})")
     taken: dict[Path, Path] = {}

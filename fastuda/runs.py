@@ -7,13 +7,12 @@ import logging
 import time
 from pathlib import Path
 
-import torch
-
 from fastuda import distributed
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.errors import UserError
 from fastuda.loggers import kept_lines, log_file
+from fastuda.memory import memory_suffices
 from fastuda.metrics import Scores, table
 from fastuda.report import write_report
 from fastuda.report_env import environment
@@ -22,6 +21,10 @@ from fastuda.saved import read_result
 from fastuda.trainer import Trainer
 
 log = logging.getLogger("fastuda")
+
+LESS_MEMORY = (
+    "lower --batch-size (and raise train.accumulate to make up for it), lower --crop, or train with --amp"
+)
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -92,24 +95,18 @@ def train(
     try:
         out = world.agree(out)
         scores = {}
-        if wants_baseline(config):
-            base = supervised(config, config)
-            scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
         name = str(config.method["name"])
-        scores[name] = _one(config, out, world, resume, quiet)
+        with memory_suffices(world.device, LESS_MEMORY):
+            if wants_baseline(config):
+                base = supervised(config, config)
+                scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
+            scores[name] = _one(config, out, world, resume, quiet)
         if world.first:
             write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
         return scores
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
-    except (RuntimeError, MemoryError) as error:
-        # on the CPU torch reports a failed allocation as a plain RuntimeError
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in str(error):
-            said = str(error).splitlines() or ["no memory for Python's objects"]
-            raise UserError(
-                f"out of memory on {world.device}: lower --batch-size (and raise train.accumulate to make up"
-                f" for it), lower --crop, or train with --amp. {said[0]}"
-            ) from error
+    except RuntimeError as error:
         if world.size > 1 and "imed out" in str(error):
             raise UserError(
                 f"rank {world.rank} waited train.timeout={config.train.timeout:g} s;"

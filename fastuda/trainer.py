@@ -271,6 +271,7 @@ class Trainer:
                 pictures=folder,
                 count=self.config.eval.pictures,
                 stop=lambda: bool(self.stop_signal),
+                quiet=self.quiet or not pictures,  # in between, the bar of the training is there
             )
         except Stopped:
             self._stop(loggers)

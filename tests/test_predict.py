@@ -1,6 +1,7 @@
 """Predicting: what goes in, how it goes through the network, what comes out, what is said of faults."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -220,6 +221,37 @@ def test_bad_files_are_named_and_left_out(run, tmp_path):
     assert json.loads(again.stdout)["images"] == 3  # its own pictures are not predicted in turn
     only = fastuda("predict", run, folder / "half.png", "--out", tmp_path / "none")
     assert only.returncode == 2 and "no file could be read" in only.stderr
+
+
+def test_numbers_of_the_picture_out_of_range(run, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    for flags, message in (
+        (["--size", 0, 9], "--size is 0 x 9; both must be at least 1"),
+        (["--scales", "inf"], "every scale must be positive"),
+    ):
+        done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out", *flags)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_images_that_lie_in_out_or_are_not_given(run, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    done = fastuda("predict", run, tmp_path, "--out", tmp_path)
+    assert done.returncode == 2 and f"{tmp_path} is --out or lies in it, where nothing" in done.stderr
+    done = fastuda("predict", run, "method.x=1", "--out", tmp_path)
+    assert done.returncode == 2 and "no image, video or folder is given" in done.stderr
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_picture_that_memory_does_not_hold(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    monkeypatch.setattr("fastuda.inference.Inference._pass", full)
+    done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out", "--quiet")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "out of memory on cpu: slide a --window" in done.stderr
 
 
 @pytest.mark.parametrize(
