@@ -79,6 +79,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         kinds = ["..." if arg is Ellipsis else getattr(arg, "__name__", str(arg)) for arg in args]
         raise UserError(f"{where} must be a list [{', '.join(kinds)}], got {reprlib.repr(value)}")
+    if dict in (origin, hint):
+        raise UserError(f"{where} must be a section of settings, got {reprlib.repr(value)}")
     wanted = getattr(hint, "__name__", None) if origin is None else str(hint)
     raise UserError(f"{where} must be {wanted}, got {reprlib.repr(value)}")
 

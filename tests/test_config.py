@@ -83,7 +83,9 @@ def test_a_list_is_asked_for_as_it_is_written():
             build(Section, {key: 64}, "s")
 
 
-@pytest.mark.parametrize("items", [["data=3"], ["method=plca"], ["optim=1", "optim.lr=2"], ["train=[1]"]])
+@pytest.mark.parametrize(
+    "items", [["data=3"], ["method=plca"], ["stages=3"], ["optim=1", "optim.lr=2"], ["train=[1]"]]
+)
 def test_a_section_is_no_value(items):
     with pytest.raises(UserError, match=r"must be a section|which is given a value of its own"):
         resolve(None, {}, parse_overrides(items))
