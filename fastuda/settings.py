@@ -133,11 +133,11 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        UserError: it is not valid, has aliases, or is nested too deep.
+        UserError: it is not valid (a date that there is not, say), has aliases, or is nested too deep.
     """
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} is not valid YAML: {reason}") from error
 

@@ -153,3 +153,10 @@ def test_apex_is_used_where_it_is_installed(monkeypatch):
     config = resolve(None, {"optim.impl": "apex"}, {}).optim
     optimizer = build_optimizer(network_config(config, "model"), torch.nn.Linear(2, 2))
     assert isinstance(optimizer, FusedSGD) and "fused" not in made[0] and made[0]["momentum"] == 0.9
+
+
+def test_a_date_that_there_is_not_is_no_yaml():
+    with pytest.raises(UserError, match=r"the value of optim\.lr is not valid YAML: month"):
+        parse_overrides(["optim.lr=2020-13-45"])
+    with pytest.raises(UserError, match=r"optim\.lr must be"):
+        resolve(None, {}, parse_overrides(["optim.lr=2020-12-01"]))
