@@ -160,6 +160,7 @@ import torch, fastuda.ops
 from fastuda.ops import _backends
 torch.ops.load_library(sys.argv[2])
 _backends.CUDA_ERROR = ""
+torch.cuda.is_available = lambda: True
 x = torch.empty(1, 3, 4, 5)
 for op in sys.argv[3:]:
     row = next(row for row in _backends.BACKENDS[op] if row.name == "cuda")
