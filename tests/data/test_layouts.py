@@ -226,10 +226,16 @@ def test_folder_description_with_a_mistake(tmp_path, said, message):
         source(folder(tmp_path, **said), "folder")
 
 
-@pytest.mark.parametrize("said", [b"names: [\xff\xfe]", b"names: [2020-13-45]"])
-def test_folder_description_that_cannot_be_read(tmp_path, said):
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"names: [\xff\xfe]", r"classes\.yaml cannot be read"),
+        (b"names: [2020-13-45]", r"classes\.yaml is not valid YAML: month"),
+    ],
+)
+def test_folder_description_that_cannot_be_read(tmp_path, said, message):
     (folder(tmp_path) / "classes.yaml").write_bytes(said)
-    with pytest.raises(UserError, match=r"classes\.yaml cannot be read"):
+    with pytest.raises(UserError, match=message):
         source(tmp_path, "folder")
 
 
