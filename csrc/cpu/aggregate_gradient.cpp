@@ -11,7 +11,8 @@ namespace {
 // Columns of a chunk and rows of a panel. Everything of a chunk is packed once, of a panel once for every
 // chunk; larger ones take more memory and were not faster.
 constexpr int64_t kChunk = 1024;
-constexpr int64_t kShort = 512;
+constexpr int64_t kShort = 256;
+constexpr int kFew = 4;  // threads that a panel of kShort rows has enough tiles for; more of them get two
 
 template <class T>
 class Gradient {
@@ -44,7 +45,8 @@ class Gradient {
   }
 
   void run() {
-    const int64_t most = round_up(n_, kPanel), panel = std::min(kShort, most);
+    const int64_t most = round_up(n_, kPanel);
+    const int64_t panel = std::min(at::get_num_threads() > kFew ? 2 * kShort : kShort, most);
     const int64_t chunk = std::min(kChunk, most);
     const int64_t room = std::max(Left<T>::room(panel, chunk), Left<T>::room(chunk, panel));
     for (Scratch<T>* operand : {&z_, &z_t_, &back_, &forward_t_}) *operand = Scratch<T>(room);
