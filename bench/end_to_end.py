@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from bench import published, table
 from bench.measure import peak, start_peak
-from bench.run import append_rows, at_least, check_device, check_rows, commit, machine, say
+from bench.run import append_rows, check_device, check_rows, commit, machine, machine_flags, say
 from fastuda import cli, distributed
 from fastuda.config import RunConfig, resolve
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
@@ -230,10 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--steps", type=int, default=3, metavar="N", help="timed steps, after three that are not (default: 3)"
     )
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
-    p.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="torch threads (default: 0, as they are)"
-    )
+    machine_flags(p, "all methods")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the methods, e.g. contrast=false (repeatable)",
@@ -241,10 +238,6 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers", type=int, default=0, metavar="N", help="loader processes of either side (default: 0)"
     )
-    p.add_argument(
-        "--budget", type=float, default=math.inf, metavar="S",
-        help="seconds for all methods; what is left then has no row (default: no end)",
-    )  # fmt: skip
     p.add_argument("--csv", type=cli.a_path, metavar="FILE", help="put the rows behind those of this file")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     return p
@@ -256,7 +249,7 @@ def main() -> int:
     if args.worker:
         print("RESULT " + json.dumps(work(json.loads(args.worker))))
         return 0
-    at_least(args, batch_size=1, steps=1, threads=0, workers=0, budget=0)
+    cli.at_least(args, batch_size=1, steps=1, threads=0, workers=0, budget=0)
     every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     jobs = [
         {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bench.run import at_least, say
+from bench.run import say
 from fastuda import cli, distributed
 from fastuda.config import resolve
 from fastuda.data.cache import CacheSettings, build_cache
@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, measure, print and write."""
     args = build_parser().parse_args()
-    at_least(args, workers=0, count=1, batches=1)
+    cli.at_least(args, workers=0, count=1, batches=1)
     if args.photo:
         photo = open_rgb(args.photo)
     else:

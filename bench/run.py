@@ -321,16 +321,16 @@ def check_device(device: str) -> None:
         raise UserError(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
 
 
-def at_least(args: argparse.Namespace, **least: float) -> None:
-    """Refuse numbers that are too small.
-
-    Raises:
-        UserError: one is, or is no number; the flag is named.
-    """
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if not value >= bound:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+def machine_flags(p: argparse.ArgumentParser, of_all: str) -> None:
+    """Flags of where a bench runs, and for how long: ``of_all`` is what shares the time."""
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    p.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="torch threads (default: 0, as they are)"
+    )
+    p.add_argument(
+        "--budget", type=float, default=math.inf, metavar="S",
+        help=f"seconds for {of_all}; what is left then has no row (default: no end)",
+    )  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -350,10 +350,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"only this one (repeatable): {', '.join(PROVIDERS)}",
     )  # fmt: skip
     p.add_argument("--sweep", action="store_true", help="the sizes of the plot instead of the table's")
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
-    p.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="torch threads (default: 0, as they are)"
-    )
+    machine_flags(p, "all of them")
     p.add_argument(
         "--repeats", type=int, default=5, metavar="N",
         help="timed runs, of which the median is taken; on a GPU at least so many (default: 5)",
@@ -361,10 +358,6 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--timeout", type=int, default=900, metavar="S", help="seconds for one measurement (default: 900)"
     )
-    p.add_argument(
-        "--budget", type=float, default=math.inf, metavar="S",
-        help="seconds for all of them; what is left then has no row (default: no end)",
-    )  # fmt: skip
     p.add_argument(
         "--csv", type=cli.a_path, metavar="FILE",
         help="where to put the rows (default: bench/results/<machine>_<date>.csv)",
@@ -375,7 +368,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse the command line, measure, write."""
     args = build_parser().parse_args()
-    at_least(args, threads=0, repeats=1, timeout=1, budget=0)
+    cli.at_least(args, threads=0, repeats=1, timeout=1, budget=0)
     ops = dict.fromkeys(case.op for case in (*CASES, *SWEEP))
     for op in args.op or ():
         if op not in ops:

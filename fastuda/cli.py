@@ -47,6 +47,18 @@ def a_path(text: str) -> Path:
     return Path(text)
 
 
+def at_least(args: argparse.Namespace, **least: float) -> None:
+    """Refuse numbers that are too small; a flag that was not given is none.
+
+    Raises:
+        UserError: one is, or is no number; the flag is named.
+    """
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and not value >= bound:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+
+
 def inference_flags(p: argparse.ArgumentParser) -> None:
     """Flags of how an image goes through the network; :func:`inference` reads them."""
     p.add_argument("--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size")

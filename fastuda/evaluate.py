@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 
-from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, at_least, inference, inference_flags, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -56,8 +56,7 @@ def main() -> int:
     from fastuda.saved import load_run, override
 
     setup_logging(quiet=True)
-    if args.pictures < 0:
-        raise UserError(f"--pictures is {args.pictures}; it must be at least 0")
+    at_least(args, pictures=0)
     world = distributed.start(args.device)
     config, method, classes = load_run(args.run, world.device)
     config = override(config, method, args.overrides)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastuda.cli import a_path, parser, run
+from fastuda.cli import a_path, at_least, parser, run
 from fastuda.errors import UserError
 from fastuda.train import FLAGS, bare_amp
 
@@ -56,8 +56,7 @@ def main() -> int:
     setup_logging(quiet=True)
     asked = [None] if args.method is None else args.method.split(",")
     names = list(METHODS) if args.method == "all" else asked
-    if args.steps < 1:
-        raise UserError(f"--steps is {args.steps}; it must be at least 1")
+    at_least(args, steps=1)
     if args.trace and len(names) > 1:
         raise UserError("--trace takes one --method: a trace is of one")
     world = distributed.start(args.device or "auto")

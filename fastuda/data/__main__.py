@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastuda.cli import a_path, parser, run
+from fastuda.cli import a_path, at_least, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -209,10 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _check_numbers(args: argparse.Namespace) -> None:
     """Refuse numbers out of range before anything is read or written."""
-    for name, least in LEAST.items():
-        number = getattr(args, name, None)
-        if isinstance(number, int) and number < least:
-            raise UserError(f"--{name} is {number}; it must be at least {least}")
+    at_least(args, **{name: least for name, least in LEAST.items() if name in args})
     for name, low, high in (("min_share", 0, 1), ("tag_share", 0, 1), ("quality", 1, 100)):
         value: float = getattr(args, name, low)
         if not low <= value <= high:
