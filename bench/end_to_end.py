@@ -31,15 +31,16 @@ from tqdm import tqdm
 from bench import published, table
 from bench.measure import peak, start_peak
 from bench.run import append_rows, check_device, check_rows, commit, machine, machine_flags, say
-from fastuda import cli, distributed
+from fastuda import cli
 from fastuda.config import RunConfig, resolve
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.errors import UserError
 from fastuda.loggers import setup_logging
-from fastuda.memory import keep_freed_memory
 from fastuda.methods import METHODS
 from fastuda.profiling import PARTS, profile_step
 from fastuda.settings import parse_overrides
+from fastuda.system import distributed
+from fastuda.system.memory import keep_freed_memory
 from fastuda.trainer import Trainer
 
 HERE = Path(__file__).resolve().parent

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.run import say
-from fastuda import cli, distributed
+from fastuda import cli
 from fastuda.config import resolve
 from fastuda.data.cache import CacheSettings, build_cache
 from fastuda.data.config import DataConfig
@@ -36,6 +36,7 @@ from fastuda.data.torch_loader import TorchLoader
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 from fastuda.settings import plain
+from fastuda.system import distributed
 from fastuda.trainer import Trainer
 
 SIZE = (2048, 1024)

@@ -23,8 +23,8 @@ import torch
 
 from bench.providers import PROVIDERS, CannotExpress, Inputs
 from bench.registry import DTYPES, Case, make_inputs
-from fastuda.memory import give_back_freed_memory, keep_freed_memory
 from fastuda.ops import release_memory
+from fastuda.system.memory import give_back_freed_memory, keep_freed_memory
 
 CHECK_PIXELS = 384
 LONGEST, MOST = 0.5, 100

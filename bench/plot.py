@@ -6,8 +6,8 @@ from __future__ import annotations
 from bench import table
 from bench.registry import SWEEP
 from fastuda import cli
-from fastuda.data.files import written
 from fastuda.errors import UserError
+from fastuda.system.files import written
 
 EXAMPLES = """\
   python -m bench.run --sweep && python -m bench.plot"""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.registry import CASES, SWEEP
 from fastuda import cli
-from fastuda.data.files import written
+from fastuda.system.files import written
 
 EXAMPLES = """\
   python -m bench.table    # after rows were added to bench/results by hand"""

@@ -46,14 +46,14 @@ def main() -> int:
     """Parse, load, evaluate, print."""
     args = build_parser().parse_intermixed_args()
 
-    from fastuda import distributed
     from fastuda.data.domains import NO_SPLIT, open_domain
-    from fastuda.data.files import written
     from fastuda.evaluation import evaluate
     from fastuda.loggers import setup_logging
-    from fastuda.memory import memory_suffices
     from fastuda.metrics import ccd_table, table
     from fastuda.saved import load_run, override
+    from fastuda.system import distributed
+    from fastuda.system.files import written
+    from fastuda.system.memory import memory_suffices
 
     setup_logging(quiet=True)
     at_least(args, pictures=0)

@@ -15,12 +15,12 @@ import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain
 from fastuda.data.torch_loader import eval_loader
-from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.inference import Inference
 from fastuda.loggers import progress
 from fastuda.methods.base import Method
 from fastuda.metrics import Scores, class_centre_distance
+from fastuda.system.distributed import World
 from fastuda.visualize import panels
 
 

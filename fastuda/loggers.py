@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastuda.distributed import World
 from fastuda.errors import UserError
+from fastuda.system.distributed import World
 
 log = logging.getLogger("fastuda")
 

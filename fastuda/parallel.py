@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastuda.distributed import World
 from fastuda.methods.base import Method
+from fastuda.system.distributed import World
 
 # torch 2.13 renamed the argument and warns of the old name
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

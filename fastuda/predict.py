@@ -50,11 +50,11 @@ def main() -> int:
     """Parse, load, predict."""
     args = build_parser().parse_intermixed_args()
 
-    from fastuda import distributed
     from fastuda.loggers import setup_logging
-    from fastuda.memory import memory_suffices
     from fastuda.prediction import Predictor, describe, find_files, predict_files
     from fastuda.saved import load_run, override
+    from fastuda.system import distributed
+    from fastuda.system.memory import memory_suffices
 
     setup_logging(quiet=True)
     # not path.exists(), which refuses a long list of numbers as a file name

@@ -45,12 +45,12 @@ def main() -> int:
     """Parse, resolve, profile, print."""
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda import distributed
     from fastuda.config import resolve
     from fastuda.loggers import setup_logging
     from fastuda.methods import METHODS
     from fastuda.profiling import profile_step, table
     from fastuda.settings import parse_overrides
+    from fastuda.system import distributed
     from fastuda.trainer import Trainer
 
     setup_logging(quiet=True)

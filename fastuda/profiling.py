@@ -22,8 +22,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fastuda.ops as F
-from fastuda.data.files import written
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.files import written
 from fastuda.trainer import Trainer
 
 PREFIX = "fastuda."

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 import fastuda.ops as F
-from fastuda import distributed
 from fastuda.association import Cycles, cycles, find_plca
 from fastuda.config import RunConfig
 from fastuda.data.decode import open_rgb
@@ -29,6 +28,7 @@ from fastuda.evaluation import feature_statistics
 from fastuda.methods import Method
 from fastuda.metrics import class_centre_distance
 from fastuda.saved import load_run, read_result
+from fastuda.system import distributed
 
 WIDTH = 512
 """Largest width of an embedded picture."""

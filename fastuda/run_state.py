@@ -13,11 +13,11 @@ import torch
 from fastuda import checkpoint
 from fastuda.config import RunConfig
 from fastuda.data.torch_loader import TorchLoader
-from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.loggers import RunningMeans
 from fastuda.methods import Method
 from fastuda.parallel import bare_state
+from fastuda.system.distributed import World
 
 log = logging.getLogger("fastuda")
 

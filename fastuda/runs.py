@@ -7,17 +7,17 @@ import logging
 import time
 from pathlib import Path
 
-from fastuda import distributed
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.errors import UserError
 from fastuda.loggers import kept_lines, log_file
-from fastuda.memory import memory_suffices
 from fastuda.metrics import Scores, table
 from fastuda.report import write_report
 from fastuda.report_env import environment
 from fastuda.run_state import newest
 from fastuda.saved import read_result
+from fastuda.system import distributed
+from fastuda.system.memory import memory_suffices
 from fastuda.trainer import Trainer
 
 log = logging.getLogger("fastuda")

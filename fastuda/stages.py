@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastuda import distributed
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig, TrainConfig, check_ranges
 from fastuda.data.classes import class_mapping
@@ -25,6 +24,7 @@ from fastuda.prediction import Predictor, describe, predict_files
 from fastuda.runs import finished, supervised, train
 from fastuda.saved import load_run
 from fastuda.settings import build, merge, nest
+from fastuda.system import distributed
 
 log = logging.getLogger("fastuda")
 

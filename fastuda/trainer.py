@@ -19,13 +19,11 @@ from fastuda.config import RunConfig
 from fastuda.data.batch import Batch
 from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader
-from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.evaluation import Stopped, evaluate
 from fastuda.guard import LossGuard
 from fastuda.inference import Inference
 from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
-from fastuda.memory import keep_freed_memory
 from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
 from fastuda.metrics import Scores
@@ -35,6 +33,8 @@ from fastuda.parallel import Parallel, bare, sync_batch_norm
 from fastuda.prediction import Predictor, leave_pictures
 from fastuda.run_state import BEST, LAST, RunState
 from fastuda.saved import save_model
+from fastuda.system.distributed import World
+from fastuda.system.memory import keep_freed_memory
 
 log = logging.getLogger("fastuda")
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import sys, torch
 from bench.measure import resident
-from fastuda.memory import give_back_freed_memory, keep_freed_memory
+from fastuda.system.memory import give_back_freed_memory, keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

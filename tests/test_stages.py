@@ -12,10 +12,10 @@ from PIL import Image
 from fastuda.config import TrainConfig, resolve
 from fastuda.data.classes import class_mapping
 from fastuda.data.labels import ClassSet
-from fastuda.distributed import World
 from fastuda.errors import UserError
 from fastuda.runs import supervised
 from fastuda.stages import stage_config, write_pseudo_labels
+from fastuda.system.distributed import World
 from tests.program import TINY, fastuda, untrained_run
 
 
@@ -137,7 +137,7 @@ def test_the_processes_share_the_labelling(scenes_root, tmp_path, monkeypatch):
     asked = []
     for rank in (1, 0):
         monkeypatch.setattr(
-            "fastuda.distributed.start",
+            "fastuda.system.distributed.start",
             lambda *of, rank=rank: asked.append(of) or Half(rank, 2, torch.device("cpu")),
         )
         write_pseudo_labels(run, tmp_path / "labels", TrainConfig(device="cpu", timeout=7.0), quiet=True)

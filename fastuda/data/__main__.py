@@ -253,9 +253,9 @@ def _check(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from fastuda.data.domains import open_domain
-    from fastuda.data.files import written
     from fastuda.data.index import build_index
     from fastuda.data.sampling import class_probabilities
+    from fastuda.system.files import written
 
     if args.weak and args.weak.suffix.lower() == ".csv":
         raise UserError(f"--weak writes JSON: give {args.weak} another suffix than .csv")

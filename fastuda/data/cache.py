@@ -18,9 +18,9 @@ from PIL import Image
 
 from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
-from fastuda.data.files import draft
 from fastuda.data.parallel import each
 from fastuda.errors import UserError
+from fastuda.system.files import draft
 
 
 class CacheSettings(NamedTuple):

@@ -13,9 +13,9 @@ from PIL import Image
 
 from fastuda.data.decode import BadFile
 from fastuda.data.domains import Domain
-from fastuda.data.files import written
 from fastuda.data.labels import IGNORE
 from fastuda.data.parallel import each
+from fastuda.system.files import written
 
 SHEET_WIDTH = 320
 

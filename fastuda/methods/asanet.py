@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, frozen, register, upsampled
 from fastuda.models.discriminators import affinity_discriminator
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.distributed import joint_mean
 
 SOURCE, TARGET = 0.0, 1.0
 

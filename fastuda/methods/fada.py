@@ -15,10 +15,10 @@ from torch import nn
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean
 from fastuda.methods.base import Method, Phase, frozen, register
 from fastuda.models.discriminators import ClassDomainDiscriminator
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.distributed import joint_mean
 
 
 @register("fada")

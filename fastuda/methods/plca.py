@@ -18,7 +18,6 @@ from torch import Tensor
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean
 from fastuda.errors import UserError
 from fastuda.methods.base import (
     Method,
@@ -30,6 +29,7 @@ from fastuda.methods.base import (
     register,
 )
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.distributed import joint_mean
 
 
 def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean, joint_share, joint_sum
 from fastuda.errors import UserError
 from fastuda.methods.base import Phase, at_least_float32, register
 from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
@@ -25,6 +24,7 @@ from fastuda.models.ema import EMATeacher
 from fastuda.models.projection import ProjectionHead
 from fastuda.models.segmentor import Segmentor
 from fastuda.ops import ClassStatistics, PrototypeBank
+from fastuda.system.distributed import joint_mean, joint_share, joint_sum
 
 
 class StudentOutput(NamedTuple):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean
 from fastuda.methods.base import Method, Phase, register
+from fastuda.system.distributed import joint_mean
 
 
 @register("source_only")

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda.data.batch import Batch
-from fastuda.distributed import joint_mean, joint_sum
 from fastuda.errors import UserError
 from fastuda.methods.asanet import SOURCE, TARGET, domain_loss
 from fastuda.methods.base import Method, Phase, at_least_float32, frozen, pixel_major, register, upsampled
 from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.distributed import joint_mean, joint_sum
 
 EPS_PROBABILITY = 1e-7
 

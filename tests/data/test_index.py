@@ -18,7 +18,6 @@ from fastuda.data import index as index_module
 from fastuda.data.check import check_domain, contact_sheet
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
-from fastuda.data.files import written
 from fastuda.data.index import Index, build_index, cache_folder
 from fastuda.data.sampling import (
     SUB_EPOCH,
@@ -30,6 +29,7 @@ from fastuda.data.sampling import (
 from fastuda.data.torch_loader import build_loader
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
+from fastuda.system.files import written
 from tests.data.data_files import picture, save
 from tests.program import environment, fastuda
 

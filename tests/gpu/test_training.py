@@ -10,8 +10,8 @@ import torch
 
 import fastuda.ops as F
 from fastuda.config import resolve
-from fastuda.distributed import World
 from fastuda.methods import METHODS
+from fastuda.system.distributed import World
 from fastuda.trainer import Trainer
 from tests.precision import BAND, drift, nudge
 
