@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fastuda.errors import UserError
 
 if TYPE_CHECKING:
-    from fastuda.inference import Inference
+    from fastuda.inference.windows import Inference
 
 
 LESS_MEMORY = "slide a --window over each image, lower --scales or the size of the images, or take --amp"
@@ -72,10 +72,10 @@ def inference_flags(p: argparse.ArgumentParser) -> None:
 
 
 def inference(args: argparse.Namespace) -> Inference:
-    """The :class:`~fastuda.inference.Inference` that the flags ask for."""
+    """The :class:`~fastuda.inference.windows.Inference` that the flags ask for."""
     import torch
 
-    from fastuda.inference import Inference
+    from fastuda.inference.windows import Inference
 
     amp = torch.bfloat16 if args.amp else None
     return Inference(args.window and tuple(args.window), args.overlap, tuple(args.scales), args.flip, amp)

@@ -16,7 +16,7 @@ from fastuda.cli import a_path, parser, run
 from fastuda.compare_page import page, plot
 from fastuda.data.domains import short_name
 from fastuda.errors import UserError
-from fastuda.saved import load_config, read_result
+from fastuda.inference.saved import load_config, read_result
 
 EXAMPLES = """\
   python -m fastuda.compare runs/*

@@ -28,8 +28,8 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     from fastuda import checkpoint
     from fastuda import report_sections as sections
     from fastuda.data.domains import NO_SPLIT, short_name
+    from fastuda.inference.saved import load_config
     from fastuda.report_facts import Record, measure, read_pictures
-    from fastuda.saved import load_config
 
     config = load_config(folder)
     method = str(config.method["name"])

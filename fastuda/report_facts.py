@@ -24,10 +24,10 @@ from fastuda.data.domains import Domain, open_domain, share_classes
 from fastuda.data.labels import ClassSet
 from fastuda.data.torch_loader import eval_loader
 from fastuda.errors import UserError
-from fastuda.evaluation import feature_statistics
+from fastuda.inference.evaluation import feature_statistics
+from fastuda.inference.saved import load_run, read_result
+from fastuda.inference.scores import class_centre_distance
 from fastuda.methods import Method
-from fastuda.metrics import class_centre_distance
-from fastuda.saved import load_run, read_result
 from fastuda.system import distributed
 
 WIDTH = 512

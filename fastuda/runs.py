@@ -10,12 +10,12 @@ from pathlib import Path
 from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.errors import UserError
+from fastuda.inference.saved import read_result
+from fastuda.inference.scores import Scores, table
 from fastuda.loggers import kept_lines, log_file
-from fastuda.metrics import Scores, table
 from fastuda.report import write_report
 from fastuda.report_env import environment
 from fastuda.run_state import newest
-from fastuda.saved import read_result
 from fastuda.system import distributed
 from fastuda.system.memory import memory_suffices
 from fastuda.trainer import Trainer

@@ -19,10 +19,10 @@ from fastuda.data.classes import class_mapping
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain, classes_of, open_domain
 from fastuda.errors import UserError
-from fastuda.metrics import Scores, table
-from fastuda.prediction import Predictor, describe, predict_files
+from fastuda.inference.prediction import Predictor, describe, predict_files
+from fastuda.inference.saved import load_run
+from fastuda.inference.scores import Scores, table
 from fastuda.runs import finished, supervised, train
-from fastuda.saved import load_run
 from fastuda.settings import build, merge, nest
 from fastuda.system import distributed
 

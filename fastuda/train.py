@@ -87,8 +87,8 @@ def main() -> int:
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.config import resolve, shipped
+    from fastuda.inference.scores import table
     from fastuda.loggers import setup_logging
-    from fastuda.metrics import table
     from fastuda.runs import default_folder, train
     from fastuda.settings import parse_overrides
     from fastuda.stages import train_stages

@@ -20,19 +20,19 @@ from fastuda.data.batch import Batch
 from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader
 from fastuda.errors import UserError
-from fastuda.evaluation import Stopped, evaluate
 from fastuda.guard import LossGuard
-from fastuda.inference import Inference
+from fastuda.inference.evaluation import Stopped, evaluate
+from fastuda.inference.prediction import Predictor, leave_pictures
+from fastuda.inference.saved import save_model
+from fastuda.inference.scores import Scores
+from fastuda.inference.windows import Inference
 from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
 from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
-from fastuda.metrics import Scores
 from fastuda.models import build_model
 from fastuda.optim import build_optimizer, lr_factor, network_config, set_lr
 from fastuda.parallel import Parallel, bare, sync_batch_norm
-from fastuda.prediction import Predictor, leave_pictures
 from fastuda.run_state import BEST, LAST, RunState
-from fastuda.saved import save_model
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 

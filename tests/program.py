@@ -81,8 +81,8 @@ def untrained_run(folder: Path, method: str = "source_only", **settings: object)
     """A folder with what predicting needs and nothing else; the network has its initial weights."""
     from fastuda.config import resolve
     from fastuda.data.labels import CITYSCAPES
+    from fastuda.inference.saved import save_model
     from fastuda.models import build_model
-    from fastuda.saved import save_model
 
     config = resolve(None, {"method.name": method, **settings}, {})
     folder.mkdir(parents=True)

@@ -8,8 +8,8 @@ import torch
 
 from fastuda.data.labels import CITYSCAPES
 from fastuda.errors import UserError
-from fastuda.exporting import Deployed, check, pictures
-from fastuda.saved import load_run
+from fastuda.inference.exporting import Deployed, check, pictures
+from fastuda.inference.saved import load_run
 from tests.program import fastuda, untrained_run
 
 CPU = torch.device("cpu")

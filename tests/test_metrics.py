@@ -13,8 +13,8 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains import open_domain
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS
 from fastuda.data.torch_loader import eval_loader
-from fastuda.metrics import Scores, ccd_table, class_centre_distance, table
-from fastuda.saved import load_run
+from fastuda.inference.saved import load_run
+from fastuda.inference.scores import Scores, ccd_table, class_centre_distance, table
 from tests.program import TINY, fastuda
 
 ID_OF = {row.name: row.id for row in CITYSCAPES_ROWS}

@@ -13,10 +13,10 @@ from PIL import Image
 
 from fastuda.data.labels import CITYSCAPES
 from fastuda.errors import UserError
-from fastuda.inference import Inference, probabilities
+from fastuda.inference.prediction import Predictor
+from fastuda.inference.saved import load_run, override
+from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods.base import SegPrediction
-from fastuda.prediction import Predictor
-from fastuda.saved import load_run, override
 from tests.program import fastuda, untrained_run
 
 CPU = torch.device("cpu")
@@ -248,7 +248,7 @@ def test_a_picture_that_memory_does_not_hold(run, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    monkeypatch.setattr("fastuda.inference.Inference._pass", full)
+    monkeypatch.setattr("fastuda.inference.windows.Inference._pass", full)
     done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out", "--quiet")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "out of memory on cpu: slide a --window" in done.stderr

@@ -13,8 +13,8 @@ from fastuda.data.decode import BadFile, open_rgb
 from fastuda.data.domains import open_domain
 from fastuda.data.torch_loader import build_loader, eval_loader
 from fastuda.errors import UserError
+from fastuda.inference.prediction import _ahead
 from fastuda.models.weights import IMAGENET
-from fastuda.prediction import _ahead
 from tests.data.data_files import ids, picture, save
 
 

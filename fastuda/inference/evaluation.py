@@ -16,12 +16,12 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain
 from fastuda.data.torch_loader import eval_loader
 from fastuda.errors import UserError
-from fastuda.inference import Inference
+from fastuda.inference.pictures import panels
+from fastuda.inference.scores import Scores, class_centre_distance
+from fastuda.inference.windows import Inference
 from fastuda.loggers import progress
 from fastuda.methods.base import Method
-from fastuda.metrics import Scores, class_centre_distance
 from fastuda.system.distributed import World
-from fastuda.visualize import panels
 
 
 class Stopped(Exception):

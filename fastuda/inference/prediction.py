@@ -25,11 +25,11 @@ from fastuda.data.labels import ClassSet
 from fastuda.data.layouts import IMAGE_SUFFIXES
 from fastuda.data.transforms import resize_image
 from fastuda.errors import UserError
-from fastuda.inference import Inference, probabilities
+from fastuda.inference.pictures import overlay, panels, save_palette_png
+from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
+from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods import Method
 from fastuda.settings import to_yaml
-from fastuda.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
-from fastuda.visualize import overlay, panels, save_palette_png
 
 log = logging.getLogger("fastuda")
 

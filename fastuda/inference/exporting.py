@@ -21,10 +21,10 @@ from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.data.labels import ClassSet
 from fastuda.errors import UserError
-from fastuda.inference import probabilities
+from fastuda.inference.saved import save_model
+from fastuda.inference.windows import probabilities
 from fastuda.methods import Method
 from fastuda.ops._backends import default_backend
-from fastuda.saved import save_model
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 """Format to the suffix of its files."""
