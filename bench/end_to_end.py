@@ -34,14 +34,14 @@ from bench.run import append_rows, check_device, check_rows, commit, machine, ma
 from fastuda import cli
 from fastuda.config import RunConfig, resolve
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
+from fastuda.engine.curves import setup_logging
+from fastuda.engine.profiling import PARTS, profile_step
+from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
-from fastuda.loggers import setup_logging
 from fastuda.methods import METHODS
-from fastuda.profiling import PARTS, profile_step
 from fastuda.settings import parse_overrides
 from fastuda.system import distributed
 from fastuda.system.memory import keep_freed_memory
-from fastuda.trainer import Trainer
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = """\

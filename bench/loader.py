@@ -33,11 +33,11 @@ from fastuda.data.dali_loader import DaliLoader, available
 from fastuda.data.decode import open_rgb
 from fastuda.data.domains import Domain, open_domain
 from fastuda.data.torch_loader import TorchLoader
+from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 from fastuda.settings import plain
 from fastuda.system import distributed
-from fastuda.trainer import Trainer
 
 SIZE = (2048, 1024)
 RUNS = 3

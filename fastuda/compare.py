@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastuda.checkpoint import write_atomic
 from fastuda.cli import a_path, parser, run
 from fastuda.compare_page import page, plot
 from fastuda.data.domains import short_name
+from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.saved import load_config, read_result
 

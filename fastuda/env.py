@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Print the report."""
     args = build_parser().parse_args()
-    from fastuda.report_env import environment, facts
+    from fastuda.engine.environment import environment, facts
 
     print(json.dumps(facts(), indent=1) if args.json else environment(), end="\n" if args.json else "")
     return 0

@@ -46,12 +46,12 @@ def main() -> int:
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.config import resolve
-    from fastuda.loggers import setup_logging
+    from fastuda.engine.curves import setup_logging
+    from fastuda.engine.profiling import profile_step, table
+    from fastuda.engine.trainer import Trainer
     from fastuda.methods import METHODS
-    from fastuda.profiling import profile_step, table
     from fastuda.settings import parse_overrides
     from fastuda.system import distributed
-    from fastuda.trainer import Trainer
 
     setup_logging(quiet=True)
     asked = [None] if args.method is None else args.method.split(",")

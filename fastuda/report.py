@@ -25,9 +25,9 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     Raises:
         UserError: the folder holds no finished run, or cannot be written.
     """
-    from fastuda import checkpoint
     from fastuda import report_sections as sections
     from fastuda.data.domains import NO_SPLIT, short_name
+    from fastuda.engine import checkpoint
     from fastuda.inference.saved import load_config
     from fastuda.report_facts import Record, measure, read_pictures
 
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, write."""
     args = build_parser().parse_args()
-    from fastuda.loggers import setup_logging
+    from fastuda.engine.curves import setup_logging
 
     setup_logging(quiet=True)
     for folder in args.runs:

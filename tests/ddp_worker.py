@@ -10,10 +10,10 @@ from torch import nn
 
 from fastuda import cli
 from fastuda.data.batch import Batch
-from fastuda.loggers import RunningMeans
+from fastuda.engine.curves import RunningMeans
+from fastuda.engine.parallel import Parallel, bare_state, sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
-from fastuda.parallel import Parallel, bare_state, sync_batch_norm
 from fastuda.settings import build
 from fastuda.system import distributed
 

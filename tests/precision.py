@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
+from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
-from fastuda.trainer import Trainer
 from tests.test_step import trainer
 
 # the heads beside the segmentor, narrow: what they compute is the same

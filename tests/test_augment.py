@@ -11,8 +11,8 @@ from fastuda.augment import _saturate, _turn_hue, colour_jitter, jitter_source
 from fastuda.config import resolve
 from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
+from fastuda.engine.stages import stage_config
 from fastuda.models.weights import CAFFE, IMAGENET
-from fastuda.stages import stage_config
 from tests.program import TINY, curves, fastuda
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])

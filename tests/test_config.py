@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastuda.config import RunConfig, load_yaml, resolve
+from fastuda.engine.optim import build_optimizer, lr_factor, network_config
 from fastuda.errors import UserError
-from fastuda.optim import build_optimizer, lr_factor, network_config
 from fastuda.settings import build, convert, merge, nest, parse_overrides, read_yaml, to_yaml
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastuda.engine.parallel import SyncedBatchNorm2d, sync_batch_norm
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
 from fastuda.models import ModelConfig, build_model
-from fastuda.parallel import SyncedBatchNorm2d, sync_batch_norm
 from fastuda.system.distributed import World, fresh_store
 from tests.ddp_worker import steps
 from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state, without_clocks

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastuda import checkpoint
+from fastuda.engine import checkpoint
+from fastuda.engine.state import newest
 from fastuda.errors import UserError
-from fastuda.run_state import newest
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
 

@@ -24,7 +24,7 @@ for name in ("triton", "nvidia", "nvidia.dali", "apex", "cv2", "fastuda._C"):
     sys.modules[name] = None
 import torch
 import fastuda.ops as F
-import fastuda.train, fastuda.evaluate, fastuda.predict, fastuda.env, fastuda.trainer
+import fastuda.train, fastuda.evaluate, fastuda.predict, fastuda.env, fastuda.engine.trainer
 out = F.spatial_aggregate(torch.randn(1, 5, 3))
 names = [row.name for row in F.backends("spatial_aggregate", torch.randn(1, 5, 3)) if row.usable]
 assert names == ["reference"], names
@@ -50,11 +50,22 @@ def imported(path: Path) -> set[str]:
 
 
 FORBIDDEN = {
-    "kernels": ("fastuda.ops", "fastuda.methods", "fastuda.trainer", "fastuda.data", "fastuda.models"),
-    "fastuda/ops": ("fastuda.methods", "fastuda.models", "fastuda.data", "fastuda.trainer", "fastuda.runs"),
-    "fastuda/models": ("fastuda.methods", "fastuda.data", "fastuda.trainer", "fastuda.runs"),
-    "fastuda/data": ("fastuda.methods", "fastuda.trainer", "fastuda.runs", "fastuda.ops"),
-    "fastuda/methods": ("fastuda.trainer", "fastuda.runs", "fastuda.kernels", "fastuda.ops.reference"),
+    "kernels": ("fastuda.ops", "fastuda.methods", "fastuda.engine.trainer", "fastuda.data", "fastuda.models"),
+    "fastuda/ops": (
+        "fastuda.methods",
+        "fastuda.models",
+        "fastuda.data",
+        "fastuda.engine.trainer",
+        "fastuda.engine.run",
+    ),
+    "fastuda/models": ("fastuda.methods", "fastuda.data", "fastuda.engine.trainer", "fastuda.engine.run"),
+    "fastuda/data": ("fastuda.methods", "fastuda.engine.trainer", "fastuda.engine.run", "fastuda.ops"),
+    "fastuda/methods": (
+        "fastuda.engine.trainer",
+        "fastuda.engine.run",
+        "fastuda.kernels",
+        "fastuda.ops.reference",
+    ),
 }
 
 

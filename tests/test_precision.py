@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastuda.config import OptimConfig
+from fastuda.engine.optim import build_optimizer
 from fastuda.methods import METHODS
-from fastuda.optim import build_optimizer
 from tests.precision import BAND, SCALE, WINDOW, drift, losses, tiny
 from tests.program import TINY, curves, equal, fastuda, state, without_clocks
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fastuda.ops as F
+from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.methods import METHODS
-from fastuda.profiling import PARTS, profile_step
 from tests.program import fastuda
 from tests.test_faults import refused
 from tests.test_step import trainer

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from fastuda import checkpoint
+from fastuda.engine import checkpoint
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks

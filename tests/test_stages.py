@@ -12,9 +12,9 @@ from PIL import Image
 from fastuda.config import TrainConfig, resolve
 from fastuda.data.classes import class_mapping
 from fastuda.data.labels import ClassSet
+from fastuda.engine.run import supervised
+from fastuda.engine.stages import stage_config, write_pseudo_labels
 from fastuda.errors import UserError
-from fastuda.runs import supervised
-from fastuda.stages import stage_config, write_pseudo_labels
 from fastuda.system.distributed import World
 from tests.program import TINY, fastuda, untrained_run
 

@@ -17,14 +17,14 @@ import fastuda
 from fastuda.augment import jitter_source
 from fastuda.config import OptimConfig, resolve
 from fastuda.data.config import DataConfig
+from fastuda.engine.optim import build_optimizer
+from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import _backends
-from fastuda.optim import build_optimizer
 from fastuda.settings import build
 from fastuda.system.distributed import World
-from fastuda.trainer import Trainer
 from tests.ddp_worker import CLASSES, joint_batch
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}

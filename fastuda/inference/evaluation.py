@@ -15,11 +15,11 @@ import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain
 from fastuda.data.torch_loader import eval_loader
+from fastuda.engine.curves import progress
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels
 from fastuda.inference.scores import Scores, class_centre_distance
 from fastuda.inference.windows import Inference
-from fastuda.loggers import progress
 from fastuda.methods.base import Method
 from fastuda.system.distributed import World
 

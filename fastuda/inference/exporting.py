@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
 from fastuda.data.labels import ClassSet
+from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.saved import save_model
 from fastuda.inference.windows import probabilities

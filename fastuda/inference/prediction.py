@@ -18,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastuda.ops as F
-from fastuda.checkpoint import write_atomic
 from fastuda.data.decode import BadFile, open_rgb
 from fastuda.data.domains import Domain
 from fastuda.data.labels import ClassSet
 from fastuda.data.layouts import IMAGE_SUFFIXES
 from fastuda.data.transforms import resize_image
+from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.pictures import overlay, panels, save_palette_png
 from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv

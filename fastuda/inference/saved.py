@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig, check_ranges, load_yaml
 from fastuda.data.labels import ClassSet
+from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model

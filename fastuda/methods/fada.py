@@ -1,7 +1,7 @@
 """FADA: class-wise adversarial adaptation (Wang et al., Classes Matter, ECCV 2020, arXiv 2007.09222).
 
 A discriminator of 2 K channels models class and domain of a feature at once; its soft labels are the
-segmenter's own predictions. This is the adversarial stage; ``fastuda.stages`` runs all three.
+segmenter's own predictions. This is the adversarial stage; ``fastuda.engine.stages`` runs all three.
 """
 
 from __future__ import annotations

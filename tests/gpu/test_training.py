@@ -10,9 +10,9 @@ import torch
 
 import fastuda.ops as F
 from fastuda.config import resolve
+from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
 from fastuda.system.distributed import World
-from fastuda.trainer import Trainer
 from tests.precision import BAND, drift, nudge
 
 pytestmark = pytest.mark.gpu

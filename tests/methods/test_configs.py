@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fastuda.config import resolve, shipped
+from fastuda.engine.optim import network_config
 from fastuda.methods import get_method
 from fastuda.models import build_model
-from fastuda.optim import network_config
 
 network = functools.cache(build_model)
 DATASETS = ("gta5_", "synthia_", "cityscapes_")

@@ -120,7 +120,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_imports_run_one_way():
-    order = ["fastuda.ops", "fastuda.methods", "fastuda.trainer", "fastuda.train"]
+    order = ["fastuda.ops", "fastuda.methods", "fastuda.engine.trainer", "fastuda.train"]
     for path in (ROOT / "kernels").rglob("*.py"):
         assert not any(name.startswith("fastuda.ops") for name in imports(path)), path
     for path in (ROOT / "fastuda").rglob("*.py"):

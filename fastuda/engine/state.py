@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from fastuda import checkpoint
 from fastuda.config import RunConfig
 from fastuda.data.torch_loader import TorchLoader
+from fastuda.engine import checkpoint
+from fastuda.engine.curves import RunningMeans
+from fastuda.engine.parallel import bare_state
 from fastuda.errors import UserError
-from fastuda.loggers import RunningMeans
 from fastuda.methods import Method
-from fastuda.parallel import bare_state
 from fastuda.system.distributed import World
 
 log = logging.getLogger("fastuda")

@@ -13,26 +13,26 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastuda import checkpoint
 from fastuda.augment import jitter_source
 from fastuda.config import RunConfig
 from fastuda.data.batch import Batch
 from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader
+from fastuda.engine import checkpoint
+from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
+from fastuda.engine.guard import LossGuard
+from fastuda.engine.optim import build_optimizer, lr_factor, network_config, set_lr
+from fastuda.engine.parallel import Parallel, bare, sync_batch_norm
+from fastuda.engine.state import BEST, LAST, RunState
 from fastuda.errors import UserError
-from fastuda.guard import LossGuard
 from fastuda.inference.evaluation import Stopped, evaluate
 from fastuda.inference.prediction import Predictor, leave_pictures
 from fastuda.inference.saved import save_model
 from fastuda.inference.scores import Scores
 from fastuda.inference.windows import Inference
-from fastuda.loggers import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
 from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
 from fastuda.models import build_model
-from fastuda.optim import build_optimizer, lr_factor, network_config, set_lr
-from fastuda.parallel import Parallel, bare, sync_batch_norm
-from fastuda.run_state import BEST, LAST, RunState
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastuda.checkpoint import write_atomic
 from fastuda.data.batch import Batch
+from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 
 DUMP = "not_finite.json"

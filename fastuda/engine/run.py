@@ -7,18 +7,18 @@ import logging
 import time
 from pathlib import Path
 
-from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig
+from fastuda.engine.checkpoint import write_atomic
+from fastuda.engine.curves import kept_lines, log_file
+from fastuda.engine.environment import environment
+from fastuda.engine.state import newest
+from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.inference.saved import read_result
 from fastuda.inference.scores import Scores, table
-from fastuda.loggers import kept_lines, log_file
 from fastuda.report import write_report
-from fastuda.report_env import environment
-from fastuda.run_state import newest
 from fastuda.system import distributed
 from fastuda.system.memory import memory_suffices
-from fastuda.trainer import Trainer
 
 log = logging.getLogger("fastuda")
 
@@ -80,7 +80,7 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        UserError: see :class:`~fastuda.trainer.Trainer`; or the folder holds a run already.
+        UserError: see :class:`~fastuda.engine.trainer.Trainer`; or the folder holds a run already.
         Interrupted: the run was asked to stop.
     """
     if resume is None and out.is_dir() and any(out.iterdir()):

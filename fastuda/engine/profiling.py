@@ -22,9 +22,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fastuda.ops as F
+from fastuda.engine.trainer import Trainer
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.files import written
-from fastuda.trainer import Trainer
 
 PREFIX = "fastuda."
 STEP = f"{PREFIX}step"

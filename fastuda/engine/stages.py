@@ -13,16 +13,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastuda.checkpoint import write_atomic
 from fastuda.config import RunConfig, TrainConfig, check_ranges
 from fastuda.data.classes import class_mapping
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain, classes_of, open_domain
+from fastuda.engine.checkpoint import write_atomic
+from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
 from fastuda.inference.prediction import Predictor, describe, predict_files
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, table
-from fastuda.runs import finished, supervised, train
 from fastuda.settings import build, merge, nest
 from fastuda.system import distributed
 
@@ -92,7 +92,7 @@ def train_stages(
 
     Raises:
         UserError: the folder is not empty, a stage that others began from is to go on, or a stage fails; see
-            :func:`fastuda.runs.train`.
+            :func:`fastuda.engine.run.train`.
         Interrupted: the run was asked to stop.
     """
     if resume not in (None, "auto"):
