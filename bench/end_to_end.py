@@ -32,14 +32,14 @@ from bench import published, table
 from bench.measure import peak, start_peak
 from bench.run import append_rows, check_device, check_rows, commit, machine, machine_flags, say
 from fastuda import cli
-from fastuda.config import RunConfig, resolve
+from fastuda.config.schema import RunConfig, resolve
+from fastuda.config.settings import parse_overrides
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.curves import setup_logging
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
-from fastuda.settings import parse_overrides
 from fastuda.system import distributed
 from fastuda.system.memory import keep_freed_memory
 

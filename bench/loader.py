@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from bench.run import say
 from fastuda import cli
-from fastuda.config import resolve
+from fastuda.config.schema import resolve
+from fastuda.config.settings import plain
 from fastuda.data.cache import CacheSettings, build_cache
 from fastuda.data.config import DataConfig
 from fastuda.data.dali_loader import DaliLoader, available
@@ -36,7 +37,6 @@ from fastuda.data.torch_loader import TorchLoader
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
-from fastuda.settings import plain
 from fastuda.system import distributed
 
 SIZE = (2048, 1024)

@@ -45,12 +45,12 @@ def main() -> int:
     """Parse, resolve, profile, print."""
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda.config import resolve
+    from fastuda.config.schema import resolve
+    from fastuda.config.settings import parse_overrides
     from fastuda.engine.curves import setup_logging
     from fastuda.engine.profiling import profile_step, table
     from fastuda.engine.trainer import Trainer
     from fastuda.methods import METHODS
-    from fastuda.settings import parse_overrides
     from fastuda.system import distributed
 
     setup_logging(quiet=True)

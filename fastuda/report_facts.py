@@ -18,7 +18,7 @@ from PIL import Image
 
 import fastuda.ops as F
 from fastuda.association import Cycles, cycles, find_plca
-from fastuda.config import RunConfig
+from fastuda.config.schema import RunConfig
 from fastuda.data.decode import open_rgb
 from fastuda.data.domains import Domain, open_domain, share_classes
 from fastuda.data.labels import ClassSet

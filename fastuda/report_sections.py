@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastuda.association import covered_picture, drawing
 from fastuda.charts import Curve, chart
-from fastuda.config import RunConfig
+from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
 from fastuda.report_facts import BASELINE, Measured, Record, data_uri
 

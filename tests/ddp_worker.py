@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from fastuda import cli
+from fastuda.config.settings import build
 from fastuda.data.batch import Batch
 from fastuda.engine.curves import RunningMeans
 from fastuda.engine.parallel import Parallel, bare_state, sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
-from fastuda.settings import build
 from fastuda.system import distributed
 
 CLASSES = 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastuda.augment import _saturate, _turn_hue, colour_jitter, jitter_source
-from fastuda.config import resolve
+from fastuda.config.schema import resolve
 from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
 from fastuda.engine.stages import stage_config

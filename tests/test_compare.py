@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastuda.config import resolve
+from fastuda.config.schema import resolve
 from tests.program import TINY, fastuda
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastuda.config import RunConfig, load_yaml, resolve
+from fastuda.config.schema import RunConfig, load_yaml, resolve
+from fastuda.config.settings import build, convert, merge, nest, parse_overrides, read_yaml, to_yaml
 from fastuda.engine.optim import build_optimizer, lr_factor, network_config
 from fastuda.errors import UserError
-from fastuda.settings import build, convert, merge, nest, parse_overrides, read_yaml, to_yaml
 
 
 def test_defaults_give_way_to_file_to_flags_to_overrides(tmp_path):

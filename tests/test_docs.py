@@ -20,9 +20,9 @@ import yaml
 
 from bench.registry import CASES
 from fastuda import ops
-from fastuda.config import shipped
+from fastuda.config.schema import shipped
+from fastuda.config.settings import plain
 from fastuda.methods import METHODS
-from fastuda.settings import plain
 from tests.program import ROOT, environment, fastuda
 
 DOCS = ROOT / "docs"

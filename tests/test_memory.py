@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastuda.config import resolve
+from fastuda.config.schema import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 

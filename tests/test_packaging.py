@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROBE = (
     "import fastuda, fastuda.kernels, fastuda.ops, fastuda.train;"
-    "from fastuda.config import shipped;"
+    "from fastuda.config.schema import shipped;"
     "print(fastuda.__file__, len(shipped()) > 2, fastuda.ops.backends('cycle_match')[-1].name)"
 )
 
@@ -85,7 +85,7 @@ def test_wheel(checkout, python, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "fastuda/py.typed",
-        "fastuda/configs/scenes.yaml",
+        "fastuda/recipes/scenes.yaml",
         "fastuda/report.html",
         "fastuda/kernels/__init__.py",
         "fastuda/train.py",
@@ -107,7 +107,7 @@ def test_sdist(checkout, python, tmp_path):
     name = run(sys.executable, "-c", code, tmp_path, cwd=checkout).split()[-1]
     with tarfile.open(tmp_path / name) as archive:
         names = {n.partition("/")[2] for n in archive.getnames()}
-    assert {"kernels/__init__.py", "fastuda/configs/scenes.yaml", "docs/methods/plca.md"} <= names
+    assert {"kernels/__init__.py", "fastuda/recipes/scenes.yaml", "docs/methods/plca.md"} <= names
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", (checkout / "README.md").read_text())
     assert linked and not [link for link in linked if link not in names]
     assert not [n for n in names if n.endswith((".so", ".pyc"))]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastuda.config import OptimConfig
+from fastuda.config.schema import OptimConfig
 from fastuda.engine.optim import build_optimizer
 from fastuda.methods import METHODS
 from tests.precision import BAND, SCALE, WINDOW, drift, losses, tiny

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastuda.config import TrainConfig, resolve
+from fastuda.config.schema import TrainConfig, resolve
 from fastuda.data.classes import class_mapping
 from fastuda.data.labels import ClassSet
 from fastuda.engine.run import supervised

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda
 from fastuda.augment import jitter_source
-from fastuda.config import OptimConfig, resolve
+from fastuda.config.schema import OptimConfig, resolve
+from fastuda.config.settings import build
 from fastuda.data.config import DataConfig
 from fastuda.engine.optim import build_optimizer
 from fastuda.engine.trainer import Trainer
@@ -23,7 +24,6 @@ from fastuda.errors import UserError
 from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import _backends
-from fastuda.settings import build
 from fastuda.system.distributed import World
 from tests.ddp_worker import CLASSES, joint_batch
 

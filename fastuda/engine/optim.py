@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastuda.config import OptimConfig
+from fastuda.config.schema import OptimConfig
+from fastuda.config.settings import build
 from fastuda.errors import UserError
-from fastuda.settings import build
 
 
 def network_config(config: OptimConfig, network: str) -> OptimConfig:

@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 
-from fastuda.config import RunConfig
+from fastuda.config.schema import RunConfig
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.curves import kept_lines, log_file
 from fastuda.engine.environment import environment

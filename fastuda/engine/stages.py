@@ -13,7 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastuda.config import RunConfig, TrainConfig, check_ranges
+from fastuda.config.schema import RunConfig, TrainConfig, check_ranges
+from fastuda.config.settings import build, merge, nest
 from fastuda.data.classes import class_mapping
 from fastuda.data.config import DataConfig
 from fastuda.data.domains import Domain, classes_of, open_domain
@@ -23,7 +24,6 @@ from fastuda.errors import UserError
 from fastuda.inference.prediction import Predictor, describe, predict_files
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, table
-from fastuda.settings import build, merge, nest
 from fastuda.system import distributed
 
 log = logging.getLogger("fastuda")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fastuda.config import RunConfig
+from fastuda.config.schema import RunConfig
 from fastuda.data.torch_loader import TorchLoader
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import RunningMeans

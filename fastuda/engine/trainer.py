@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.augment import jitter_source
-from fastuda.config import RunConfig
+from fastuda.config.schema import RunConfig
 from fastuda.data.batch import Batch
 from fastuda.data.domains import open_domain, share_classes
 from fastuda.data.torch_loader import build_loader

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fastuda.config import RunConfig
+from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError

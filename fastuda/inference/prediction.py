@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastuda.ops as F
+from fastuda.config.settings import to_yaml
 from fastuda.data.decode import BadFile, open_rgb
 from fastuda.data.domains import Domain
 from fastuda.data.labels import ClassSet
@@ -29,7 +30,6 @@ from fastuda.inference.pictures import overlay, panels, save_palette_png
 from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods import Method
-from fastuda.settings import to_yaml
 
 log = logging.getLogger("fastuda")
 

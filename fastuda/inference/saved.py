@@ -12,14 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fastuda.config import RunConfig, check_ranges, load_yaml
+from fastuda.config.schema import RunConfig, check_ranges, load_yaml
+from fastuda.config.settings import build, merge, parse_overrides, read_yaml
 from fastuda.data.labels import ClassSet
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.weights import Normalization
-from fastuda.settings import build, merge, parse_overrides, read_yaml
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfig | None = None) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastuda.config import resolve
+from fastuda.config.schema import resolve
 from fastuda.data.config import DataConfig
 from fastuda.data.drawing import SOURCE, Drawer
 

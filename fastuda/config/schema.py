@@ -14,11 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fastuda.config.settings import build, merge, nest, plain, read_yaml, to_yaml, without
 from fastuda.data.config import DataConfig
 from fastuda.data.transforms import FILTERS
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import ModelConfig
-from fastuda.settings import build, merge, nest, plain, read_yaml, to_yaml, without
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class RunConfig:
 
 def shipped() -> list[str]:
     """Names of the configurations that come with the package."""
-    folder = resources.files("fastuda.configs")
+    folder = resources.files("fastuda.recipes")
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
@@ -177,7 +177,7 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{name} cannot be read as a configuration: {error}") from error
     elif name in shipped():
-        text = resources.files("fastuda.configs").joinpath(f"{name}.yaml").read_text()
+        text = resources.files("fastuda.recipes").joinpath(f"{name}.yaml").read_text()
     else:
         raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
     values = read_yaml(text, name) or {}
