@@ -28,12 +28,12 @@ from bench.run import say
 from fastuda import cli
 from fastuda.config.schema import resolve
 from fastuda.config.settings import plain
-from fastuda.data.cache import CacheSettings, build_cache
 from fastuda.data.config import DataConfig
-from fastuda.data.dali_loader import DaliLoader, available
-from fastuda.data.decode import open_rgb
-from fastuda.data.domains import Domain, open_domain
-from fastuda.data.torch_loader import TorchLoader
+from fastuda.data.domains.decode import open_rgb
+from fastuda.data.domains.domain import Domain, open_domain
+from fastuda.data.loading.dali_loader import DaliLoader, available
+from fastuda.data.loading.torch_loader import TorchLoader
+from fastuda.data.tools.cache import CacheSettings, build_cache
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET

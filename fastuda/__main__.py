@@ -31,7 +31,7 @@ fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same. fastud
 
 def module(command: str) -> str:
     """Where a command's ``build_parser`` and ``main`` are."""
-    return f"fastuda.{command}" + (".__main__" if command == "data" else "")
+    return f"fastuda.{command}" + (".__main__" if command in ("data", "report") else "")
 
 
 def main() -> int:

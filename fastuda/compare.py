@@ -3,125 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
-import statistics
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from fastuda.cli import a_path, parser, run
-from fastuda.compare_page import page, plot
-from fastuda.data.domains import short_name
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
-from fastuda.inference.saved import load_config, read_result
+from fastuda.report.comparison import markdown, read_groups, write
 
 EXAMPLES = """\
   python -m fastuda.compare runs/*
   python -m fastuda.compare runs/* --out comparison        CSV, Markdown, HTML and a plot
   python -m fastuda.compare runs/* --json"""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one method on one pair of domains."""
-
-    method: str
-    domains: str
-    seeds: tuple[int, ...]
-    scores: dict[str, tuple[float, ...]]
-    """mIoU and class to the values of the runs, in the order of the seeds; NaN for an absent class."""
-
-    def mean(self, name: str) -> float:
-        """Mean of a score over the runs that have it."""
-        known = [value for value in self.scores.get(name, ()) if not math.isnan(value)]
-        return statistics.fmean(known) if known else math.nan
-
-    def spread(self, name: str) -> float:
-        """Standard deviation over the runs; NaN for a single one."""
-        known = [value for value in self.scores.get(name, ()) if not math.isnan(value)]
-        return statistics.stdev(known) if len(known) > 1 else math.nan
-
-    @property
-    def headline(self) -> str:
-        """The name of the score over all classes."""
-        return next(name for name in self.scores if name.startswith("mIoU"))
-
-    def cell(self, name: str) -> str:
-        """``mean`` or ``mean ± spread``; empty where no run has the score."""
-        mean, spread = self.mean(name), self.spread(name)
-        if math.isnan(mean):
-            return ""
-        return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
-
-
-def read_groups(folders: list[Path]) -> list[Group]:
-    """The finished runs under the folders given, grouped by domains and method.
-
-    Raises:
-        UserError: there is none, or one is damaged.
-    """
-    found: dict[tuple[str, str], list[tuple[int, dict[str, float]]]] = {}
-    every = [path for folder in folders for path in sorted(folder.rglob("result.json"))]
-    # a folder and one within it count a run once
-    for path in {path.resolve(): path for path in every}.values():
-        result = read_result(path)
-        scores = {key: value for key, value in result.items() if key.startswith("mIoU")} | result["iou"]
-        config = load_config(path.parent)
-        source, target = short_name(config.data.source), short_name(config.data.target)
-        key = (f"{source} -> {target} ({result['split']})", config.method["name"])
-        found.setdefault(key, []).append((config.train.seed, scores))
-    if not found:
-        raise UserError(f"no finished run under {', '.join(map(str, folders))}: none holds a result.json")
-    groups = []
-    for (domains, method), runs in found.items():
-        runs.sort(key=lambda item: item[0])
-        names = list(dict.fromkeys(name for _, scores in runs for name in scores))
-        values = {name: tuple(scores.get(name, math.nan) for _, scores in runs) for name in names}
-        groups.append(Group(method, domains, tuple(seed for seed, _ in runs), values))
-    return sorted(groups, key=lambda g: (g.domains, g.mean(g.headline)))
-
-
-def markdown(groups: list[Group]) -> str:
-    """A table per pair of domains: methods down, protocols and classes across."""
-    text = ""
-    for domains in dict.fromkeys(group.domains for group in groups):
-        chosen = [group for group in groups if group.domains == domains]
-        names = list(dict.fromkeys(name for group in chosen for name in group.scores))
-        text += f"## {domains}\n\n| method | seeds | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}\n"
-        for group in chosen:
-            seeds = ", ".join(map(str, group.seeds))
-            text += f"| {group.method} | {seeds} | {' | '.join(group.cell(name) for name in names)} |\n"
-        text += "\n"
-    return text
-
-
-def write(groups: list[Group], out: Path) -> None:
-    """comparison.csv, .md, .svg and .html in a folder.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-
-    def rows(draft: Path) -> None:
-        with draft.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("domains", "method", "seed", "score", "value"))
-            for group in groups:
-                for name, values in group.scores.items():
-                    for seed, value in zip(group.seeds, values, strict=True):
-                        writer.writerow((group.domains, group.method, seed, name, value))
-
-    write_atomic(out / "comparison.csv", rows)
-    write_atomic(out / "comparison.md", lambda draft: draft.write_text(markdown(groups)))
-    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(plot(groups)))
-    write_atomic(out / "comparison.html", lambda draft: draft.write_text(page(groups)))
 
 
 def build_parser() -> argparse.ArgumentParser:

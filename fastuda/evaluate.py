@@ -46,7 +46,7 @@ def main() -> int:
     """Parse, load, evaluate, print."""
     args = build_parser().parse_intermixed_args()
 
-    from fastuda.data.domains import NO_SPLIT, open_domain
+    from fastuda.data.domains.domain import NO_SPLIT, open_domain
     from fastuda.engine.curves import setup_logging
     from fastuda.inference.evaluation import evaluate
     from fastuda.inference.saved import load_run, override

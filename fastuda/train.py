@@ -133,11 +133,11 @@ def main() -> int:
 
 def _grid(args: argparse.Namespace) -> int:
     """Every method with every seed, one after another; runs that have ended are left alone."""
-    from fastuda.compare import markdown, read_groups, write
     from fastuda.config.schema import resolve
     from fastuda.config.settings import parse_overrides
     from fastuda.engine.run import train
     from fastuda.engine.trainer import Interrupted
+    from fastuda.report.comparison import markdown, read_groups, write
 
     if args.out is None:
         raise UserError("--seeds and --method a,b need --out, the folder of all their runs")

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastuda import cli
 from fastuda.config.settings import build
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.engine.curves import RunningMeans
 from fastuda.engine.parallel import Parallel, bare_state, sync_batch_norm
 from fastuda.methods import Method, get_method

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from fastuda.augment import _saturate, _turn_hue, colour_jitter, jitter_source
 from fastuda.config.schema import resolve
-from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
+from fastuda.data.loading.augment import _saturate, _turn_hue, colour_jitter, jitter_source
+from fastuda.data.loading.batch import Batch
 from fastuda.engine.stages import stage_config
 from fastuda.models.weights import CAFFE, IMAGENET
 from tests.program import TINY, curves, fastuda
@@ -69,7 +69,7 @@ def given(monkeypatch, *factors):
     """In place of the draws of brightness, contrast, saturation, hue and coin."""
     drawn = itertools.cycle(factors)
     monkeypatch.setattr(
-        "fastuda.augment._per_image", lambda x, *_: x.new_full((len(x), 1, 1, 1), next(drawn))
+        "fastuda.data.loading.augment._per_image", lambda x, *_: x.new_full((len(x), 1, 1, 1), next(drawn))
     )
 
 
@@ -107,7 +107,9 @@ def test_the_order_is_drawn(monkeypatch, batch):
 
 def test_the_hue_turns_as_far_as_asked(monkeypatch, batch):
     x, turns = batch.source_image[:1].expand(300, -1, -1, -1), []
-    monkeypatch.setattr("fastuda.augment._turn_hue", lambda rgb, t: turns.append(t.abs().max().item()) or rgb)
+    monkeypatch.setattr(
+        "fastuda.data.loading.augment._turn_hue", lambda rgb, t: turns.append(t.abs().max().item()) or rgb
+    )
     colour_jitter(x, IMAGENET, 0.3, 0.8)
     assert 0.29 < max(turns) <= 0.3  # of a circle, as the strength of the others
     turns.clear()

@@ -10,9 +10,9 @@ from torch.nn import functional as nnf
 
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import open_domain
+from fastuda.data.domains.domain import open_domain
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS
-from fastuda.data.torch_loader import eval_loader
+from fastuda.data.loading.torch_loader import eval_loader
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, ccd_table, class_centre_distance, table
 from tests.program import TINY, fastuda

@@ -86,7 +86,7 @@ def test_wheel(checkout, python, tmp_path):
     for name in (
         "fastuda/py.typed",
         "fastuda/recipes/scenes.yaml",
-        "fastuda/report.html",
+        "fastuda/report/report.html",
         "fastuda/kernels/__init__.py",
         "fastuda/train.py",
     ):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from fastuda.config.schema import resolve
-from fastuda.data.domains import DOMAINS
+from fastuda.data.domains.domain import DOMAINS
 from fastuda.methods import METHODS
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastuda.association import Cycles, chosen, covered_picture, drawing
-from fastuda.charts import Curve, chart, nice_ticks, thin
 from fastuda.data.labels import CITYSCAPES
 from fastuda.engine import checkpoint
-from fastuda.report import write_report
+from fastuda.report.charts import Curve, chart, nice_ticks, thin
+from fastuda.report.cycles import Cycles, chosen, covered_picture, drawing
+from fastuda.report.page import write_report
 from tests.browser import PROGRAM, Browser
 from tests.program import TINY, fastuda
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fastuda.config.schema import TrainConfig, resolve
-from fastuda.data.classes import class_mapping
+from fastuda.data.domains.classes import class_mapping
 from fastuda.data.labels import ClassSet
 from fastuda.engine.run import supervised
 from fastuda.engine.stages import stage_config, write_pseudo_labels

@@ -14,10 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda
-from fastuda.augment import jitter_source
 from fastuda.config.schema import OptimConfig, resolve
 from fastuda.config.settings import build
 from fastuda.data.config import DataConfig
+from fastuda.data.loading.augment import jitter_source
 from fastuda.engine.optim import build_optimizer
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError

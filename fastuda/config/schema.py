@@ -16,7 +16,7 @@ from typing import Any
 
 from fastuda.config.settings import build, merge, nest, plain, read_yaml, to_yaml, without
 from fastuda.data.config import DataConfig
-from fastuda.data.transforms import FILTERS
+from fastuda.data.loading.transforms import FILTERS
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import ModelConfig
 

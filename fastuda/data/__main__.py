@@ -227,18 +227,20 @@ def main() -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from fastuda.data.catalogue import DOMAINS
+    from fastuda.data.domains.catalogue import DOMAINS
 
     for entry in DOMAINS.values():
         print(f"{entry.name.ljust(18)} {len(entry.classes):3d} classes  {entry.about}")
-    print("folder             own classes  images, labels and a classes.yaml; see fastuda/data/folder.py")
+    print(
+        "folder             own classes  images, labels and a classes.yaml; see fastuda/data/domains/folder.py"
+    )
     print("scenes              19 classes  built in, drawn on first use")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
-    from fastuda.data.check import check_domain, contact_sheet
-    from fastuda.data.domains import open_domain
+    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.tools.check import check_domain, contact_sheet
     from fastuda.engine.curves import setup_logging
 
     setup_logging(quiet=False)  # images that are left out are named there
@@ -252,9 +254,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from fastuda.data.domains import open_domain
-    from fastuda.data.index import build_index
-    from fastuda.data.sampling import class_probabilities
+    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.loading.sampling import class_probabilities
+    from fastuda.data.tools.index import build_index
     from fastuda.system.files import written
 
     if args.weak and args.weak.suffix.lower() == ".csv":
@@ -292,8 +294,8 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from fastuda.data.cache import CacheSettings, build_cache
-    from fastuda.data.domains import open_domain
+    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.tools.cache import CacheSettings, build_cache
 
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
     settings = CacheSettings(args.out, args.edge, args.format, args.quality)
@@ -305,9 +307,9 @@ def _cache(args: argparse.Namespace) -> int:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from fastuda.data.check import contact_sheet
-    from fastuda.data.domains import open_domain
+    from fastuda.data.domains.domain import open_domain
     from fastuda.data.scenes import ScenesConfig, ensure_scenes
+    from fastuda.data.tools.check import contact_sheet
 
     config = ScenesConfig(args.source, args.target, args.evaluation, args.height, args.width, args.seed)
     root = ensure_scenes(args.out, config, quiet=args.quiet)

@@ -67,10 +67,10 @@ class DataConfig:
     crop (DAFormer and SePiCo: 0.75); 1: any crop is taken."""
     weak_labels: str | None = None
     """JSON or CSV file with tags and points of the target's images (WeakSegDA; see
-    fastuda.data.weak_labels)."""
+    fastuda.data.loading.weak_labels)."""
     pairs: str | None = None
     """CSV file, or folder of them, with a matched image of every target image (Dark Zurich:
-    corresp/train/night; see fastuda.data.pairs)."""
+    corresp/train/night; see fastuda.data.loading.pairs)."""
     max_bad: int = 10
     """Unreadable training files to skip (each named once) before the run stops."""
     check_labels: int = 16

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 

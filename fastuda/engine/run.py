@@ -16,7 +16,7 @@ from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.inference.saved import read_result
 from fastuda.inference.scores import Scores, table
-from fastuda.report import write_report
+from fastuda.report.page import write_report
 from fastuda.system import distributed
 from fastuda.system.memory import memory_suffices
 

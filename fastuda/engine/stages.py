@@ -15,9 +15,9 @@ from typing import Any
 
 from fastuda.config.schema import RunConfig, TrainConfig, check_ranges
 from fastuda.config.settings import build, merge, nest
-from fastuda.data.classes import class_mapping
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import Domain, classes_of, open_domain
+from fastuda.data.domains.classes import class_mapping
+from fastuda.data.domains.domain import Domain, classes_of, open_domain
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fastuda.config.schema import RunConfig
-from fastuda.data.torch_loader import TorchLoader
+from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import RunningMeans
 from fastuda.engine.parallel import bare_state

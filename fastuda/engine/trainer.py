@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastuda.augment import jitter_source
 from fastuda.config.schema import RunConfig
-from fastuda.data.batch import Batch
-from fastuda.data.domains import open_domain, share_classes
-from fastuda.data.torch_loader import build_loader
+from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.loading.augment import jitter_source
+from fastuda.data.loading.batch import Batch
+from fastuda.data.loading.torch_loader import build_loader
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
 from fastuda.engine.guard import LossGuard

@@ -13,8 +13,8 @@ from PIL import Image
 
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import Domain
-from fastuda.data.torch_loader import eval_loader
+from fastuda.data.domains.domain import Domain
+from fastuda.data.loading.torch_loader import eval_loader
 from fastuda.engine.curves import progress
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels

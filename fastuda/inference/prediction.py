@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 import fastuda.ops as F
 from fastuda.config.settings import to_yaml
-from fastuda.data.decode import BadFile, open_rgb
-from fastuda.data.domains import Domain
+from fastuda.data.domains.decode import BadFile, open_rgb
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.layouts import IMAGE_SUFFIXES
 from fastuda.data.labels import ClassSet
-from fastuda.data.layouts import IMAGE_SUFFIXES
-from fastuda.data.transforms import resize_image
+from fastuda.data.loading.transforms import resize_image
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.pictures import overlay, panels, save_palette_png

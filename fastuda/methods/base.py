@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import Segmentor
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction, phases_of
 from fastuda.models.segmentor import Segmentor, SegOutput

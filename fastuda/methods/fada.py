@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 import fastuda.ops as F
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase, frozen, register
 from fastuda.models.discriminators import ClassDomainDiscriminator
 from fastuda.models.segmentor import Segmentor

@@ -17,7 +17,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 import fastuda.ops as F
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import (
     Method,

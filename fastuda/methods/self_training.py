@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import fastuda.ops as F
-from fastuda import augment
-from fastuda.data.batch import Batch
+from fastuda.data.loading import augment
+from fastuda.data.loading.batch import Batch
 from fastuda.engine.parallel import bare
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction, register, upsampled

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import fastuda.ops as F
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase, register
 from fastuda.system.distributed import joint_mean
 

@@ -16,7 +16,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastuda.ops as F
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.asanet import SOURCE, TARGET, domain_loss
 from fastuda.methods.base import Method, Phase, at_least_float32, frozen, pixel_major, register, upsampled

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from fastuda.data.config import DataConfig
-from fastuda.data.dali_loader import _encoded
-from fastuda.data.decode import BadFile, open_rgb
-from fastuda.data.domains import open_domain
-from fastuda.data.torch_loader import build_loader, eval_loader
+from fastuda.data.domains.decode import BadFile, open_rgb
+from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.dali_loader import _encoded
+from fastuda.data.loading.torch_loader import build_loader, eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.prediction import _ahead
 from fastuda.models.weights import IMAGENET

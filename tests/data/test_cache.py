@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastuda.data import cache as cache_module
-from fastuda.data.cache import CacheSettings, build_cache
-from fastuda.data.domains import open_domain, share_classes
+from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.tools import cache as cache_module
+from fastuda.data.tools.cache import CacheSettings, build_cache
 from fastuda.errors import UserError
 from tests.data.data_files import save
 from tests.program import fastuda

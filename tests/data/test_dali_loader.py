@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.dali_loader import DaliLoader, _ends_whole
-from fastuda.data.domains import open_domain
-from fastuda.data.torch_loader import TorchLoader, build_loader, choose_loader
+from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.dali_loader import DaliLoader, _ends_whole
+from fastuda.data.loading.torch_loader import TorchLoader, build_loader, choose_loader
 from fastuda.errors import UserError
 from fastuda.models.weights import CAFFE, IMAGENET
 from tests.data.data_files import save
@@ -166,12 +166,12 @@ def test_end_markers():
 def test_choice_of_the_loader(crop, gpu, installed, chosen, why, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr("fastuda.data.dali_loader.available", lambda: installed)
+    monkeypatch.setattr("fastuda.data.loading.dali_loader.available", lambda: installed)
     assert choose_loader(DataConfig(crop=crop)) == chosen and why in caplog.text
     assert choose_loader(DataConfig(loader="dali")) == "dali"
 
 
 def test_dali_that_is_not_there(pair, monkeypatch):
-    monkeypatch.setattr("fastuda.data.dali_loader.available", lambda: False)
+    monkeypatch.setattr("fastuda.data.loading.dali_loader.available", lambda: False)
     with pytest.raises(UserError, match="pip install nvidia-dali"):
         build_loader(*pair, config(loader="dali"), IMAGENET, seed=0)

@@ -5,7 +5,7 @@ import pytest
 
 from fastuda.config.schema import resolve
 from fastuda.data.config import DataConfig
-from fastuda.data.drawing import SOURCE, Drawer
+from fastuda.data.loading.drawing import SOURCE, Drawer
 
 
 def windows(label, count, wanted=None, **settings):

@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastuda.data import index as index_module
-from fastuda.data.check import check_domain, contact_sheet
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import open_domain
-from fastuda.data.index import Index, build_index, cache_folder
-from fastuda.data.sampling import (
+from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.sampling import (
     SUB_EPOCH,
     BalancedSampler,
     RareSampler,
     balanced_probabilities,
     class_probabilities,
 )
-from fastuda.data.torch_loader import build_loader
+from fastuda.data.loading.torch_loader import build_loader
+from fastuda.data.tools import index as index_module
+from fastuda.data.tools.check import check_domain, contact_sheet
+from fastuda.data.tools.index import Index, build_index, cache_folder
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 from fastuda.system.files import written

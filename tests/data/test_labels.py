@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastuda.data.classes import class_mapping
+from fastuda.data.domains.classes import class_mapping
 from fastuda.data.labels import (
     CAMVID,
     CAMVID_LABELS,

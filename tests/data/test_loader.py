@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import open_domain
+from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.torch_loader import build_loader, eval_loader
+from fastuda.data.loading.transforms import Augment
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
-from fastuda.data.torch_loader import build_loader, eval_loader
-from fastuda.data.transforms import Augment
 from fastuda.errors import UserError
 from fastuda.models.weights import Normalization
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import open_domain
-from fastuda.data.torch_loader import build_loader, eval_loader
-from fastuda.data.transforms import Augment, Window
+from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.torch_loader import build_loader, eval_loader
+from fastuda.data.loading.transforms import Augment, Window
 from fastuda.errors import UserError
 from fastuda.models.weights import IMAGENET
 
@@ -182,8 +182,8 @@ def test_domains_must_have_one_set_of_classes(pair):
 DIES = """
 import os, signal, sys
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import open_domain
-from fastuda.data.torch_loader import build_loader
+from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.torch_loader import build_loader
 from fastuda.models.weights import IMAGENET
 source = open_domain("gta5:" + sys.argv[1], role="source", data_root=".")
 target = open_domain("cityscapes:" + sys.argv[2], role="target", data_root=".")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from fastuda.data.batch import Batch
+from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods import METHODS, Method, Phase, get_method
 from fastuda.methods.base import phases_of

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 
 import fastuda.ops as F
-from fastuda import augment
+from fastuda.data.loading import augment
 from fastuda.errors import UserError
 from fastuda.methods import get_method
 from fastuda.methods.sepico import balanced_crops, cut, downsample_labels

@@ -11,9 +11,9 @@ import torch.nn.functional as nnf
 from PIL import Image
 
 import fastuda.ops as F
-from fastuda.data.domains import Domain
+from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE, ClassSet
-from fastuda.data.transforms import resize_image
+from fastuda.data.loading.transforms import resize_image
 from fastuda.methods.base import Method, at_least_float32, pixel_major
 from fastuda.methods.plca import PLCA
 

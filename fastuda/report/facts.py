@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 
 import fastuda.ops as F
-from fastuda.association import Cycles, cycles, find_plca
 from fastuda.config.schema import RunConfig
-from fastuda.data.decode import open_rgb
-from fastuda.data.domains import Domain, open_domain, share_classes
+from fastuda.data.domains.decode import open_rgb
+from fastuda.data.domains.domain import Domain, open_domain, share_classes
 from fastuda.data.labels import ClassSet
-from fastuda.data.torch_loader import eval_loader
+from fastuda.data.loading.torch_loader import eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import feature_statistics
 from fastuda.inference.saved import load_run, read_result
 from fastuda.inference.scores import class_centre_distance
 from fastuda.methods import Method
+from fastuda.report.cycles import Cycles, cycles, find_plca
 from fastuda.system import distributed
 
 WIDTH = 512

@@ -24,13 +24,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
-from fastuda.data.decode import BadFile, open_rgb, turn_of
-from fastuda.data.domains import Domain
-from fastuda.data.drawing import SOURCE, TARGET, Drawer
-from fastuda.data.torch_loader import TorchLoader
-from fastuda.data.transforms import Window
+from fastuda.data.domains.decode import BadFile, open_rgb, turn_of
+from fastuda.data.domains.domain import Domain
+from fastuda.data.loading.batch import Batch
+from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
+from fastuda.data.loading.torch_loader import TorchLoader
+from fastuda.data.loading.transforms import Window
 from fastuda.errors import UserError
 from fastuda.models.weights import Normalization
 
@@ -152,7 +152,7 @@ def _placeholder() -> tuple[bytes, Window, None, str]:
 
 
 class DaliLoader(TorchLoader):
-    """Endless iterator of :class:`~fastuda.data.batch.Batch`, resumable like the torch loader and from its
+    """Endless iterator of :class:`~fastuda.data.loading.batch.Batch`, resumable like the torch loader and from its
     checkpoints.
 
     Raises:

@@ -6,11 +6,11 @@ import html
 import math
 from pathlib import Path
 
-from fastuda.association import covered_picture, drawing
-from fastuda.charts import Curve, chart
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
-from fastuda.report_facts import BASELINE, Measured, Record, data_uri
+from fastuda.report.charts import Curve, chart
+from fastuda.report.cycles import covered_picture, drawing
+from fastuda.report.facts import BASELINE, Measured, Record, data_uri
 
 NONE = "\u2013"
 """In place of a number that is not there."""

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains import Domain
-from fastuda.data.index import build_index
+from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
-from fastuda.data.sampling import SAMPLINGS, BalancedSampler, RareSampler, build_sampler, order
-from fastuda.data.transforms import Augment, Window
+from fastuda.data.loading.sampling import SAMPLINGS, BalancedSampler, RareSampler, build_sampler, order
+from fastuda.data.loading.transforms import Augment, Window
+from fastuda.data.tools.index import build_index
 from fastuda.errors import UserError, nearest
 
 SOURCE, TARGET = 0, 1

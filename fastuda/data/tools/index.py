@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fastuda.data.decode import BadFile
-from fastuda.data.domains import Domain
+from fastuda.data.domains.decode import BadFile
+from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
-from fastuda.data.parallel import each
+from fastuda.data.tools.each import each
 from fastuda.errors import UserError
 
 VERSION = 2

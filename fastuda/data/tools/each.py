@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from fastuda.data.domains import Domain
+from fastuda.data.domains.domain import Domain
 from fastuda.errors import UserError
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fastuda.data.foreign import (
+from fastuda.data.domains.foreign import (
     CARLA_COLORS,
     CARLA_OLD_RAW,
     CARLA_RAW,
@@ -15,6 +15,7 @@ from fastuda.data.foreign import (
     VISTAS_1_LABELS,
     VISTAS_2_LABELS,
 )
+from fastuda.data.domains.layouts import LabelRule, Layout
 from fastuda.data.labels import (
     CAMVID,
     CAMVID_LABELS,
@@ -25,7 +26,6 @@ from fastuda.data.labels import (
     SYNTHIA_LABELS,
     ClassSet,
 )
-from fastuda.data.layouts import LabelRule, Layout
 
 
 @dataclass(frozen=True)

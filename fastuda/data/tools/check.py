@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastuda.data.decode import BadFile
-from fastuda.data.domains import Domain
+from fastuda.data.domains.decode import BadFile
+from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
-from fastuda.data.parallel import each
+from fastuda.data.tools.each import each
 from fastuda.system.files import written
 
 SHEET_WIDTH = 320

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastuda.data.index import Index
+from fastuda.data.tools.index import Index
 from fastuda.errors import UserError, nearest
 
 SAMPLINGS = ("uniform", "rare", "balanced")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from fastuda.data.domains import Domain
+from fastuda.data.domains.domain import Domain
 from fastuda.errors import UserError
 
 

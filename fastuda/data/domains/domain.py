@@ -1,8 +1,8 @@
 """Opening a data set for one role, as it was downloaded.
 
 A domain is named ``name`` or ``name:path[:split]``. Without a path it is looked for under ``<data
-root>/<name>``. The table of data sets is :mod:`fastuda.data.catalogue`; which files a split holds is found by
-:mod:`fastuda.data.splits`.
+root>/<name>``. The table of data sets is :mod:`fastuda.data.domains.catalogue`; which files a split holds is found by
+:mod:`fastuda.data.domains.splits`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastuda.data.catalogue import DOMAINS, DomainEntry
-from fastuda.data.classes import canonical, class_mapping
-from fastuda.data.decode import BadFile, draw_polygons, open_rgb, read_raw_label, upright_size
-from fastuda.data.folder import folder_entry
+from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
+from fastuda.data.domains.classes import canonical, class_mapping
+from fastuda.data.domains.decode import BadFile, draw_polygons, open_rgb, read_raw_label, upright_size
+from fastuda.data.domains.folder import folder_entry
+from fastuda.data.domains.layouts import Item
+from fastuda.data.domains.splits import evaluation_split, select
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, LabelMap
-from fastuda.data.layouts import Item
-from fastuda.data.splits import evaluation_split, select
 from fastuda.errors import UserError, nearest
 
 log = logging.getLogger("fastuda")
@@ -38,7 +38,7 @@ class Domain:
     """Images and labels of one split of a data set.
 
     ``items`` holds (image path, label path or None); labels are read as train ids of ``classes``, 255 where
-    there is none. A file that cannot be used raises :class:`~fastuda.data.decode.BadFile`, a ``UserError``.
+    there is none. A file that cannot be used raises :class:`~fastuda.data.domains.decode.BadFile`, a ``UserError``.
     """
 
     name: str

@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from fastuda.data.decode import BadFile
-from fastuda.data.domains import Domain
-from fastuda.data.parallel import each
+from fastuda.data.domains.decode import BadFile
+from fastuda.data.domains.domain import Domain
+from fastuda.data.tools.each import each
 from fastuda.errors import UserError
 from fastuda.system.files import draft
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
+from fastuda.data.loading.batch import Batch
 from fastuda.models.weights import Normalization
 
 _LUMA = (0.299, 0.587, 0.114)

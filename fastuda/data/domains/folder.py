@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from fastuda.config.settings import read_yaml
-from fastuda.data.catalogue import DomainEntry
+from fastuda.data.domains.catalogue import DomainEntry
+from fastuda.data.domains.layouts import FIELD, LabelRule, Layout
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, Color, LabelMap
-from fastuda.data.layouts import FIELD, LabelRule, Layout
 from fastuda.errors import UserError, nearest
 
 _KEYS = ("names", "ids", "palette", "ignore", "same_as", "images", "labels")

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastuda.data.decode import OTHERWISE
-from fastuda.data.domains import Domain
+from fastuda.data.domains.decode import OTHERWISE
+from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
-from fastuda.data.transforms import Window
+from fastuda.data.loading.transforms import Window
 from fastuda.errors import UserError, nearest
 
 log = logging.getLogger("fastuda")

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastuda.data.batch import Batch
 from fastuda.data.config import DataConfig
-from fastuda.data.decode import BadFile, open_rgb
-from fastuda.data.domains import Domain
-from fastuda.data.drawing import SOURCE, TARGET, Drawer
-from fastuda.data.pairs import read_pairs
-from fastuda.data.transforms import Window, resize_image
-from fastuda.data.weak_labels import read_weak_labels
+from fastuda.data.domains.decode import BadFile, open_rgb
+from fastuda.data.domains.domain import Domain
+from fastuda.data.loading.batch import Batch
+from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
+from fastuda.data.loading.pairs import read_pairs
+from fastuda.data.loading.transforms import Window, resize_image
+from fastuda.data.loading.weak_labels import read_weak_labels
 from fastuda.errors import UserError, nearest
 from fastuda.models.weights import Normalization
 
@@ -241,7 +241,7 @@ def build_loader(
         )
     kind = TorchLoader
     if choose_loader(config) == "dali":
-        from fastuda.data.dali_loader import DaliLoader as kind
+        from fastuda.data.loading.dali_loader import DaliLoader as kind
     return kind(source, target, config, normalization, seed=seed, rank=rank, world=world, pin=pin)
 
 
@@ -264,7 +264,7 @@ def choose_loader(config: DataConfig) -> str:
         raise UserError(
             f"unknown loader {config.loader!r}{nearest(config.loader, ('auto', 'torch', 'dali'))}"
         )
-    from fastuda.data.dali_loader import available
+    from fastuda.data.loading.dali_loader import available
 
     if config.crop[0] * config.crop[1] < LARGE and not torch.cuda.is_available():
         chosen, why = "torch", "small crops, no GPU"

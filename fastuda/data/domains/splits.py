@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastuda.data.catalogue import DomainEntry, Split
+from fastuda.data.domains.catalogue import DomainEntry, Split
+from fastuda.data.domains.layouts import Item, find_items
 from fastuda.data.labels import LabelMap
-from fastuda.data.layouts import Item, find_items
 from fastuda.errors import UserError, nearest
 
 

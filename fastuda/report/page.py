@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 from importlib import resources
 from pathlib import Path
-
-from fastuda.cli import a_path, parser, run
-
-EXAMPLES = """\
-  python -m fastuda.report runs/plca       # writes runs/plca/report.html again
-
-Training writes it by itself (log.report=false: not)."""
 
 
 def write_report(folder: Path, device: str = "auto") -> Path:
@@ -25,11 +17,11 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     Raises:
         UserError: the folder holds no finished run, or cannot be written.
     """
-    from fastuda import report_sections as sections
-    from fastuda.data.domains import NO_SPLIT, short_name
+    from fastuda.data.domains.domain import NO_SPLIT, short_name
     from fastuda.engine import checkpoint
     from fastuda.inference.saved import load_config
-    from fastuda.report_facts import Record, measure, read_pictures
+    from fastuda.report import sections
+    from fastuda.report.facts import Record, measure, read_pictures
 
     config = load_config(folder)
     method = str(config.method["name"])
@@ -61,7 +53,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
         "<h2>What was run</h2>",
         sections.about(folder),
     ]
-    page = resources.files("fastuda").joinpath("report.html").read_text(encoding="utf-8")
+    page = resources.files("fastuda.report").joinpath("report.html").read_text(encoding="utf-8")
     # each field is cut out of the template alone: text of the user's could look like one
     first, _, rest = page.partition("{{title}}")
     second, _, rest = rest.partition("{{body}}")
@@ -71,29 +63,3 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     path = folder / "report.html"
     checkpoint.write_atomic(path, lambda draft: draft.write_text(whole, encoding="utf-8"))
     return path
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = parser("fastuda.report", __doc__ or "", EXAMPLES)
-    p.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="folder of a finished run")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    return p
-
-
-def main() -> int:
-    """Parse, write."""
-    args = build_parser().parse_args()
-    from fastuda.engine.curves import setup_logging
-
-    setup_logging(quiet=True)
-    for folder in args.runs:
-        path = write_report(folder, args.device)
-        if not args.quiet:
-            print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    run(main)
