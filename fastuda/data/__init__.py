@@ -1,1 +1,1 @@
-"""Domains, transforms and loaders: everything that turns files into a :class:`~fastuda.data.loading.batch.Batch`."""
+"""Domains, transforms and loaders: everything that turns files into a batch."""

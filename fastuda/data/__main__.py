@@ -231,9 +231,7 @@ def _list(args: argparse.Namespace) -> int:
 
     for entry in DOMAINS.values():
         print(f"{entry.name.ljust(18)} {len(entry.classes):3d} classes  {entry.about}")
-    print(
-        "folder             own classes  images, labels and a classes.yaml; see fastuda/data/domains/folder.py"
-    )
+    print("folder             own classes  images, labels and a classes.yaml; see docs/ten-minutes.md")
     print("scenes              19 classes  built in, drawn on first use")
     return 0
 

@@ -1,8 +1,8 @@
 """Opening a data set for one role, as it was downloaded.
 
 A domain is named ``name`` or ``name:path[:split]``. Without a path it is looked for under ``<data
-root>/<name>``. The table of data sets is :mod:`fastuda.data.domains.catalogue`; which files a split holds is found by
-:mod:`fastuda.data.domains.splits`.
+root>/<name>``. The table of data sets is :mod:`fastuda.data.domains.catalogue`;
+which files a split holds is found by :mod:`fastuda.data.domains.splits`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Domain:
     """Images and labels of one split of a data set.
 
     ``items`` holds (image path, label path or None); labels are read as train ids of ``classes``, 255 where
-    there is none. A file that cannot be used raises :class:`~fastuda.data.domains.decode.BadFile`, a ``UserError``.
+    there is none. A file that cannot be used raises :class:`~fastuda.data.domains.decode.BadFile`, a
+    ``UserError``.
     """
 
     name: str
