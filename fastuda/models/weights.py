@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.errors import UserError
-from fastuda.models.layouts import remap
+from fastuda.models.weight_keys import remap
 
 if TYPE_CHECKING:
     from fastuda.models.segmentor import Segmentor
