@@ -13,7 +13,7 @@ from fastuda.config.schema import resolve
 from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
 from fastuda.system.distributed import World
-from tests.precision import BAND, drift, nudge
+from tests.engine.precision import BAND, drift, nudge
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROBE = (
     "import fastuda, fastuda.kernels, fastuda.ops, fastuda.train;"
     "from fastuda.config.schema import shipped;"

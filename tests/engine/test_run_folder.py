@@ -12,8 +12,8 @@ import time
 
 import pytest
 
+from tests.engine.test_faults import arguments, refused, wait_for_checkpoint
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
-from tests.test_faults import arguments, refused, wait_for_checkpoint
 
 DAC_OVERRIDE = 1
 DROP_FROM_BOUNDING_SET = 24

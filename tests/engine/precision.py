@@ -1,4 +1,4 @@
-"""bf16 and fp16 against float32, method by method, on the scenes: ``python -m tests.precision``.
+"""bf16 and fp16 against float32, method by method, on the scenes: ``python -m tests.engine.precision``.
 
 Trains each method on tiny crops from one seed in float32 and in half precision, and compares the mean losses
 of every 50 steps. The band is 0.1, or as far as float32 drifts from itself where its weights begin 0.1%
@@ -20,7 +20,7 @@ import torch
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
-from tests.test_step import trainer
+from tests.engine.test_step import trainer
 
 # the heads beside the segmentor, narrow: what they compute is the same
 NARROW = {
@@ -77,7 +77,9 @@ def drift(exact: torch.Tensor, half: torch.Tensor, window: int = WINDOW) -> floa
 
 def main() -> int:
     """Parse, train, compare, print a row each."""
-    p = argparse.ArgumentParser(prog="python -m tests.precision", description=(__doc__ or "").splitlines()[0])
+    p = argparse.ArgumentParser(
+        prog="python -m tests.engine.precision", description=(__doc__ or "").splitlines()[0]
+    )
     p.add_argument(
         "--method", action="append", choices=sorted(METHODS), help="repeatable (default: every one)"
     )

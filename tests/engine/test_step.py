@@ -25,7 +25,7 @@ from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import _backends
 from fastuda.system.distributed import World
-from tests.ddp_worker import CLASSES, joint_batch
+from tests.engine.ddp_worker import CLASSES, joint_batch
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 PACKAGE = Path(fastuda.__file__).parent

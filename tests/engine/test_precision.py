@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastuda.config.schema import OptimConfig
 from fastuda.engine.optim import build_optimizer
 from fastuda.methods import METHODS
-from tests.precision import BAND, SCALE, WINDOW, drift, losses, tiny
+from tests.engine.precision import BAND, SCALE, WINDOW, drift, losses, tiny
 from tests.program import TINY, curves, equal, fastuda, state, without_clocks
 
 
@@ -49,7 +49,7 @@ def test_a_parameter_may_meet_its_first_gradient_late():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_bf16_stays_by_float32(method, scenes_root, tmp_path):
-    """One window of the 200 steps of ``python -m tests.precision``."""
+    """One window of the 200 steps of ``python -m tests.engine.precision``."""
     exact, half = (losses(tiny(scenes_root, tmp_path, method, amp), WINDOW) for amp in ("off", "bf16"))
     assert not torch.equal(exact, half) and drift(exact, half) <= BAND
 

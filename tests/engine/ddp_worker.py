@@ -1,4 +1,4 @@
-"""One rank of tests/test_ddp.py: the gradients of a step on this rank's share of a joint batch."""
+"""One rank of tests/engine/test_ddp.py: the gradients of a step on this rank's share of a joint batch."""
 
 from __future__ import annotations
 

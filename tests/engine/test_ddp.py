@@ -17,7 +17,7 @@ from fastuda.errors import UserError
 from fastuda.methods import METHODS
 from fastuda.models import ModelConfig, build_model
 from fastuda.system.distributed import World, fresh_store
-from tests.ddp_worker import steps
+from tests.engine.ddp_worker import steps
 from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state, without_clocks
 
 SINGLE = World(0, 1, torch.device("cpu"))
@@ -44,7 +44,7 @@ PARTS = {"plca": {"lovasz_weight": 0.0}, "fada": CASES["fada"][1], "self_trainin
 CASES["composition"] = ("plca+fada+self_training", {**PARTS, "weights": {"plca": 0.5}}, 2)
 PARTS = {"plca": {"lovasz_weight": 0.0}, "sepico": {**PLAIN, **SMALL}}
 CASES["composition with a head"] = ("plca+sepico", PARTS, 2)
-CASES["uneven"] = ("tests.ddp_worker:Uneven", {}, 4)
+CASES["uneven"] = ("tests.engine.ddp_worker:Uneven", {}, 4)
 
 
 def torchrun(*args: object, ranks: int = 2, restarts: int = 0) -> list[str]:
@@ -68,7 +68,7 @@ def run(*args: object, **kwargs) -> subprocess.CompletedProcess:
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     torch.save(CASES, folder / "cases.pt")
-    run("tests.ddp_worker", folder / "cases.pt", folder / "results.pt")
+    run("tests.engine.ddp_worker", folder / "cases.pt", folder / "results.pt")
     return torch.load(folder / "results.pt", weights_only=True)
 
 

@@ -9,9 +9,9 @@ import torch
 import fastuda.ops as F
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.methods import METHODS
+from tests.engine.test_faults import refused
+from tests.engine.test_step import trainer
 from tests.program import fastuda
-from tests.test_faults import refused
-from tests.test_step import trainer
 
 NAP = 0.15
 

@@ -7,7 +7,7 @@ from fastuda.config.schema import resolve
 from fastuda.data.domains.domain import DOMAINS
 from fastuda.methods import METHODS
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def test_the_op_example_runs(capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from fastuda.config.schema import resolve
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import sys, torch
