@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastuda.methods.base import Method
+from fastuda.system.ddp import CallsThrough
 from fastuda.system.distributed import World
 
 # torch 2.13 renamed the argument and warns of the old name
@@ -118,36 +119,6 @@ class Parallel:
         buffers = [(n.running_mean, n.running_var) for n in self.norms if n.training]
         found = [b for pair in buffers for b in pair if b is not None]
         all_reduce_mean(found, self.world)
-
-
-class CallsThrough(nn.Module):
-    """A DDP wrap that still shows the attributes and methods of the network inside."""
-
-    def __init__(self, wrapped: DistributedDataParallel):
-        super().__init__()
-        self.wrapped = wrapped
-        self.called = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
-        return self.wrapped(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            wrapped: Any = super().__getattr__("wrapped")
-            return getattr(wrapped.module, name)
-
-
-def bare(module: Any) -> Any:
-    """The network inside a wrap, or the network itself."""
-    return module.wrapped.module if isinstance(module, CallsThrough) else module
-
-
-def bare_state(method: nn.Module) -> dict[str, Tensor]:
-    """The method's state under the names that it has without wraps."""
-    return {key.replace("wrapped.module.", ""): value for key, value in method.state_dict().items()}
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):

@@ -14,9 +14,9 @@ from fastuda.config.schema import RunConfig
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import RunningMeans
-from fastuda.engine.parallel import bare_state
 from fastuda.errors import UserError
 from fastuda.methods import Method
+from fastuda.system.ddp import bare_state
 from fastuda.system.distributed import World
 
 log = logging.getLogger("fastuda")

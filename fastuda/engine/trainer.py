@@ -22,7 +22,7 @@ from fastuda.engine import checkpoint
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
 from fastuda.engine.guard import LossGuard
 from fastuda.engine.optim import build_optimizer, lr_factor, network_config, set_lr
-from fastuda.engine.parallel import Parallel, bare, sync_batch_norm
+from fastuda.engine.parallel import Parallel, sync_batch_norm
 from fastuda.engine.state import BEST, LAST, RunState
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import Stopped, evaluate
@@ -33,6 +33,7 @@ from fastuda.inference.windows import Inference
 from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
 from fastuda.models import build_model
+from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import fastuda.ops as F
 from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
-from fastuda.engine.parallel import bare
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction, register, upsampled
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.ddp import bare
 from fastuda.system.distributed import joint_share
 
 

@@ -12,10 +12,11 @@ from fastuda import cli
 from fastuda.config.settings import build
 from fastuda.data.loading.batch import Batch
 from fastuda.engine.curves import RunningMeans
-from fastuda.engine.parallel import Parallel, bare_state, sync_batch_norm
+from fastuda.engine.parallel import Parallel, sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.system import distributed
+from fastuda.system.ddp import bare_state
 
 CLASSES = 5
 

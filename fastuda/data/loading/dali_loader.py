@@ -152,8 +152,8 @@ def _placeholder() -> tuple[bytes, Window, None, str]:
 
 
 class DaliLoader(TorchLoader):
-    """Endless iterator of :class:`~fastuda.data.loading.batch.Batch`, resumable like the torch loader and from
-    its checkpoints.
+    """Endless iterator of :class:`~fastuda.data.loading.batch.Batch`, resumable like the torch loader and
+    from its checkpoints.
 
     Raises:
         UserError: DALI is not installed.
