@@ -35,12 +35,12 @@ from fastuda import cli
 from fastuda.config.schema import RunConfig, resolve
 from fastuda.config.settings import parse_overrides
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
-from fastuda.engine.curves import setup_logging
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
 from fastuda.system import distributed
+from fastuda.system.log import setup_logging
 from fastuda.system.memory import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent

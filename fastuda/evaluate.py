@@ -47,12 +47,12 @@ def main() -> int:
     args = build_parser().parse_intermixed_args()
 
     from fastuda.data.domains.domain import NO_SPLIT, open_domain
-    from fastuda.engine.curves import setup_logging
     from fastuda.inference.evaluation import evaluate
     from fastuda.inference.saved import load_run, override
     from fastuda.inference.scores import ccd_table, table
     from fastuda.system import distributed
     from fastuda.system.files import written
+    from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
     setup_logging(quiet=True)

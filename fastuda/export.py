@@ -38,9 +38,9 @@ def main() -> int:
 
     import torch
 
-    from fastuda.engine.curves import setup_logging
     from fastuda.inference.exporting import SUFFIXES, about, export_onnx, export_safetensors, export_torch
     from fastuda.inference.saved import load_run, override
+    from fastuda.system.log import setup_logging
 
     setup_logging(quiet=True)
     kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}

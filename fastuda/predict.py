@@ -50,10 +50,10 @@ def main() -> int:
     """Parse, load, predict."""
     args = build_parser().parse_intermixed_args()
 
-    from fastuda.engine.curves import setup_logging
     from fastuda.inference.prediction import Predictor, describe, find_files, predict_files
     from fastuda.inference.saved import load_run, override
     from fastuda.system import distributed
+    from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
     setup_logging(quiet=True)

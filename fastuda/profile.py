@@ -47,11 +47,11 @@ def main() -> int:
 
     from fastuda.config.schema import resolve
     from fastuda.config.settings import parse_overrides
-    from fastuda.engine.curves import setup_logging
     from fastuda.engine.profiling import profile_step, table
     from fastuda.engine.trainer import Trainer
     from fastuda.methods import METHODS
     from fastuda.system import distributed
+    from fastuda.system.log import setup_logging
 
     setup_logging(quiet=True)
     asked = [None] if args.method is None else args.method.split(",")

@@ -88,11 +88,11 @@ def main() -> int:
 
     from fastuda.config.schema import resolve, shipped
     from fastuda.config.settings import parse_overrides
-    from fastuda.engine.curves import setup_logging
     from fastuda.engine.run import default_folder, train
     from fastuda.engine.stages import train_stages
     from fastuda.engine.trainer import Interrupted
     from fastuda.inference.scores import table
+    from fastuda.system.log import setup_logging
 
     if args.list_configs:
         print("\n".join(shipped()))

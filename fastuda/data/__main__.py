@@ -239,7 +239,7 @@ def _list(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from fastuda.data.domains.domain import open_domain
     from fastuda.data.tools.check import check_domain, contact_sheet
-    from fastuda.engine.curves import setup_logging
+    from fastuda.system.log import setup_logging
 
     setup_logging(quiet=False)  # images that are left out are named there
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fastuda.config.schema import RunConfig
 from fastuda.engine.checkpoint import write_atomic
-from fastuda.engine.curves import kept_lines, log_file
 from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
@@ -18,6 +17,7 @@ from fastuda.inference.saved import read_result
 from fastuda.inference.scores import Scores, table
 from fastuda.report.page import write_report
 from fastuda.system import distributed
+from fastuda.system.log import kept_lines, log_file
 from fastuda.system.memory import memory_suffices
 
 log = logging.getLogger("fastuda")

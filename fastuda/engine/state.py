@@ -18,6 +18,7 @@ from fastuda.errors import UserError
 from fastuda.methods import Method
 from fastuda.system.ddp import bare_state
 from fastuda.system.distributed import World
+from fastuda.system.random import rng_state, set_rng_state
 
 log = logging.getLogger("fastuda")
 
@@ -44,7 +45,7 @@ class RunState:
 
     def save(self, folder: Path, name: str, curves: int | None) -> None:
         """Write the checkpoint ``name``; every rank gives its part, the first writes."""
-        ranks = self.world.gather({"rng": checkpoint.rng_state(), "means": self.means.state_dict()})
+        ranks = self.world.gather({"rng": rng_state(), "means": self.means.state_dict()})
         if not self.world.first:
             return
         state = {
@@ -95,7 +96,7 @@ class RunState:
             self.step, self.best, self.curves = int(state["step"]), float(state["best"]), state["curves"]
             self.owed = state.get("owed", False)
             self.means.load_state_dict(ranks[self.world.rank]["means"])
-            checkpoint.set_rng_state(ranks[self.world.rank]["rng"])
+            set_rng_state(ranks[self.world.rank]["rng"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             first = " ".join(str(error).split())[:200]
             raise UserError(f"{path} does not fit this configuration: {first}") from error

@@ -19,7 +19,7 @@ from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.torch_loader import build_loader
 from fastuda.engine import checkpoint
-from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger, peak_memory, progress
+from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard
 from fastuda.engine.optim import build_optimizer, lr_factor, network_config, set_lr
 from fastuda.engine.parallel import Parallel, sync_batch_norm
@@ -35,7 +35,9 @@ from fastuda.methods.base import phases_of
 from fastuda.models import build_model
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
-from fastuda.system.memory import keep_freed_memory
+from fastuda.system.log import progress
+from fastuda.system.memory import keep_freed_memory, peak_memory
+from fastuda.system.random import seed_everything
 
 log = logging.getLogger("fastuda")
 
@@ -75,7 +77,7 @@ class Trainer:
 
         if world.device.type == "cpu" and config.train.keep_memory:
             keep_freed_memory()
-        checkpoint.seed_everything(config.train.seed)
+        seed_everything(config.train.seed)
         classes = len(self.source.classes)
         model = build_model(config.model, classes)
         method = get_method(config.method["name"])(config.method_config(), model, classes)
@@ -122,7 +124,7 @@ class Trainer:
             self.state.restore(resume)
         else:
             # every rank draws its own randomness from here on; the weights above were drawn alike
-            checkpoint.seed_everything(config.train.seed * 1000 + world.rank)
+            seed_everything(config.train.seed * 1000 + world.rank)
         self.resumed = resume is not None
         if config.train.compile:
             model.compile()

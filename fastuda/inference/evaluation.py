@@ -15,13 +15,13 @@ import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.torch_loader import eval_loader
-from fastuda.engine.curves import progress
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels
 from fastuda.inference.scores import Scores, class_centre_distance
 from fastuda.inference.windows import Inference
 from fastuda.methods.base import Method
 from fastuda.system.distributed import World
+from fastuda.system.log import progress
 
 
 class Stopped(Exception):

@@ -24,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, write."""
     args = build_parser().parse_args()
-    from fastuda.engine.curves import setup_logging
     from fastuda.report.page import write_report
+    from fastuda.system.log import setup_logging
 
     setup_logging(quiet=True)
     for folder in args.runs:

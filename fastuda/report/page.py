@@ -22,17 +22,18 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     from fastuda.inference.saved import load_config
     from fastuda.report import sections
     from fastuda.report.facts import Record, measure, read_pictures
+    from fastuda.system.random import rng_state, set_rng_state
 
     config = load_config(folder)
     method = str(config.method["name"])
     record = Record.read(folder)
     beside = folder / "source_only" if (folder / "source_only" / "result.json").is_file() else None
     baseline = Record.read(beside) if beside else None
-    before = checkpoint.rng_state()
+    before = rng_state()
     try:
         measured = measure(folder, config, beside, device)
     finally:
-        checkpoint.set_rng_state(before)
+        set_rng_state(before)
     pictures = read_pictures(folder, beside, record.result.get("split") != NO_SPLIT)
     source, target = short_name(config.data.source), short_name(config.data.target)
     title = f"{method}: {source} to {target} ({record.result.get('split', '')})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
 import sys
 from collections.abc import Iterator
 
@@ -55,3 +56,11 @@ def memory_suffices(device: torch.device, otherwise: str) -> Iterator[None]:
             said = str(error).splitlines() or ["no memory for Python's objects"]
             raise UserError(f"out of memory on {device}: {otherwise}. {said[0]}") from error
         raise
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: the most that was allocated on a CUDA device, or that this process held at once."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -14,6 +14,7 @@ import torch
 from fastuda.engine import checkpoint
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
+from fastuda.system.random import rng_state, seed_everything, set_rng_state
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
 STEPS = 6
@@ -248,10 +249,10 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
 
 
 def test_random_states_come_back():
-    checkpoint.seed_everything(3)
-    saved = checkpoint.rng_state()
+    seed_everything(3)
+    saved = rng_state()
     drawn = torch.rand(3), random.random()
-    checkpoint.set_rng_state(saved)
+    set_rng_state(saved)
     assert torch.equal(torch.rand(3), drawn[0]) and random.random() == drawn[1]
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastuda.data.labels import CITYSCAPES
-from fastuda.engine import checkpoint
 from fastuda.report.charts import Curve, chart, nice_ticks, thin
 from fastuda.report.cycles import Cycles, chosen, covered_picture, drawing
 from fastuda.report.page import write_report
+from fastuda.system.random import rng_state
 from tests.browser import PROGRAM, Browser
 from tests.program import TINY, fastuda
 
@@ -185,10 +185,10 @@ def test_every_control_is_reached_and_moved_by_keys_alone(page):
 def test_writing_it_again_draws_no_random_number(run):
     before = (run / "report.html").read_text()
     torch.manual_seed(5)
-    state = checkpoint.rng_state()
+    state = rng_state()
     write_report(run)
     assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b
-               for a, b in zip(state.values(), checkpoint.rng_state().values(), strict=True))  # fmt: skip
+               for a, b in zip(state.values(), rng_state().values(), strict=True))  # fmt: skip
     assert (run / "report.html").read_text() == before
 
 
