@@ -36,7 +36,7 @@ from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.data.tools.cache import CacheSettings, build_cache
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
-from fastuda.models.weights import IMAGENET
+from fastuda.models.normalization import IMAGENET
 from fastuda.system import distributed
 
 SIZE = (2048, 1024)

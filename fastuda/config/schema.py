@@ -18,7 +18,7 @@ from fastuda.config.settings import build, merge, nest, plain, read_yaml, to_yam
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.transforms import FILTERS
 from fastuda.errors import UserError, nearest
-from fastuda.models.segmentor import ModelConfig
+from fastuda.models.build import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
-from fastuda.models.weights import Normalization
+from fastuda.models.normalization import Normalization
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfig | None = None) -> None:

@@ -10,7 +10,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, SegPrediction, at_least_float32
+from fastuda.methods.base import Method, SegPrediction
+from fastuda.methods.tensors import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, frozen, register, upsampled
+from fastuda.methods.adversarial import SOURCE, TARGET, domain_loss
+from fastuda.methods.base import Method, Phase, frozen
+from fastuda.methods.registry import register
+from fastuda.methods.tensors import upsampled
 from fastuda.models.discriminators import affinity_discriminator
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean
-
-SOURCE, TARGET = 0.0, 1.0
-
-
-def domain_loss(logits: Tensor, domain: float) -> Tensor:
-    """Binary cross-entropy of patch logits with one domain, mean over patches; float32."""
-    return nnf.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits.float(), domain))
 
 
 @register("asanet")

@@ -3,17 +3,12 @@ trainer's."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastuda.data.loading.batch import Batch
@@ -132,54 +127,6 @@ def phases_of(method: Method, batch: Batch, step: int) -> Iterator[Phase]:
         yield _checked(phase, networks, of)
 
 
-METHODS: dict[str, type[Method]] = {}
-"""Name to class, in the order of registration."""
-
-M = TypeVar("M", bound=type[Method])
-
-
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a method known to ``--method``."""
-
-    def add(cls: M) -> M:
-        cls.name = name
-        METHODS[name] = cls
-        return cls
-
-    return add
-
-
-def get_method(name: str) -> type[Method]:
-    """The class of a registered method, of ``package.module:Class``, or of several joined by ``+``.
-
-    Raises:
-        UserError: no such method.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    if "+" in name:
-        from fastuda.methods.compose import compose
-
-        parts = name.split("+")
-        # settings of package.module:Class stand under Class
-        own = tuple(part.rpartition(":")[2] for part in parts)
-        return compose(own, tuple(get_method(part) for part in parts))
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or module.startswith("."):
-        raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # python -m has it, the command fastuda has not
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method {name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
-    if "__dataclass_fields__" not in vars(found.Config):
-        raise UserError(f"{name!r} has a Config that is no dataclass; write @dataclass(frozen=True) over it")
-    return found
-
-
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Graphs built in the block reach through ``module`` to its input, but leave its parameters alone."""
@@ -191,25 +138,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
-
-
-def pixel_major(x: Tensor) -> Tensor:
-    """[B, C, h, w] to [B, h w, C]; a channels-last map is that already, without a copy."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def channel_major(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, h w, C] to [B, C, h, w]."""
-    return x.transpose(1, 2).unflatten(2, size)
-
-
-def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
-    """Logits [B, K, h, w] at the size of the images, bilinear, float32 at least; planes, which are
-    interpolated and soft-maxed over K three times as fast as channels-last pixels."""
-    planes = at_least_float32(logits).contiguous()
-    return nnf.interpolate(planes, images.shape[2:], mode="bilinear", align_corners=align_corners)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision widened to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,7 +15,8 @@ from torch import nn
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
-from fastuda.methods.base import Method, Phase, frozen, register
+from fastuda.methods.base import Method, Phase, frozen
+from fastuda.methods.registry import register
 from fastuda.models.discriminators import ClassDomainDiscriminator
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean

@@ -19,15 +19,9 @@ from torch import Tensor
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods.base import (
-    Method,
-    Phase,
-    SegPrediction,
-    at_least_float32,
-    channel_major,
-    pixel_major,
-    register,
-)
+from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.registry import register
+from fastuda.methods.tensors import at_least_float32, channel_major, pixel_major
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean
 

@@ -17,7 +17,9 @@ import fastuda.ops as F
 from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods.base import Method, Phase, SegPrediction, register, upsampled
+from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.registry import register
+from fastuda.methods.tensors import upsampled
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods.base import Phase, at_least_float32, register
+from fastuda.methods.base import Phase
+from fastuda.methods.registry import register
 from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
+from fastuda.methods.tensors import at_least_float32
 from fastuda.models.ema import EMATeacher
 from fastuda.models.projection import ProjectionHead
 from fastuda.models.segmentor import Segmentor

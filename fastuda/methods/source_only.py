@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
-from fastuda.methods.base import Method, Phase, register
+from fastuda.methods.base import Method, Phase
+from fastuda.methods.registry import register
 from fastuda.system.distributed import joint_mean
 
 

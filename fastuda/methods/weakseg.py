@@ -18,8 +18,10 @@ from torch import Tensor, nn
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
-from fastuda.methods.asanet import SOURCE, TARGET, domain_loss
-from fastuda.methods.base import Method, Phase, at_least_float32, frozen, pixel_major, register, upsampled
+from fastuda.methods.adversarial import SOURCE, TARGET, domain_loss
+from fastuda.methods.base import Method, Phase, frozen
+from fastuda.methods.registry import register
+from fastuda.methods.tensors import at_least_float32, pixel_major, upsampled
 from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean, joint_sum

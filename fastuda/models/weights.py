@@ -15,51 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.errors import UserError
+from fastuda.models.normalization import CAFFE, INPUTS, Normalization
 from fastuda.models.weight_keys import remap
 
 if TYPE_CHECKING:
     from fastuda.models.segmentor import Segmentor
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """What a set of weights expects of an image: ``(x * scale / 255 - mean) / std`` in the channel order
-    given."""
-
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    channel_order: str = "rgb"
-    """rgb or bgr; mean and std are in this order."""
-    scale: float = 1.0
-    """1 for images in 0..1, 255 for images in 0..255."""
-
-    def apply(self, image: Tensor) -> Tensor:
-        """float32 ``[..., 3, H, W]`` from an RGB image in 0..255."""
-        x = image.float() * (self.scale / 255.0)
-        if self.channel_order == "bgr":
-            x = x.flip(-3)
-        mean = torch.tensor(self.mean)[:, None, None]
-        return x.sub_(mean).div_(torch.tensor(self.std)[:, None, None])
-
-    def invert(self, x: Tensor) -> Tensor:
-        """uint8 RGB image of a normalised one, for pictures."""
-        x = x.float().cpu() * torch.tensor(self.std)[:, None, None] + torch.tensor(self.mean)[:, None, None]
-        if self.channel_order == "bgr":
-            x = x.flip(-3)
-        return (x * (255.0 / self.scale)).round().clamp(0, 255).to(torch.uint8)
-
-
-IMAGENET = Normalization()
-CAFFE = Normalization((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), "bgr", 255.0)
-
-INPUTS: dict[str, Normalization] = {
-    "imagenet": IMAGENET,
-    "caffe": CAFFE,
-    # ASANet subtracts the mean in RGB order from BGR data; its released weights were trained so
-    "caffe_swapped": Normalization((122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0), "bgr", 255.0),
-    "half": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""Input formats by name."""
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

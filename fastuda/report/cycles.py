@@ -14,8 +14,9 @@ import fastuda.ops as F
 from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE, ClassSet
 from fastuda.data.loading.transforms import resize_image
-from fastuda.methods.base import Method, at_least_float32, pixel_major
+from fastuda.methods.base import Method
 from fastuda.methods.plca import PLCA
+from fastuda.methods.tensors import at_least_float32, pixel_major
 
 AREA = 256 * 512
 """Pixels of the two images: what a training crop of the demo has, so that it takes a second anywhere."""

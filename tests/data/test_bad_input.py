@@ -14,7 +14,7 @@ from fastuda.data.loading.dali_loader import _encoded
 from fastuda.data.loading.torch_loader import build_loader, eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.prediction import _ahead
-from fastuda.models.weights import IMAGENET
+from fastuda.models.normalization import IMAGENET
 from tests.data.data_files import ids, picture, save
 
 

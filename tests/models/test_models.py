@@ -9,7 +9,8 @@ import torch
 from fastuda.errors import UserError
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.backbones import BACKBONES, freeze_batch_norm
-from fastuda.models.weights import CAFFE, IMAGENET, Normalization, read_state, remap
+from fastuda.models.normalization import CAFFE, IMAGENET, Normalization
+from fastuda.models.weights import read_state, remap
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.batch import Batch
-from fastuda.models.weights import Normalization
+from fastuda.models.normalization import Normalization
 
 _LUMA = (0.299, 0.587, 0.114)
 BLUR_RADIUS = 4

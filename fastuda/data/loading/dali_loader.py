@@ -32,7 +32,7 @@ from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.data.loading.transforms import Window
 from fastuda.errors import UserError
-from fastuda.models.weights import Normalization
+from fastuda.models.normalization import Normalization
 
 _NOTHING = np.zeros((1, 1), np.uint8)
 

@@ -27,7 +27,7 @@ from fastuda.data.loading.pairs import read_pairs
 from fastuda.data.loading.transforms import Window, resize_image
 from fastuda.data.loading.weak_labels import read_weak_labels
 from fastuda.errors import UserError, nearest
-from fastuda.models.weights import Normalization
+from fastuda.models.normalization import Normalization
 
 log = logging.getLogger("fastuda")
 

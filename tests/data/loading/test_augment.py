@@ -12,7 +12,7 @@ from fastuda.data.config import DataConfig
 from fastuda.data.loading.augment import _saturate, _turn_hue, colour_jitter, jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.engine.stages import stage_config
-from fastuda.models.weights import CAFFE, IMAGENET
+from fastuda.models.normalization import CAFFE, IMAGENET
 from tests.program import TINY, curves, fastuda
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])

@@ -14,7 +14,7 @@ from fastuda.data.domains.domain import open_domain
 from fastuda.data.loading.dali_loader import DaliLoader, _ends_whole
 from fastuda.data.loading.torch_loader import TorchLoader, build_loader, choose_loader
 from fastuda.errors import UserError
-from fastuda.models.weights import CAFFE, IMAGENET
+from fastuda.models.normalization import CAFFE, IMAGENET
 from tests.data.data_files import save
 
 needs_dali = pytest.mark.skipif(

@@ -16,7 +16,7 @@ from fastuda.data.loading.torch_loader import build_loader, eval_loader
 from fastuda.data.loading.transforms import Augment
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.errors import UserError
-from fastuda.models.weights import Normalization
+from fastuda.models.normalization import Normalization
 
 
 @pytest.fixture(scope="module")

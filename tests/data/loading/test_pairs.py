@@ -9,7 +9,7 @@ from fastuda.data.domains.domain import open_domain
 from fastuda.data.loading.pairs import read_pairs
 from fastuda.data.loading.torch_loader import build_loader, choose_loader
 from fastuda.errors import UserError
-from fastuda.models.weights import IMAGENET
+from fastuda.models.normalization import IMAGENET
 from tests.data.data_files import ids, picture, save
 
 RNG = np.random.default_rng(1)

@@ -13,7 +13,7 @@ from fastuda.data.loading.weak_labels import read_weak_labels
 from fastuda.errors import UserError
 from fastuda.methods.weakseg import WeakSeg
 from fastuda.models import ModelConfig, build_model
-from fastuda.models.weights import IMAGENET
+from fastuda.models.normalization import IMAGENET
 from tests.program import fastuda
 
 

@@ -28,7 +28,7 @@ from fastuda.data.tools import index as index_module
 from fastuda.data.tools.check import check_domain, contact_sheet
 from fastuda.data.tools.index import Index, build_index, cache_folder
 from fastuda.errors import UserError
-from fastuda.models.weights import IMAGENET
+from fastuda.models.normalization import IMAGENET
 from fastuda.system.files import written
 from tests.data.data_files import picture, save
 from tests.program import environment, fastuda

@@ -1,0 +1,29 @@
+"""Layouts and precisions of feature maps, as the methods' losses take them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+
+def pixel_major(x: Tensor) -> Tensor:
+    """[B, C, h, w] to [B, h w, C]; a channels-last map is that already, without a copy."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def channel_major(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, h w, C] to [B, C, h, w]."""
+    return x.transpose(1, 2).unflatten(2, size)
+
+
+def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
+    """Logits [B, K, h, w] at the size of the images, bilinear, float32 at least; planes, which are
+    interpolated and soft-maxed over K three times as fast as channels-last pixels."""
+    planes = at_least_float32(logits).contiguous()
+    return nnf.interpolate(planes, images.shape[2:], mode="bilinear", align_corners=align_corners)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
