@@ -32,7 +32,8 @@ from bench import published, table
 from bench.measure import peak, start_peak
 from bench.run import append_rows, check_device, check_rows, commit, machine, machine_flags, say
 from fastuda import cli
-from fastuda.config.schema import RunConfig, resolve
+from fastuda.config.resolve import resolve
+from fastuda.config.schema import RunConfig
 from fastuda.config.settings import parse_overrides
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.profiling import PARTS, profile_step

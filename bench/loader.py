@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from bench.run import say
 from fastuda import cli
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 from fastuda.config.settings import plain
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import open_rgb

@@ -40,7 +40,7 @@ class Command:
 
 def known_values() -> dict[str, Sequence[str]]:
     """Values of flags whose parsers do not list them: they are checked later, with better messages."""
-    from fastuda.config.schema import shipped
+    from fastuda.config.resolve import shipped
     from fastuda.data.domains.catalogue import DOMAINS
     from fastuda.methods import METHODS
     from fastuda.models.backbones import BACKBONES

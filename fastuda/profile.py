@@ -45,7 +45,7 @@ def main() -> int:
     """Parse, resolve, profile, print."""
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda.config.schema import resolve
+    from fastuda.config.resolve import resolve
     from fastuda.config.settings import parse_overrides
     from fastuda.engine.profiling import profile_step, table
     from fastuda.engine.trainer import Trainer

@@ -86,7 +86,7 @@ def main() -> int:
     """Parse, resolve, train, print the table."""
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda.config.schema import resolve, shipped
+    from fastuda.config.resolve import resolve, shipped
     from fastuda.config.settings import parse_overrides
     from fastuda.engine.run import default_folder, train
     from fastuda.engine.stages import train_stages
@@ -133,7 +133,7 @@ def main() -> int:
 
 def _grid(args: argparse.Namespace) -> int:
     """Every method with every seed, one after another; runs that have ended are left alone."""
-    from fastuda.config.schema import resolve
+    from fastuda.config.resolve import resolve
     from fastuda.config.settings import parse_overrides
     from fastuda.engine.run import train
     from fastuda.engine.trainer import Interrupted

@@ -79,7 +79,7 @@ def environment(extra: dict | None = None) -> dict:
 
 def untrained_run(folder: Path, method: str = "source_only", **settings: object) -> Path:
     """A folder with what predicting needs and nothing else; the network has its initial weights."""
-    from fastuda.config.schema import resolve
+    from fastuda.config.resolve import resolve
     from fastuda.data.labels import CITYSCAPES
     from fastuda.inference.saved import save_model
     from fastuda.models import build_model

@@ -10,14 +10,12 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from fastuda.config.settings import build, merge, nest, plain, read_yaml, to_yaml, without
+from fastuda.config.settings import build, plain, to_yaml
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.transforms import FILTERS
-from fastuda.errors import UserError, nearest
+from fastuda.errors import UserError
 from fastuda.models.build import ModelConfig
 
 
@@ -154,94 +152,6 @@ class RunConfig:
     def to_yaml(self) -> str:
         """The resolved configuration; itself valid for ``--config``."""
         return to_yaml(self.plain())
-
-
-def shipped() -> list[str]:
-    """Names of the configurations that come with the package."""
-    folder = resources.files("fastuda.recipes")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A configuration file, or a shipped one by name, with what it ``extends`` underneath.
-
-    Raises:
-        UserError: there is no such file or name, or it is not a YAML dictionary.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise UserError(f"no configuration file {name}")
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{name} cannot be read as a configuration: {error}") from error
-    elif name in shipped():
-        text = resources.files("fastuda.recipes").joinpath(f"{name}.yaml").read_text()
-    else:
-        raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
-    values = read_yaml(text, name) or {}
-    if not isinstance(values, dict):
-        raise UserError(f"{name} must be a dictionary of sections, it is a {type(values).__name__}")
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    if not isinstance(parent, str):
-        raise UserError(f"{name}: extends must be a file or the name of a configuration, got {parent!r}")
-    beside = path.parent / parent
-    base = str(beside) if beside.is_file() else str(parent)
-    if base in above or base == name:
-        raise UserError(f"{name} extends {base}, which extends it in turn")
-    return merge(load_yaml(base, (*above, name)), values)
-
-
-def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
-    """The configuration of a run from its layers.
-
-    Where no ``--config`` is given and the source is the built-in scenes, the shipped ``scenes`` configuration
-    is taken.
-
-    Raises:
-        UserError: an unknown setting, a value of the wrong type, an unknown method.
-    """
-    from fastuda.methods import get_method
-
-    user = merge(nest(flags), overrides)
-    source = _section(user, "data").get("source", "scenes")
-    if config is None and str(source).partition(":")[0] == "scenes":
-        config = "scenes"
-    file = {} if config is None else load_yaml(config)
-    of_file, asked = dict(_section(file, "method")), dict(_section(user, "method"))
-    for_file = str(of_file.pop("name", "plca"))
-    name = str(asked.pop("name", for_file))
-    methods = _section(file, "methods")
-    per_method = _section(methods, name)
-    if "+" in name:
-        per_method = {part: methods[part] for part in name.split("+") if part in methods}
-    file.pop("methods", None)
-    if name != for_file:
-        of_file = {}  # a file for another method lends none of its settings
-    stages = _section(file, "stages")
-    if stages:
-        # what a file says of a stage yields to what the user says of the run
-        file["stages"] = {
-            stage: without(nest(of_stage), user) if isinstance(of_stage, dict) else of_stage
-            for stage, of_stage in stages.items()
-        }
-    over = merge(file, user)
-    over["method"] = {**merge(merge(per_method, of_file), asked), "name": name}
-    over = merge(nest(dict(get_method(name).optim_defaults)), over)
-    run = build(RunConfig, over, "")
-    run.method_config()
-    check_ranges(run)
-    return run
-
-
-def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    found = values.get(name, {})
-    if not isinstance(found, dict):
-        raise UserError(f"{name} must be a section of settings, got {found!r}")
-    return found
 
 
 AT_LEAST = {

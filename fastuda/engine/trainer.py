@@ -17,7 +17,7 @@ from fastuda.config.schema import RunConfig
 from fastuda.data.domains.domain import open_domain, share_classes
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
-from fastuda.data.loading.torch_loader import build_loader
+from fastuda.data.loading.build import build_loader
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard

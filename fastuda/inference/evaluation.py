@@ -14,7 +14,7 @@ from PIL import Image
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
-from fastuda.data.loading.torch_loader import eval_loader
+from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels
 from fastuda.inference.scores import Scores, class_centre_distance

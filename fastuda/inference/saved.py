@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fastuda.config.schema import RunConfig, check_ranges, load_yaml
+from fastuda.config.resolve import load_yaml
+from fastuda.config.schema import RunConfig, check_ranges
 from fastuda.config.settings import build, merge, parse_overrides, read_yaml
 from fastuda.data.labels import ClassSet
 from fastuda.engine.checkpoint import write_atomic

@@ -21,7 +21,7 @@ from fastuda.config.schema import RunConfig
 from fastuda.data.domains.decode import open_rgb
 from fastuda.data.domains.domain import Domain, open_domain, share_classes
 from fastuda.data.labels import ClassSet
-from fastuda.data.loading.torch_loader import eval_loader
+from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import feature_statistics
 from fastuda.inference.saved import load_run, read_result

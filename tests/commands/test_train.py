@@ -170,7 +170,7 @@ def test_flags_are_settings():
 def test_shipped_configurations_resolve():
     names = fastuda("train", "--list-configs").stdout.split()
     assert {"scenes", "gta5_cityscapes_plca", "synthia_cityscapes_plca", "camvid_dusk_day"} <= set(names)
-    from fastuda.config.schema import resolve
+    from fastuda.config.resolve import resolve
 
     for name in names:
         config = resolve(name, {}, {})

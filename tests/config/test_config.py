@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastuda.config.schema import RunConfig, load_yaml, resolve
+from fastuda.config.resolve import load_yaml, resolve
+from fastuda.config.schema import RunConfig
 from fastuda.config.settings import build, convert, merge, nest, parse_overrides, read_yaml, to_yaml
 from fastuda.engine.optim import build_optimizer, lr_factor, network_config
 from fastuda.errors import UserError

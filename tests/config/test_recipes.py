@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from fastuda.config.schema import resolve, shipped
+from fastuda.config.resolve import resolve, shipped
 from fastuda.engine.optim import network_config
 from fastuda.methods import get_method
 from fastuda.models import build_model

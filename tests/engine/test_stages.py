@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastuda.config.schema import TrainConfig, resolve
+from fastuda.config.resolve import resolve
+from fastuda.config.schema import TrainConfig
 from fastuda.data.domains.classes import class_mapping
 from fastuda.data.labels import ClassSet
 from fastuda.engine.run import supervised

@@ -14,7 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda
-from fastuda.config.schema import OptimConfig, resolve
+from fastuda.config.resolve import resolve
+from fastuda.config.schema import OptimConfig
 from fastuda.config.settings import build
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.augment import jitter_source

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
 from fastuda.system.distributed import World

@@ -12,7 +12,7 @@ import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS
-from fastuda.data.loading.torch_loader import eval_loader
+from fastuda.data.loading.evaluation import eval_loader
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, ccd_table, class_centre_distance, table
 from tests.program import TINY, fastuda

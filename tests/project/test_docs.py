@@ -20,7 +20,7 @@ import yaml
 
 from bench.registry import CASES
 from fastuda import ops
-from fastuda.config.schema import shipped
+from fastuda.config.resolve import shipped
 from fastuda.config.settings import plain
 from fastuda.methods import METHODS
 from tests.program import ROOT, environment, fastuda

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 from fastuda.data.domains.domain import DOMAINS
 from fastuda.methods import METHODS
 

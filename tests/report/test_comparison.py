@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 from tests.program import TINY, fastuda
 
 

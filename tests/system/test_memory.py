@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,15 +24,13 @@ from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
 from fastuda.data.loading.pairs import read_pairs
-from fastuda.data.loading.transforms import Window, resize_image
+from fastuda.data.loading.transforms import Window
 from fastuda.data.loading.weak_labels import read_weak_labels
-from fastuda.errors import UserError, nearest
+from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
 
 log = logging.getLogger("fastuda")
 
-LARGE = 512 * 512
-"""Pixels of a crop from which DALI is the faster loader without a GPU."""
 
 Sample = tuple[tuple[Any, ...] | None, list[str]]
 """Source image and label, target image, the two files, weak labels and the matched image, each of the last
@@ -216,124 +214,3 @@ class TorchLoader:
     def close(self) -> None:
         """End the workers."""
         self._batches = None
-
-
-def build_loader(
-    source: Domain,
-    target: Domain,
-    config: DataConfig,
-    normalization: Normalization,
-    *,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    pin: bool = False,
-) -> TorchLoader:
-    """The training loader that ``config.loader`` names.
-
-    Raises:
-        UserError: the loader is unknown, or the domains' classes differ.
-    """
-    if source.classes.names != target.classes.names:
-        raise UserError(
-            f"{source.name} and {target.name} have different classes:"
-            f" {', '.join(source.classes.names)} against {', '.join(target.classes.names)}"
-        )
-    kind = TorchLoader
-    if choose_loader(config) == "dali":
-        from fastuda.data.loading.dali_loader import DaliLoader as kind
-    return kind(source, target, config, normalization, seed=seed, rank=rank, world=world, pin=pin)
-
-
-def choose_loader(config: DataConfig) -> str:
-    """torch or dali: the one that ``config.loader`` names; auto is dali where it is installed and there is a
-    GPU or a crop of at least 512 x 512 (measured on CPUs by bench/loader.py), and says so.
-
-    Raises:
-        UserError: no such loader.
-    """
-    beside = [name for name in ("weak_labels", "pairs") if getattr(config, name)]
-    if beside and config.loader != "torch":
-        if config.loader == "dali":
-            raise UserError(f"data.{beside[0]} needs data.loader=torch: the DALI loader does not carry them")
-        log.info("loader: torch (it carries data.%s)", beside[0])
-        return "torch"
-    if config.loader in ("torch", "dali"):
-        return config.loader
-    if config.loader != "auto":
-        raise UserError(
-            f"unknown loader {config.loader!r}{nearest(config.loader, ('auto', 'torch', 'dali'))}"
-        )
-    from fastuda.data.loading.dali_loader import available
-
-    if config.crop[0] * config.crop[1] < LARGE and not torch.cuda.is_available():
-        chosen, why = "torch", "small crops, no GPU"
-    elif not available():
-        chosen, why = "torch", "DALI is not installed"
-    else:
-        chosen, why = "dali", "decoding on the GPU" if torch.cuda.is_available() else "large crops"
-    log.info("loader: %s (%s)", chosen, why)
-    return chosen
-
-
-class _Evaluation(Dataset):
-    def __init__(self, domain: Domain, config: DataConfig, normalization: Normalization, indices: list[int]):
-        self.domain, self.config, self.normalization, self.indices = domain, config, normalization, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, str] | str:
-        index = self.indices[position]
-        try:
-            image, label = self.domain.read_pair(index)
-        except BadFile as error:
-            return str(error)
-        image = resize_image(image, self.config.eval_size, self.config.resampling)
-        pixels = self.normalization.apply(torch.from_numpy(image.copy()).permute(2, 0, 1))
-        return pixels[None], torch.from_numpy(label.astype(np.int64))[None], str(self.domain.items[index][0])
-
-
-class EvalLoader:
-    """``(image [1, 3, H, W], label [1, H', W'], file)`` of every image of one rank once.
-
-    Raises (while iterating):
-        UserError: a file cannot be used. None is skipped: a score over a part of the split would be another
-            score.
-    """
-
-    def __init__(self, samples: _Evaluation, workers: int):
-        self.samples, self.workers = samples, workers
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            # torch says it when the loader is made and again when it is started
-            frames = iter(
-                DataLoader(
-                    self.samples,
-                    batch_size=None,
-                    num_workers=self.workers,
-                    worker_init_fn=_worker,
-                    # its own generator: how often a run is evaluated changes nothing in it
-                    generator=torch.Generator().manual_seed(0),
-                )
-            )
-        for _ in range(len(self)):
-            frame = _next(frames)
-            if isinstance(frame, str):
-                raise UserError(
-                    f"evaluation needs every file: {frame}; mend it (--resume auto goes on with a training)"
-                )
-            yield frame
-
-
-def eval_loader(
-    domain: Domain, config: DataConfig, normalization: Normalization, *, rank: int = 0, world: int = 1
-) -> EvalLoader:
-    """The evaluation images of one rank; the ranks share them out."""
-    indices = list(range(rank, len(domain), world))
-    return EvalLoader(_Evaluation(domain, config, normalization, indices), config.workers)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.augment import _saturate, _turn_hue, colour_jitter, jitter_source
 from fastuda.data.loading.batch import Batch

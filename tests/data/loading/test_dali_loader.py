@@ -11,8 +11,9 @@ from PIL import Image
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.build import build_loader, choose_loader
 from fastuda.data.loading.dali_loader import DaliLoader, _ends_whole
-from fastuda.data.loading.torch_loader import TorchLoader, build_loader, choose_loader
+from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.errors import UserError
 from fastuda.models.normalization import CAFFE, IMAGENET
 from tests.data.data_files import save

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastuda.config.schema import resolve
+from fastuda.config.resolve import resolve
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.drawing import SOURCE, Drawer
 

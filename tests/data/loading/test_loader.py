@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
-from fastuda.data.loading.torch_loader import build_loader, eval_loader
+from fastuda.data.loading.build import build_loader
+from fastuda.data.loading.evaluation import eval_loader
 from fastuda.data.loading.transforms import Augment
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.errors import UserError

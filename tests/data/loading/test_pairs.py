@@ -6,8 +6,8 @@ import torch
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.build import build_loader, choose_loader
 from fastuda.data.loading.pairs import read_pairs
-from fastuda.data.loading.torch_loader import build_loader, choose_loader
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
 from tests.data.data_files import ids, picture, save

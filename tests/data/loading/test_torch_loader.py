@@ -13,7 +13,8 @@ from PIL import Image
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
-from fastuda.data.loading.torch_loader import build_loader, eval_loader
+from fastuda.data.loading.build import build_loader
+from fastuda.data.loading.evaluation import eval_loader
 from fastuda.data.loading.transforms import Augment, Window
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
@@ -183,7 +184,7 @@ DIES = """
 import os, signal, sys
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
-from fastuda.data.loading.torch_loader import build_loader
+from fastuda.data.loading.build import build_loader
 from fastuda.models.normalization import IMAGENET
 source = open_domain("gta5:" + sys.argv[1], role="source", data_root=".")
 target = open_domain("cityscapes:" + sys.argv[2], role="target", data_root=".")

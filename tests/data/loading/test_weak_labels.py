@@ -8,7 +8,7 @@ import torch
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain, share_classes
-from fastuda.data.loading.torch_loader import build_loader
+from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.weak_labels import read_weak_labels
 from fastuda.errors import UserError
 from fastuda.methods.weakseg import WeakSeg

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain
+from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.sampling import (
     SUB_EPOCH,
     BalancedSampler,
@@ -23,7 +24,6 @@ from fastuda.data.loading.sampling import (
     balanced_probabilities,
     class_probabilities,
 )
-from fastuda.data.loading.torch_loader import build_loader
 from fastuda.data.tools import index as index_module
 from fastuda.data.tools.check import check_domain, contact_sheet
 from fastuda.data.tools.index import Index, build_index, cache_folder

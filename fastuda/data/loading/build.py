@@ -1,0 +1,76 @@
+"""Which loader a run takes."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from fastuda.data.config import DataConfig
+from fastuda.data.domains.domain import Domain
+from fastuda.data.loading.torch_loader import TorchLoader
+from fastuda.errors import UserError, nearest
+from fastuda.models.normalization import Normalization
+
+log = logging.getLogger("fastuda")
+
+LARGE = 512 * 512
+"""Pixels of a crop from which DALI is the faster loader without a GPU."""
+
+
+def build_loader(
+    source: Domain,
+    target: Domain,
+    config: DataConfig,
+    normalization: Normalization,
+    *,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> TorchLoader:
+    """The training loader that ``config.loader`` names.
+
+    Raises:
+        UserError: the loader is unknown, or the domains' classes differ.
+    """
+    if source.classes.names != target.classes.names:
+        raise UserError(
+            f"{source.name} and {target.name} have different classes:"
+            f" {', '.join(source.classes.names)} against {', '.join(target.classes.names)}"
+        )
+    kind = TorchLoader
+    if choose_loader(config) == "dali":
+        from fastuda.data.loading.dali_loader import DaliLoader as kind
+    return kind(source, target, config, normalization, seed=seed, rank=rank, world=world, pin=pin)
+
+
+def choose_loader(config: DataConfig) -> str:
+    """torch or dali: the one that ``config.loader`` names; auto is dali where it is installed and there is a
+    GPU or a crop of at least 512 x 512 (measured on CPUs by bench/loader.py), and says so.
+
+    Raises:
+        UserError: no such loader.
+    """
+    beside = [name for name in ("weak_labels", "pairs") if getattr(config, name)]
+    if beside and config.loader != "torch":
+        if config.loader == "dali":
+            raise UserError(f"data.{beside[0]} needs data.loader=torch: the DALI loader does not carry them")
+        log.info("loader: torch (it carries data.%s)", beside[0])
+        return "torch"
+    if config.loader in ("torch", "dali"):
+        return config.loader
+    if config.loader != "auto":
+        raise UserError(
+            f"unknown loader {config.loader!r}{nearest(config.loader, ('auto', 'torch', 'dali'))}"
+        )
+    from fastuda.data.loading.dali_loader import available
+
+    if config.crop[0] * config.crop[1] < LARGE and not torch.cuda.is_available():
+        chosen, why = "torch", "small crops, no GPU"
+    elif not available():
+        chosen, why = "torch", "DALI is not installed"
+    else:
+        chosen, why = "dali", "decoding on the GPU" if torch.cuda.is_available() else "large crops"
+    log.info("loader: %s (%s)", chosen, why)
+    return chosen
