@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastuda.config.schema import RunConfig, check_ranges
-from fastuda.config.settings import build, merge, nest, read_yaml, without
+from fastuda.config.settings import build, merge, nest, without
 from fastuda.errors import UserError, nearest
+from fastuda.system.yaml import read_yaml
 
 
 def shipped() -> list[str]:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastuda.config.settings import build, plain, to_yaml
+from fastuda.config.settings import build, plain
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.transforms import FILTERS
 from fastuda.errors import UserError
 from fastuda.models.build import ModelConfig
+from fastuda.system.yaml import to_yaml
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastuda.ops as F
-from fastuda.config.settings import to_yaml
 from fastuda.data.domains.decode import BadFile, open_rgb
 from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.layouts import IMAGE_SUFFIXES
@@ -30,6 +29,7 @@ from fastuda.inference.pictures import overlay, panels, save_palette_png
 from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods import Method
+from fastuda.system.yaml import to_yaml
 
 log = logging.getLogger("fastuda")
 

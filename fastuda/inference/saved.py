@@ -14,13 +14,14 @@ from safetensors.torch import save
 
 from fastuda.config.resolve import load_yaml
 from fastuda.config.schema import RunConfig, check_ranges
-from fastuda.config.settings import build, merge, parse_overrides, read_yaml
+from fastuda.config.settings import build, merge, parse_overrides
 from fastuda.data.labels import ClassSet
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.normalization import Normalization
+from fastuda.system.yaml import read_yaml
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfig | None = None) -> None:

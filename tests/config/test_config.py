@@ -8,9 +8,10 @@ import torch
 
 from fastuda.config.resolve import load_yaml, resolve
 from fastuda.config.schema import RunConfig
-from fastuda.config.settings import build, convert, merge, nest, parse_overrides, read_yaml, to_yaml
+from fastuda.config.settings import build, convert, merge, nest, parse_overrides
 from fastuda.engine.optim import build_optimizer, lr_factor, network_config
 from fastuda.errors import UserError
+from fastuda.system.yaml import read_yaml, to_yaml
 
 
 def test_defaults_give_way_to_file_to_flags_to_overrides(tmp_path):

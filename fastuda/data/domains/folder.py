@@ -20,11 +20,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastuda.config.settings import read_yaml
 from fastuda.data.domains.catalogue import DomainEntry
 from fastuda.data.domains.layouts import FIELD, LabelRule, Layout
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, Color, LabelMap
 from fastuda.errors import UserError, nearest
+from fastuda.system.yaml import read_yaml
 
 _KEYS = ("names", "ids", "palette", "ignore", "same_as", "images", "labels")
 
