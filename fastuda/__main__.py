@@ -19,7 +19,7 @@ COMMANDS = {
     "profile": "where the time of a training step goes, by method",
     "data": "look at, index, shrink and draw data sets",
     "env": "what is installed, what can run here, and why the rest cannot",
-    "completion": "a script that completes this command in bash, zsh or fish",
+    "completion": "a script that completes this command in bash, zsh, fish or tcsh",
 }
 
 HELP = """usage: fastuda COMMAND [...]

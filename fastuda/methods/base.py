@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError, nearest
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.settings import check
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,8 @@ class Method(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        """The method's own settings, under ``method:`` in a configuration."""
-
-        RANGES: ClassVar[dict[str, tuple[float, float]]] = {}
-        """Setting to its smallest and largest value."""
+        """The method's own settings, under ``method:`` in a configuration; their types say what is allowed
+        (see fastuda.system.settings)."""
 
     name: ClassVar[str] = ""
     optim_defaults: ClassVar[dict[str, Any]] = {}
@@ -56,6 +55,7 @@ class Method(nn.Module):
 
     def __init__(self, config: Any, model: Segmentor, num_classes: int):
         super().__init__()
+        check(config, "method")
         self.config = config
         self.model = model
         self.num_classes = num_classes

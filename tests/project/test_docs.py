@@ -21,8 +21,8 @@ import yaml
 from bench.registry import CASES
 from fastuda import ops
 from fastuda.config.resolve import shipped
-from fastuda.config.settings import plain
 from fastuda.methods import METHODS
+from fastuda.system.settings import plain
 from tests.program import ROOT, environment, fastuda
 
 DOCS = ROOT / "docs"
@@ -250,7 +250,7 @@ def test_settings_are_those_of_the_dataclass(tables, method):
     config = METHODS[method].Config
     shown = tables.settings(method)
     rows = dict(re.findall(r"^\| `method\.(\w+)` \| `(.*?)` \|", shown, re.MULTILINE))
-    assert rows.keys() == inspect.get_annotations(config).keys() - {"RANGES"}
+    assert rows.keys() == inspect.get_annotations(config).keys()
     assert not re.findall(r"^\| `.*\|  \|$", shown, re.MULTILINE), "a setting without a word on it"
     for field in dataclasses.fields(config):
         if field.name in rows:

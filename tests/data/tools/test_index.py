@@ -228,12 +228,6 @@ def test_balanced_draws_are_those_of_the_published_loop():
     assert wanted == ours[5][0] and shown[image, wanted]
 
 
-def test_unknown_sampling(source, cityscapes):
-    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
-    with pytest.raises(UserError, match=r"data\.sampling=rar; did you mean rare"):
-        build_loader(source, target, DataConfig(sampling="rar", workers=0), IMAGENET, seed=0)
-
-
 def test_report_of_a_good_data_set(source, tmp_path):
     report = check_domain(source, need_labels=True, workers=0, quiet=True)
     text = report.text()
