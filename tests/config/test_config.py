@@ -1,6 +1,5 @@
 """Layers of settings, types, and messages."""
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -212,7 +211,7 @@ def test_what_a_type_does_not_allow_is_refused(values, message):
 
 
 def test_a_dataclass_made_in_code_is_checked_too():
-    with pytest.raises(UserError, match="x.word is 'c': choose a, b or off"):
+    with pytest.raises(UserError, match=r"x\.word is 'c': choose a, b or off"):
         check(Allowed(word="c"), "x")
     with pytest.raises(UserError, match="each number must be at least 1"):
         check(Allowed(size=(0, 3)), "x")

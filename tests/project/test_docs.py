@@ -20,6 +20,7 @@ import yaml
 
 from bench.registry import CASES
 from fastuda import ops
+from fastuda.__main__ import module as command_module
 from fastuda.config.resolve import shipped
 from fastuda.methods import METHODS
 from fastuda.system.settings import plain
@@ -125,7 +126,7 @@ def test_commands_are_understood(page, monkeypatch):
             done = fastuda("train", *rest, "--print-config")
             assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
             continue
-        program = importlib.import_module(f"fastuda.{module}" + (".__main__" if module == "data" else ""))
+        program = importlib.import_module(command_module(module))
         with monkeypatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
             for kind in ("parse_args", "parse_intermixed_args"):
                 patch.setattr(
@@ -155,7 +156,7 @@ def followed(script: str) -> Iterator[subprocess.CompletedProcess]:
         if words:
             words, into = (words[:-2], words[-1]) if words[-2] == ">" else (words, None)
             module = words[2].removeprefix("fastuda.")
-            done = fastuda("data.__main__" if module == "data" else module, *words[3:])
+            done = fastuda(module, *words[3:])
             if into:
                 Path(into).write_text(done.stdout)
             yield done
