@@ -16,6 +16,7 @@ from fastuda.config.settings import build, plain
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.transforms import FILTERS
 from fastuda.errors import UserError
+from fastuda.inference.scores import PROTOCOLS
 from fastuda.models.build import ModelConfig
 from fastuda.system.yaml import to_yaml
 
@@ -92,6 +93,9 @@ class EvalConfig:
     """Steps between evaluations; 0 evaluates at the end only."""
     pictures: int = 12
     """Pictures of predictions to leave in preds/ and to show in the report."""
+    protocol: str = "ignore"
+    """Pixels of classes that the target has and the run has not: ignore leaves them out (PLCA, FADA),
+    confusion19 counts what is predicted there as false positives (ASANet, WeakSegDA, SePiCo)."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,8 @@ def check_ranges(run: RunConfig) -> None:
             raise UserError(f"{key} is {value}; it must be a finite number")
     if run.data.resampling not in FILTERS:
         raise UserError(f"data.resampling is {run.data.resampling!r}: choose {' or '.join(FILTERS)}")
+    if run.eval.protocol not in PROTOCOLS:
+        raise UserError(f"eval.protocol is {run.eval.protocol!r}: choose {' or '.join(PROTOCOLS)}")
     for name in ("source_resize", "target_resize", "source_size", "target_size", "eval_size"):
         edges = getattr(run.data, name)
         if edges is not None and min(edges) < 1:

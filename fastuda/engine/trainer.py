@@ -273,6 +273,7 @@ class Trainer:
                 how=Inference(amp=self.amp),
                 pictures=folder,
                 count=self.config.eval.pictures,
+                protocol=self.config.eval.protocol,
                 stop=lambda: bool(self.stop_signal),
                 quiet=self.quiet or not pictures,  # in between, the bar of the training is there
             )
