@@ -7,12 +7,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastuda.config.resolve import load_yaml, resolve, shipped
+from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import open_domain, share_classes
 from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
+from fastuda.data.loading.evaluation import eval_loader
+from fastuda.inference.evaluation import feature_statistics
 from fastuda.inference.saved import load_run, read_result, scores_of
-from fastuda.inference.scores import Scores, protocol_line, table
+from fastuda.inference.scores import Scores, class_centre_distance, protocol_line, table
 from fastuda.methods import get_method
 from fastuda.models.backbones import init_scratch
 from fastuda.models.deeplab import ASPP
@@ -114,8 +118,6 @@ def test_command(scenes_root, tmp_path):
     domain = open_domain("scenes", role="evaluation", data_root=scenes_root, split="auto")
     done = fastuda("predict", out, *[i.image for i in domain.items], "--out", tmp_path / "p", "--quiet")
     assert done.returncode == 0, done.stderr
-    from PIL import Image
-
     files = {path.stem: path for path in (tmp_path / "p").rglob("*.png")}
     matrix = np.zeros((19, 19), np.int64)
     own = np.array([CITYSCAPES.names.index(name) for name in classes.names])
@@ -154,6 +156,17 @@ def test_command(scenes_root, tmp_path):
     scored = json.loads(done.stdout)
     assert scored["protocol"] == "ignore"
     assert (scored["mIoU3"], scored["mIoU3_confusion19"]) == (result["mIoU3_ignore"], result["mIoU3"])
+    done = fastuda("evaluate", out, "--ccd", "--json")
+    _, method, _ = load_run(out, torch.device("cpu"))
+    bare = domain.renumber(classes, {number: i for i, number in enumerate(own.tolist())})
+    statistics = None
+    with torch.no_grad():
+        for image, label, _ in eval_loader(bare, DataConfig(workers=0), method.model.input):
+            assert set(label.unique().tolist()) <= {0, 1, 2, 255}
+            one = feature_statistics(method, image.contiguous(memory_format=torch.channels_last), label, None)
+            statistics = one if statistics is None else statistics.merge(one)
+    distances = class_centre_distance(statistics).tolist()
+    assert list(json.loads(done.stdout)["ccd"].values()) == pytest.approx(distances, rel=1e-4)
     done = fastuda("evaluate", out, "eval.protocol=confusion16")
     assert done.returncode == 2
     assert "eval.protocol is 'confusion16': choose ignore or confusion19" in done.stderr

@@ -105,7 +105,7 @@ def evaluate(
     if world.any(stopped):
         raise Stopped
     counts = world.sum(torch.cat([confusion, elsewhere[None]])).cpu()
-    others = counts[-1] if domain.others else None
+    others = counts[-1] if domain.others and len(domain) else None
     scores = Scores.of(counts[:-1], domain.classes.names, others, protocol)
     if not ccd:
         return scores

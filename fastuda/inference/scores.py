@@ -129,16 +129,17 @@ class Scores:
         return out | {f"{name}_{self.other_protocol}": value for name, value in others.items()}
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: protocols and per-class IoU, absent classes as null."""
+        """For JSON: means and per-class IoU, absent classes as null; where the protocols differ, the one that
+        counts and the IoU by the other."""
 
         def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
             return {name: None if v != v else round(v, 3) for name, v in values.items()}
 
         per_class = rounded(dict(zip(self.classes, self.iou, strict=True)))
-        out: dict[str, object] = {**rounded(self.protocols()), "protocol": self.protocol, "iou": per_class}
+        out: dict[str, object] = {**rounded(self.protocols()), "iou": per_class}
         if self.other_iou is not None:
             others = rounded(dict(zip(self.classes, self.other_iou, strict=True)))
-            out[f"iou_{self.other_protocol}"] = others
+            out |= {f"iou_{self.other_protocol}": others, "protocol": self.protocol}
         if self.ccd is None:
             return out
         distances = [None if v != v else float(f"{v:.6g}") for v in (self.mean_ccd, *self.ccd)]
