@@ -200,6 +200,7 @@ def test_runs_of_unlike_protocols_are_compared_by_one(tmp_path):
 def test_the_line_names_what_is_counted():
     scores = Scores(("road",), (50.0,), other_iou=(40.0,))
     assert protocol_line(scores, ("truck", "train")) == "by ignore: pixels of truck, train are left out"
+    assert "pixels of a, b, c, d, e and 2 more classes" in protocol_line(scores, tuple("abcdefg"))
 
 
 def published(name: str) -> object:
@@ -237,6 +238,13 @@ def test_vgg16_recipes_as_in_the_authors_code():
         assert (run.optim.lr, run.optim.head_lr_mult) == (2.5e-4, 1)
     assert INPUTS["caffe_vgg"].mean == (103.939, 116.779, 123.68)
     assert (INPUTS["caffe_vgg"].channel_order, INPUTS["caffe_vgg"].scale) == ("bgr", 255.0)
+
+
+@pytest.mark.parametrize("name", ["asanet_base", "weakseg_base"])
+def test_learning_rates_of_the_family_of_adaptsegnet(name):
+    optim = published(name).optim
+    assert optim.lr == pytest.approx(3 * 2.5e-4)  # three visits a step
+    assert optim.lr * optim.head_lr_mult == pytest.approx(10 * 2.5e-4, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if "weakseg" in name])

@@ -153,8 +153,9 @@ class Scores:
 
 def protocol_line(scores: Scores, others: Sequence[str]) -> str:
     """Which protocol the scores are by, for a target that has ``others``, classes that the run lacks."""
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more classes" if len(others) > 5 else "")
     how = {"ignore": "are left out", "confusion19": "count what is predicted there as false positives"}
-    return f"by {scores.protocol}: pixels of {', '.join(others)} {how[scores.protocol]}"
+    return f"by {scores.protocol}: pixels of {named} {how[scores.protocol]}"
 
 
 def ccd_table(scores: Scores) -> str:
