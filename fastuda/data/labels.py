@@ -96,11 +96,12 @@ class LabelMap:
         inside = (raw >= 0) & (raw < len(self._id_table))
         return np.where(inside, self._id_table[np.where(inside, raw, 0)], np.uint8(UNKNOWN))
 
-    def remap(self, table: Mapping[int, int]) -> LabelMap:
-        """The same files with the train ids renumbered; ids that the table lacks become 255."""
+    def remap(self, table: Mapping[int, int], rest: int = IGNORE) -> LabelMap:
+        """The same files with the train ids renumbered; classes that the table lacks become ``rest``, 255
+        stays."""
 
         def renumber(train: int) -> int:
-            return table.get(train, IGNORE)
+            return IGNORE if train == IGNORE else table.get(train, rest)
 
         return LabelMap(
             {raw: renumber(train) for raw, train in self.ids.items()},

@@ -13,7 +13,7 @@ from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
-from fastuda.inference.saved import read_result
+from fastuda.inference.saved import read_result, scores_of
 from fastuda.inference.scores import Scores, table
 from fastuda.report.page import write_report
 from fastuda.system import distributed
@@ -58,9 +58,7 @@ def finished(out: Path, steps: int = 0) -> Scores | None:
         return None
     try:
         result = read_result(path)
-        classes = tuple(result["classes"])
-        iou = tuple(result["iou"][name] for name in classes)
-        return None if result["step"] < steps else Scores(classes, iou)
+        return None if result["step"] < steps else scores_of(result)
     except (UserError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%r): the run is scored again", path, error.__cause__ or error)
         return None

@@ -269,6 +269,7 @@ class Trainer:
                 how=Inference(amp=self.amp),
                 pictures=folder,
                 count=self.config.eval.pictures,
+                protocol=self.config.eval.protocol,
                 stop=lambda: bool(self.stop_signal),
                 quiet=self.quiet or not pictures,  # in between, the bar of the training is there
             )
@@ -283,6 +284,7 @@ class Trainer:
         loggers.log(self.state.step, values)
         if len(self.held_out):
             where = f"{self.held_out.name} ({self.held_out.split})"
+            where += "" if scores.other_iou is None else f", by {scores.protocol}"
             log.info("step %d: mIoU %.2f on %s", self.state.step, scores.miou, where)
         if scores.miou > self.state.best:
             self.state.best = scores.miou

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
+from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.charts import Curve, chart
 from fastuda.report.cycles import covered_picture, drawing
 from fastuda.report.facts import BASELINE, Measured, Record, data_uri
 
 NONE = "\u2013"
 """In place of a number that is not there."""
+OTHERS = {
+    "ignore": "pixels of classes that the run lacks left out",
+    "confusion19": "predictions on pixels of classes that the run lacks count as errors",
+}
+"""What the protocols do, see :class:`fastuda.inference.scores.Scores`."""
 TITLES = {
     "train/loss": "Loss",
     "train/feature_matched": "Feature cycles that close in their class",
@@ -33,6 +39,11 @@ def summary(record: Record, baseline: Record | None, config: RunConfig) -> str:
         tiles += [(f"{name}, {BASELINE}", _number(base, ".1f"), "same network, steps and seed")]
         tiles += [("Gain", _number(value - base, "+.1f"), "")]
     precision = "float32" if config.train.amp == "off" else config.train.amp
+    for other in PROTOCOLS:
+        if f"{name}_{other}" in record.result:
+            tiles[0] = (name, tiles[0][1], f"{where}, by {record.result['protocol']}")
+            also = _number(record.result[f"{name}_{other}"], ".1f")
+            tiles += [(name, also, f"by {other}: {OTHERS[other]}")]
     tiles += [("Steps", str(record.result["step"]), f"seed {config.train.seed}, {precision}")]
     cells = "".join(
         f"<div><dt>{html.escape(what)}</dt><dd>{number} <small>{html.escape(more)}</small></dd></div>"

@@ -50,6 +50,9 @@ class Domain:
     label_map: LabelMap
     fit_labels: bool = False
     """Labels whose size differs from their image's by up to 5 % are resized, not refused."""
+    others: tuple[str, ...] = ()
+    """Classes of an evaluated domain that the run does not have. Their pixels are labelled
+    ``len(classes)``, so that a score can count what is predicted there."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -60,10 +63,13 @@ class Domain:
         alone = sum(item.image.stem == path.stem for item in self.items) == 1
         return path.stem if alone else "_".join(path.relative_to(self.root).with_suffix("").parts)
 
-    def renumber(self, classes: ClassSet, table: Mapping[int, int]) -> Domain:
-        """The same files in other classes: train ids go through ``table``, those that it lacks are
-        ignored."""
-        return replace(self, classes=classes, label_map=self.label_map.remap(table))
+    def renumber(self, classes: ClassSet, table: Mapping[int, int], *, keep_others: bool = False) -> Domain:
+        """The same files in other classes: train ids go through ``table``, those that it lacks are ignored,
+        or become :attr:`others` with ``keep_others``."""
+        lacking = (name for i, name in enumerate(self.classes.names) if i not in table)
+        others = tuple(lacking) if keep_others else ()
+        label_map = self.label_map.remap(table, len(classes) if others else IGNORE)
+        return replace(self, classes=classes, label_map=label_map, others=others)
 
     def restrict(self, names: Sequence[str]) -> Domain:
         """The same images with these classes only, in this order.
@@ -81,7 +87,7 @@ class Domain:
 
     def in_classes(self, classes: ClassSet, aliases: Sequence[str] = ()) -> tuple[Domain, tuple[str, ...]]:
         """The same files in the numbers of ``classes``, matched by name, and those of them that it has. What
-        else it has is ignored.
+        else it has are its :attr:`others`.
 
         Args:
             aliases: further pairs that mean one class, ``target=source`` of a run.
@@ -104,7 +110,7 @@ class Domain:
                 f" it has {', '.join(self.classes.names)}"
             )
         known = tuple(name for i, name in enumerate(classes.names) if i in table.values())
-        return self.renumber(classes, table), known
+        return self.renumber(classes, table, keep_others=True), known
 
     def open_image(self, index: int) -> Image.Image:
         """The image as an 8-bit RGB Pillow image."""
@@ -360,7 +366,8 @@ def share_classes(
     and what is left out, are logged.
 
     Args:
-        targets: the target's splits, which have one set of classes.
+        targets: the target's splits, which have one set of classes: the one that is trained on, and then
+            those that are evaluated, whose further classes become :attr:`Domain.others`.
         classes: keep only these.
         aliases: further pairs that mean one class, ``target=source``.
 
@@ -372,5 +379,6 @@ def share_classes(
         log.info("%s", line)
     return (
         source.renumber(mapping.shared, mapping.source),
-        *(target.renumber(mapping.shared, mapping.target) for target in targets),
+        targets[0].renumber(mapping.shared, mapping.target),
+        *(held.renumber(mapping.shared, mapping.target, keep_others=True) for held in targets[1:]),
     )
