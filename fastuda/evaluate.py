@@ -86,7 +86,7 @@ def main() -> int:
             print(f"\n{ccd_table(scores)}")
     if args.csv:
         columns = {"class": scores.classes, "iou": scores.iou} | ({"ccd": scores.ccd} if scores.ccd else {})
-        with written(args.csv) as draft, draft.open("w", newline="") as file:
+        with written(args.csv) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -220,8 +219,6 @@ def main() -> int:
     """Parse and call the command."""
     args = build_parser().parse_args()
     _check_numbers(args)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # files may be named in another encoding
     commands = {"list": _list, "check": _check, "index": _index, "cache": _cache, "synth": _synth}
     return commands[args.command](args)
 
@@ -286,7 +283,7 @@ def _index(args: argparse.Namespace) -> int:
             },
         }
         with written(args.weak) as draft:
-            draft.write_text(json.dumps(said, indent=1))
+            draft.write_text(json.dumps(said, indent=1), encoding="utf-8")
         print(f"weak labels: {args.weak}", file=sys.stderr)
     return 1 if index.bad else 0
 

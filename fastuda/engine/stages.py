@@ -113,7 +113,9 @@ def train_stages(
             done = next(reversed(train(settings, folder, resume="auto", quiet=quiet).values()))
         scores[stage] = done
     if int(os.environ.get("RANK", 0)) == 0:
-        write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
+        write_atomic(
+            out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
+        )
     return scores
 
 

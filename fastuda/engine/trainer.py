@@ -318,7 +318,7 @@ class Trainer:
         checkpoint.clean(self.out)
         checkpoint.clean(self.out / "checkpoints")
         checkpoint.write_atomic(
-            self.out / "config.yaml", lambda draft: draft.write_text(self.config.to_yaml())
+            self.out / "config.yaml", lambda draft: draft.write_text(self.config.to_yaml(), encoding="utf-8")
         )
         state = self.state
         loggers: list[CsvLogger | TensorBoardLogger] = [CsvLogger(self.out / "metrics.csv", state.curves)]
@@ -339,4 +339,6 @@ class Trainer:
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
         text = json.dumps(result, indent=1)
-        checkpoint.write_atomic(self.out / "result.json", lambda draft: draft.write_text(text))
+        checkpoint.write_atomic(
+            self.out / "result.json", lambda draft: draft.write_text(text, encoding="utf-8")
+        )

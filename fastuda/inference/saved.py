@@ -59,7 +59,7 @@ def read_result(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         means = {key: _score(value) for key, value in result.items() if key.startswith("mIoU")}
         result |= {**means, "iou": {name: _score(value) for name, value in result["iou"].items()}}
         result |= {"step": int(result["step"]), "processes": int(result.get("processes", 1))}

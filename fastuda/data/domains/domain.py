@@ -7,6 +7,7 @@ which files a split holds is found by :mod:`fastuda.data.domains.splits`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,14 @@ from PIL import Image
 
 from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
 from fastuda.data.domains.classes import canonical, class_mapping
-from fastuda.data.domains.decode import BadFile, draw_polygons, open_rgb, read_raw_label, upright_size
+from fastuda.data.domains.decode import (
+    BadFile,
+    draw_polygons,
+    open_rgb,
+    read_raw_label,
+    stored_size,
+    upright_size,
+)
 from fastuda.data.domains.folder import folder_entry
 from fastuda.data.domains.layouts import Item
 from fastuda.data.domains.splits import evaluation_split, select
@@ -125,14 +133,21 @@ class Domain:
             raise BadFile(image, f"has no label in {self.name}")
         if path.suffix == ".json":
             return draw_polygons(path, self.label_map.names, IGNORE)
-        raw = read_raw_label(path)
+        raw, palette = read_raw_label(path)
         if raw.ndim == 3 and not self.label_map.colors and not self.label_map.channel_zero:
             raise BadFile(
                 path,
                 f"is a colour picture; {self.name} expects label ids (one channel){self._hint('palette')}",
                 fatal=True,
             )
-        label = self.label_map.decode(raw)
+        try:
+            label = (
+                self.label_map.decode(raw) if palette is None else self.label_map.decode_indexed(raw, palette)
+            )
+        except ValueError as error:
+            other = ", or leave palette out of classes.yaml to read numbers" if self.name == "folder" else ""
+            message = f"has a palette: {error}; save it as RGB to read colours{other}"
+            raise BadFile(path, message, fatal=True) from error
         if (label == UNKNOWN).any():
             values = self.label_map.unknown(raw)
             what = f"the colour {values[0]}" if isinstance(values[0], str) else f"label values {values[:5]}"
@@ -177,18 +192,21 @@ class Domain:
         """
         bad = []
         for image, label in self.items:
-            sizes = set()
+            sizes: dict[Path, tuple[int, int]] = {}
             for path in (image, label):
                 if path is None or path.suffix == ".json":
                     continue
                 try:
                     with Image.open(path) as header:
-                        sizes.add(upright_size(header) if path == image else header.size)
+                        sizes[path] = upright_size(header) if path == image else stored_size(header)
                 except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                     empty = path.is_file() and path.stat().st_size == 0
                     bad.append(f"{path} cannot be read: {'it is empty' if empty else error}")
-            if len(sizes) > 1 and not self.fit_labels:
-                bad.append(f"{label} is not of the size of its image")
+            if len(set(sizes.values())) > 1 and not self.fit_labels:
+                with contextlib.suppress(BadFile):  # the orientation may stand after the pixels
+                    sizes[image] = open_rgb(image).size
+                if len(set(sizes.values())) > 1:
+                    bad.append(f"{label} is not of the size of its image")
         if bad:
             more = f"\n  and {len(bad) - at_most} more" if len(bad) > at_most else ""
             raise UserError(

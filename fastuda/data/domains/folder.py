@@ -95,7 +95,7 @@ def folder_entry(root: Path) -> DomainEntry:
     if not path.is_file():
         raise UserError(f"{root} has no classes.yaml; it names the classes, e.g.  names: [road, car]")
     try:
-        said = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        said = read_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("names"), list) or not said["names"]:

@@ -15,7 +15,7 @@ def read_list(path: Path) -> list[str]:
     """The names in a split file: the first word of every line, relative to the data set; # starts a
     comment."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a list of images: {error}") from error
     words = (line.split() for line in text.splitlines())
@@ -49,7 +49,7 @@ def own_lists(root: Path) -> dict[str, tuple[Path, list[str] | None]]:
     if not path.is_file():
         return found
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
 

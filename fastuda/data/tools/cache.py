@@ -116,7 +116,7 @@ def build_cache(
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         if manifest.is_file():
-            if json.loads(manifest.read_text()) != said:
+            if json.loads(manifest.read_text(encoding="utf-8")) != said:
                 raise UserError(
                     f"{settings.out} holds a copy made otherwise ({manifest}); choose another --out"
                 )
@@ -124,7 +124,7 @@ def build_cache(
             raise UserError(f"{settings.out} is not empty and holds no copy; choose another --out")
         classes.unlink(missing_ok=True)
         with draft(manifest) as name:
-            name.write_text(json.dumps(said, indent=1))
+            name.write_text(json.dumps(said, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
     except ValueError as error:
@@ -147,7 +147,7 @@ def build_cache(
     }
     try:
         with draft(classes) as name:
-            name.write_text(yaml.safe_dump(said_classes, sort_keys=False))
+            name.write_text(yaml.safe_dump(said_classes, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {classes}: {error.strerror}") from error
     return bad

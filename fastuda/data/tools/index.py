@@ -138,7 +138,7 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
     """Whole lines of an index file, by label file; later lines replace earlier ones."""
     known: dict[str, dict[str, Any]] = {}
     if path.is_file():
-        for text in path.read_text(errors="replace").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
                 known[line["file"]] = line
