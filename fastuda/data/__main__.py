@@ -235,12 +235,13 @@ def _list(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from fastuda.data.domains.domain import open_domain
-    from fastuda.data.tools.check import check_domain, contact_sheet
+    from fastuda.data.tools.check import check_domain, contact_sheet, shared_with_evaluation
     from fastuda.system.log import setup_logging
 
     setup_logging(quiet=False)  # images that are left out are named there
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
     report = check_domain(domain, need_labels=args.role != "target", workers=args.workers, quiet=args.quiet)
+    report.notes += shared_with_evaluation(domain, args.domain, args.data_root)
     print(report.text())
     if not args.no_sheet:
         name = f"check_{domain.name}_{domain.split.replace('/', '_')}.png"

@@ -17,7 +17,7 @@ from fastuda.config.schema import RunConfig, TrainConfig, check_ranges
 from fastuda.config.settings import build, merge, nest
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.classes import class_mapping
-from fastuda.data.domains.domain import Domain, classes_of, open_domain
+from fastuda.data.domains.domain import classes_of, open_domain
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
@@ -152,7 +152,7 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
         config, method, classes = load_run(run, world.device)
         target = open_domain(config.data.target, role="target", data_root=config.data.data_root)
         own = range(world.rank, len(target), world.size)
-        files = [(target.items[i].image, _name(target, i)) for i in own]
+        files = [(target.items[i].image, Path(f"{target.own_path(i)}.png")) for i in own]
         for image, name in files:
             _link(image, out / "images" / name.with_suffix(image.suffix))
         size, resampling = config.data.eval_size, config.data.resampling
@@ -165,10 +165,6 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
             describe(out, classes)
     finally:
         distributed.stop()
-
-
-def _name(domain: Domain, index: int) -> Path:
-    return domain.items[index].image.relative_to(domain.root).with_suffix(".png")
 
 
 def _link(source: Path, place: Path) -> None:

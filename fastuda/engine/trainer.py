@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import signal
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.domains.domain import absolute, open_domain, share_classes
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.build import build_loader
@@ -55,6 +56,8 @@ class Trainer:
     def __init__(
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
     ):
+        # a run is evaluated and gone on with from any folder
+        config = dataclasses.replace(config, data=absolute(config.data))
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         if config.train.amp not in AMP:
             raise UserError(f"train.amp is {config.train.amp!r}: choose off, bf16 or fp16")
@@ -68,12 +71,12 @@ class Trainer:
         held_out = open_domain(
             config.data.target, role="evaluation", data_root=root, split=config.data.eval_split
         )
-        for domain in (source, held_out):
-            domain.check_labels(config.data.check_labels)
-        held_out.check_files()
         self.source, self.target, self.held_out = share_classes(
             source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
         )
+        for domain in (self.source, self.held_out):
+            domain.check_labels(config.data.check_labels)
+        held_out.check_files()
 
         if world.device.type == "cpu" and config.train.keep_memory:
             keep_freed_memory()

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fastuda.data.config import DataConfig
 from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
 from fastuda.data.domains.classes import canonical, class_mapping
 from fastuda.data.domains.decode import (
@@ -27,7 +31,7 @@ from fastuda.data.domains.decode import (
     upright_size,
 )
 from fastuda.data.domains.folder import folder_entry
-from fastuda.data.domains.layouts import Item
+from fastuda.data.domains.layouts import Item, Layout
 from fastuda.data.domains.splits import evaluation_split, select
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, LabelMap
 from fastuda.errors import UserError, nearest
@@ -58,6 +62,8 @@ class Domain:
     label_map: LabelMap
     fit_labels: bool = False
     """Labels whose size differs from their image's by up to 5 % are resized, not refused."""
+    assumed_void: bool = False
+    """Nobody has said that 255 is void, nor which ids the classes have."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,7 +72,16 @@ class Domain:
         """An image's file name without its ending; with its folders, where another image has the same."""
         path = self.items[index].image
         alone = sum(item.image.stem == path.stem for item in self.items) == 1
-        return path.stem if alone else "_".join(path.relative_to(self.root).with_suffix("").parts)
+        return path.stem if alone else "_".join(self.own_path(index).parts)
+
+    def own_path(self, index: int) -> Path:
+        """An image's path in the data set without its ending; with it, where only that tells two apart."""
+        path = self.items[index].image.relative_to(self.root)
+        return path if self._paths[path.with_suffix("")] > 1 else path.with_suffix("")
+
+    @cached_property
+    def _paths(self) -> Counter[Path]:
+        return Counter(item.image.relative_to(self.root).with_suffix("") for item in self.items)
 
     def renumber(self, classes: ClassSet, table: Mapping[int, int]) -> Domain:
         """The same files in other classes: train ids go through ``table``, those that it lacks are
@@ -216,27 +231,81 @@ class Domain:
             )
 
     def check_labels(self, count: int) -> None:
-        """Read ``count`` labels spread over the domain, so that a wrong map is found before training.
+        """Read ``count`` labels spread over the domain, and all of them where these are wholly void, so that
+        a wrong map is found before training.
 
         Raises:
-            UserError: a value outside the map. Other faults are left to the loader, which may skip them.
+            UserError: a value outside the map, 255 where it may be a class or void, or no pixel of a class in
+                any label. Other faults are left to the loader, which may skip them.
         """
         labelled = [i for i, item in enumerate(self.items) if item.label is not None]
-        for i in labelled[:: max(1, len(labelled) // max(count, 1))][:count]:
-            try:
-                self.read_label(i)
-            except BadFile as bad:
-                if bad.fatal:
-                    raise
+        some = labelled[:: max(1, len(labelled) // max(count, 1))][:count]
+        seen = np.zeros(256, bool)
+        for i in some:
+            seen |= self._values(i)
+        if self.assumed_void and self._raw_values(some) == {0, IGNORE}:
+            raise UserError(
+                f"the labels of {self.root} hold nothing but 0 and 255, and 255 is void unless classes.yaml"
+                " says otherwise: write ids: [0, 255] if it is the second class, ignore: 255 if it is void"
+            )
+        for i in (j for j in labelled if some and j not in set(some)):
+            if seen[:IGNORE].any():
+                break
+            seen |= self._values(i)
+        if seen.any() and not seen[:IGNORE].any():
+            raise UserError(
+                f"no label of {self.name} in {self.root} (split {self.split}) has a pixel of"
+                f" {', '.join(self.classes.names)}: all {len(labelled)} are void"
+            )
+
+    def _raw_values(self, indices: Sequence[int]) -> set[int]:
+        """What stands in those of the labels that hold ids and can be read."""
+        values: set[int] = set()
+        for path in (self.items[i].label for i in indices):
+            with contextlib.suppress(BadFile):
+                if path is not None and path.suffix != ".json":
+                    raw, _ = read_raw_label(path)
+                    values |= set(np.unique(raw).tolist()) if raw.ndim == 2 else {-1}
+        return values
+
+    def _values(self, index: int) -> np.ndarray:
+        """bool [256]: the train ids in a label; none in one that the loader may skip."""
+        try:
+            return np.bincount(self.read_label(index).ravel(), minlength=256) > 0
+        except BadFile as bad:
+            if bad.fatal:
+                raise
+            return np.zeros(256, bool)
 
 
 def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
-    """name, path and split of ``name[:path[:split]]``."""
+    """name, path and split of ``name[:path[:split]]``. A path with colons is taken whole where it is a
+    folder, else the split is what stands after its last colon."""
     name, _, rest = spec.partition(":")
-    path, _, split = rest.partition(":")
+    whole = ":" not in rest or os.path.isdir(os.path.expanduser(rest))
+    path, _, split = (rest, "", "") if whole else rest.rpartition(":")
     if not name:
         raise UserError(f"domain {spec!r} has no name; write name, name:path or name:path:split")
     return name, path or None, split or None
+
+
+def absolute(data: DataConfig) -> DataConfig:
+    """The same domains and files by paths that hold in every working directory."""
+
+    def place(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    def domain(spec: str) -> str:
+        name, path, split = parse_spec(spec)
+        return ":".join([name, place(path), *([split] if split else [])]) if path else spec
+
+    return replace(
+        data,
+        source=domain(data.source),
+        target=domain(data.target),
+        data_root=place(data.data_root),
+        weak_labels=data.weak_labels and place(data.weak_labels),
+    )
 
 
 def short_name(spec: str) -> str:
@@ -281,6 +350,12 @@ def _entry(name: str, path: str | None, role: str) -> DomainEntry:
     return DOMAINS[name]
 
 
+def log_is_quiet() -> bool:
+    """Whether --quiet has silenced the log, and so the bars of what a run reads before it trains."""
+    levels = [handler.level for handler in log.handlers if handler.level]
+    return min(levels, default=logging.INFO) > logging.INFO
+
+
 def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> Path:
     """The folder of a named domain; the scenes are drawn where they are missing."""
     if name == "folder":
@@ -288,10 +363,8 @@ def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> P
     if name == "scenes":
         from fastuda.data.scenes import ensure_scenes
 
-        # drawn without a bar where --quiet has silenced the log
-        levels = [handler.level for handler in log.handlers if handler.level]
-        quiet = min(levels, default=logging.INFO) > logging.INFO
-        root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes", quiet=quiet)
+        place = Path(path).expanduser() if path else data_root / "scenes"
+        root = ensure_scenes(place, quiet=log_is_quiet())
         return root / entry.name
     return find_root(entry, path, data_root)
 
@@ -340,19 +413,17 @@ def _open(spec: str, role: str, data_root: str | Path, split: str | None) -> Dom
     if split == AUTO or (role == "evaluation" and split is None):
         split = evaluation_split(root, entry, said)
     split = split or said or (entry.source_split if role == "source" else entry.target_split)
-    selected = select(root, entry, split)
-    if selected is None or not selected[0]:
-        wanted = " or ".join(layout.image for layout in entry.layouts)
-        raise UserError(f"no images for split {split!r} of {name} in {root}: looked for {wanted}")
-    items, label_map = selected
+    items, label_map, layout = select(root, entry, split)
     if labelled:
-        items = _labelled(items, entry, root, split, role)
+        items = _labelled(items, entry, layout, root, split, role)
     own = {known: i for i, known in enumerate(entry.classes.names)}
     label_map = replace(label_map, names={**own, **label_map.names})
-    return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels)
+    return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels, entry.assumed_void)
 
 
-def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str, role: str) -> list[Item]:
+def _labelled(
+    items: list[Item], entry: DomainEntry, layout: Layout, root: Path, split: str, role: str
+) -> list[Item]:
     """Every item with its label.
 
     Raises:
@@ -367,7 +438,7 @@ def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str, rol
     hint = f"; data.eval_split={NO_SPLIT} trains without scores" if role == "evaluation" else ""
     raise UserError(
         f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label;"
-        f" the first is {bare[0]}{hint}"
+        f" the first is {bare[0]}, looked for {' or '.join(rule.template for rule in layout.labels)}{hint}"
     )
 
 

@@ -52,11 +52,6 @@ def _atomic(path: Path, image: Image.Image, **options: Any) -> None:
         name.write_bytes(encoded.getbuffer())
 
 
-def relative(domain: Domain, index: int) -> Path:
-    """Where the copy of an image lies below images/ and labels/, without suffix."""
-    return domain.items[index].image.relative_to(domain.root).with_suffix("")
-
-
 def _newer(copy: Path, original: Path) -> bool:
     try:
         return copy.stat().st_mtime_ns >= original.stat().st_mtime_ns
@@ -67,7 +62,7 @@ def _newer(copy: Path, original: Path) -> bool:
 def _copy(domain: Domain, index: int, settings: CacheSettings) -> Copied:
     """Write both copies of an item, unless they are there and newer than the originals."""
     image_path, label_path = domain.items[index]
-    stem = relative(domain, index)
+    stem = domain.own_path(index)
     image_copy = settings.out / "images" / f"{stem}.{settings.format}"
     label_copy = settings.out / "labels" / f"{stem}.png"
     if _newer(image_copy, image_path) and (label_path is None or _newer(label_copy, label_path)):
