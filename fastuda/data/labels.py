@@ -134,12 +134,16 @@ class LabelMap:
 
         if not self.colors or not palette:
             return False
+
+        def differs(index: int) -> bool:
+            if of(index) < UNKNOWN:
+                return of(index) != self.ids.get(index) and palette[index] != self.id_colors.get(index)
+            # void by its colour, if that is no padding, and not a value at all
+            alone = judged is used and palette.count(palette[min(index, len(palette) - 1)]) == 1
+            return of(index) == IGNORE and index not in self.ids and alone
+
         judged = used if any(of(i) < UNKNOWN for i in used) else list(range(len(palette)))
-        differ = [
-            i
-            for i in judged
-            if of(i) < UNKNOWN and of(i) != self.ids.get(i) and palette[i] != self.id_colors.get(i)
-        ]
+        differ = list(filter(differs, judged))
         unknown = sum(of(i) == UNKNOWN for i in judged)
         if not differ and len(palette) == 1 and used == [0] and of(0) == IGNORE != self.ids.get(0):
             differ = [0]  # void alone in its own palette, or the first class in black

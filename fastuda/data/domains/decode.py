@@ -88,7 +88,8 @@ def open_image(path: Path, low_bytes: bool = False, upright: bool = False) -> Im
         BadFile: the file is missing, empty, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
+        # by name, Pillow maps a TIFF into memory by its upright size
+        with path.open("rb") as file, Image.open(file) as image:
             # Pillow turns TIFFs itself, and nothing else
             turned = orientation(image) if isinstance(image, TiffImageFile) else 1
             if low_bytes and isinstance(image, PngImageFile):
