@@ -313,6 +313,17 @@ def test_labels_that_the_pattern_of_the_images_takes_are_no_images(tmp_path):
     (tmp_path / "classes.yaml").write_text(classes)
     for role in ("source", "target", "evaluation"):
         assert [item.image.name for item in opened(f"folder:{tmp_path}", role).items] == ["a.png", "b.png"]
+    (tmp_path / "b.png").unlink()  # a label without its image is none either
+    assert [item.image.name for item in opened(f"folder:{tmp_path}", "target").items] == ["a.png"]
+    # unless the names do not tell
+    other = tmp_path / "other"
+    for name in ("a", "b"):
+        save(picture(RNG, 8, 10), other / f"{name}_rgb.png")
+    save(np.zeros((8, 10), np.uint8), other / "a.png")
+    (other / "classes.yaml").write_text(
+        "names: [road, car]\nimages: '{path}_rgb.png'\nlabels: '{path}.png'\n"
+    )
+    assert len(opened(f"folder:{other}", "target")) == 2
     (tmp_path / "classes.yaml").write_text(classes.replace("_label", ""))
     with pytest.raises(UserError, match=r"a\.png is image and label at once"):
         opened(f"folder:{tmp_path}")

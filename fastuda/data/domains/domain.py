@@ -248,7 +248,7 @@ class Domain:
                 f"the labels of {self.root} hold nothing but 0 and 255, and 255 is void unless classes.yaml"
                 " says otherwise: write ids: [0, 255] if it is the second class, ignore: 255 if it is void"
             )
-        for i in (j for j in labelled if some and j not in set(some)):
+        for i in labelled if some else ():
             if seen[:IGNORE].any():
                 break
             seen |= self._values(i)

@@ -132,7 +132,8 @@ def find_items(
     root: Path, layout: Layout, fields: Mapping[str, str]
 ) -> tuple[list[tuple[Item, dict[str, str]]], LabelMap]:
     """Every image of a layout with its label (none where the file is absent), and the map of the rule in use.
-    A label of another image is none itself, even where the pattern of the images takes it.
+    A label is no image, even where the pattern of the images takes it: one of another image, or one without
+    an image where the pattern of the labels takes no labelled image.
 
     Raises:
         UserError: two images claim one label file, or an image is its own label.
@@ -146,18 +147,29 @@ def find_items(
             break
     labelled = [(path, label_path(root, rule.template, found), found) for path, found in images]
     files = {label for _, label, _ in labelled if label.is_file()}
+    labels = files | _strays(root, rule.template, labelled, files)
     owner: dict[Path, Path] = {}
     items = []
     for path, label, found in labelled:
         if path == label:
             raise UserError(f"{path} is image and label at once: images and labels need different patterns")
-        if path in files:
+        if path in labels:
             continue
         if label in files and label in owner:
             raise UserError(f"{owner[label]} and {path} are two images of one label {label.name}: remove one")
         owner[label] = path
         items.append((Item(path, label if label in files else None), found))
     return items, rule.label_map
+
+
+def _strays(
+    root: Path, template: str, labelled: Sequence[tuple[Path, Path, object]], files: set[Path]
+) -> set[Path]:
+    """Unlabelled images with the name of a label, unless labelled images have such names as well."""
+    pattern = _regex(template, {})
+    named = {path for path, _, _ in labelled if pattern.fullmatch(path.relative_to(root).as_posix())}
+    sure = {path for path, label, _ in labelled if label in files} - files
+    return named - sure if sure and not named & sure else set()
 
 
 def left_out(items: Sequence[Item]) -> list[Path]:

@@ -142,7 +142,7 @@ def _note_left_out(layout: Layout, items: list[Item]) -> None:
     if others:
         _say(
             f"{len(others)} files beside the images are left out: {layout.image} does not take them,"
-            f" or they lead nowhere; the first is {others[0]}"
+            f" they are labels without an image, or they lead nowhere; the first is {others[0]}"
         )
 
 
