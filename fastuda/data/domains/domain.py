@@ -161,8 +161,9 @@ class Domain:
             )
         except ValueError as error:
             other = ", or leave palette out of classes.yaml to read numbers" if self.name == "folder" else ""
-            message = f"has a palette: {error}; save it as RGB to read colours{other}"
-            raise BadFile(path, message, fatal=True) from error
+            raise BadFile(
+                path, f"has a palette: {error}; save it as RGB to read colours{other}", fatal=True
+            ) from error
         if (label == UNKNOWN).any():
             values = self.label_map.unknown(raw)
             what = f"the colour {values[0]}" if isinstance(values[0], str) else f"label values {values[:5]}"
