@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 Color = tuple[int, int, int]
 
@@ -118,7 +119,7 @@ class LabelMap:
         Raises:
             ValueError: the two readings differ, and neither is certain.
         """
-        used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256)).tolist()
+        used = [i for i, count in enumerate(Image.fromarray(raw).histogram()) if count]
         if not (self.before or self)._reads_colors(used, list(map(tuple, palette.tolist()))):
             return self.decode(raw)
         table = np.full(256, UNKNOWN, np.uint8)
