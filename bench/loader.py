@@ -183,7 +183,9 @@ def main() -> int:
         if args.csv:
             try:
                 args.csv.parent.mkdir(parents=True, exist_ok=True)
-                table = csv.writer(stack.enter_context(open(args.csv, "w", newline="", buffering=1)))
+                table = csv.writer(
+                    stack.enter_context(open(args.csv, "w", newline="", buffering=1, encoding="utf-8"))
+                )
                 table.writerow(COLUMNS)
             except OSError as error:
                 raise UserError(f"cannot write {args.csv}: {error.strerror}") from error

@@ -77,6 +77,7 @@ def main() -> int:
         raise UserError(f"{args.run} was trained with data.eval_split={NO_SPLIT}: name a split with --split")
     domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
     domain, known = domain.in_classes(classes, data.class_alias)
+    domain.check_labels(data.check_labels)
     missing = [name for name in classes.names if name not in known]
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
@@ -101,7 +102,7 @@ def main() -> int:
         columns = {"class": scores.classes, "iou": scores.iou}
         columns |= {f"iou_{scores.other_protocol}": scores.other_iou} if scores.other_iou else {}
         columns |= {"ccd": scores.ccd} if scores.ccd else {}
-        with written(args.csv) as draft, draft.open("w", newline="") as file:
+        with written(args.csv) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     return 0
 

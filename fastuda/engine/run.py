@@ -98,7 +98,9 @@ def train(
                 scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
             scores[name] = _one(config, out, world, resume, quiet)
         if world.first:
-            write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
+            write_atomic(
+                out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
+            )
         return scores
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
@@ -130,7 +132,7 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     else:
         out.mkdir(parents=True, exist_ok=True)
         with log_file(out / "log.txt", lines):
-            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
+            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment(), encoding="utf-8"))
             scores = trainer.fit()
             _report(config, out, world)
     world.barrier()  # nobody leaves the group while the first one still writes

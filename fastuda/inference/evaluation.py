@@ -47,8 +47,8 @@ def evaluate(
     """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
 
     Pixels whose label is 255 do not count. Those of the domain's ``others``, classes that the run does not
-    have, count by ``protocol`` (see :class:`~fastuda.inference.scores.Scores`). The prediction is upsampled to
-    the label's size inside the op.
+    have, count by ``protocol`` (see :class:`~fastuda.inference.scores.Scores`). The prediction is upsampled
+    to the label's size inside the op.
     With ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the
     label of the pixel at its place (nearest).
 

@@ -60,7 +60,7 @@ def read_result(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         means = {key: _score(value) for key, value in result.items() if key.startswith("mIoU")}
         per_class = {key: value for key, value in result.items() if key.partition("_")[0] == "iou"}
         scores = {key: {name: _score(v) for name, v in values.items()} for key, values in per_class.items()}

@@ -119,7 +119,7 @@ def write(groups: list[Group], out: Path) -> None:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 
     def rows(draft: Path) -> None:
-        with draft.open("w", newline="") as file:
+        with draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("domains", "method", "seed", "score", "value"))
             for group in groups:
@@ -128,6 +128,6 @@ def write(groups: list[Group], out: Path) -> None:
                         writer.writerow((group.domains, group.method, seed, name, value))
 
     write_atomic(out / "comparison.csv", rows)
-    write_atomic(out / "comparison.md", lambda draft: draft.write_text(markdown(groups)))
-    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(plot(groups)))
-    write_atomic(out / "comparison.html", lambda draft: draft.write_text(page(groups)))
+    write_atomic(out / "comparison.md", lambda draft: draft.write_text(markdown(groups), encoding="utf-8"))
+    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(plot(groups), encoding="utf-8"))
+    write_atomic(out / "comparison.html", lambda draft: draft.write_text(page(groups), encoding="utf-8"))

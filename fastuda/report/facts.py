@@ -58,7 +58,7 @@ class Record:
         curves: dict[str, list[tuple[float, float]]] = {}
         path = folder / "metrics.csv"
         try:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     curves.setdefault(row["name"], []).append((float(row["step"]), float(row["value"])))
         except FileNotFoundError:

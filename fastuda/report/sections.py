@@ -262,7 +262,7 @@ def about(folder: Path) -> str:
         ("config.yaml", "Configuration", ""),
     ):
         try:
-            text = (folder / name).read_text(errors="replace")
+            text = (folder / name).read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         if name == "env.txt":

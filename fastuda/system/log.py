@@ -76,7 +76,7 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
         UserError: another process holds the file: it is training into the same folder.
         OSError: a line cannot be written, in the block as well.
     """
-    handler = _LogFile(path)
+    handler = _LogFile(path, encoding="utf-8")
     assert handler.stream is not None
     try:
         # a record lock ends with its process, however that ends, and loader processes do not inherit it

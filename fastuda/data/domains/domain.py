@@ -7,19 +7,31 @@ which files a split holds is found by :mod:`fastuda.data.domains.splits`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fastuda.data.config import DataConfig
 from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
 from fastuda.data.domains.classes import canonical, class_mapping
-from fastuda.data.domains.decode import BadFile, draw_polygons, open_rgb, read_raw_label, upright_size
+from fastuda.data.domains.decode import (
+    BadFile,
+    draw_polygons,
+    open_rgb,
+    read_raw_label,
+    stored_size,
+    upright_size,
+)
 from fastuda.data.domains.folder import folder_entry
-from fastuda.data.domains.layouts import Item
+from fastuda.data.domains.layouts import Item, Layout
 from fastuda.data.domains.splits import evaluation_split, select
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, LabelMap
 from fastuda.errors import UserError, nearest
@@ -53,6 +65,8 @@ class Domain:
     others: tuple[str, ...] = ()
     """Classes of an evaluated domain that the run does not have. Their pixels are labelled
     ``len(classes)``, so that a score can count what is predicted there."""
+    assumed_void: bool = False
+    """Nobody has said that 255 is void, nor which ids the classes have."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -61,7 +75,16 @@ class Domain:
         """An image's file name without its ending; with its folders, where another image has the same."""
         path = self.items[index].image
         alone = sum(item.image.stem == path.stem for item in self.items) == 1
-        return path.stem if alone else "_".join(path.relative_to(self.root).with_suffix("").parts)
+        return path.stem if alone else "_".join(self.own_path(index).parts)
+
+    def own_path(self, index: int) -> Path:
+        """An image's path in the data set without its ending; with it, where only that tells two apart."""
+        path = self.items[index].image.relative_to(self.root)
+        return path if self._paths[path.with_suffix("")] > 1 else path.with_suffix("")
+
+    @cached_property
+    def _paths(self) -> Counter[Path]:
+        return Counter(item.image.relative_to(self.root).with_suffix("") for item in self.items)
 
     def renumber(self, classes: ClassSet, table: Mapping[int, int], *, keep_others: bool = False) -> Domain:
         """The same files in other classes: train ids go through ``table``, those that it lacks are ignored,
@@ -131,14 +154,22 @@ class Domain:
             raise BadFile(image, f"has no label in {self.name}")
         if path.suffix == ".json":
             return draw_polygons(path, self.label_map.names, IGNORE)
-        raw = read_raw_label(path)
+        raw, palette = read_raw_label(path)
         if raw.ndim == 3 and not self.label_map.colors and not self.label_map.channel_zero:
             raise BadFile(
                 path,
                 f"is a colour picture; {self.name} expects label ids (one channel){self._hint('palette')}",
                 fatal=True,
             )
-        label = self.label_map.decode(raw)
+        try:
+            label = (
+                self.label_map.decode(raw) if palette is None else self.label_map.decode_indexed(raw, palette)
+            )
+        except ValueError as error:
+            other = ", or leave palette out of classes.yaml to read numbers" if self.name == "folder" else ""
+            raise BadFile(
+                path, f"has a palette: {error}; save it as RGB to read colours{other}", fatal=True
+            ) from error
         if (label == UNKNOWN).any():
             values = self.label_map.unknown(raw)
             what = f"the colour {values[0]}" if isinstance(values[0], str) else f"label values {values[:5]}"
@@ -183,18 +214,21 @@ class Domain:
         """
         bad = []
         for image, label in self.items:
-            sizes = set()
+            sizes: dict[Path, tuple[int, int]] = {}
             for path in (image, label):
                 if path is None or path.suffix == ".json":
                     continue
                 try:
                     with Image.open(path) as header:
-                        sizes.add(upright_size(header) if path == image else header.size)
+                        sizes[path] = upright_size(header) if path == image else stored_size(header)
                 except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                     empty = path.is_file() and path.stat().st_size == 0
                     bad.append(f"{path} cannot be read: {'it is empty' if empty else error}")
-            if len(sizes) > 1 and not self.fit_labels:
-                bad.append(f"{label} is not of the size of its image")
+            if len(set(sizes.values())) > 1 and not self.fit_labels:
+                with contextlib.suppress(BadFile):  # the orientation may stand after the pixels
+                    sizes[image] = open_rgb(image).size
+                if len(set(sizes.values())) > 1:
+                    bad.append(f"{label} is not of the size of its image")
         if bad:
             more = f"\n  and {len(bad) - at_most} more" if len(bad) > at_most else ""
             raise UserError(
@@ -204,27 +238,81 @@ class Domain:
             )
 
     def check_labels(self, count: int) -> None:
-        """Read ``count`` labels spread over the domain, so that a wrong map is found before training.
+        """Read ``count`` labels spread over the domain, and all of them where these are wholly void, so that
+        a wrong map is found before training.
 
         Raises:
-            UserError: a value outside the map. Other faults are left to the loader, which may skip them.
+            UserError: a value outside the map, 255 where it may be a class or void, or no pixel of a class in
+                any label. Other faults are left to the loader, which may skip them.
         """
         labelled = [i for i, item in enumerate(self.items) if item.label is not None]
-        for i in labelled[:: max(1, len(labelled) // max(count, 1))][:count]:
-            try:
-                self.read_label(i)
-            except BadFile as bad:
-                if bad.fatal:
-                    raise
+        some = labelled[:: max(1, len(labelled) // max(count, 1))][:count]
+        seen = np.zeros(256, bool)
+        for i in some:
+            seen |= self._values(i)
+        if self.assumed_void and self._raw_values(some) == {0, IGNORE}:
+            raise UserError(
+                f"the labels of {self.root} hold nothing but 0 and 255, and 255 is void unless classes.yaml"
+                " says otherwise: write ids: [0, 255] if it is the second class, ignore: 255 if it is void"
+            )
+        for i in labelled if some else ():
+            if seen[:IGNORE].any():
+                break
+            seen |= self._values(i)
+        if seen.any() and not seen[:IGNORE].any():
+            raise UserError(
+                f"no label of {self.name} in {self.root} (split {self.split}) has a pixel of"
+                f" {', '.join(self.classes.names)}: all {len(labelled)} are void"
+            )
+
+    def _raw_values(self, indices: Sequence[int]) -> set[int]:
+        """What stands in those of the labels that hold ids and can be read."""
+        values: set[int] = set()
+        for path in (self.items[i].label for i in indices):
+            with contextlib.suppress(BadFile):
+                if path is not None and path.suffix != ".json":
+                    raw, _ = read_raw_label(path)
+                    values |= set(np.unique(raw).tolist()) if raw.ndim == 2 else {-1}
+        return values
+
+    def _values(self, index: int) -> np.ndarray:
+        """bool [256]: the train ids in a label; none in one that the loader may skip."""
+        try:
+            return np.bincount(self.read_label(index).ravel(), minlength=256) > 0
+        except BadFile as bad:
+            if bad.fatal:
+                raise
+            return np.zeros(256, bool)
 
 
 def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
-    """name, path and split of ``name[:path[:split]]``."""
+    """name, path and split of ``name[:path[:split]]``. A path with colons is taken whole where it is a
+    folder, else the split is what stands after its last colon."""
     name, _, rest = spec.partition(":")
-    path, _, split = rest.partition(":")
+    whole = ":" not in rest or os.path.isdir(os.path.expanduser(rest))
+    path, _, split = (rest, "", "") if whole else rest.rpartition(":")
     if not name:
         raise UserError(f"domain {spec!r} has no name; write name, name:path or name:path:split")
     return name, path or None, split or None
+
+
+def absolute(data: DataConfig) -> DataConfig:
+    """The same domains and files by paths that hold in every working directory."""
+
+    def place(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    def domain(spec: str) -> str:
+        name, path, split = parse_spec(spec)
+        return ":".join([name, place(path), *([split] if split else [])]) if path else spec
+
+    return replace(
+        data,
+        source=domain(data.source),
+        target=domain(data.target),
+        data_root=place(data.data_root),
+        weak_labels=data.weak_labels and place(data.weak_labels),
+    )
 
 
 def short_name(spec: str) -> str:
@@ -269,6 +357,12 @@ def _entry(name: str, path: str | None, role: str) -> DomainEntry:
     return DOMAINS[name]
 
 
+def log_is_quiet() -> bool:
+    """Whether --quiet has silenced the log, and so the bars of what a run reads before it trains."""
+    levels = [handler.level for handler in log.handlers if handler.level]
+    return min(levels, default=logging.INFO) > logging.INFO
+
+
 def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> Path:
     """The folder of a named domain; the scenes are drawn where they are missing."""
     if name == "folder":
@@ -276,10 +370,8 @@ def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> P
     if name == "scenes":
         from fastuda.data.scenes import ensure_scenes
 
-        # drawn without a bar where --quiet has silenced the log
-        levels = [handler.level for handler in log.handlers if handler.level]
-        quiet = min(levels, default=logging.INFO) > logging.INFO
-        root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes", quiet=quiet)
+        place = Path(path).expanduser() if path else data_root / "scenes"
+        root = ensure_scenes(place, quiet=log_is_quiet())
         return root / entry.name
     return find_root(entry, path, data_root)
 
@@ -328,19 +420,19 @@ def _open(spec: str, role: str, data_root: str | Path, split: str | None) -> Dom
     if split == AUTO or (role == "evaluation" and split is None):
         split = evaluation_split(root, entry, said)
     split = split or said or (entry.source_split if role == "source" else entry.target_split)
-    selected = select(root, entry, split)
-    if selected is None or not selected[0]:
-        wanted = " or ".join(layout.image for layout in entry.layouts)
-        raise UserError(f"no images for split {split!r} of {name} in {root}: looked for {wanted}")
-    items, label_map = selected
+    items, label_map, layout = select(root, entry, split)
     if labelled:
-        items = _labelled(items, entry, root, split, role)
+        items = _labelled(items, entry, layout, root, split, role)
     own = {known: i for i, known in enumerate(entry.classes.names)}
     label_map = replace(label_map, names={**own, **label_map.names})
-    return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels)
+    return Domain(
+        name, split, root, items, entry.classes, label_map, entry.fit_labels, assumed_void=entry.assumed_void
+    )
 
 
-def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str, role: str) -> list[Item]:
+def _labelled(
+    items: list[Item], entry: DomainEntry, layout: Layout, root: Path, split: str, role: str
+) -> list[Item]:
     """Every item with its label.
 
     Raises:
@@ -355,7 +447,7 @@ def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str, rol
     hint = f"; data.eval_split={NO_SPLIT} trains without scores" if role == "evaluation" else ""
     raise UserError(
         f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label;"
-        f" the first is {bare[0]}{hint}"
+        f" the first is {bare[0]}, looked for {' or '.join(rule.template for rule in layout.labels)}{hint}"
     )
 
 

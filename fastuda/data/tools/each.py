@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.domain import Domain, log_is_quiet
 from fastuda.errors import UserError
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def each(
         UserError: a process died.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    with tqdm(total=len(indices), desc=title, unit="file", disable=quiet) as bar:
+    with tqdm(total=len(indices), desc=title, unit="file", disable=quiet or log_is_quiet()) as bar:
         if workers == 0 or len(indices) < 2:
             for index in indices:
                 yield index, function(domain, index, settings)
