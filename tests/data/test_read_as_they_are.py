@@ -16,7 +16,7 @@ from fastuda.data.loading import dali_loader
 from fastuda.data.loading.build import build_loader
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
-from tests.data.data_files import picture, save
+from tests.data.data_files import only, picture, save
 from tests.program import TINY, fastuda
 
 RNG = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_the_reading_is_that_of_all_classes_where_few_are_trained(tmp_path):
     domain = opened(f"folder:{root}")
     train = np.array([[0, 2, 2, 0]], np.uint8)
     indexed(root / "labels" / "a.png", train, (0, 2), domain.classes)
-    assert domain.restrict(["car"]).read_label(0).tolist() == [[255, 255, 255, 255]]
+    assert only(domain, "car").read_label(0).tolist() == [[255, 255, 255, 255]]
 
 
 @pytest.mark.parametrize("order", [range(11), (5, 3, 1, 0, 2, 4, 10, 6, 8, 7, 9)])

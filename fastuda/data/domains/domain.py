@@ -94,20 +94,6 @@ class Domain:
         label_map = self.label_map.remap(table, len(classes) if others else IGNORE)
         return replace(self, classes=classes, label_map=label_map, others=others)
 
-    def restrict(self, names: Sequence[str]) -> Domain:
-        """The same images with these classes only, in this order.
-
-        Raises:
-            UserError: a class that the domain does not have.
-        """
-        own = {canonical(name): i for i, name in reversed(list(enumerate(self.classes.names)))}
-        for name in names:
-            if canonical(name) not in own:
-                raise UserError(f"{self.name} has no class {name!r}{nearest(name, self.classes.names)}")
-        kept = [own[canonical(name)] for name in names]
-        palette = tuple(self.classes.palette[i] for i in kept)
-        return self.renumber(ClassSet(tuple(names), palette), {i: new for new, i in enumerate(kept)})
-
     def in_classes(self, classes: ClassSet, aliases: Sequence[str] = ()) -> tuple[Domain, tuple[str, ...]]:
         """The same files in the numbers of ``classes``, matched by name, and those of them that it has. What
         else it has are its :attr:`others`.
