@@ -58,7 +58,7 @@ def main() -> int:
     """Parse, load, evaluate, print."""
     args = build_parser().parse_intermixed_args()
 
-    from fastuda.data.domains.domain import NO_SPLIT, open_domain
+    from fastuda.data.domains.open import NO_SPLIT, open_domain
     from fastuda.inference.evaluation import evaluate
     from fastuda.inference.saved import load_run, override
     from fastuda.inference.scores import ccd_table, protocol_line, table

@@ -218,7 +218,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.tools.check import check_domain, contact_sheet, shared_with_evaluation
     from fastuda.system.log import setup_logging
 
@@ -234,7 +234,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.loading.sampling import class_probabilities
     from fastuda.data.tools.index import build_index
     from fastuda.system.files import written
@@ -274,7 +274,7 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.tools.cache import CacheSettings, build_cache
 
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
@@ -287,7 +287,7 @@ def _cache(args: argparse.Namespace) -> int:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.scenes import ScenesConfig, ensure_scenes
     from fastuda.data.tools.check import contact_sheet
 

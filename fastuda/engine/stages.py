@@ -16,7 +16,7 @@ from typing import Any
 from fastuda.config.schema import RunConfig, TrainConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.classes import class_mapping
-from fastuda.data.domains.domain import classes_of, open_domain
+from fastuda.data.domains.open import classes_of, open_domain
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError

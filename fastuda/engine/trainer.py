@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.domain import absolute, open_domain, share_classes
+from fastuda.data.domains.open import absolute, open_domain, share_classes
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.build import build_loader

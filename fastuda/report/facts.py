@@ -19,7 +19,8 @@ from PIL import Image
 import fastuda.ops as F
 from fastuda.config.schema import RunConfig
 from fastuda.data.domains.decode import open_rgb
-from fastuda.data.domains.domain import Domain, open_domain, share_classes
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.labels import ClassSet
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError

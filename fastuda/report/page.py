@@ -17,7 +17,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     Raises:
         UserError: the folder holds no finished run, or cannot be written.
     """
-    from fastuda.data.domains.domain import NO_SPLIT, short_name
+    from fastuda.data.domains.open import NO_SPLIT, short_name
     from fastuda.engine import checkpoint
     from fastuda.inference.saved import load_config
     from fastuda.report import sections

@@ -114,3 +114,9 @@ def progress(total: int, start: int, title: str, quiet: bool, unit: str = "step"
         ascii=not terminal,
         file=sys.stderr,
     )
+
+
+def log_is_quiet() -> bool:
+    """Whether --quiet has silenced the log, and so the bars of what a run reads before it trains."""
+    levels = [handler.level for handler in log.handlers if handler.level]
+    return min(levels, default=logging.INFO) > logging.INFO

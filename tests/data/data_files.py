@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from fastuda.data.domains.domain import Domain, share_classes
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import share_classes
 from fastuda.data.labels import CITYSCAPES_IDS
 from fastuda.data.loading.transforms import Augment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.pairs import read_pairs
 from fastuda.data.loading.weak_labels import read_weak_labels
 from tests.data.data_files import picture, save

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from fastuda.data.domains.decode import BadFile
-from fastuda.data.domains.domain import AUTO, Domain, open_domain
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import AUTO, open_domain
 from fastuda.data.labels import IGNORE
 from fastuda.data.tools.each import each
 from fastuda.errors import UserError

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from fastuda.data.domains.domain import Domain, log_is_quiet
+from fastuda.data.domains.domain import Domain
 from fastuda.errors import UserError
+from fastuda.system.log import log_is_quiet
 
 T = TypeVar("T")
 _given: tuple[Domain, Any] | None = None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastuda.data.domains.catalogue import DOMAINS
 from fastuda.data.domains.decode import BadFile
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.labels import CITYSCAPES, UNKNOWN
 from tests.data.data_files import only, picture, save
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.labels import CAMVID, CITYSCAPES
 from fastuda.errors import UserError
 from tests.data.data_files import ids, picture, save

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.data.loading.transforms import Augment

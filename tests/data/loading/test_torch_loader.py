@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.data.loading.transforms import Augment, Window
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
+from tests.data.data_files import drawn, only
 
 
 @pytest.fixture
@@ -180,10 +181,9 @@ def test_domains_must_have_one_set_of_classes(pair):
 DIES = """
 import os, signal, sys
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
 from fastuda.models.normalization import IMAGENET
-from tests.data.data_files import drawn, only
 source = open_domain("gta5:" + sys.argv[1], role="source", data_root=".")
 target = open_domain("cityscapes:" + sys.argv[2], role="target", data_root=".")
 loader = build_loader(source, target, DataConfig(crop=(16, 16), workers=1), IMAGENET, seed=0)
