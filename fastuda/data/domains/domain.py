@@ -226,10 +226,10 @@ class Domain:
                 " says otherwise: write ids: [0, 255] if it is the second class, ignore: 255 if it is void"
             )
         for i in labelled if some else ():
-            if seen[:IGNORE].any():
+            if seen[: len(self.classes)].any():
                 break
             seen |= self._values(i)
-        if seen.any() and not seen[:IGNORE].any():
+        if seen.any() and not seen[: len(self.classes)].any():
             raise UserError(
                 f"no label of {self.name} in {self.root} (split {self.split}) has a pixel of"
                 f" {', '.join(self.classes.names)}: all {len(labelled)} are void"

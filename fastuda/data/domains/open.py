@@ -1,4 +1,8 @@
-"""Domains by name: name or name:path[:split], opened for one role, and brought to common classes."""
+"""Domains opened for one role, and brought to common classes.
+
+A domain is named ``name`` or ``name:path[:split]``. Without a path it is looked for in ``<data
+root>/<name>``.
+"""
 
 from __future__ import annotations
 
