@@ -62,7 +62,8 @@ class TrainConfig:
     accumulate: int = 1
     """Batches per optimiser step."""
     amp: str = "off"
-    """off, bf16 or fp16 (with a loss scaler)."""
+    """off, bf16 or fp16 (with a loss scaler), float32 where the machine only emulates it; force-bf16 and
+    force-fp16 take it nevertheless."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0

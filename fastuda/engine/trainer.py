@@ -23,7 +23,7 @@ from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardL
 from fastuda.engine.guard import LossGuard
 from fastuda.engine.optim import build_optimizer, lr_factor, network_config, set_lr
 from fastuda.engine.parallel import Parallel, sync_batch_norm
-from fastuda.engine.state import BEST, LAST, RunState
+from fastuda.engine.state import BEST, LAST, RunState, with_precision
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import Stopped, evaluate
 from fastuda.inference.prediction import Predictor, leave_pictures
@@ -33,6 +33,7 @@ from fastuda.inference.windows import Inference
 from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
 from fastuda.models import build_model
+from fastuda.precision import DTYPES
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from fastuda.system.log import progress
@@ -40,8 +41,6 @@ from fastuda.system.memory import keep_freed_memory, peak_memory
 from fastuda.system.random import seed_everything
 
 log = logging.getLogger("fastuda")
-
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Interrupted(Exception):
@@ -55,12 +54,11 @@ class Trainer:
     def __init__(
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
     ):
+        begun = None if resume is None else checkpoint.load(resume)
+        asked = config.train.amp
+        config = with_precision(config, world, begun)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
-        if config.train.amp not in AMP:
-            raise UserError(f"train.amp is {config.train.amp!r}: choose off, bf16 or fp16")
-        if config.train.amp == "fp16" and world.device.type == "cpu":
-            log.warning("fp16 is slow on a CPU, whose convolutions have no kernels for it; bf16 is not")
-        self.amp = AMP[config.train.amp]
+        self.amp = DTYPES[config.train.amp.removeprefix("force-")]
         root = config.data.data_root
         with world.first_goes_ahead():  # the first one may have to draw the scenes
             source = open_domain(config.data.source, role="source", data_root=root)
@@ -118,10 +116,10 @@ class Trainer:
         if world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(world.device)
         self.state = RunState(
-            config, world, self.method, self.optimizers, self.scaler, self.loader, self.means
+            config, world, self.method, self.optimizers, self.scaler, self.loader, self.means, asked
         )
-        if resume is not None:
-            self.state.restore(resume)
+        if resume is not None and begun is not None:
+            self.state.restore(begun, resume)
         else:
             # every rank draws its own randomness from here on; the weights above were drawn alike
             seed_everything(config.train.seed * 1000 + world.rank)

@@ -32,7 +32,7 @@ def summary(record: Record, baseline: Record | None, config: RunConfig) -> str:
         base = baseline.headline[1]
         tiles += [(f"{name}, {BASELINE}", _number(base, ".1f"), "same network, steps and seed")]
         tiles += [("Gain", _number(value - base, "+.1f"), "")]
-    precision = "float32" if config.train.amp == "off" else config.train.amp
+    precision = "float32" if config.train.amp == "off" else config.train.amp.removeprefix("force-")
     tiles += [("Steps", str(record.result["step"]), f"seed {config.train.seed}, {precision}")]
     cells = "".join(
         f"<div><dt>{html.escape(what)}</dt><dd>{number} <small>{html.escape(more)}</small></dd></div>"

@@ -45,7 +45,7 @@ def test_flags(script):
 
 
 def test_values(script):
-    assert complete(script, "train", "--amp", "") == ["bf16", "fp16", "off"]
+    assert complete(script, "train", "--amp", "") == ["bf16", "force-bf16", "force-fp16", "fp16", "off"]
     assert complete(script, "train", "--method", "se") == ["self_training", "sepico"]
     assert "gta5_cityscapes_plca" in complete(script, "train", "--config", "gta5_")
     assert complete(script, "export", "run", "--format", "s") == ["safetensors"]
@@ -81,7 +81,7 @@ def test_fish_offers_the_same(tmp_path):
 
     assert sorted(offered("fastuda ")) == sorted(COMMANDS)
     assert offered("fastuda train --se") == ["--seed", "--seeds"]
-    assert offered("fastuda train --amp ") == ["bf16", "fp16", "off"]
+    assert offered("fastuda train --amp ") == ["bf16", "force-bf16", "force-fp16", "fp16", "off"]
     assert offered("fastuda data ") == ["cache", "check", "index", "list", "synth"]
     assert offered("fastuda data synth --he") == ["--height", "--help"]
 
@@ -106,7 +106,7 @@ def test_zsh_offers_the_same(tmp_path):
         # split, so that the echo of what is typed is not taken for its answer
         typed(f"source {tmp_path / 'script'}; echo load''ed\n", "loaded")
         typed("fastuda train --am\t", "train --amp")
-        typed("\x15fastuda train --amp \t\t", "bf16  fp16  off")
+        typed("\x15fastuda train --amp \t\t", "force-bf16")
         typed("\x15fastuda data s\t", "data synth")
         typed("\x15fastuda data synth --he\t\t", "--height  --help")
     finally:
