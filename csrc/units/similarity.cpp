@@ -1,4 +1,6 @@
 // Translation unit of the ops that multiply features; see rows.cpp.
+#include "../cpu/similarity.cpp"
+
 #include "../cpu/aggregate_gradient.cpp"
 #include "../cpu/both_hops.cpp"
 #include "../cpu/category_pool.cpp"
@@ -7,6 +9,5 @@
 #include "../cpu/cycle_match.cpp"
 #include "../cpu/divergence.cpp"
 #include "../cpu/prototype_contrast.cpp"
-#include "../cpu/similarity.cpp"
 #include "../cpu/smooth_max_pool.cpp"
 #include "../cpu/spatial_aggregate.cpp"
