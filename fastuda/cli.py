@@ -68,7 +68,7 @@ def bare_amp(words: list[str]) -> list[str]:
     """The command line with ``--amp=bf16`` for an ``--amp`` before another word than a precision, which
     argparse would take for its value."""
     out = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         out.append("--amp=bf16" if word == "--amp" and after not in AMP_CHOICES else word)
     return out
 

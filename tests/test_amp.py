@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from fastuda import precision
+from fastuda.cli import bare_amp
 from fastuda.config.resolve import resolve
 from fastuda.engine.state import with_precision
 from fastuda.errors import UserError
@@ -49,6 +50,12 @@ def test_other_words_are_refused():
     for word in ("bf-16", "force-off", "force-", ""):
         with pytest.raises(UserError, match="choose off, bf16, fp16, force-bf16 or force-fp16"):
             choose(word, CPU, "train.amp")
+
+
+def test_a_bare_amp_takes_no_other_word_for_its_precision():
+    assert bare_amp([]) == []
+    assert bare_amp(["run", "--amp", "a.png"]) == ["run", "--amp=bf16", "a.png"]
+    assert bare_amp(["--amp", "fp16", "--amp"]) == ["--amp", "fp16", "--amp=bf16"]
 
 
 def begun(asked, used):
