@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 
-from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, number, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, bare_amp, inference, inference_flags, number, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse, load, evaluate, print."""
-    args = build_parser().parse_intermixed_args()
+    args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.data.domains.open import NO_SPLIT, open_domain
     from fastuda.inference.evaluation import evaluate
@@ -82,9 +82,10 @@ def main() -> int:
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
+    how = inference(args, world.device)
     with memory_suffices(world.device, LESS_MEMORY):
         scores = evaluate(
-            method, domain, data, world, how=inference(args), pictures=folder, count=args.pictures,
+            method, domain, data, world, how=how, pictures=folder, count=args.pictures,
             ccd=args.ccd, protocol=config.eval.protocol, quiet=args.quiet,
         ).only(tuple(dict.fromkeys(args.classes or known)))  # fmt: skip
     distributed.stop()

@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 
-from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, number, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, bare_amp, inference, inference_flags, number, parser, run
 
 EXAMPLES = """\
   python -m fastuda.predict runs/plca photo.jpg --out predictions
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse, load, predict."""
-    args = build_parser().parse_intermixed_args()
+    args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.inference.prediction import Predictor, describe, find_files, predict_files
     from fastuda.inference.saved import load_run, override
@@ -61,8 +62,8 @@ def main() -> int:
     # not path.exists(), which refuses a long list of numbers as a file name
     settings = [path for path in args.images if "=" in str(path) and not os.path.exists(path)]
     files = find_files([path for path in args.images if path not in settings], args.out)
-    how = inference(args)
     device = distributed.start(args.device).device
+    how = inference(args, device)
     config, method, classes = load_run(args.run, device)
     config = override(config, method, [str(setting) for setting in settings])
     size = tuple(args.size) if args.size else config.data.eval_size

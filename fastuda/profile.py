@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastuda.cli import a_path, number, parser, run
+from fastuda.cli import a_path, bare_amp, number, parser, run
 from fastuda.errors import UserError
-from fastuda.train import FLAGS, bare_amp
+from fastuda.train import FLAGS
 
 EXAMPLES = """\
   python -m fastuda.profile --method plca --amp
@@ -74,6 +74,7 @@ def main() -> int:
             trainer = Trainer(config, Path(folder), world)
             try:
                 found.append(profile_step(trainer, steps=args.steps, trace=args.trace))
+                config = trainer.config  # with the precision that it took
             finally:
                 trainer.loader.close()
     if args.json:

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from fastuda.cli import a_path, parser, run
+from fastuda.cli import AMP_CHOICES, a_path, bare_amp, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -34,22 +34,14 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
     "steps": ("train.steps", "optimiser steps; with --stages, of each", {"type": int}),
     "lr": ("optim.lr", "learning rate", {"type": float}),
-    "amp": ("train.amp", "mixed precision; bf16 without a value",
-            {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "off"]}),
+    "amp": ("train.amp", "mixed precision where it is faster than float32; bf16 without a value",
+            {"nargs": "?", "const": "bf16", "choices": AMP_CHOICES}),
     "device": ("train.device", "auto, cpu, cuda, cuda:N", {}),
     "seed": ("train.seed", "of weights, samples and augmentation", {"type": int}),
     "loader": ("data.loader", "auto, torch or dali", {}),
     "workers": ("data.workers", "loader processes", {"type": int}),
 }  # fmt: skip
 """Flag to the dotted setting that it stands for, its help, and how it is read."""
-
-
-def bare_amp(words: list[str]) -> list[str]:
-    """``--amp key=value`` with the precision that argparse would take ``key=value`` for."""
-    out = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        out.append("--amp=bf16" if word == "--amp" and "=" in after else word)
-    return out
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,6 +120,9 @@ def main() -> int:
         scored = any(value == value for one in scores.values() for value in one.iou)
         said = table(scores) if scored else "no scores: the target has no held-out labels"
         print(f"{said}\n\nrun folder: {out} ({look})")
+        pictures = sorted((last / "preds").glob("*.png"))
+        if pictures:
+            print(f"picture to open: {pictures[0]} (image, prediction, label)")
     return 0
 
 

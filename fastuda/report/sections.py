@@ -38,7 +38,7 @@ def summary(record: Record, baseline: Record | None, config: RunConfig) -> str:
         base = baseline.headline[1]
         tiles += [(f"{name}, {BASELINE}", _number(base, ".1f"), "same network, steps and seed")]
         tiles += [("Gain", _number(value - base, "+.1f"), "")]
-    precision = "float32" if config.train.amp == "off" else config.train.amp
+    precision = "float32" if config.train.amp == "off" else config.train.amp.removeprefix("force-")
     for other in PROTOCOLS:
         if f"{name}_{other}" in record.result:
             tiles[0] = (name, tiles[0][1], f"{where}, by {record.result['protocol']}")
