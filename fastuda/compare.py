@@ -9,7 +9,6 @@ import sys
 
 from fastuda.cli import a_path, parser, run
 from fastuda.errors import UserError
-from fastuda.report.comparison import markdown, read_groups, write
 
 EXAMPLES = """\
   python -m fastuda.compare runs/*

@@ -12,7 +12,7 @@ from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 from fastuda.inference.saved import read_result
 from fastuda.inference.scores import Scores, table
 from fastuda.report.page import write_report
@@ -105,7 +105,7 @@ def train(
             write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
         return scores
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
+        raise cannot_write(error.filename or out, error) from error
     except RuntimeError as error:
         if world.size > 1 and "imed out" in str(error):
             raise UserError(

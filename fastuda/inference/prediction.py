@@ -23,8 +23,8 @@ from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.layouts import IMAGE_SUFFIXES
 from fastuda.data.labels import ClassSet
 from fastuda.data.loading.transforms import resize_image
-from fastuda.engine.checkpoint import write_atomic
-from fastuda.errors import UserError
+from fastuda.engine.checkpoint import open_for_library, write_atomic
+from fastuda.errors import UserError, cannot_write
 from fastuda.inference.pictures import overlay, panels, save_palette_png
 from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
 from fastuda.inference.windows import Inference, probabilities
@@ -234,7 +234,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
+        raise cannot_write(path.parent, error) from error
     write_atomic(path, write)
 
 
@@ -352,5 +352,5 @@ def _save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: Cl
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
+    with open_for_library(path) as file:
         np.save(file, array)

@@ -98,7 +98,7 @@ def write(groups: list[Group], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+        raise cannot_write(out, error) from error
 
     def rows(draft: Path) -> None:
         with draft.open("w", newline="") as file:
