@@ -15,6 +15,7 @@ import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.evaluation import eval_loader
+from fastuda.data.loading.torch_loader import workers_alive
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels
 from fastuda.inference.scores import Scores, class_centre_distance
@@ -28,6 +29,7 @@ class Stopped(Exception):
     """An evaluation was asked to end before it had seen every image."""
 
 
+@workers_alive()
 @torch.no_grad()
 def evaluate(
     method: Method,
