@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastuda.errors import UserError
+from fastuda.paths import at_home
 
 if TYPE_CHECKING:
     from fastuda.inference.windows import Inference
@@ -44,7 +45,7 @@ def a_path(text: str) -> Path:
     ``Path`` takes it for the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return Path(at_home(text))
 
 
 def at_least(args: argparse.Namespace, **least: float) -> None:

@@ -10,6 +10,7 @@ import typing
 from typing import Any
 
 from fastuda.errors import UserError, nearest
+from fastuda.paths import at_home
 from fastuda.system.yaml import read_yaml
 
 
@@ -67,6 +68,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-4 as a string
         except ValueError:
             pass
+    elif hint is str and isinstance(value, str):
+        return at_home(value)  # only paths and domains begin with ~
     elif hint is str and isinstance(value, bool):
         return "on" if value else "off"  # YAML reads a bare on and off as booleans
     elif (

@@ -144,6 +144,15 @@ def test_nothing_to_compare_is_said(tmp_path):
     assert done.returncode == 2 and "is not a result of a run" in done.stderr
 
 
+def test_files_beside_the_runs_are_passed_over(runs, tmp_path):
+    (runs / "notes.txt").write_text("mine")
+    plain = fastuda("compare", runs, "--json")
+    done = fastuda("compare", *sorted(runs.iterdir()), "--json")
+    assert done.returncode == 0 and done.stdout == plain.stdout, done.stderr
+    done = fastuda("compare", runs / "notes.txt")
+    assert done.returncode == 2 and "no folder among" in done.stderr
+
+
 def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):
     out = tmp_path / "grid"
     args = [
