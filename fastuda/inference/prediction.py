@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -18,10 +19,11 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastuda.ops as F
+from fastuda.data.domains.classes import canonical
 from fastuda.data.domains.decode import BadFile, open_rgb
 from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.layouts import IMAGE_SUFFIXES
-from fastuda.data.labels import ClassSet
+from fastuda.data.labels import CITYSCAPES_ROWS, ClassSet
 from fastuda.data.loading.transforms import resize_image
 from fastuda.engine.checkpoint import open_for_library, write_atomic
 from fastuda.errors import UserError, cannot_write
@@ -53,6 +55,8 @@ class Predictor:
     inference: Inference = field(default_factory=Inference)
     resampling: str = "bilinear"
     """How images are brought to that size."""
+    ids: tuple[int, ...] | None = None
+    """What stands for each class in label files; none: its train id, the position in ``classes``."""
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
@@ -70,6 +74,21 @@ class Predictor:
             prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
         )
         return found[1][0].cpu().numpy(), None
+
+
+def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
+    """The ids of the classes by a numbering, ``train`` (then none) or ``cityscapes``: its labelIds.
+
+    Raises:
+        UserError: a class is none of Cityscapes'.
+    """
+    if numbering == "train":
+        return None
+    official = {canonical(row.name): row.id for row in CITYSCAPES_ROWS}
+    missing = [name for name in classes.names if canonical(name) not in official]
+    if missing:
+        raise UserError(f"--ids cityscapes: Cityscapes has no class named {', '.join(missing)}")
+    return tuple(official[canonical(name)] for name in classes.names)
 
 
 def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
@@ -198,10 +217,13 @@ def predict_files(
     return outcome
 
 
-def describe(out: Path, classes: ClassSet) -> None:
+def describe(out: Path, classes: ClassSet, ids: tuple[int, ...] | None = None) -> None:
     """``out/classes.yaml``, what the ids in ``labels`` mean, as a ``folder:`` domain has it."""
     palette = [list(color) for color in classes.palette]
-    text = to_yaml({"names": list(classes.names), "palette": palette, "ignore": 255})
+    values: dict[str, object] = {"names": list(classes.names), "palette": palette, "ignore": 255}
+    if ids is not None:
+        values["ids"] = list(ids)
+    text = to_yaml(values)
     write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text))
 
 
@@ -282,7 +304,8 @@ def _image(
     classes = predictor.classes
     labels, scores = predictor(image, "probabilities" in save)
     if "labels" in save:
-        writers.put(_place(out, "labels", name, "png"), partial(_save_png, Image.fromarray(labels)))
+        stored = labels if predictor.ids is None else np.array(predictor.ids, np.uint8)[labels]
+        writers.put(_place(out, "labels", name, "png"), partial(_save_png, Image.fromarray(stored)))
     if "color" in save:
         put = partial(save_palette_png, labels=labels, classes=classes)
         writers.put(_place(out, "color", name, "png"), put)
@@ -317,7 +340,10 @@ def _video(
     films = {k: VideoWriter(_place(out, k, name, "mp4"), video.fps) for k in save & {"color", "overlay"}}
     single = save & {"labels", "probabilities"}
     done = False
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(video.close)
+        for film in films.values():
+            closing.callback(lambda film=film: film.close(whole=done))
         number = -1
         for number, frame in enumerate(video):
             labels = _image(predictor, frame, out, name / f"{number:06d}", single, writers)
@@ -332,10 +358,6 @@ def _video(
         if number + 1 < video.count:
             log.warning("%s: %d of its %d frames could be read", path, number + 1, video.count)
         done = True
-    finally:
-        video.close()
-        for film in films.values():
-            film.close(whole=done)
 
 
 def _place(out: Path, kind: str, name: Path, suffix: str) -> Path:

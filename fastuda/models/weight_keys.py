@@ -12,7 +12,7 @@ CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias")
 
 
 WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model|net|network)\.)+")
-"""Names in front of every key that say how the network was wrapped: DDP, torch.compile, Lightning and so on."""
+"""Names in front of every key that say how the network was wrapped: by DDP, torch.compile, Lightning."""
 ENCODERS = re.compile(r"(?:(?:backbone|encoder|segformer|Scale)\.)+")
 """Names that a segmentor has for its backbone."""
 

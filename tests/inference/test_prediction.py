@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch.nn.functional as nnf
 import yaml
 from PIL import Image
 
-from fastuda.data.labels import CITYSCAPES
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_IDS, ClassSet
 from fastuda.errors import UserError
-from fastuda.inference.prediction import Predictor
+from fastuda.inference.prediction import Predictor, label_ids
 from fastuda.inference.saved import load_run, override
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods.base import SegPrediction
@@ -141,6 +142,29 @@ def test_everything_that_can_be_saved(run, tmp_path):
     assert scores.dtype == np.float16
     assert (scores.argmax(0) == read(tmp_path / "out" / "labels" / "a.b.png")).mean() > 0.98
     assert yaml.safe_load((tmp_path / "out" / "classes.yaml").read_text())["names"] == list(CITYSCAPES.names)
+
+
+def test_label_files_in_the_ids_of_cityscapes(run, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    for ids in ("train", "cityscapes"):
+        done = fastuda(
+            "predict", run, tmp_path / "a.png", "--out", tmp_path / ids, "--ids", ids, "--quiet",
+            "--save", "labels", "color",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    train, official = (read(tmp_path / ids / "labels" / "a.png") for ids in ("train", "cityscapes"))
+    assert np.array_equal(official, np.array(CITYSCAPES_IDS, np.uint8)[train])
+    assert np.array_equal(read(tmp_path / "cityscapes/color/a.png"), train)  # a palette picture has no ids
+    said = yaml.safe_load((tmp_path / "cityscapes" / "classes.yaml").read_text())
+    assert said["ids"] == list(CITYSCAPES_IDS) and said["names"] == list(CITYSCAPES.names)
+    assert "ids" not in yaml.safe_load((tmp_path / "train" / "classes.yaml").read_text())
+
+
+def test_classes_that_cityscapes_lacks_have_no_ids():
+    with pytest.raises(UserError, match="--ids cityscapes: Cityscapes has no class named tram"):
+        label_ids("cityscapes", ClassSet(("road", "tram"), ((0, 0, 0), (1, 1, 1))))
+    assert label_ids("cityscapes", ClassSet(("pavement", "Road"), ((0, 0, 0), (1, 1, 1)))) == (8, 7)
+    assert label_ids("train", CITYSCAPES) is None
 
 
 def test_windows_scales_flip_and_settings_reach_the_network(run, tmp_path):
@@ -297,6 +321,21 @@ def test_a_video(run, film, tmp_path):
     drawn = CITYSCAPES.colorize(read(tmp_path / "out" / "labels" / "a film" / "000000.png")).astype(int)
     assert np.abs(shown - drawn).mean() < 25  # lossy, but the same picture
     assert not list((tmp_path / "out").rglob("*.part*"))
+
+
+@pytest.mark.parametrize("limit", [200, 1000])
+def test_a_video_that_is_cut_off_is_not_put_in_place(limit, run, film, tmp_path):
+    """By a limit on the size of files, which stands for a full disk: OpenCV says nothing of it."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    out = tmp_path / "out"
+    done = fastuda("predict", run, film, "--out", out, "--save", "overlay", preexec_fn=limited)
+    assert done.returncode == 2, done.stderr
+    place = out / "overlay" / "a film.mp4"
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {place}: File too large"
+    assert not [path for path in out.rglob("*") if path.is_file()]
 
 
 def test_a_file_given_twice_is_predicted_once(run, tmp_path):
