@@ -19,6 +19,7 @@ EXAMPLES = """\
   python -m fastuda.predict runs/plca images --out predictions --save labels --ids cityscapes
   python -m fastuda.predict runs/plca images --out predictions --scales 0.75 1 1.25 --flip
   python -m fastuda.predict runs/plca aerial.tif --out predictions --window 512 512 --save probabilities
+                                  over 178 million pixels it is read by windows: pip install 'fastuda[large]'
   python -m fastuda.predict runs/plca images --out predictions method.test_aggregation=false
 
 A run is a folder with config.yaml and model.safetensors; it needs nothing else. A file written by
@@ -37,15 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--save", nargs="+", choices=["labels", "color", "overlay", "probabilities"],
         default=["labels", "color", "overlay"],
-        help="labels: one-channel PNG of class numbers (see --ids), named in classes.yaml; color: palette PNG;"
-        " overlay:"
+        help="labels: one-channel PNG of class numbers, named in classes.yaml; color: palette PNG; overlay:"
         " colours over the image; probabilities: float16 [K, H, W] as .npy. Of a video, color and overlay are"
         " videos, the others a file per frame",
     )  # fmt: skip
     p.add_argument(
         "--ids", choices=IDS, default="train",
-        help="numbers in labels/: train ids, the positions in classes.yaml from 0 (default), or the labelIds of"
-        " Cityscapes, which its official scripts score",
+        help="numbers in labels/: train ids, the positions in classes.yaml from 0 (default), or Cityscapes'"
+        " labelIds, which its official scripts score",
     )  # fmt: skip
     p.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="size that the network sees")
     inference_flags(p)

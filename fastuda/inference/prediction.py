@@ -30,6 +30,7 @@ from fastuda.errors import UserError, cannot_write
 from fastuda.inference.pictures import overlay, panels, save_palette_png
 from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
 from fastuda.inference.windows import Inference, probabilities
+from fastuda.large import LargeImage, predict_large
 from fastuda.methods import Method
 from fastuda.system.yaml import to_yaml
 
@@ -199,7 +200,11 @@ def predict_files(
             try:
                 if isinstance(image, BadFile):
                     raise image
-                if image is None:
+                if isinstance(image, LargeImage):
+                    _large(predictor, image, out, name.with_suffix(""), save, bar)
+                    outcome.images += 1
+                    bar.update()
+                elif image is None:
                     _video(predictor, path, out, name, save, writers, outcome, bar)
                 else:
                     _image(predictor, image, out, name.with_suffix(""), save, writers)
@@ -276,7 +281,7 @@ def _count(path: Path) -> int:
     return video.count
 
 
-def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | BadFile | None]]:
+def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | LargeImage | BadFile | None]]:
     """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
     meanwhile."""
     with ThreadPoolExecutor(1) as pool:
@@ -288,13 +293,41 @@ def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | BadFile |
             yield file, image
 
 
-def _read(path: Path) -> np.ndarray | BadFile | None:
+def _read(path: Path) -> np.ndarray | LargeImage | BadFile | None:
     if _is_video(path):
         return None
     try:
         return np.asarray(open_rgb(path))
     except BadFile as error:
+        if not isinstance(error.__cause__, Image.DecompressionBombError):
+            return error
+    try:
+        return LargeImage(path)
+    except BadFile as error:
         return error
+
+
+def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save: set[str], bar: Any) -> None:
+    """Label an image that is read by windows.
+
+    Raises:
+        BadFile: no window is asked for, or the network is to see the whole image at another size.
+    """
+
+    def tell(done: int, windows: int) -> None:
+        bar.set_description(f"predicting, window {done} of {windows}")
+
+    try:
+        if predictor.inference.window is None or predictor.size is not None:
+            more = "" if predictor.size is None else ", and data.eval_size=null in place of a size"
+            pixels = image.size[0] * image.size[1] / 1e6
+            raise BadFile(
+                image.path, f"has {pixels:.0f} million pixels: read it in parts by --window H W{more}"
+            )
+        predict_large(predictor, image, out, lambda kind, end: _place(out, kind, name, end), save, tell)
+    finally:
+        bar.set_description("predicting")
+        image.close()
 
 
 def _image(
@@ -340,10 +373,14 @@ def _video(
     films = {k: VideoWriter(_place(out, k, name, "mp4"), video.fps) for k in save & {"color", "overlay"}}
     single = save & {"labels", "probabilities"}
     done = False
+
+    def close(film: VideoWriter) -> None:
+        film.close(whole=done)
+
     with contextlib.ExitStack() as closing:
         closing.callback(video.close)
         for film in films.values():
-            closing.callback(lambda film=film: film.close(whole=done))
+            closing.callback(close, film)
         number = -1
         for number, frame in enumerate(video):
             labels = _image(predictor, frame, out, name / f"{number:06d}", single, writers)

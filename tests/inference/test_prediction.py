@@ -1,5 +1,6 @@
 """Predicting: what goes in, how it goes through the network, what comes out, what is said of faults."""
 
+import importlib.util
 import json
 import os
 import resource
@@ -291,6 +292,50 @@ def test_wrong_arguments_give_one_line(run, tmp_path, names, message):
         Image.fromarray(picture()).save(tmp_path / name)
     done = fastuda("predict", run, *(tmp_path / name for name in names), "--out", tmp_path / "out")
     assert done.returncode == 2 and message in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["tiled.tif", "plain.png", "grey.tif", "palette.png"])
+def test_a_picture_over_pillows_limit_is_read_by_windows(kind, run, tmp_path, monkeypatch):
+    """The limit is lowered; what comes out is what comes out of the whole picture at once."""
+    rasterio = pytest.importorskip("rasterio")
+    image = Image.fromarray(picture(size=(100, 140)))
+    path = tmp_path / kind
+    if kind == "tiled.tif":
+        with rasterio.open(
+            path, "w", driver="GTiff", height=100, width=140, count=3, dtype="uint8", tiled=True,
+            blockxsize=32, blockysize=32, compress="deflate", photometric="rgb",
+        ) as file:  # fmt: skip
+            file.write(np.asarray(image).transpose(2, 0, 1))
+    else:
+        image.convert({"grey.tif": "L", "palette.png": "P"}.get(kind, "RGB")).save(path)
+    flags = ("--window", 32, 48, "--save", "labels", "color", "overlay", "probabilities", "--quiet")
+    flags += ("data.eval_size=null", "--ids", "cityscapes")
+    assert fastuda("predict", run, path, "--out", tmp_path / "whole", *flags).returncode == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    done = fastuda("predict", run, path, "--out", tmp_path / "parts", *flags)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    monkeypatch.undo()
+    stem = path.stem
+    scores = [np.load(tmp_path / out / "probabilities" / f"{stem}.npy") for out in ("whole", "parts")]
+    assert np.abs(scores[0].astype(np.float32) - scores[1]).max() < 2e-3
+    for kind in ("labels", "color", "overlay"):
+        whole, parts = (read(tmp_path / out / kind / f"{stem}.png") for out in ("whole", "parts"))
+        assert (whole == parts[..., :3] if kind == "overlay" else whole == parts).mean() > 0.999
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
+        "classes.yaml", "color", "labels", "overlay", "probabilities",
+    ]  # fmt: skip
+
+
+def test_a_picture_over_pillows_limit_without_a_window_or_rasterio(run, tmp_path, monkeypatch):
+    Image.fromarray(picture(size=(100, 140))).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    if importlib.util.find_spec("rasterio"):
+        done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out")
+        assert done.returncode == 2 and "read it in parts by --window H W" in done.stderr
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out", "--window", 32, 32)
+    assert done.returncode == 2 and "needs rasterio: pip install 'fastuda[large]'" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
