@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 from fastuda.system.settings import Bounds
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def a_path(text: str) -> Path:
     """The type of a flag that takes a path. Rejects an empty string, for example an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return Path(at_home(text))
 
 
 def number(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:

@@ -10,6 +10,7 @@ import sys
 
 from fastuda.cli import LESS_MEMORY, a_path, bare_amp, inference, inference_flags, number, parser, run
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 
 EXAMPLES = """\
   python -m fastuda.evaluate runs/plca
@@ -32,10 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
-    p.add_argument("--target", help="domain to score on (default: the run's target)")
+    p.add_argument("--target", type=at_home, help="domain to score on (default: the run's target)")
     p.add_argument("--split", help="its split (default: the run's data.eval_split)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="score these classes only (default: all)")
-    p.add_argument("--data-root", help="where domains without a path lie")
+    p.add_argument("--data-root", type=at_home, help="where domains without a path lie")
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument(

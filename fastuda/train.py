@@ -12,6 +12,7 @@ from typing import Any
 
 from fastuda.cli import AMP_CHOICES, a_path, bare_amp, parser, run
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 
 EXAMPLES = """\
   python -m fastuda.train --method plca --amp
@@ -55,10 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--out", type=a_path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
-        "--resume", metavar="auto|PATH", help="go on from --out's checkpoint, or from a checkpoint file"
+        "--resume",
+        metavar="auto|PATH",
+        type=at_home,
+        help="go on from --out's checkpoint, or from a checkpoint file",
     )
     p.add_argument(
-        "--config", metavar="FILE|NAME", help="YAML file, or one that is shipped (see --list-configs)"
+        "--config",
+        metavar="FILE|NAME",
+        type=at_home,
+        help="YAML file, or one that is shipped (see --list-configs)",
     )
     p.add_argument(
         "--list-configs", action="store_true", help="print the names of the shipped configurations"

@@ -19,6 +19,7 @@ from fastuda.data.domains.open import absolute, open_domain, share_classes
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.build import build_loader
+from fastuda.data.loading.torch_loader import workers_alive
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard
@@ -129,11 +130,13 @@ class Trainer:
             model.compile()
         self.parallel = Parallel(self.method, self.networks, world)
 
+    @workers_alive()
     def fit(self) -> Scores:
         """Train to the last step, evaluate, and leave the weights.
 
         Raises:
-            UserError: a loss is not finite, too many files are unreadable, the disk is full.
+            UserError: a loss is not finite, too many files are unreadable, the disk is full, a loader
+                process died.
             Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
         """
         config, world, state = self.config, self.world, self.state

@@ -106,7 +106,7 @@ def test_a_write_that_the_system_cuts_short(whole, scenes_root, tmp_path):
     before = (out / "checkpoints" / "last.pt").read_bytes()
     assert len(before) > 200_000
     process = start(*arguments(scenes_root, out, "--resume", "auto"), preexec_fn=limit_file_size)
-    refused(finish(process), "cannot write", "last.pt")
+    refused(finish(process), "cannot write", "last.pt: File too large")
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["last.pt"]
     assert (out / "checkpoints" / "last.pt").read_bytes() == before
 
