@@ -52,7 +52,7 @@ def main() -> int:
 
     from fastuda.inference.prediction import Predictor, describe, find_files, predict_files
     from fastuda.inference.saved import load_run, override
-    from fastuda.system import distributed
+    from fastuda.system.distributed import pick_device
     from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
@@ -63,7 +63,7 @@ def main() -> int:
         raise UserError("--size is {} x {}; both must be at least 1".format(*args.size))
     files = find_files([path for path in args.images if path not in settings], args.out)
     how = inference(args)
-    device = distributed.start(args.device).device
+    device = pick_device(args.device)
     config, method, classes = load_run(args.run, device)
     config = override(config, method, [str(setting) for setting in settings])
     size = tuple(args.size) if args.size else config.data.eval_size

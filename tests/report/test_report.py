@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fastuda.data.labels import CITYSCAPES
+from fastuda.methods.cycles import Cycles
 from fastuda.report.charts import Curve, chart, nice_ticks, thin
-from fastuda.report.cycles import Cycles, chosen, covered_picture, drawing
+from fastuda.report.cycles import chosen, covered_picture, drawing
 from fastuda.report.page import write_report
 from fastuda.system.random import rng_state
 from tests.browser import PROGRAM, Browser
@@ -263,16 +264,17 @@ def test_ticks_enclose_and_curves_thin_to_means():
 
 def test_cycles_by_hand():
     """Four source pixels of two classes, three target pixels."""
+    source, target = np.zeros((2, 2, 3), np.uint8), np.full((1, 3, 3), 100, np.uint8)
     found = Cycles(
-        np.zeros((2, 2, 3), np.uint8), np.full((1, 3, 3), 100, np.uint8), (2, 2), (1, 3),
+        (2, 2), (1, 3),
         labels=np.array([0, 0, 1, 255]), there=np.array([0, 0, 2, 1]), back=np.array([1, 2, 2, 3]),
     )  # fmt: skip
     assert found.closed.tolist() == [True, False, True, False]
     assert found.covered.tolist() == [0, 255, 1]
     assert sorted(chosen(found, 9, True)) == [0, 2] and chosen(found, 9, False) == [1]
     assert len(chosen(found, 1, True)) == 1
-    shown = covered_picture(found, CITYSCAPES)
+    shown = covered_picture(found, target, CITYSCAPES)
     assert shown[0, 1].tolist() == [35, 35, 35]
     assert shown[0, 0].tolist() == [round(35 * 0.3 + 0.7 * c) for c in CITYSCAPES.palette[0]]
-    svg = drawing(found, CITYSCAPES, "data:a", "data:b")
+    svg = drawing(found, CITYSCAPES, source, target)
     assert svg.count('class="cycle closed"') == 2 and svg.count('class="cycle open"') == 1
