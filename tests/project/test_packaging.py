@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = (
     "import fastuda, fastuda.kernels, fastuda.ops, fastuda.train;"
-    "from fastuda.config.schema import shipped;"
+    "from fastuda.config.resolve import shipped;"
     "print(fastuda.__file__, len(shipped()) > 2, fastuda.ops.backends('cycle_match')[-1].name)"
 )
 
