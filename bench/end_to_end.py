@@ -34,7 +34,6 @@ from bench.run import append_rows, check_device, check_rows, commit, machine, ma
 from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.config.schema import RunConfig
-from fastuda.config.settings import parse_overrides
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.engine.trainer import Trainer
@@ -43,6 +42,7 @@ from fastuda.methods import METHODS
 from fastuda.system import distributed
 from fastuda.system.log import setup_logging
 from fastuda.system.memory import keep_freed_memory
+from fastuda.system.settings import parse_overrides
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
@@ -223,14 +223,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="of source and target images, in pixels (default: 512 512)",
     )  # fmt: skip
     p.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="source and target images each (default: 1)"
+        "--batch-size",
+        type=cli.number(int, 1),
+        default=1,
+        metavar="N",
+        help="source and target images each (default: 1)",
     )
     p.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16",
         help="bfloat16 by autocast, or float32 throughout (default: bfloat16)",
     )  # fmt: skip
     p.add_argument(
-        "--steps", type=int, default=3, metavar="N", help="timed steps, after three that are not (default: 3)"
+        "--steps",
+        type=cli.number(int, 1),
+        default=3,
+        metavar="N",
+        help="timed steps, after three that are not (default: 3)",
     )
     machine_flags(p, "all methods")
     p.add_argument(
@@ -238,7 +246,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="a setting of the methods, e.g. contrast=false (repeatable)",
     )  # fmt: skip
     p.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="loader processes of either side (default: 0)"
+        "--workers",
+        type=cli.number(int, 0),
+        default=0,
+        metavar="N",
+        help="loader processes of either side (default: 0)",
     )
     p.add_argument("--csv", type=cli.a_path, metavar="FILE", help="put the rows behind those of this file")
     p.add_argument("--worker", help=argparse.SUPPRESS)
@@ -251,7 +263,6 @@ def main() -> int:
     if args.worker:
         print("RESULT " + json.dumps(work(json.loads(args.worker))))
         return 0
-    cli.at_least(args, batch_size=1, steps=1, threads=0, workers=0, budget=0)
     every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     jobs = [
         {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from bench.run import say
 from fastuda import cli
 from fastuda.config.resolve import resolve
-from fastuda.config.settings import plain
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import open_rgb
 from fastuda.data.domains.domain import Domain, open_domain
@@ -38,6 +37,7 @@ from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
 from fastuda.system import distributed
+from fastuda.system.settings import plain
 
 SIZE = (2048, 1024)
 RUNS = 3
@@ -151,10 +151,18 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--photo", type=cli.a_path, metavar="FILE", help="a street photo (default: noise with structure)"
     )
-    p.add_argument("--workers", type=int, default=2, metavar="N", help="loader processes (default: 2)")
-    p.add_argument("--count", type=int, default=24, metavar="N", help="files of each kind (default: 24)")
     p.add_argument(
-        "--batches", type=int, default=8, metavar="N", help="batches of 2 + 2 images per run (default: 8)"
+        "--workers", type=cli.number(int, 0), default=2, metavar="N", help="loader processes (default: 2)"
+    )
+    p.add_argument(
+        "--count", type=cli.number(int, 1), default=24, metavar="N", help="files of each kind (default: 24)"
+    )
+    p.add_argument(
+        "--batches",
+        type=cli.number(int, 1),
+        default=8,
+        metavar="N",
+        help="batches of 2 + 2 images per run (default: 8)",
     )
     p.add_argument(
         "--csv", type=cli.a_path, metavar="FILE", help="write the rows here, in place of what it holds"
@@ -165,7 +173,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, measure, print and write."""
     args = build_parser().parse_args()
-    cli.at_least(args, workers=0, count=1, batches=1)
     if args.photo:
         photo = open_rgb(args.photo)
     else:

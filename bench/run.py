@@ -325,10 +325,14 @@ def machine_flags(p: argparse.ArgumentParser, of_all: str) -> None:
     """Flags of where a bench runs, and for how long: ``of_all`` is what shares the time."""
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     p.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="torch threads (default: 0, as they are)"
+        "--threads",
+        type=cli.number(int, 0),
+        default=0,
+        metavar="N",
+        help="torch threads (default: 0, as they are)",
     )
     p.add_argument(
-        "--budget", type=float, default=math.inf, metavar="S",
+        "--budget", type=cli.number(float, 0), default=math.inf, metavar="S",
         help=f"seconds for {of_all}; what is left then has no row (default: no end)",
     )  # fmt: skip
 
@@ -352,11 +356,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--sweep", action="store_true", help="the sizes of the plot instead of the table's")
     machine_flags(p, "all of them")
     p.add_argument(
-        "--repeats", type=int, default=5, metavar="N",
+        "--repeats", type=cli.number(int, 1), default=5, metavar="N",
         help="timed runs, of which the median is taken; on a GPU at least so many (default: 5)",
     )  # fmt: skip
     p.add_argument(
-        "--timeout", type=int, default=900, metavar="S", help="seconds for one measurement (default: 900)"
+        "--timeout",
+        type=cli.number(int, 1),
+        default=900,
+        metavar="S",
+        help="seconds for one measurement (default: 900)",
     )
     p.add_argument(
         "--csv", type=cli.a_path, metavar="FILE",
@@ -368,7 +376,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse the command line, measure, write."""
     args = build_parser().parse_args()
-    cli.at_least(args, threads=0, repeats=1, timeout=1, budget=0)
     ops = dict.fromkeys(case.op for case in (*CASES, *SWEEP))
     for op in args.op or ():
         if op not in ops:

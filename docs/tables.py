@@ -100,7 +100,7 @@ def settings(method: str) -> str:
 
 def _shown(field: Any) -> str:
     """The default as it is written in a configuration."""
-    from fastuda.config.settings import plain
+    from fastuda.system.settings import plain
 
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
     text = yaml.safe_dump(plain(default), default_flow_style=True, width=1000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 
 from fastuda import __version__
@@ -19,7 +19,7 @@ COMMANDS = {
     "profile": "where the time of a training step goes, by method",
     "data": "look at, index, shrink and draw data sets",
     "env": "what is installed, what can run here, and why the rest cannot",
-    "completion": "a script that completes this command in bash, zsh or fish",
+    "completion": "a script that completes this command in bash, zsh, fish or tcsh",
 }
 
 HELP = """usage: fastuda COMMAND [...]
@@ -31,7 +31,9 @@ fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same. fastud
 
 def module(command: str) -> str:
     """Where a command's ``build_parser`` and ``main`` are."""
-    return f"fastuda.{command}" + (".__main__" if command in ("data", "report") else "")
+    path = f"fastuda.{command}"
+    spec = importlib.util.find_spec(path)
+    return f"{path}.__main__" if spec is not None and spec.submodule_search_locations else path
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastuda.errors import UserError
+from fastuda.system.settings import Bounds
 
 if TYPE_CHECKING:
     from fastuda.inference.windows import Inference
@@ -26,6 +28,8 @@ class _Parser(argparse.ArgumentParser):
     """Refuses a word in one line, as everything else is refused."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("argument ") and ": is " in message:  # what number() says of a value
+            raise UserError(message.removeprefix("argument ").replace(": is ", " is ", 1))
         raise UserError(f"{message}; see --help")
 
 
@@ -40,23 +44,27 @@ def parser(module: str, description: str, examples: str) -> argparse.ArgumentPar
 
 
 def a_path(text: str) -> Path:
-    """The type of a flag that takes a path; an empty word, as of a variable that is not set, is none, where
-    ``Path`` takes it for the working directory."""
+    """The type of a flag that takes a path. Rejects an empty string, for example an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
 
 
-def at_least(args: argparse.Namespace, **least: float) -> None:
-    """Refuse numbers that are too small; a flag that was not given is none.
+def number(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The type of a flag that takes a number from ``least`` to ``most``."""
+    bounds = Bounds(least, most)
 
-    Raises:
-        UserError: one is, or is no number; the flag is named.
-    """
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= bound:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"is {text!r}; it must be {what}") from None
+        if not bounds.holds(value):
+            raise argparse.ArgumentTypeError(f"is {value}; it must be {bounds}")
+        return value
+
+    return read
 
 
 def inference_flags(p: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 
-from fastuda.cli import LESS_MEMORY, a_path, at_least, inference, inference_flags, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, number, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data-root", help="where domains without a path lie")
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--pictures", type=int, default=0, help="pictures to leave in RUN/preds_<split>")
+    p.add_argument(
+        "--pictures", type=number(int, 0), default=0, help="pictures to leave in RUN/preds_<split>"
+    )
     p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
     p.add_argument("--csv", type=a_path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -56,7 +58,6 @@ def main() -> int:
     from fastuda.system.memory import memory_suffices
 
     setup_logging(quiet=True)
-    at_least(args, pictures=0)
     world = distributed.start(args.device)
     config, method, classes = load_run(args.run, world.device)
     config = override(config, method, args.overrides)

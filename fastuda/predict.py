@@ -7,8 +7,7 @@ import argparse
 import json
 import os
 
-from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, parser, run
-from fastuda.errors import UserError
+from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, number, parser, run
 
 EXAMPLES = """\
   python -m fastuda.predict runs/plca photo.jpg --out predictions
@@ -38,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         " colours over the image; probabilities: float16 [K, H, W] as .npy. Of a video, color and overlay are"
         " videos, the others a file per frame",
     )  # fmt: skip
-    p.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="size that the network sees")
+    p.add_argument(
+        "--size", nargs=2, type=number(int, 1), metavar=("H", "W"), help="size that the network sees"
+    )
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -59,8 +60,6 @@ def main() -> int:
     setup_logging(quiet=True)
     # not path.exists(), which refuses a long list of numbers as a file name
     settings = [path for path in args.images if "=" in str(path) and not os.path.exists(path)]
-    if args.size and min(args.size) < 1:
-        raise UserError("--size is {} x {}; both must be at least 1".format(*args.size))
     files = find_files([path for path in args.images if path not in settings], args.out)
     how = inference(args)
     device = pick_device(args.device)

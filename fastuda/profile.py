@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastuda.cli import a_path, at_least, parser, run
+from fastuda.cli import a_path, number, parser, run
 from fastuda.errors import UserError
 from fastuda.train import FLAGS, bare_amp
 
@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "method":
             text = "name of a method, several joined by commas, or all (default: the configuration's)"
         if name == "steps":
-            text, more = "steps to time, and as many to profile (default: 5)", {"type": int, "default": 5}
+            text, more = (
+                "steps to time, and as many to profile (default: 5)",
+                {"type": number(int, 1), "default": 5},
+            )
         p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
     p.add_argument("--config", metavar="FILE|NAME", help="YAML file, or one that is shipped")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -46,17 +49,16 @@ def main() -> int:
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.config.resolve import resolve
-    from fastuda.config.settings import parse_overrides
     from fastuda.engine.profiling import profile_step, table
     from fastuda.engine.trainer import Trainer
     from fastuda.methods import METHODS
     from fastuda.system import distributed
     from fastuda.system.log import setup_logging
+    from fastuda.system.settings import parse_overrides
 
     setup_logging(quiet=True)
     asked = [None] if args.method is None else args.method.split(",")
     names = list(METHODS) if args.method == "all" else asked
-    at_least(args, steps=1)
     if args.trace and len(names) > 1:
         raise UserError("--trace takes one --method: a trace is of one")
     world = distributed.start(args.device or "auto")

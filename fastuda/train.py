@@ -87,12 +87,12 @@ def main() -> int:
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.config.resolve import resolve, shipped
-    from fastuda.config.settings import parse_overrides
     from fastuda.engine.run import default_folder, train
     from fastuda.engine.stages import train_stages
     from fastuda.engine.trainer import Interrupted
     from fastuda.inference.scores import table
     from fastuda.system.log import setup_logging
+    from fastuda.system.settings import parse_overrides
 
     if args.list_configs:
         print("\n".join(shipped()))
@@ -134,10 +134,10 @@ def main() -> int:
 def _grid(args: argparse.Namespace) -> int:
     """Every method with every seed, one after another; runs that have ended are left alone."""
     from fastuda.config.resolve import resolve
-    from fastuda.config.settings import parse_overrides
     from fastuda.engine.run import train
     from fastuda.engine.trainer import Interrupted
     from fastuda.report.comparison import markdown, read_groups, write
+    from fastuda.system.settings import parse_overrides
 
     if args.out is None:
         raise UserError("--seeds and --method a,b need --out, the folder of all their runs")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fastuda.__main__ import module as command_module
 from fastuda.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def fastuda(module: str, *args: object, **kwargs):
     code: object = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            run(importlib.import_module(f"fastuda.{module}").main)
+            run(importlib.import_module(command_module(module)).main)
     except SystemExit as stop:
         code = stop.code
     finally:

@@ -1,4 +1,7 @@
-"""A run's configuration from its layers: files, flags and dotted overrides, checked key by key."""
+"""A run's configuration from its layers.
+
+Order: dataclass defaults < the method's own defaults < ``--config`` < flags < ``key=value``.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastuda.config.schema import RunConfig, check_ranges
-from fastuda.config.settings import build, merge, nest, without
+from fastuda.config.schema import RunConfig
 from fastuda.errors import UserError, nearest
 from fastuda.methods import DEFAULT, get_method
+from fastuda.system.settings import build, merge, nest, without
 from fastuda.system.yaml import read_yaml
 
 
@@ -88,7 +91,6 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     over = merge(nest(dict(get_method(name).optim_defaults)), over)
     run = build(RunConfig, over, "")
     run.method_config()
-    check_ranges(run)
     return run
 
 

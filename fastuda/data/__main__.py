@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastuda.cli import a_path, at_least, parser, run
+from fastuda.cli import a_path, number, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
@@ -25,19 +25,6 @@ EXAMPLES = """\
 
 A domain is NAME, NAME:PATH or NAME:PATH:SPLIT. COMMAND --help tells more.
 Exit code 0: nothing wrong, 1: something is, 2: it cannot be opened."""
-
-
-LEAST = {
-    "workers": 0,
-    "edge": 1,
-    "source": 1,
-    "target": 1,
-    "evaluation": 0,
-    "height": 1,
-    "width": 1,
-    "seed": 0,
-}
-"""The least value of every flag that takes a whole number."""
 
 
 ABOUT = {
@@ -135,7 +122,9 @@ def _domain_arguments(p: argparse.ArgumentParser, role: str) -> None:
     p.add_argument(
         "--data-root", default="data", metavar="DIR", help="where domains without a path lie (default: data)"
     )
-    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; 0: none)")
+    p.add_argument(
+        "--workers", type=number(int, 0), metavar="N", help="processes (default: one per core; 0: none)"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -163,12 +152,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="of --weak: points per class of an image (default: 1)",
     )  # fmt: skip
     index.add_argument(
-        "--min-share", type=float, default=0.0, metavar="X",
+        "--min-share", type=number(float, 0, 1), default=0.0, metavar="X",
         help="of --weak: share of the image that a tag needs (default: 0)",
     )  # fmt: skip
     index.add_argument(
         "--tag-share",
-        type=float,
+        type=number(float, 0, 1),
         default=0.1,
         metavar="X",
         help="of --weak: part of a class's mean share over the images that show it that a tag needs; the"
@@ -180,46 +169,41 @@ def build_parser() -> argparse.ArgumentParser:
     _domain_arguments(cache, "source")
     cache.add_argument("--out", type=a_path, required=True, metavar="DIR", help="folder of the copies")
     cache.add_argument(
-        "--edge", type=int, metavar="N",
+        "--edge", type=number(int, 1), metavar="N",
         help="shorter edge of the copies in pixels (default: the size as it is; nothing is enlarged)",
     )  # fmt: skip
     cache.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the images (default: jpg)")
     cache.add_argument(
-        "--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)"
+        "--quality",
+        type=number(int, 1, 100),
+        default=95,
+        metavar="N",
+        help="of the JPEGs, 1 to 100 (default: 95)",
     )
 
     synth = _command(commands, "synth")
     synth.add_argument(
         "--out", type=a_path, default=Path("data/scenes"), metavar="DIR", help="folder (default: data/scenes)"
     )
-    for name, count, what in (
-        ("source", 400, "labelled synthetic scenes"),
-        ("target", 400, "real-looking training scenes"),
-        ("evaluation", 100, "real-looking validation scenes"),
-        ("height", 128, "pixels"),
-        ("width", 256, "pixels"),
-        ("seed", 0, "of all scenes"),
+    for name, least, default, what in (
+        ("source", 1, 400, "labelled synthetic scenes"),
+        ("target", 1, 400, "real-looking training scenes"),
+        ("evaluation", 0, 100, "real-looking validation scenes"),
+        ("height", 1, 128, "pixels"),
+        ("width", 1, 256, "pixels"),
+        ("seed", 0, 0, "of all scenes"),
     ):
         synth.add_argument(
-            f"--{name}", type=int, default=count, metavar="N", help=f"{what} (default: {count})"
-        )
+            f"--{name}", type=number(int, least), default=default, metavar="N",
+            help=f"{what} (default: {default})",
+        )  # fmt: skip
     synth.add_argument("--quiet", action="store_true", help="no progress bar")
     return p
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers out of range before anything is read or written."""
-    at_least(args, **{name: least for name, least in LEAST.items() if name in args})
-    for name, low, high in (("min_share", 0, 1), ("tag_share", 0, 1), ("quality", 1, 100)):
-        value: float = getattr(args, name, low)
-        if not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}")
 
 
 def main() -> int:
     """Parse and call the command."""
     args = build_parser().parse_args()
-    _check_numbers(args)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # files may be named in another encoding
     commands = {"list": _list, "check": _check, "index": _index, "cache": _cache, "synth": _synth}

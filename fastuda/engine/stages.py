@@ -13,8 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastuda.config.schema import RunConfig, TrainConfig, check_ranges
-from fastuda.config.settings import build, merge, nest
+from fastuda.config.schema import RunConfig, TrainConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.domain import Domain, classes_of, open_domain
@@ -25,6 +24,7 @@ from fastuda.inference.prediction import Predictor, describe, predict_files
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, table
 from fastuda.system import distributed
+from fastuda.system.settings import build, merge, nest
 
 log = logging.getLogger("fastuda")
 
@@ -50,7 +50,6 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
         raise UserError(f"stages.{stage} must be a section of settings, got {own!r}")
     over = merge(changes, nest(own))
     staged = build(RunConfig, merge(dataclasses.replace(config, stages={}).plain(), over), "")
-    check_ranges(staged)
     return staged if stage == "adapt" else supervised(staged, config)
 
 

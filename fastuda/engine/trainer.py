@@ -21,7 +21,7 @@ from fastuda.data.loading.build import build_loader
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard
-from fastuda.engine.optim import build_optimizer, lr_factor, network_config, set_lr
+from fastuda.engine.optim import build_optimizer, lr_factor, set_lr
 from fastuda.engine.parallel import Parallel, sync_batch_norm
 from fastuda.engine.state import BEST, LAST, RunState
 from fastuda.errors import UserError
@@ -56,8 +56,6 @@ class Trainer:
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
     ):
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
-        if config.train.amp not in AMP:
-            raise UserError(f"train.amp is {config.train.amp!r}: choose off, bf16 or fp16")
         if config.train.amp == "fp16" and world.device.type == "cpu":
             log.warning("fp16 is slow on a CPU, whose convolutions have no kernels for it; bf16 is not")
         self.amp = AMP[config.train.amp]
@@ -88,9 +86,7 @@ class Trainer:
         self.method = method.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.input = model.input
         self.networks = self.method.networks()
-        self.settings = {name: network_config(config.optim, name) for name in self.networks}
-        for setting in self.settings.values():
-            lr_factor(setting, 0, config.train.steps)
+        self.settings = {name: config.optim.of(name) for name in self.networks}
         horizon = config.optim.horizon or config.train.steps
         if config.optim.schedule == "poly" and horizon < config.train.steps:
             log.warning(

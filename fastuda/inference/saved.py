@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fastuda.config.resolve import load_yaml
-from fastuda.config.schema import RunConfig, check_ranges
-from fastuda.config.settings import build, merge, parse_overrides
+from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.normalization import Normalization
+from fastuda.system.settings import build, merge, parse_overrides
 from fastuda.system.yaml import read_yaml
 
 
@@ -118,6 +118,5 @@ def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
         UserError: a setting is unknown or out of its range, or no ``key=value``.
     """
     config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
-    check_ranges(config)
     method.configure(config.method_config())
     return config

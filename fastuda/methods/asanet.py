@@ -6,17 +6,15 @@ tells the affinities of the domains apart (ASA).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
-from fastuda.errors import UserError
 from fastuda.methods.adversarial import SOURCE, TARGET, domain_loss
 from fastuda.methods.base import Method, Phase, frozen
 from fastuda.methods.registry import register
@@ -24,6 +22,7 @@ from fastuda.methods.tensors import upsampled
 from fastuda.models.discriminators import affinity_discriminator
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean
+from fastuda.system.settings import Count
 
 
 @register("asanet")
@@ -37,19 +36,17 @@ class ASANet(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        RANGES: ClassVar = {"width": (1, math.inf)}
-
-        strategy: str = "asa"
-        """asa or asc; the paper reports them apart."""
-        neighbours: int = 8
-        """8 (as trained) or 4."""
+        strategy: Literal["asa", "asc"] = "asa"
+        """The paper reports the two apart."""
+        neighbours: Literal[4, 8] = 8
+        """Published: 8."""
         adversarial_weight: float = 1e-3
         """Of ASA; damped linearly to 0 over the schedule."""
         damping: bool = True
         """The linear damping of the adversarial weight."""
         cleaning_weight: float = 0.1
         """Of ASC. Not published: the authors' code defines the loss and never calls it."""
-        width: int = 64
+        width: Count = 64
         """Of the discriminator's first layer."""
 
     config: Config
@@ -62,10 +59,6 @@ class ASANet(Method):
     }
 
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
-        if config.strategy not in ("asa", "asc"):
-            raise UserError(f"method.strategy is {config.strategy!r}: choose asa or asc")
-        if config.neighbours not in (4, 8):
-            raise UserError(f"method.neighbours is {config.neighbours}: choose 4 or 8")
         super().__init__(config, model, num_classes)
         if config.strategy == "asa":
             self.discriminator = affinity_discriminator(num_classes, config.neighbours, config.width)

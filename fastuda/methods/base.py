@@ -15,6 +15,7 @@ from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError, nearest
 from fastuda.methods.cycles import Cycles
 from fastuda.models.segmentor import Segmentor
+from fastuda.system.settings import check
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,8 @@ class Method(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        """The method's own settings, under ``method:`` in a configuration."""
-
-        RANGES: ClassVar[dict[str, tuple[float, float]]] = {}
-        """Setting to its smallest and largest value."""
+        """The method's own settings, under ``method:`` in a configuration; their types say what is allowed
+        (see fastuda.system.settings)."""
 
         def supervised(self) -> dict[str, Any]:
             """Settings of the baseline that train the same supervised objective without the adaptation;
@@ -64,6 +63,7 @@ class Method(nn.Module):
 
     def __init__(self, config: Any, model: Segmentor, num_classes: int):
         super().__init__()
+        check(config, "method")
         self.config = config
         self.model = model
         self.num_classes = num_classes

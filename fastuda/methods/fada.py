@@ -6,10 +6,9 @@ segmenter's own predictions. This is the adversarial stage; ``fastuda.engine.sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
@@ -20,6 +19,7 @@ from fastuda.methods.registry import register
 from fastuda.models.discriminators import ClassDomainDiscriminator
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean
+from fastuda.system.settings import Bounds, Count, Positive, Share
 
 
 @register("fada")
@@ -33,19 +33,17 @@ class FADA(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        RANGES: ClassVar = {"temperature": (1e-6, math.inf), "clip": (1e-6, 1), "width": (1, math.inf)}
-
         adversarial_weight: float = 1e-3
         """Of the segmenter's domain loss; published 0.001."""
-        temperature: float = 1.8
+        temperature: Positive = 1.8
         """Divides the segmentation logits in the encodings and, as in the authors' code, in the segmentation
         loss."""
-        clip: float = 0.9
+        clip: Annotated[float, Bounds(0, 1, open_below=True)] = 0.9
         """Largest entry of an encoding; the rest is not renormalised."""
-        hard_threshold: float | None = None
+        hard_threshold: Share | None = None
         """The paper's hard variant (not in the authors' code): one-hot encodings where the probability
         reaches this, none elsewhere. None: soft encodings."""
-        width: int = 256
+        width: Count = 256
         """Of the discriminator's first layer."""
 
     config: Config

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -18,13 +18,13 @@ from torch import Tensor
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
-from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
 from fastuda.methods.cycles import Cycles
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import at_least_float32, channel_major, pixel_major
-from fastuda.models.segmentor import Segmentor, SegOutput
+from fastuda.models.segmentor import SegOutput
 from fastuda.system.distributed import joint_mean
+from fastuda.system.settings import Bounds, Share
 
 ALL = slice(None)
 
@@ -59,8 +59,6 @@ class PLCA(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        RANGES: ClassVar = {"aggregation_alpha": (0, 1)}
-
         lovasz_weight: float = 0.75
         """beta 1. The paper and the authors' config say 0.75; their code multiplies by world size and
         accumulation steps, which makes 3.0 in the published two-GPU run and 1.5 on one GPU. The published
@@ -81,14 +79,14 @@ class PLCA(Method):
         define it further."""
         aggregation: bool = True
         """Aggregate the target spatially before it is associated (training)."""
-        aggregation_alpha: float = 0.5
+        aggregation_alpha: Share = 0.5
         """Share of the aggregated part, in training and at test time."""
         prediction_aggregation_contrast: bool = False
         """Contrast normalisation when predictions are aggregated. The paper's text has it, the authors'
         code has not."""
         test_aggregation: bool = True
         """Aggregate features and probabilities at test time, as the published numbers were measured."""
-        pixel_share: float = 1.0
+        pixel_share: Annotated[float, Bounds(0, 1, open_below=True)] = 1.0
         """Share of the pixels of each side that are associated, drawn at random per step: the authors' way
         out of memory (USE_CROP), not needed here. 1 is all of them."""
 
@@ -105,11 +103,6 @@ class PLCA(Method):
         "prediction_covered": "Target pixels that prediction cycles pass",
     }
     config: Config
-
-    def __init__(self, config: Config, model: Segmentor, num_classes: int):
-        if not 0 < config.pixel_share <= 1:
-            raise UserError(f"method.pixel_share is {config.pixel_share}: choose a share in (0, 1]")
-        super().__init__(config, model, num_classes)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config

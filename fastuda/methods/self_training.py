@@ -5,10 +5,9 @@ The constants are those of its successors (DAFormer, SePiCo), whose base it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import joint_share
+from fastuda.system.settings import Natural, NonNegative, Share
 
 
 class PseudoLabel(NamedTuple):
@@ -98,33 +98,31 @@ class SelfTraining(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        RANGES: ClassVar = {"ema_decay": (0, 1), "jitter_strength": (0, math.inf)}
-
-        ema_decay: float = 0.999
+        ema_decay: Share = 0.999
         """Cap of the teacher's ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
-        threshold: float = 0.968
+        threshold: Share = 0.968
         """Probability from which a pixel counts as confident."""
         ssl_weight: float = 1.0
         """Of the loss on the mixed image."""
-        ignore_top: int = 0
+        ignore_top: Natural = 0
         """Rows at the top whose pseudo-labels get weight 0 (published: 15 of a 640 crop of Cityscapes)."""
-        ignore_bottom: int = 0
+        ignore_bottom: Natural = 0
         """Rows at the bottom (published: 120)."""
-        mix_share: float = 0.5
+        mix_share: Share = 0.5
         """Share of a source image's classes that is pasted onto the target, rounded up."""
-        jitter_share: float = 0.8
+        jitter_share: Share = 0.8
         """Share of images whose colours are jittered."""
-        jitter_strength: float = 0.2
+        jitter_strength: NonNegative = 0.2
         """Of brightness, contrast, saturation, and the hue in circles."""
-        blur_share: float = 0.5
+        blur_share: Share = 0.5
         """Share of images that are blurred."""
         static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
         """Numbers of the classes whose pseudo-labels learn from a matched image (``data.pairs``): Cityscapes'
         road, sidewalk, building, wall, fence, vegetation, terrain and sky."""
-        match_share: float = 0.8
+        match_share: Share = 0.8
         """Weight of the matched image's probability where that is above ``match_threshold``; below it, the
         target image's own."""
-        match_threshold: float = 0.4
+        match_threshold: Share = 0.4
         """Probability that the matched image's must exceed; published 0.4."""
         class_frequencies: tuple[float, ...] | None = None
         """Share of the source's pixels of each class, for the weights of rare classes; none: all weigh 1."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -27,6 +27,7 @@ from fastuda.models.projection import ProjectionHead
 from fastuda.models.segmentor import Segmentor
 from fastuda.ops import ClassStatistics, PrototypeBank
 from fastuda.system.distributed import joint_mean, joint_share, joint_sum
+from fastuda.system.settings import Count, Natural, Positive, Share, Size
 
 
 class StudentOutput(NamedTuple):
@@ -74,7 +75,7 @@ def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
 
 
 def downsample_labels(
-    labels: Tensor, size: tuple[int, int], num_classes: int, min_share: float, ignore_index: int = 255
+    labels: Tensor, size: tuple[int, int], num_classes: int, min_share: Share, ignore_index: int = 255
 ) -> Tensor:
     """The class that fills a feature's cell, if its share of the cell is at least ``min_share``.
 
@@ -110,31 +111,31 @@ class SePiCo(SelfTraining):
 
     @dataclass(frozen=True)
     class Config(SelfTraining.Config):
-        variant: str = "dist"
-        """dist (DistCL), bank (BankCL) or proto (ProtoCL)."""
-        tau: float = 100.0
+        variant: Literal["dist", "bank", "proto"] = "dist"
+        """DistCL, BankCL or ProtoCL."""
+        tau: Positive = 100.0
         """Divides inner products. The published 100 gives a gradient of about 0.006 per pixel; 0.1 is the
         usual scale of contrastive losses (not published)."""
         contrast_weight: float = 1.0
         """Of L_cl and L_reg together, on each domain; published 1."""
-        contrast_start: int = 3000
+        contrast_start: Natural = 3000
         """Step from which the contrast is on; statistics are gathered from the first."""
         regularizer_weight: float = 1.0
         """Relative to the contrast's weight. As published it is added and minimised, which pushes away from
         the uniform distribution; a negative weight makes it the diversity term that its text describes. It
         has no measurable effect at tau = 100."""
-        width: int = 512
+        width: Count = 512
         """Of the embedding."""
-        hidden: int | None = None
+        hidden: Count | None = None
         """Of the projection head; none: the features' width (published on ResNet; on MiT 256)."""
-        bank_length: int = 200
+        bank_length: Count = 200
         """Local centroids kept per class (BankCL)."""
         min_share: float = 0.75
         """Share of a feature's cell that its label must fill."""
-        balanced_crop: tuple[int, int] | None = None
+        balanced_crop: Size | None = None
         """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the teacher's
         labels of the whole image that is loaded. None: the image as it is loaded."""
-        crop_candidates: int = 10
+        crop_candidates: Count = 10
         """Crops that ``balanced_crop`` draws to choose from."""
 
     config: Config
@@ -145,11 +146,6 @@ class SePiCo(SelfTraining):
     bank_count: Tensor
 
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
-        if config.variant not in ("dist", "bank", "proto"):
-            raise UserError(f"method.variant is {config.variant!r}: choose dist, bank or proto")
-        for name, least in (("bank_length", 1), ("crop_candidates", 1), ("width", 1), ("tau", 1e-6)):
-            if not getattr(config, name) >= least:
-                raise UserError(f"method.{name} is {getattr(config, name)}; it must be at least {least}")
         super().__init__(config, model, num_classes)
         self.student = Student(model, config.width, config.hidden)
         self.teacher = EMATeacher(self.student, config.ema_decay)

@@ -6,10 +6,9 @@ person as tags, or as single labelled points (WDA).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as nnf
@@ -25,6 +24,7 @@ from fastuda.methods.tensors import at_least_float32, pixel_major, upsampled
 from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.distributed import joint_mean, joint_sum
+from fastuda.system.settings import Count, Positive, Share
 
 EPS_PROBABILITY = 1e-7
 
@@ -61,11 +61,9 @@ class WeakSeg(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        RANGES: ClassVar = {"dropout": (0, 1), "smooth_max": (1e-6, math.inf)}
-
-        weak_labels: str = "pseudo"
-        """pseudo (UDA), tags, or points (WDA: needs ``data.weak_labels``)."""
-        pseudo_threshold: float = 0.2
+        weak_labels: Literal["pseudo", "tags", "points"] = "pseudo"
+        """pseudo is UDA; tags and points are WDA, which needs ``data.weak_labels``."""
+        pseudo_threshold: Share = 0.2
         """Probability from which a class counts as shown (pseudo)."""
         classification_weight: float = 0.01
         """Of L_c. For tags and points the authors' text says 0.2, their scripts pass 0.01."""
@@ -75,14 +73,14 @@ class WeakSeg(Method):
         """Of the output-space alignment; 0 leaves it out."""
         point_weight: float = 1.0
         """Of the cross-entropy at the points (weak_labels: points)."""
-        dropout: float = 0.1
+        dropout: Share = 0.1
         """On the logits under L_c."""
         tag_share: float = 0.1
         """Part of a class's mean share that makes a tag of a source image. The published runs mean 0.1 and
         take 0.218 for GTA5, whose pixels they count at another resolution than the mean."""
-        smooth_max: float = 1.0
+        smooth_max: Positive = 1.0
         """k of the smooth maximum."""
-        category_width: int | None = None
+        category_width: Count | None = None
         """Hidden width of the category discriminators; none: that of the features, as published."""
 
     config: Config
@@ -103,8 +101,6 @@ class WeakSeg(Method):
     mean_share: Tensor
 
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
-        if config.weak_labels not in ("pseudo", "tags", "points"):
-            raise UserError(f"method.weak_labels is {config.weak_labels!r}: choose pseudo, tags or points")
         super().__init__(config, model, num_classes)
         if config.adversarial_weight:
             self.output = FCDiscriminator(num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from fastuda.models.deeplab import ASPP
 from fastuda.models.normalization import INPUTS
 from fastuda.models.segmentor import Segmentor
 from fastuda.models.weights import load_weights
+from fastuda.system.settings import NonNegative
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,19 @@ class ModelConfig:
     SegFormer keys, or ours), or none: from scratch."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
-    aspp_branches: int = 4
+    aspp_branches: Literal[1, 2, 3, 4] = 4
     """4, or 2 for the head of AdaptSegNet's family (ASANet, WeakSegDA)."""
     aspp_bias: bool = False
     """Bias in the head: none in PLCA, present in FADA, ASANet and WeakSegDA."""
-    aspp_init_std: float | None = None
+    aspp_init_std: NonNegative | None = None
     """Normal initialisation of the head (0.01 in FADA, ASANet, SePiCo); none is torch's default (PLCA)."""
-    freeze_bn: str = "none"
+    freeze_bn: Literal["none", "affine", "frozen"] = "none"
     """none, affine (scale and shift fixed: ASANet, WeakSegDA) or frozen (statistics, too: FADA)."""
-    input: str | None = None
+    input: Literal["imagenet", "caffe", "caffe_swapped", "half"] | None = None
     """What the images must look like: imagenet, caffe, caffe_swapped (ASANet) or half; none: what the weights
     file says by its layout. Needed where the layout does not tell, as for VGG16 files converted from Caffe
     (FADA)."""
-    head: str = "auto"
+    head: Literal["auto", "deeplabv2", "daformer"] = "auto"
     """deeplabv2, daformer (on mit_b0 to mit_b5 only), or auto: daformer on mit, deeplabv2 elsewhere."""
     align_corners: bool = False
     """How the logits are upsampled: False in PLCA and SePiCo, True in FADA, ASANet and WeakSegDA."""
@@ -54,12 +56,6 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
     """
     if config.backbone not in BACKBONES:
         raise UserError(f"unknown backbone {config.backbone!r}{nearest(config.backbone, BACKBONES)}")
-    if config.freeze_bn not in ("none", "affine", "frozen"):
-        raise UserError(f"model.freeze_bn is {config.freeze_bn!r}: choose none, affine or frozen")
-    if config.aspp_branches not in (1, 2, 3, 4):
-        raise UserError(f"model.aspp_branches is {config.aspp_branches}: choose 1 to 4 (published: 4 or 2)")
-    if config.input is not None and config.input not in INPUTS:
-        raise UserError(f"unknown model.input {config.input!r}{nearest(config.input, INPUTS)}")
     backbone = BACKBONES[config.backbone](config.caffe)
     init_scratch(backbone)
     model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
@@ -79,8 +75,6 @@ def _head(config: ModelConfig, backbone: nn.Module, num_classes: int) -> nn.Modu
         if not widths:
             raise UserError(f"model.head daformer needs a mit backbone, not {config.backbone}")
         return DAFormerHead(widths, num_classes)
-    if kind != "deeplabv2":
-        raise UserError(f"unknown model.head {kind!r}{nearest(kind, ('auto', 'deeplabv2', 'daformer'))}")
     return ASPP(
         int(backbone.channels),  # type: ignore[arg-type]
         num_classes,

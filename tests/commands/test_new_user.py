@@ -52,7 +52,7 @@ def spoil(source):
 
 def test_check_names_every_fault(folders, tmp_path):
     named = spoil(folders[0])
-    done = fastuda("data.__main__", "check", f"folder:{folders[0]}", "--no-sheet", "--workers", 0, "--quiet")
+    done = fastuda("data", "check", f"folder:{folders[0]}", "--no-sheet", "--workers", 0, "--quiet")
     assert done.returncode == 1
     assert [name for name in named if name not in done.stdout] == [] and "4 problems" in done.stdout
     assert "1 of 8 images have no label and are left out" in done.stderr

@@ -203,9 +203,9 @@ BAD = [
     (["--resume", "auto"], "--resume auto needs --out"),
     (["--resume", "/no/such/last.pt"], "no checkpoint at /no/such/last.pt"),
     (["data.eval_split=test"], "no images for split 'test'"),
-    (["optim.name=lion"], "unknown optimiser 'lion'"),
-    (["optim.schedule=cosine"], "unknown optim.schedule 'cosine'"),
-    (["--loader", "tf"], "unknown loader 'tf'"),
+    (["optim.name=lion"], "optim.name is 'lion': choose sgd, adamw or adam"),
+    (["optim.schedule=cosine"], "optim.schedule is 'cosine': choose poly or constant"),
+    (["--loader", "tf"], "data.loader is 'tf': choose auto, torch or dali"),
     (["optim.impl=apex"], "optim.impl=apex needs NVIDIA apex"),
 ]
 

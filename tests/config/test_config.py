@@ -1,16 +1,28 @@
 """Layers of settings, types, and messages."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
 
 from fastuda.config.resolve import load_yaml, resolve
 from fastuda.config.schema import RunConfig
-from fastuda.config.settings import build, convert, merge, nest, parse_overrides
-from fastuda.engine.optim import build_optimizer, lr_factor, network_config
+from fastuda.engine.optim import build_optimizer, lr_factor
 from fastuda.errors import UserError
+from fastuda.system.settings import (
+    Ascending,
+    Bounds,
+    Share,
+    Size,
+    build,
+    check,
+    convert,
+    merge,
+    nest,
+    parse_overrides,
+)
 from fastuda.system.yaml import read_yaml, to_yaml
 
 
@@ -115,12 +127,12 @@ def test_networks_have_their_own_optimisers():
     config = resolve(
         None, {}, parse_overrides(["optim.networks={judge: {name: adam, lr: 1.0e-4, betas: [0.9, 0.99]}}"])
     )
-    judge, model = network_config(config.optim, "judge"), network_config(config.optim, "model")
+    judge, model = config.optim.of("judge"), config.optim.of("model")
     assert (judge.name, judge.lr, judge.betas) == ("adam", 1e-4, (0.9, 0.99)) and model.name == "sgd"
     optimizer = build_optimizer(judge, torch.nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.Adam) and optimizer.defaults["fused"]
     with pytest.raises(UserError, match=r"unknown setting 'optim\.networks\.judge\.speed'"):
-        network_config(resolve(None, {}, {"optim": {"networks": {"judge": {"speed": 1}}}}).optim, "judge")
+        resolve(None, {}, {"optim": {"networks": {"judge": {"speed": 1}}}})
 
 
 def test_schedules():
@@ -153,7 +165,7 @@ def test_apex_is_used_where_it_is_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", apex)
     monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
     config = resolve(None, {"optim.impl": "apex"}, {}).optim
-    optimizer = build_optimizer(network_config(config, "model"), torch.nn.Linear(2, 2))
+    optimizer = build_optimizer(config.of("model"), torch.nn.Linear(2, 2))
     assert isinstance(optimizer, FusedSGD) and "fused" not in made[0] and made[0]["momentum"] == 0.9
 
 
@@ -162,3 +174,50 @@ def test_a_date_that_there_is_not_is_no_yaml():
         parse_overrides(["optim.lr=2020-13-45"])
     with pytest.raises(UserError, match=r"optim\.lr must be"):
         resolve(None, {}, parse_overrides(["optim.lr=2020-12-01"]))
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Every kind of type that says which values are allowed."""
+
+    word: Literal["a", "b", "off"] = "a"
+    branches: Literal[2, 4] = 4
+    share: Share = 0.5
+    above: Annotated[float, Bounds(0, 1, open_below=True)] | None = None
+    size: Size = (1, 1)
+    edges: Annotated[tuple[int, int], Bounds(1), Ascending()] = (1, 2)
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"word": "c"}, "x.word is 'c': choose a, b or off"),
+        ({"branches": 3}, "x.branches is 3: choose 2 or 4"),
+        ({"branches": "4"}, "x.branches is '4': choose 2 or 4"),
+        ({"share": 1.5}, "x.share is 1.5; it must be from 0 to 1"),
+        ({"share": math.nan}, "x.share is nan; it must be a finite number"),
+        ({"share": 10**400}, "x.share must be float"),
+        ({"above": 0}, "x.above is 0.0; it must be above 0 and at most 1"),
+        ({"size": [0, 3]}, "x.size is [0, 3]; each number must be at least 1"),
+        ({"edges": [3, 2]}, "x.edges is [3, 2]; the smaller number comes first"),
+        ({"more": {"a": {"lr": math.inf}}}, "x.more.a.lr is inf; it must be a finite number"),
+    ],
+)
+def test_what_a_type_does_not_allow_is_refused(values, message):
+    with pytest.raises(UserError) as error:
+        build(Allowed, values, "x")
+    assert message in str(error.value)
+
+
+def test_a_dataclass_made_in_code_is_checked_too():
+    with pytest.raises(UserError, match=r"x\.word is 'c': choose a, b or off"):
+        check(Allowed(word="c"), "x")
+    with pytest.raises(UserError, match="each number must be at least 1"):
+        check(Allowed(size=(0, 3)), "x")
+
+
+def test_what_a_type_allows_is_taken():
+    built = build(Allowed, {"word": False, "above": "1e-1", "edges": [2, 2], "branches": 2}, "x")
+    assert (built.word, built.above, built.edges, built.branches) == ("off", 0.1, (2, 2), 2)
+    check(built, "x")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from fastuda.config.resolve import resolve, shipped
-from fastuda.engine.optim import network_config
 from fastuda.methods import get_method
 from fastuda.models import build_model
 
@@ -23,7 +22,7 @@ def test_builds(name):
         model = network(dataclasses.replace(config.model, weights=None), classes)
         method = get_method(config.method["name"])(config.method_config(), model, classes)
     networks = method.networks()
-    clipped = {net: network_config(config.optim, net).clip_norm for net in networks}
+    clipped = {net: config.optim.of(net).clip_norm for net in networks}
     assert clipped == {net: 1.0 if "weakseg" in name and net == "model" else None for net in networks}
     assert "model" in networks
     assert all(sum(p.numel() for p in net.parameters()) for net in networks.values())

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from fastuda import cli
-from fastuda.config.settings import build
 from fastuda.data.loading.batch import Batch
 from fastuda.engine.curves import RunningMeans
 from fastuda.engine.parallel import Parallel, sync_batch_norm
@@ -17,6 +16,7 @@ from fastuda.methods import Method, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.system import distributed
 from fastuda.system.ddp import bare_state
+from fastuda.system.settings import build
 
 CLASSES = 5
 

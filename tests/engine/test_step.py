@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastuda
 from fastuda.config.resolve import resolve
 from fastuda.config.schema import OptimConfig
-from fastuda.config.settings import build
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.augment import jitter_source
 from fastuda.engine.optim import build_optimizer
@@ -26,6 +25,7 @@ from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import _backends
 from fastuda.system.distributed import World
+from fastuda.system.settings import build
 from tests.engine.ddp_worker import CLASSES, joint_batch
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}

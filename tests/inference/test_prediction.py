@@ -226,7 +226,7 @@ def test_bad_files_are_named_and_left_out(run, tmp_path):
 def test_numbers_of_the_picture_out_of_range(run, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     for flags, message in (
-        (["--size", 0, 9], "--size is 0 x 9; both must be at least 1"),
+        (["--size", 0, 9], "--size is 0; it must be at least 1"),
         (["--scales", "inf"], "every scale must be positive"),
     ):
         done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out", *flags)

@@ -288,7 +288,7 @@ def test_senseless_settings_of_sepico_are_named():
     for settings, said in (
         ({"bank_length": 0}, r"method\.bank_length is 0; it must be at least 1"),
         ({"crop_candidates": 0}, r"method\.crop_candidates is 0"),
-        ({"tau": 0.0}, r"method\.tau is 0\.0; it must be at least"),
+        ({"tau": 0.0}, r"method\.tau is 0\.0; it must be above 0"),
     ):
         with pytest.raises(UserError, match=said):
             build("sepico", **settings)

@@ -20,9 +20,10 @@ import yaml
 
 from bench.registry import CASES
 from fastuda import ops
+from fastuda.__main__ import module as command_module
 from fastuda.config.resolve import shipped
-from fastuda.config.settings import plain
 from fastuda.methods import METHODS
+from fastuda.system.settings import plain
 from tests.program import ROOT, environment, fastuda
 
 DOCS = ROOT / "docs"
@@ -125,7 +126,7 @@ def test_commands_are_understood(page, monkeypatch):
             done = fastuda("train", *rest, "--print-config")
             assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
             continue
-        program = importlib.import_module(f"fastuda.{module}" + (".__main__" if module == "data" else ""))
+        program = importlib.import_module(command_module(module))
         with monkeypatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
             for kind in ("parse_args", "parse_intermixed_args"):
                 patch.setattr(
@@ -155,7 +156,7 @@ def followed(script: str) -> Iterator[subprocess.CompletedProcess]:
         if words:
             words, into = (words[:-2], words[-1]) if words[-2] == ">" else (words, None)
             module = words[2].removeprefix("fastuda.")
-            done = fastuda("data.__main__" if module == "data" else module, *words[3:])
+            done = fastuda(module, *words[3:])
             if into:
                 Path(into).write_text(done.stdout)
             yield done
@@ -250,7 +251,7 @@ def test_settings_are_those_of_the_dataclass(tables, method):
     config = METHODS[method].Config
     shown = tables.settings(method)
     rows = dict(re.findall(r"^\| `method\.(\w+)` \| `(.*?)` \|", shown, re.MULTILINE))
-    assert rows.keys() == inspect.get_annotations(config).keys() - {"RANGES"}
+    assert rows.keys() == inspect.get_annotations(config).keys()
     assert not re.findall(r"^\| `.*\|  \|$", shown, re.MULTILINE), "a setting without a word on it"
     for field in dataclasses.fields(config):
         if field.name in rows:

@@ -9,7 +9,7 @@ import torch
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.torch_loader import TorchLoader
-from fastuda.errors import UserError, nearest
+from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
 
 log = logging.getLogger("fastuda")
@@ -32,7 +32,7 @@ def build_loader(
     """The training loader that ``config.loader`` names.
 
     Raises:
-        UserError: the loader is unknown, or the domains' classes differ.
+        UserError: the domains' classes differ, or the loader does not carry what the configuration asks for.
     """
     if source.classes.names != target.classes.names:
         raise UserError(
@@ -50,7 +50,7 @@ def choose_loader(config: DataConfig) -> str:
     GPU or a crop of at least 512 x 512 (measured on CPUs by bench/loader.py), and says so.
 
     Raises:
-        UserError: no such loader.
+        UserError: dali is named, and it does not carry what the configuration asks for.
     """
     beside = [name for name in ("weak_labels", "pairs") if getattr(config, name)]
     if beside and config.loader != "torch":
@@ -58,12 +58,8 @@ def choose_loader(config: DataConfig) -> str:
             raise UserError(f"data.{beside[0]} needs data.loader=torch: the DALI loader does not carry them")
         log.info("loader: torch (it carries data.%s)", beside[0])
         return "torch"
-    if config.loader in ("torch", "dali"):
-        return config.loader
     if config.loader != "auto":
-        raise UserError(
-            f"unknown loader {config.loader!r}{nearest(config.loader, ('auto', 'torch', 'dali'))}"
-        )
+        return config.loader
     from fastuda.data.loading.dali_loader import available
 
     if config.crop[0] * config.crop[1] < LARGE and not torch.cuda.is_available():

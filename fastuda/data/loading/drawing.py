@@ -10,10 +10,10 @@ import numpy as np
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
-from fastuda.data.loading.sampling import SAMPLINGS, BalancedSampler, RareSampler, build_sampler, order
+from fastuda.data.loading.sampling import BalancedSampler, RareSampler, build_sampler, order
 from fastuda.data.loading.transforms import Augment, Window
 from fastuda.data.tools.index import build_index
-from fastuda.errors import UserError, nearest
+from fastuda.errors import UserError
 
 SOURCE, TARGET = 0, 1
 TRIES = 10
@@ -91,12 +91,10 @@ def source_sampler(source: Domain, config: DataConfig, seed: int) -> RareSampler
     """The sampler that ``config.sampling`` names; None for uniform.
 
     Raises:
-        UserError: no such sampling, or too many labels that cannot be read.
+        UserError: too many labels cannot be read.
     """
     if config.sampling == "uniform":
         return None
-    if config.sampling not in SAMPLINGS:
-        raise UserError(f"data.sampling={config.sampling}{nearest(config.sampling, SAMPLINGS)}")
     index = build_index(source, workers=config.workers)
     if len(index.bad) > config.max_bad:
         raise UserError(

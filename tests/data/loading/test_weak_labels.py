@@ -24,7 +24,7 @@ def pair(gta5, cityscapes):
     target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
     weak = cityscapes / "weak.json"
     arguments = ("--workers", 0, "--quiet", "--points", 5, "--weak", weak)
-    done = fastuda("data.__main__", "index", f"cityscapes:{cityscapes}", *arguments)
+    done = fastuda("data", "index", f"cityscapes:{cityscapes}", *arguments)
     assert done.returncode == 0, done.stderr
     held_out = open_domain(f"cityscapes:{cityscapes}", role="evaluation", data_root=".")
     source, target, _ = share_classes(source, target, held_out)

@@ -162,7 +162,7 @@ def test_a_full_disk_ends_in_one_line_and_the_copy_goes_on_later(source, gta5, t
     how = settings(disk)
     args = ["cache", f"gta5:{gta5}", "--out", how.out, "--format", format, "--quiet"]
     with small_disk(disk, "32k"):
-        done = fastuda("data.__main__", *args, "--workers", 2, env={})
+        done = fastuda("data", *args, "--workers", 2, env={})
         assert done.returncode == 2 and done.stdout == ""
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"error: cannot write {how.out}") and line.endswith("run it again")
@@ -173,7 +173,7 @@ def test_a_full_disk_ends_in_one_line_and_the_copy_goes_on_later(source, gta5, t
         with pytest.raises(UserError, match=r"no classes\.yaml"):
             opened(how)
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
-        done = fastuda("data.__main__", *args, "--workers", 0)
+        done = fastuda("data", *args, "--workers", 0)
         assert done.returncode == 0, done.stderr
         copies = opened(how)
         assert len(copies) == 5 and all(copies.read_pair(i)[0].shape == (20, 36, 3) for i in range(5))
@@ -185,12 +185,12 @@ def test_a_file_that_cannot_be_finished_is_not_left(gta5, tmp_path, limit):
     out = tmp_path / "copy"
     args = ["cache", f"gta5:{gta5}", "--out", out, "--workers", 0, "--quiet"]
     done = fastuda(
-        "data.__main__", *args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        "data", *args, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith(f"error: cannot write {out}") and "File too large" in done.stderr
     left = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     assert left == ([] if limit == 50 else ["cache.json", "labels/images/00000.png"])
-    done = fastuda("data.__main__", *args)
+    done = fastuda("data", *args)
     assert done.returncode == 0, done.stderr
     assert len(open_domain(f"folder:{out}", role="source", data_root=".")) == 5

@@ -228,12 +228,6 @@ def test_balanced_draws_are_those_of_the_published_loop():
     assert wanted == ours[5][0] and shown[image, wanted]
 
 
-def test_unknown_sampling(source, cityscapes):
-    target = open_domain(f"cityscapes:{cityscapes}", role="target", data_root=".")
-    with pytest.raises(UserError, match=r"data\.sampling=rar; did you mean rare"):
-        build_loader(source, target, DataConfig(sampling="rar", workers=0), IMAGENET, seed=0)
-
-
 def test_report_of_a_good_data_set(source, tmp_path):
     report = check_domain(source, need_labels=True, workers=0, quiet=True)
     text = report.text()
@@ -334,24 +328,24 @@ def test_what_the_commands_write_is_whole_or_one_line_says_why(gta5, tmp_path, m
     for command, flag in (("check", "--sheet"), ("index", "--weak")):
         args = [command, f"gta5:{gta5}", "--workers", 0, "--quiet", flag]
         out = tmp_path / "file" / command
-        done = fastuda("data.__main__", *args, out)
+        done = fastuda("data", *args, out)
         assert done.returncode == 2, done.stdout + done.stderr
         assert done.stderr.splitlines() == [f"error: cannot write {out.parent}: File exists"]
         out = tmp_path / "limited" / command
         done = fastuda(
-            "data.__main__", *args, out,
+            "data", *args, out,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400)),
         )  # fmt: skip
         assert done.returncode == 2, done.stdout + done.stderr
         assert done.stderr.splitlines() == [f"error: cannot write {out}: File too large"]
         assert list(out.parent.iterdir()) == []
-    done = fastuda("data.__main__", *args, tmp_path / "weak.csv")
+    done = fastuda("data", *args, tmp_path / "weak.csv")
     assert done.returncode == 2 and "--weak writes JSON" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["list", "check", "index", "cache", "synth"])
 def test_help_of_a_command_says_what_it_does_and_how(command):
-    text = fastuda("data.__main__", command, "--help").stdout
+    text = fastuda("data", command, "--help").stdout
     about, examples = text.partition("\n\n")[2], text.partition("\nexamples:\n")[2]
     assert about[0].isupper() and f"python -m fastuda.data {command}" in examples
 
@@ -382,7 +376,7 @@ def test_wrong_numbers_and_places_are_named_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTUDA_CACHE", str(tmp_path / "cache"))
     words = [word.replace("gta5", f"gta5:{gta5}") if word == "gta5" else word for word in words.split()]
-    done = fastuda("data.__main__", *words, "--quiet")
+    done = fastuda("data", *words, "--quiet")
     assert done.returncode == (2 if message else 0), done.stderr
     assert [line.startswith("error: ") and message in line for line in done.stderr.splitlines()] == [True] * (
         message is not None
