@@ -29,7 +29,8 @@ from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import open_rgb
-from fastuda.data.domains.domain import Domain, open_domain
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.dali_loader import DaliLoader, available
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.data.tools.cache import CacheSettings, build_cache
@@ -183,7 +184,9 @@ def main() -> int:
         if args.csv:
             try:
                 args.csv.parent.mkdir(parents=True, exist_ok=True)
-                table = csv.writer(stack.enter_context(open(args.csv, "w", newline="", buffering=1)))
+                table = csv.writer(
+                    stack.enter_context(open(args.csv, "w", newline="", buffering=1, encoding="utf-8"))
+                )
                 table.writerow(COLUMNS)
             except OSError as error:
                 raise UserError(f"cannot write {args.csv}: {error.strerror}") from error

@@ -143,7 +143,7 @@ def error_of(case: Case, provider: str, device: str) -> float:
 
 def resident(key: str) -> float:
     """MiB of VmRSS or VmHWM."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 1024
     return 0.0
@@ -156,7 +156,9 @@ def start_peak(device: str) -> float:
         return torch.cuda.memory_allocated() / 2**20
     release_memory()  # what earlier calls left for later ones counts as the measured call's own
     give_back_freed_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # VmHWM starts again from what is resident now
     return resident("VmRSS")
 
 

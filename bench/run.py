@@ -163,7 +163,7 @@ def machine(device: str) -> str:
     """A short name of the processor or card."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     lines = (line.split(":", 1) for line in told.splitlines() if ":" in line)
     of = {key.strip(): value.strip() for key, value in lines}
     if "model name" in of:
@@ -286,7 +286,7 @@ def check_rows(path: Path, columns: Sequence[str]) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not path.is_file():
             raise UserError(f"cannot write {path}: it is no file")
-        with path.open("r+", newline="") as stream:
+        with path.open("r+", newline="", encoding="utf-8") as stream:
             found = next(csv.reader(stream), None)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
@@ -302,7 +302,7 @@ def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     """
     try:
         fresh = not path.exists() or not path.stat().st_size
-        with path.open("a", newline="") as stream:
+        with path.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, columns)
             if fresh:
                 writer.writeheader()

@@ -46,7 +46,7 @@ def load() -> list[dict[str, str]]:
     """All rows of all result files; of equal keys the last one stands."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted((HERE / "results").glob("*.csv")):
-        with path.open() as stream:
+        with path.open(encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 continue  # of another bench
@@ -126,7 +126,7 @@ def step_rows() -> list[dict[str, str]]:
     """All rows of ``python -m bench.end_to_end``; of equal keys the last one stands."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted((HERE / "results").glob("end_to_end*.csv")):
-        with path.open(newline="") as stream:
+        with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 rows[tuple(row[key] for key in KEYS)] = row
     return list(rows.values())
@@ -189,7 +189,7 @@ def write() -> None:
     )
     text = HEAD + plot + steps() + section("cpu", rows) + section("cuda", rows)
     with written(HERE / "README.md") as draft:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
 
 
 def main() -> int:

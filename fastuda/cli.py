@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import io
 import logging
 import math
 import os
@@ -92,6 +93,9 @@ def inference(args: argparse.Namespace) -> Inference:
 def run(main: Callable[[], int]) -> None:
     """Run a command line: a :class:`UserError`, or what the system refuses, becomes one clear message and
     exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # files and classes may be named in letters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
         if sys.stdout is not None:

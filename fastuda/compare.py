@@ -9,12 +9,17 @@ import sys
 
 from fastuda.cli import a_path, parser, run
 from fastuda.errors import UserError
+from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.comparison import markdown, read_groups, write
 
 EXAMPLES = """\
   python -m fastuda.compare runs/*
   python -m fastuda.compare runs/* --out comparison        CSV, Markdown, HTML and a plot
-  python -m fastuda.compare runs/* --json"""
+  python -m fastuda.compare runs/* --json
+  python -m fastuda.compare runs/* --protocol confusion19
+
+Runs on one pair of domains are compared by one protocol (see fastuda evaluate --help): the one that all of
+them were scored by, or ignore where they differ. Where it matters the title names it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,6 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
     p = parser("fastuda.compare", __doc__ or "", EXAMPLES)
     p.add_argument("runs", type=a_path, nargs="+", help="run folders, or folders of them")
     p.add_argument("--out", type=a_path, help="write comparison.csv, .md, .html and .svg into this folder")
+    p.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="of classes that the target has and the runs lack (default: the runs' own)",
+    )
     p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
     return p
@@ -33,7 +43,7 @@ def main() -> int:
     missing = [str(folder) for folder in args.runs if not folder.is_dir()]
     if missing:
         raise UserError(f"no folder {', '.join(missing)}")
-    groups = read_groups(args.runs)
+    groups = read_groups(args.runs, args.protocol)
     if args.out:
         write(groups, args.out)
         if not args.quiet:

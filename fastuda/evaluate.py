@@ -1,4 +1,4 @@
-"""Score a finished run on a labelled split: per-class IoU, and mIoU by the protocol of the classes."""
+"""Score a finished run on a labelled split: per-class IoU, and mIoU by each protocol of the classes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ EXAMPLES = """\
   python -m fastuda.evaluate runs/fada/2_adapt --ccd
   python -m fastuda.evaluate runs/fada --target cross_city:/data/NTHU/Rome
   python -m fastuda.evaluate runs/plca --classes road sidewalk car
+  python -m fastuda.evaluate runs/synthia_plca eval.protocol=confusion19
 
-A target that lacks some of the run's classes is scored on the others: 13 of 19 on Cross-City."""
+A target that lacks some of the run's classes is scored on the others: 13 of 19 on Cross-City.
+A target with classes that the run lacks (terrain, truck and train of Cityscapes, after SYNTHIA) is scored by
+two protocols: ignore leaves their pixels out (PLCA, FADA), confusion19 counts what is predicted there as
+false positives (ASANet, WeakSegDA, SePiCo). The classes' IoU is by the run's own, eval.protocol; the means
+by the other one have its name behind theirs."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--pictures", type=number(int, 0), default=0, help="pictures to leave in RUN/preds_<split>"
     )
     p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
-    p.add_argument("--csv", type=a_path, help="write class,iou rows to this file (class,iou,ccd with --ccd)")
+    p.add_argument(
+        "--csv",
+        type=a_path,
+        help="write class,iou rows to this file; iou by the other protocol where it differs, and ccd with"
+        " --ccd, are further columns",
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("--quiet", action="store_true", help="no progress bar, only errors (and --json)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
@@ -48,10 +58,10 @@ def main() -> int:
     """Parse, load, evaluate, print."""
     args = build_parser().parse_intermixed_args()
 
-    from fastuda.data.domains.domain import NO_SPLIT, open_domain
+    from fastuda.data.domains.open import NO_SPLIT, open_domain
     from fastuda.inference.evaluation import evaluate
     from fastuda.inference.saved import load_run, override
-    from fastuda.inference.scores import ccd_table, table
+    from fastuda.inference.scores import ccd_table, protocol_line, table
     from fastuda.system import distributed
     from fastuda.system.files import written
     from fastuda.system.log import setup_logging
@@ -67,6 +77,7 @@ def main() -> int:
         raise UserError(f"{args.run} was trained with data.eval_split={NO_SPLIT}: name a split with --split")
     domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
     domain, known = domain.in_classes(classes, data.class_alias)
+    domain.check_labels(data.check_labels)
     missing = [name for name in classes.names if name not in known]
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
@@ -74,7 +85,7 @@ def main() -> int:
     with memory_suffices(world.device, LESS_MEMORY):
         scores = evaluate(
             method, domain, data, world, how=inference(args), pictures=folder, count=args.pictures,
-            ccd=args.ccd, quiet=args.quiet,
+            ccd=args.ccd, protocol=config.eval.protocol, quiet=args.quiet,
         ).only(tuple(dict.fromkeys(args.classes or known)))  # fmt: skip
     distributed.stop()
     if not world.first:
@@ -83,11 +94,15 @@ def main() -> int:
         print(json.dumps(scores.as_dict(), indent=1))
     elif not args.quiet:
         print(table({str(config.method["name"]): scores}))
+        if scores.other_iou is not None:
+            print(f"\n{protocol_line(scores, domain.others)}")
         if args.ccd:
             print(f"\n{ccd_table(scores)}")
     if args.csv:
-        columns = {"class": scores.classes, "iou": scores.iou} | ({"ccd": scores.ccd} if scores.ccd else {})
-        with written(args.csv) as draft, draft.open("w", newline="") as file:
+        columns = {"class": scores.classes, "iou": scores.iou}
+        columns |= {f"iou_{scores.other_protocol}": scores.other_iou} if scores.other_iou else {}
+        columns |= {"ccd": scores.ccd} if scores.ccd else {}
+        with written(args.csv) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
     return 0
 

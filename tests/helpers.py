@@ -68,3 +68,8 @@ def as_good_match(index: Tensor, sim: Tensor, slack: float) -> None:
     reached = sim.gather(-1, index[..., None])[..., 0]
     short = (sim.amax(-1) - reached).max().item()
     assert short <= slack, f"a match is {short:.3g} below the best (allowed {slack:.3g})"
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())

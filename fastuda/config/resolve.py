@@ -33,11 +33,11 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"no configuration file {name}")
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{name} cannot be read as a configuration: {error}") from error
     elif name in shipped():
-        text = resources.files("fastuda.recipes").joinpath(f"{name}.yaml").read_text()
+        text = resources.files("fastuda.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
     values = read_yaml(text, name) or {}

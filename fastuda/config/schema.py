@@ -102,6 +102,9 @@ class EvalConfig:
     """Steps between evaluations; 0 evaluates at the end only."""
     pictures: Natural = 12
     """Pictures of predictions to leave in preds/ and to show in the report."""
+    protocol: Literal["ignore", "confusion19"] = "ignore"
+    """Pixels of classes that the target has and the run has not: ignore leaves them out (PLCA, FADA),
+    confusion19 counts what is predicted there as false positives (ASANet, WeakSegDA, SePiCo)."""
 
 
 @dataclass(frozen=True)

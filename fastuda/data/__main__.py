@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -204,8 +203,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse and call the command."""
     args = build_parser().parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # files may be named in another encoding
     commands = {"list": _list, "check": _check, "index": _index, "cache": _cache, "synth": _synth}
     return commands[args.command](args)
 
@@ -221,13 +218,14 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
-    from fastuda.data.tools.check import check_domain, contact_sheet
+    from fastuda.data.domains.open import open_domain
+    from fastuda.data.tools.check import check_domain, contact_sheet, shared_with_evaluation
     from fastuda.system.log import setup_logging
 
     setup_logging(quiet=False)  # images that are left out are named there
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
     report = check_domain(domain, need_labels=args.role != "target", workers=args.workers, quiet=args.quiet)
+    report.notes += shared_with_evaluation(domain, args.domain, args.data_root)
     print(report.text())
     if not args.no_sheet:
         name = f"check_{domain.name}_{domain.split.replace('/', '_')}.png"
@@ -236,7 +234,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.loading.sampling import class_probabilities
     from fastuda.data.tools.index import build_index
     from fastuda.system.files import written
@@ -270,13 +268,13 @@ def _index(args: argparse.Namespace) -> int:
             },
         }
         with written(args.weak) as draft:
-            draft.write_text(json.dumps(said, indent=1))
+            draft.write_text(json.dumps(said, indent=1), encoding="utf-8")
         print(f"weak labels: {args.weak}", file=sys.stderr)
     return 1 if index.bad else 0
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.tools.cache import CacheSettings, build_cache
 
     domain = open_domain(args.domain, role=args.role, data_root=args.data_root)
@@ -289,7 +287,7 @@ def _cache(args: argparse.Namespace) -> int:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from fastuda.data.domains.domain import open_domain
+    from fastuda.data.domains.open import open_domain
     from fastuda.data.scenes import ScenesConfig, ensure_scenes
     from fastuda.data.tools.check import contact_sheet
 

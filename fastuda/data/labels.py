@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 Color = tuple[int, int, int]
 
@@ -60,13 +61,17 @@ class LabelMap:
     """
 
     ids: Mapping[int, int]
-    """Every raw id that may occur, from 0 to 65535; those without a class map to 255."""
+    """Every raw id that may occur, any int32; those without a class map to 255."""
     colors: Mapping[Color, int] = field(default_factory=dict)
     """Train id of every colour, for files with colours."""
     channel_zero: bool = False
     names: Mapping[str, int] = field(default_factory=dict)
     """Train id of every name, for files that name classes: polygons (Cityscapes' and IDD's JSON), weak
     labels."""
+    id_colors: Mapping[int, Color] = field(default_factory=dict)
+    """The data set's own colours of raw ids, where several share one, which ``colors`` gives to a class."""
+    before: LabelMap | None = None
+    """The map that :meth:`remap` began from, which knows every class of the files."""
 
     @cached_property
     def _id_table(self) -> np.ndarray:
@@ -94,19 +99,84 @@ class LabelMap:
         if raw.dtype == np.uint8:
             return self._id_table[:256][raw]
         inside = (raw >= 0) & (raw < len(self._id_table))
-        return np.where(inside, self._id_table[np.where(inside, raw, 0)], np.uint8(UNKNOWN))
+        label = np.where(inside, self._id_table[np.where(inside, raw, 0)], np.uint8(UNKNOWN))
+        for value, train in self.ids.items():
+            if not 0 <= value < len(self._id_table):
+                label[raw == value] = train
+        return label
 
-    def remap(self, table: Mapping[int, int]) -> LabelMap:
-        """The same files with the train ids renumbered; ids that the table lacks become 255."""
+    def decode_indexed(self, raw: np.ndarray, palette: np.ndarray) -> np.ndarray:
+        """uint8 train ids [H, W] of a palette file: by its indices, which are raw ids, or by its colours.
+
+        The colours count where every one in use is in the map and some index has another class by its colour
+        than by its number: an image editor has renumbered them. A file without a class colour in use is
+        judged by its whole palette; one whose colours are mostly unknown is read by its indices.
+
+        Args:
+            raw: uint8 [H, W], the indices.
+            palette: uint8 [N, 3], their colours.
+
+        Raises:
+            ValueError: the two readings differ, and neither is certain.
+        """
+        used = [i for i, count in enumerate(Image.fromarray(raw).histogram()) if count]
+        if not (self.before or self)._reads_colors(used, list(map(tuple, palette.tolist()))):
+            return self.decode(raw)
+        table = np.full(256, UNKNOWN, np.uint8)
+        for index in used:
+            table[index] = self.colors[tuple(palette[index].tolist())]
+        return table[raw]
+
+    def _reads_colors(self, used: list[int], palette: list[Color]) -> bool:
+        """Whether the colours of a palette file count, and not the indices; see :meth:`decode_indexed`."""
+
+        def of(index: int) -> int:
+            return self.colors.get(palette[index], UNKNOWN) if index < len(palette) else UNKNOWN
+
+        if not self.colors or not palette:
+            return False
+
+        def differs(index: int) -> bool:
+            if of(index) < UNKNOWN:
+                return of(index) != self.ids.get(index) and palette[index] != self.id_colors.get(index)
+            # void by its colour, if that is no padding, and not a value at all
+            alone = judged is used and palette.count(palette[min(index, len(palette) - 1)]) == 1
+            return of(index) == IGNORE and index not in self.ids and alone
+
+        judged = used if any(of(i) < UNKNOWN for i in used) else list(range(len(palette)))
+        differ = list(filter(differs, judged))
+        unknown = sum(of(i) == UNKNOWN for i in judged)
+        if not differ and len(palette) == 1 and used == [0] and of(0) == IGNORE != self.ids.get(0):
+            differ = [0]  # void alone in its own palette, or the first class in black
+        elif not differ or 2 * unknown > len(judged) or (unknown and judged is not used):
+            return False
+        elif not unknown:
+            return True
+        first = differ[0]
+        raise ValueError(
+            f"index {first} is {self._called(self.ids.get(first, UNKNOWN))} by its number and"
+            f" {self._called(of(first))} by its colour #{bytes(palette[first]).hex()}"
+        )
+
+    def _called(self, train: int) -> str:
+        """A train id in words."""
+        names = [name for name, known in self.names.items() if known == train]
+        return {IGNORE: "ignored", UNKNOWN: "unknown"}.get(train) or (names[0] if names else f"class {train}")
+
+    def remap(self, table: Mapping[int, int], rest: int = IGNORE) -> LabelMap:
+        """The same files with the train ids renumbered; classes that the table lacks become ``rest``, 255
+        stays."""
 
         def renumber(train: int) -> int:
-            return table.get(train, IGNORE)
+            return IGNORE if train == IGNORE else table.get(train, rest)
 
         return LabelMap(
             {raw: renumber(train) for raw, train in self.ids.items()},
             {color: renumber(train) for color, train in self.colors.items()},
             self.channel_zero,
             {name: renumber(train) for name, train in self.names.items()},
+            self.id_colors,
+            self.before or self,
         )
 
     def unknown(self, raw: np.ndarray) -> list[int] | list[str]:
@@ -191,6 +261,7 @@ CITYSCAPES_LABELS = LabelMap(
     {row.id: row.train_id for row in CITYSCAPES_ROWS} | {IGNORE: IGNORE},
     _colors(CITYSCAPES_ROWS) | {(20, 20, 20): IGNORE},
     names={row.name: row.train_id for row in CITYSCAPES_ROWS},
+    id_colors={row.id: row.color for row in CITYSCAPES_ROWS},
 )
 """Label files with labelIds, or with Cityscapes' colours; GTA5's are such."""
 

@@ -91,4 +91,6 @@ class LossGuard:
 
     def _dump(self, found: dict[str, Any]) -> None:
         if self.out.is_dir():
-            write_atomic(self.out / DUMP, lambda draft: draft.write_text(json.dumps(found, indent=1)))
+            write_atomic(
+                self.out / DUMP, lambda draft: draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            )

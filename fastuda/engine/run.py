@@ -13,7 +13,7 @@ from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
-from fastuda.inference.saved import read_result
+from fastuda.inference.saved import read_result, scores_of
 from fastuda.inference.scores import Scores, table
 from fastuda.methods import BASELINE, get_method
 from fastuda.report.page import write_report
@@ -57,9 +57,7 @@ def finished(out: Path, steps: int = 0) -> Scores | None:
         return None
     try:
         result = read_result(path)
-        classes = tuple(result["classes"])
-        iou = tuple(result["iou"][name] for name in classes)
-        return None if result["step"] < steps else Scores(classes, iou)
+        return None if result["step"] < steps else scores_of(result)
     except (UserError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%r): the run is scored again", path, error.__cause__ or error)
         return None
@@ -99,7 +97,9 @@ def train(
                 scores[BASELINE] = _one(base, out / BASELINE, world, resume and "auto", quiet)
             scores[name] = _one(config, out, world, resume, quiet)
         if world.first:
-            write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
+            write_atomic(
+                out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
+            )
         return scores
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
@@ -131,7 +131,7 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     else:
         out.mkdir(parents=True, exist_ok=True)
         with log_file(out / "log.txt", lines):
-            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment()))
+            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment(), encoding="utf-8"))
             scores = trainer.fit()
             _report(config, out, world)
     world.barrier()  # nobody leaves the group while the first one still writes

@@ -16,7 +16,7 @@ from typing import Any
 from fastuda.config.schema import RunConfig, TrainConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.classes import class_mapping
-from fastuda.data.domains.domain import Domain, classes_of, open_domain
+from fastuda.data.domains.open import classes_of, open_domain
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
@@ -112,7 +112,9 @@ def train_stages(
             done = next(reversed(train(settings, folder, resume="auto", quiet=quiet).values()))
         scores[stage] = done
     if int(os.environ.get("RANK", 0)) == 0:
-        write_atomic(out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n"))
+        write_atomic(
+            out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
+        )
     return scores
 
 
@@ -149,7 +151,7 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
         config, method, classes = load_run(run, world.device)
         target = open_domain(config.data.target, role="target", data_root=config.data.data_root)
         own = range(world.rank, len(target), world.size)
-        files = [(target.items[i].image, _name(target, i)) for i in own]
+        files = [(target.items[i].image, Path(f"{target.own_path(i)}.png")) for i in own]
         for image, name in files:
             _link(image, out / "images" / name.with_suffix(image.suffix))
         size, resampling = config.data.eval_size, config.data.resampling
@@ -162,10 +164,6 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
             describe(out, classes)
     finally:
         distributed.stop()
-
-
-def _name(domain: Domain, index: int) -> Path:
-    return domain.items[index].image.relative_to(domain.root).with_suffix(".png")
 
 
 def _link(source: Path, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import signal
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.domains.open import absolute, open_domain, share_classes
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.build import build_loader
@@ -55,6 +56,8 @@ class Trainer:
     def __init__(
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
     ):
+        # a run is evaluated and gone on with from any folder
+        config = dataclasses.replace(config, data=absolute(config.data))
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         if config.train.amp == "fp16" and world.device.type == "cpu":
             log.warning("fp16 is slow on a CPU, whose convolutions have no kernels for it; bf16 is not")
@@ -66,12 +69,12 @@ class Trainer:
         held_out = open_domain(
             config.data.target, role="evaluation", data_root=root, split=config.data.eval_split
         )
-        for domain in (source, held_out):
-            domain.check_labels(config.data.check_labels)
-        held_out.check_files()
         self.source, self.target, self.held_out = share_classes(
             source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
         )
+        for domain in (self.source, self.held_out):
+            domain.check_labels(config.data.check_labels)
+        held_out.check_files()
 
         if world.device.type == "cpu" and config.train.keep_memory:
             keep_freed_memory()
@@ -269,6 +272,7 @@ class Trainer:
                 how=Inference(amp=self.amp),
                 pictures=folder,
                 count=self.config.eval.pictures,
+                protocol=self.config.eval.protocol,
                 stop=lambda: bool(self.stop_signal),
                 quiet=self.quiet or not pictures,  # in between, the bar of the training is there
             )
@@ -283,6 +287,7 @@ class Trainer:
         loggers.log(self.state.step, values)
         if len(self.held_out):
             where = f"{self.held_out.name} ({self.held_out.split})"
+            where += "" if scores.other_iou is None else f", by {scores.protocol}"
             log.info("step %d: mIoU %.2f on %s", self.state.step, scores.miou, where)
         if scores.miou > self.state.best:
             self.state.best = scores.miou
@@ -314,7 +319,7 @@ class Trainer:
         checkpoint.clean(self.out)
         checkpoint.clean(self.out / "checkpoints")
         checkpoint.write_atomic(
-            self.out / "config.yaml", lambda draft: draft.write_text(self.config.to_yaml())
+            self.out / "config.yaml", lambda draft: draft.write_text(self.config.to_yaml(), encoding="utf-8")
         )
         state = self.state
         loggers: list[CsvLogger | TensorBoardLogger] = [CsvLogger(self.out / "metrics.csv", state.curves)]
@@ -335,4 +340,6 @@ class Trainer:
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
         text = json.dumps(result, indent=1)
-        checkpoint.write_atomic(self.out / "result.json", lambda draft: draft.write_text(text))
+        checkpoint.write_atomic(
+            self.out / "result.json", lambda draft: draft.write_text(text, encoding="utf-8")
+        )

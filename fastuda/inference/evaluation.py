@@ -14,6 +14,7 @@ from PIL import Image
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
+from fastuda.data.labels import IGNORE
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels
@@ -39,12 +40,15 @@ def evaluate(
     pictures: Path | None = None,
     count: int = 0,
     ccd: bool = False,
+    protocol: str = "ignore",
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = True,
 ) -> Scores:
     """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
 
-    Pixels whose label is 255 do not count. The prediction is upsampled to the label's size inside the op.
+    Pixels whose label is 255 do not count. Those of the domain's ``others``, classes that the run does not
+    have, count by ``protocol`` (see :class:`~fastuda.inference.scores.Scores`). The prediction is upsampled
+    to the label's size inside the op.
     With ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the
     label of the pixel at its place (nearest).
 
@@ -60,6 +64,7 @@ def evaluate(
     how = how or Inference()
     classes = method.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
+    elsewhere = torch.zeros(classes, dtype=torch.int64, device=world.device)
     shown = (
         set(np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist()) if count else set()
     )
@@ -75,6 +80,9 @@ def evaluate(
                 break
             image = image.to(world.device, memory_format=torch.channels_last)
             label = label.to(world.device)
+            other = label == classes if domain.others else None
+            if other is not None:
+                label = label.masked_fill(other, IGNORE)
             predicted_scores = how(method, image).scores
             if int((label[label != 255]).max() if (label != 255).any() else 0) >= classes:
                 raise UserError(f"the label of {name} has a class beyond the {classes} of this run")
@@ -82,6 +90,8 @@ def evaluate(
                 predicted_scores, label, align_corners=method.model.align_corners, return_labels=True
             )
             confusion += matrix
+            if other is not None:
+                elsewhere += torch.bincount(predicted[other], minlength=classes)
             if ccd:
                 found = feature_statistics(method, image, label, how.amp)
                 statistics = found if statistics is None else statistics.merge(found)
@@ -94,7 +104,9 @@ def evaluate(
         method.train(was_training)
     if world.any(stopped):
         raise Stopped
-    scores = Scores.of(world.sum(confusion).cpu(), domain.classes.names)
+    counts = world.sum(torch.cat([confusion, elsewhere[None]])).cpu()
+    others = counts[-1] if domain.others and len(domain) else None
+    scores = Scores.of(counts[:-1], domain.classes.names, others, protocol)
     if not ccd:
         return scores
     if statistics is None:  # more ranks than images
@@ -108,10 +120,12 @@ def evaluate(
 def feature_statistics(
     method: Method, image: torch.Tensor, label: torch.Tensor, amp: torch.dtype | None
 ) -> F.ClassStatistics:
-    """Of one image's features by class; float64, so that thousands of images merge without loss."""
+    """Of one image's features by class; float64, so that thousands of images merge without loss. Pixels of
+    classes that the run does not have do not count."""
     with torch.autocast(image.device.type, dtype=amp, enabled=amp is not None):
         features = method.model(image).features
     small = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()
+    small = small.masked_fill(small == method.num_classes, IGNORE)
     found = F.class_statistics(
         features.permute(0, 2, 3, 1).flatten(0, 2), small.flatten(), method.num_classes
     )

@@ -202,7 +202,7 @@ def describe(out: Path, classes: ClassSet) -> None:
     """``out/classes.yaml``, what the ids in ``labels`` mean, as a ``folder:`` domain has it."""
     palette = [list(color) for color in classes.palette]
     text = to_yaml({"names": list(classes.names), "palette": palette, "ignore": 255})
-    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text))
+    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 class _Writers:

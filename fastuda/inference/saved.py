@@ -17,6 +17,7 @@ from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
+from fastuda.inference.scores import PROTOCOLS, Scores
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.normalization import Normalization
@@ -59,9 +60,13 @@ def read_result(path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         means = {key: _score(value) for key, value in result.items() if key.startswith("mIoU")}
-        result |= {**means, "iou": {name: _score(value) for name, value in result["iou"].items()}}
+        per_class = {key: value for key, value in result.items() if key.partition("_")[0] == "iou"}
+        scores = {key: {name: _score(v) for name, v in values.items()} for key, values in per_class.items()}
+        result |= {**means, "iou": scores["iou"], **scores}
+        if result.setdefault("protocol", PROTOCOLS[0]) not in PROTOCOLS:
+            raise ValueError(f"protocol is {result['protocol']!r}")
         result |= {"step": int(result["step"]), "processes": int(result.get("processes", 1))}
         result["split"] = str(result["split"])
         if not means:
@@ -71,6 +76,20 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not a result of a run: {error!r}") from error
     return result
+
+
+def scores_of(result: dict[str, Any]) -> Scores:
+    """The scores that :func:`read_result` read.
+
+    Raises:
+        KeyError: a class has no score.
+    """
+    classes = tuple(result.get("classes") or result["iou"])
+    scores = Scores(classes, tuple(result["iou"][name] for name in classes), protocol=result["protocol"])
+    other = result.get(f"iou_{scores.other_protocol}")
+    if other is None:
+        return scores
+    return dataclasses.replace(scores, other_iou=tuple(other[name] for name in classes))
 
 
 def _score(value: Any) -> float:

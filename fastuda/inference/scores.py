@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,12 +12,21 @@ from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
 from fastuda.errors import UserError, nearest
 from fastuda.ops import ClassStatistics
 
+PROTOCOLS = ("ignore", "confusion19")
+"""What counts where the target has a class that the run does not have, see :class:`Scores`."""
 
-def iou_per_class(confusion: Tensor) -> Tensor:
-    """``tp / (tp + fp + fn)`` per class, float64 [K]; NaN for a class that is neither there nor predicted."""
+
+def iou_per_class(confusion: Tensor, others: Tensor | None = None) -> Tensor:
+    """``tp / (tp + fp + fn)`` per class, float64 [K]; NaN for a class that is neither there nor predicted.
+
+    Args:
+        confusion: [K, K], rows = truth, columns = prediction.
+        others: [K], predictions of each class at pixels of no class of these, which are false positives.
+    """
     matrix = confusion.double()
     hit = matrix.diagonal()
-    return hit / (matrix.sum(0) + matrix.sum(1) - hit)
+    union = matrix.sum(0) + matrix.sum(1) - hit
+    return hit / (union if others is None else union + others.double())
 
 
 def class_centre_distance(statistics: ClassStatistics) -> Tensor:
@@ -42,17 +51,46 @@ def class_centre_distance(statistics: ClassStatistics) -> Tensor:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-class IoU in percent, and its means."""
+    """Per-class IoU in percent, and its means.
+
+    Where the target labels classes that the run does not have (terrain, truck and train of Cityscapes, after
+    SYNTHIA), there are two protocols. ``ignore`` leaves their pixels out (PLCA, FADA). ``confusion19`` counts
+    what is predicted there as false positives, as the 16 IoUs picked from Cityscapes' 19 x 19 confusion
+    matrix do (ASANet, WeakSegDA, SePiCo). The two are one where there is no such class.
+    """
 
     classes: tuple[str, ...]
     iou: tuple[float, ...]
-    """NaN where a class neither occurs nor is predicted."""
+    """By ``protocol``; NaN where a class neither occurs nor is predicted."""
     ccd: tuple[float, ...] | None = None
     """Class-centre distances, where they were asked for; NaN where a class has no feature."""
+    protocol: str = "ignore"
+    """One of ``PROTOCOLS``."""
+    other_iou: tuple[float, ...] | None = None
+    """IoU by the other protocol; none where the two are one."""
 
     @staticmethod
-    def of(confusion: Tensor, classes: Sequence[str]) -> Scores:
-        return Scores(tuple(classes), tuple((100 * iou_per_class(confusion)).tolist()))
+    def of(
+        confusion: Tensor, classes: Sequence[str], others: Tensor | None = None, protocol: str = "ignore"
+    ) -> Scores:
+        """The scores of a confusion matrix.
+
+        Args:
+            confusion: [K, K], rows = truth, columns = prediction.
+            others: [K], how often each class is predicted at pixels of classes that are not among these;
+                none where the target has no such class.
+        """
+        ignoring = tuple((100 * iou_per_class(confusion)).tolist())
+        if others is None:
+            return Scores(tuple(classes), ignoring, protocol=protocol)
+        iou = [ignoring, tuple((100 * iou_per_class(confusion, others)).tolist())]
+        chosen = PROTOCOLS.index(protocol)
+        return Scores(tuple(classes), iou[chosen], protocol=protocol, other_iou=iou[1 - chosen])
+
+    @property
+    def other_protocol(self) -> str:
+        """The name of the protocol that ``other_iou`` is by."""
+        return PROTOCOLS[1 - PROTOCOLS.index(self.protocol)]
 
     def only(self, names: Sequence[str]) -> Scores:
         """The scores of these classes alone, in their order.
@@ -65,7 +103,8 @@ class Scores:
             raise UserError(f"no score of a class {unknown[0]!r}{nearest(unknown[0], self.classes)}")
         kept = [self.classes.index(name) for name in names]
         ccd = None if self.ccd is None else tuple(self.ccd[i] for i in kept)
-        return Scores(tuple(names), tuple(self.iou[i] for i in kept), ccd)
+        other = None if self.other_iou is None else tuple(self.other_iou[i] for i in kept)
+        return Scores(tuple(names), tuple(self.iou[i] for i in kept), ccd, self.protocol, other)
 
     def mean(self, over: Sequence[int] | None = None) -> float:
         """Mean IoU over the classes that occur (all, or the given ones)."""
@@ -77,19 +116,30 @@ class Scores:
         return self.mean()
 
     def protocols(self) -> dict[str, float]:
-        """mIoU by name of the protocol; where they are among the classes also over SYNTHIA's 16 and 13."""
+        """mIoU by name; where they are among the classes also over SYNTHIA's 16 and 13. Those by the other
+        protocol, where it differs, have its name behind theirs: ``mIoU16_ignore``."""
         out = {f"mIoU{len(self.classes)}": self.miou}
         for chosen in (SYNTHIA_16, SYNTHIA_13):
             names = [CITYSCAPES.names[i] for i in chosen]
             if set(names) < set(self.classes):
                 out[f"mIoU{len(names)}"] = self.mean([self.classes.index(name) for name in names])
-        return out
+        if self.other_iou is None:
+            return out
+        others = replace(self, iou=self.other_iou, other_iou=None).protocols()
+        return out | {f"{name}_{self.other_protocol}": value for name, value in others.items()}
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: protocols and per-class IoU, absent classes as null."""
-        per_class = {n: None if v != v else round(v, 3) for n, v in zip(self.classes, self.iou, strict=True)}
-        means = {k: None if v != v else round(v, 3) for k, v in self.protocols().items()}
-        out: dict[str, object] = {**means, "iou": per_class}
+        """For JSON: means and per-class IoU, absent classes as null; where the protocols differ, the one that
+        counts and the IoU by the other."""
+
+        def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+            return {name: None if v != v else round(v, 3) for name, v in values.items()}
+
+        per_class = rounded(dict(zip(self.classes, self.iou, strict=True)))
+        out: dict[str, object] = {**rounded(self.protocols()), "iou": per_class}
+        if self.other_iou is not None:
+            others = rounded(dict(zip(self.classes, self.other_iou, strict=True)))
+            out |= {f"iou_{self.other_protocol}": others, "protocol": self.protocol}
         if self.ccd is None:
             return out
         distances = [None if v != v else float(f"{v:.6g}") for v in (self.mean_ccd, *self.ccd)]
@@ -99,6 +149,13 @@ class Scores:
     def mean_ccd(self) -> float:
         """Mean class-centre distance over the classes that occur."""
         return torch.tensor(self.ccd or (torch.nan,), dtype=torch.float64).nanmean().item()
+
+
+def protocol_line(scores: Scores, others: Sequence[str]) -> str:
+    """Which protocol the scores are by, for a target that has ``others``, classes that the run lacks."""
+    named = ", ".join(others[:5]) + (f" and {len(others) - 5} more classes" if len(others) > 5 else "")
+    how = {"ignore": "are left out", "confusion19": "count what is predicted there as false positives"}
+    return f"by {scores.protocol}: pixels of {named} {how[scores.protocol]}"
 
 
 def ccd_table(scores: Scores) -> str:

@@ -73,11 +73,16 @@ BACKBONES: dict[str, Callable[[bool], nn.Module]] = {
 
 
 def init_scratch(module: nn.Module) -> None:
-    """He initialisation of convolutions, ones and zeros for batch norm; a backbone may have its own."""
+    """He initialisation of convolutions, ones and zeros for batch norm; a backbone may have its own. What a
+    backbone names as ``fresh`` keeps torch's default, as where it is trained (VGG16's fc6 and fc7 in FADA and
+    ASANet)."""
     if hasattr(module, "init_scratch"):
         module.init_scratch()  # type: ignore[operator]
         return
-    for part in module.modules():
+    fresh = getattr(module, "fresh", ())
+    for name, part in module.named_modules():
+        if name in fresh:
+            continue
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:

@@ -33,15 +33,17 @@ class ModelConfig:
     aspp_branches: Literal[1, 2, 3, 4] = 4
     """4, or 2 for the head of AdaptSegNet's family (ASANet, WeakSegDA)."""
     aspp_bias: bool = False
-    """Bias in the head: none in PLCA, present in FADA, ASANet and WeakSegDA."""
+    """Bias in the head: none in PLCA, present in FADA, ASANet, WeakSegDA and SePiCo."""
+    aspp_zero_bias: bool = False
+    """The bias starts from zero (SePiCo, by mmcv), not from torch's default (FADA, ASANet, WeakSegDA)."""
     aspp_init_std: NonNegative | None = None
     """Normal initialisation of the head (0.01 in FADA, ASANet, SePiCo); none is torch's default (PLCA)."""
     freeze_bn: Literal["none", "affine", "frozen"] = "none"
     """none, affine (scale and shift fixed: ASANet, WeakSegDA) or frozen (statistics, too: FADA)."""
-    input: Literal["imagenet", "caffe", "caffe_swapped", "half"] | None = None
-    """What the images must look like: imagenet, caffe, caffe_swapped (ASANet) or half; none: what the weights
-    file says by its layout. Needed where the layout does not tell, as for VGG16 files converted from Caffe
-    (FADA)."""
+    input: Literal["imagenet", "caffe", "caffe_vgg", "caffe_swapped", "half"] | None = None
+    """What the images must look like: imagenet, caffe, caffe_vgg (FADA's VGG16), caffe_swapped (ASANet) or
+    half; none: what the weights file says by its layout. Needed where the layout does not tell, as for VGG16
+    files converted from Caffe."""
     head: Literal["auto", "deeplabv2", "daformer"] = "auto"
     """deeplabv2, daformer (on mit_b0 to mit_b5 only), or auto: daformer on mit, deeplabv2 elsewhere."""
     align_corners: bool = False
@@ -81,4 +83,5 @@ def _head(config: ModelConfig, backbone: nn.Module, num_classes: int) -> nn.Modu
         config.aspp_branches,
         config.aspp_bias,
         config.aspp_init_std,
+        config.aspp_zero_bias,
     )

@@ -14,25 +14,35 @@ class ASPP(nn.Module):
         branches: 4, or 2 for the head that AdaptSegNet's family trained (its loop returned early, so that
             rates 18 and 24 never contributed).
         bias: PLCA has none, FADA has.
-        init_std: standard deviation of a zero-mean normal initialisation, or ``None`` for torch's default.
+        init_std: standard deviation of a zero-mean normal initialisation of the weights, or ``None`` for
+            torch's default.
+        zero_bias: the bias starts from zero, not from torch's default.
 
     Source: Chen et al., DeepLab, TPAMI 2018.
     """
 
     RATES = (6, 12, 18, 24)
 
-    def __init__(self, channels: int, num_classes: int, branches: int, bias: bool, init_std: float | None):
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        branches: int,
+        bias: bool,
+        init_std: float | None,
+        zero_bias: bool = False,
+    ):
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate, bias=bias)
             for rate in self.RATES[:branches]
         )
-        if init_std is not None:
-            for conv in self.convs:
-                assert isinstance(conv, nn.Conv2d)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            if init_std is not None:
                 nn.init.normal_(conv.weight, std=init_std)
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
+            if conv.bias is not None and zero_bias:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.convs[0](features)

@@ -45,6 +45,7 @@ CAFFE = Normalization((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0
 INPUTS: dict[str, Normalization] = {
     "imagenet": IMAGENET,
     "caffe": CAFFE,
+    "caffe_vgg": Normalization((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr", 255.0),
     # ASANet subtracts the mean in RGB order from BGR data; its released weights were trained so
     "caffe_swapped": Normalization((122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0), "bgr", 255.0),
     "half": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

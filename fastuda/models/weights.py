@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastuda.errors import UserError
 from fastuda.models.normalization import CAFFE, INPUTS, Normalization
@@ -191,8 +191,3 @@ def _input_of(model: Segmentor, layout: str, caffe: bool) -> Normalization:
 
 def _few(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in module.parameters())

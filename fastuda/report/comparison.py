@@ -7,11 +7,13 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fastuda.data.domains.domain import short_name
+from fastuda.data.domains.open import short_name
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.saved import load_config, read_result
+from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.charts import Bar, plot
 from fastuda.report.rendering import render
 from fastuda.report.tables import Cell, Row, Table
@@ -53,31 +55,47 @@ class Group:
         return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
 
 
-def read_groups(folders: list[Path]) -> list[Group]:
+def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]:
     """The finished runs under the folders given, grouped by domains and method.
+
+    Args:
+        folders: searched for runs at any depth.
+        protocol: of the scores, where the target has classes that the runs lack; none: see ``EXAMPLES``.
 
     Raises:
         UserError: there is none, or one is damaged.
     """
-    by_key: dict[tuple[str, str], list[tuple[int, dict[str, float]]]] = {}
+    by_key: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     every = [path for folder in folders for path in sorted(folder.rglob("result.json"))]
     # a folder and one within it count a run once
     for path in {path.resolve(): path for path in every}.values():
         result = read_result(path)
-        scores = {key: value for key, value in result.items() if key.startswith("mIoU")} | result["iou"]
         config = load_config(path.parent)
         source, target = short_name(config.data.source), short_name(config.data.target)
         key = (f"{source} -> {target} ({result['split']})", config.method["name"])
-        by_key.setdefault(key, []).append((config.train.seed, scores))
+        by_key.setdefault(key, []).append((config.train.seed, result))
     if not by_key:
         raise UserError(f"no finished run under {', '.join(map(str, folders))}: none holds a result.json")
     groups = []
     for (domains, method), runs in by_key.items():
         runs.sort(key=lambda item: item[0])
-        names = list(dict.fromkeys(name for _, scores in runs for name in scores))
-        values = {name: tuple(scores.get(name, math.nan) for _, scores in runs) for name in names}
-        groups.append(Group(method, domains, tuple(seed for seed, _ in runs), values))
+        beside = [result for key, some in by_key.items() if key[0] == domains for _, result in some]
+        own = {result["protocol"] for result in beside}
+        chosen = protocol or (own.pop() if len(own) == 1 else PROTOCOLS[0])
+        rows = [_scores(result, chosen) for _, result in runs]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        values = {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
+        differ = any(f"iou_{name}" in result for result in beside for name in PROTOCOLS)
+        title = f"{domains}, {chosen}" if differ else domains
+        groups.append(Group(method, title, tuple(seed for seed, _ in runs), values))
     return sorted(groups, key=lambda g: (g.domains, g.mean(g.headline)))
+
+
+def _scores(result: dict[str, Any], protocol: str) -> dict[str, float]:
+    """The means and the classes' IoU of one run by one protocol."""
+    behind = f"_{protocol}" if f"iou_{protocol}" in result else ""
+    means = [name for name in result if name.startswith("mIoU") and "_" not in name]
+    return {name: result[name + behind] for name in means} | result["iou" + behind]
 
 
 def by_domains(groups: list[Group]) -> dict[str, tuple[list[Group], list[str]]]:
@@ -137,7 +155,7 @@ def write(groups: list[Group], out: Path) -> None:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
 
     def rows(draft: Path) -> None:
-        with draft.open("w", newline="") as file:
+        with draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("domains", "method", "seed", "score", "value"))
             for group in groups:

@@ -15,7 +15,8 @@ import torch
 
 import fastuda.ops as F
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.domain import Domain, open_domain, share_classes
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.labels import ClassSet
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
@@ -53,7 +54,7 @@ class Record:
         curves: dict[str, list[tuple[float, float]]] = {}
         path = folder / "metrics.csv"
         try:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     curves.setdefault(row["name"], []).append((float(row["step"]), float(row["value"])))
         except FileNotFoundError:

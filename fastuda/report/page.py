@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastuda.data.domains.domain import NO_SPLIT, short_name
+from fastuda.data.domains.open import NO_SPLIT, short_name
 from fastuda.engine.checkpoint import write_atomic
 from fastuda.inference.saved import load_config
 from fastuda.methods import BASELINE

@@ -11,11 +11,18 @@ from markupsafe import Markup
 
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import IGNORE, ClassSet
+from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.charts import Curve, chart
 from fastuda.report.cycles import COUNT, covered_picture, drawing
 from fastuda.report.facts import BASELINE_LABEL, Measured, Record
 from fastuda.report.pictures import data_uri
 from fastuda.report.tables import Cell, Row, Table, difference, number
+
+PROTOCOL_NOTES = {
+    "ignore": "pixels of classes that the run lacks left out",
+    "confusion19": "predictions on pixels of classes that the run lacks count as errors",
+}
+"""What the protocols do, see :class:`fastuda.inference.scores.Scores`."""
 
 
 class Runs(NamedTuple):
@@ -40,6 +47,11 @@ def tiles(runs: Runs, config: RunConfig) -> list[tuple[str, str, str]]:
         base = runs.baseline.headline[1]
         out.append((f"{name}, {BASELINE_LABEL}", number(base, ".1f"), "same network, steps and seed"))
         out.append(("Gain", number(value - base, "+.1f"), f"over {BASELINE_LABEL}"))
+    for other in PROTOCOLS:
+        if f"{name}_{other}" in runs.record.result:
+            out[0] = (name, out[0][1], f"{where}, by {runs.record.result['protocol']}")
+            also = number(runs.record.result[f"{name}_{other}"], ".1f")
+            out.append((name, also, f"by {other}: {PROTOCOL_NOTES[other]}"))
     precision = "float32" if config.train.amp == "off" else config.train.amp
     return [*out, ("Steps", str(runs.record.result["step"]), f"seed {config.train.seed}, {precision}")]
 

@@ -76,7 +76,7 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
         UserError: another process holds the file: it is training into the same folder.
         OSError: a line cannot be written, in the block as well.
     """
-    handler = _LogFile(path)
+    handler = _LogFile(path, encoding="utf-8")
     assert handler.stream is not None
     try:
         # a record lock ends with its process, however that ends, and loader processes do not inherit it
@@ -114,3 +114,9 @@ def progress(total: int, start: int, title: str, quiet: bool, unit: str = "step"
         ascii=not terminal,
         file=sys.stderr,
     )
+
+
+def log_is_quiet() -> bool:
+    """Whether --quiet has silenced the log, and so the bars of what a run reads before it trains."""
+    levels = [handler.level for handler in log.handlers if handler.level]
+    return min(levels, default=logging.INFO) > logging.INFO

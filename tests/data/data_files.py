@@ -3,7 +3,10 @@
 import numpy as np
 from PIL import Image
 
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import share_classes
 from fastuda.data.labels import CITYSCAPES_IDS
+from fastuda.data.loading.transforms import Augment
 
 
 def picture(rng, height=20, width=36):
@@ -21,3 +24,14 @@ def save(array, path, palette=None):
         image.putpalette(palette)
     image.save(path)
     return path
+
+
+def only(domain: Domain, *names: str) -> Domain:
+    """The domain in these of its classes."""
+    return share_classes(domain, domain, classes=names)[0]
+
+
+def drawn(augment: Augment, image: np.ndarray, label: np.ndarray, rng: np.random.Generator):
+    """An image and its label in one window that is drawn for both."""
+    window = augment.draw(image.shape[0], image.shape[1], rng)
+    return augment.image(image, window), augment.label(label, window)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import BadFile, open_rgb
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.dali_loader import _encoded
 from fastuda.data.loading.evaluation import eval_loader

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastuda.data import scenes
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.data.scenes.street import draw_scene
 from fastuda.errors import UserError

@@ -10,7 +10,7 @@ from torch.nn import functional as nnf
 
 import fastuda.ops as F
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.inference.saved import load_run

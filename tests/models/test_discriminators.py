@@ -11,7 +11,7 @@ from fastuda.models.discriminators import (
     FCDiscriminator,
     affinity_discriminator,
 )
-from fastuda.models.weights import count_parameters
+from tests.helpers import count_parameters
 
 
 @pytest.mark.parametrize(

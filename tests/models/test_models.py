@@ -1,6 +1,7 @@
 """Backbones, heads and weight files."""
 
 import argparse
+import dataclasses
 import pickle
 
 import pytest
@@ -48,8 +49,10 @@ def test_caffe_style_strides_and_dilations():
 
 
 def test_head_branches_and_bias():
-    two = build_model(ModelConfig(backbone="small", aspp_branches=2, aspp_bias=True, aspp_init_std=0.01), 3)
-    assert len(two.head.convs) == 2 and two.head.convs[0].bias.abs().sum() == 0
+    config = ModelConfig(backbone="small", aspp_branches=2, aspp_bias=True, aspp_init_std=0.01)
+    two = build_model(config, 3)
+    assert len(two.head.convs) == 2 and two.head.convs[0].bias.all()
+    assert not build_model(dataclasses.replace(config, aspp_zero_bias=True), 3).head.convs[1].bias.any()
     assert two.head.convs[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
     four = build_model(ModelConfig(backbone="small"), 3)
     assert [conv.dilation[0] for conv in four.head.convs] == [6, 12, 18, 24] and four.head.convs[

@@ -5,7 +5,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from fastuda.models.projection import ProjectionHead, UnitVectors
-from fastuda.models.weights import count_parameters
+from tests.helpers import count_parameters
 
 
 def test_embeddings_are_non_negative_unit_vectors():

@@ -59,6 +59,9 @@ class DomainEntry:
     fit_labels: bool = False
     """Some labels are known to differ from their image's size by a few rows: they are resized (nearest)."""
 
+    assumed_void: bool = False
+    """Nobody has said that 255 is void, nor which ids the classes have."""
+
     partly_labelled: bool = False
     """Images without label are left out of training and evaluation instead of being an error."""
 
@@ -101,13 +104,17 @@ _TABLE = (
     ),
     DomainEntry(
         "camvid",
-        "CamVid: images/ labels/ splits.json, SegNet's train/ trainannot/, or 701_StillsRaw_full/",
+        "CamVid: images/ labels/ splits.json, train/ with SegNet's trainannot/ or Kaggle's train_labels/, or"
+        " 701_StillsRaw_full/",
         CAMVID,
         (
             Layout("images/{stem}.{ext}", (LabelRule("labels/{stem}.png", CAMVID_LABELS),)),
             Layout(
                 "{split}/{stem}.{ext}",
-                (LabelRule("{split}annot/{stem}.png", CAMVID_LABELS),),
+                (
+                    LabelRule("{split}annot/{stem}.png", CAMVID_LABELS),
+                    LabelRule("{split}_labels/{stem}_L.png", CAMVID_LABELS),
+                ),
                 {"split": "train|val|test"},
             ),
             Layout(
@@ -209,7 +216,7 @@ _TABLE = (
     ),
     DomainEntry(
         "acdc",
-        "ACDC: rgb_anon/{fog,night,rain,snow}/{train,val,test}, gt; splits train, val, night-train, ...",
+        "ACDC: rgb_anon/{fog,night,rain,snow}/{train,val,test}, gt; splits train, val_ref, fog-train, ...",
         CITYSCAPES,
         (
             Layout(
@@ -222,13 +229,28 @@ _TABLE = (
                 ),
                 {"weather": "|".join(_WEATHER)},
             ),
+            Layout(
+                "rgb_anon/{weather}/{split}/{sequence}/{stem}_rgb_ref_anon.png",
+                (
+                    LabelRule(
+                        "gt/{weather}/{split}/{sequence}/{stem}_gt_ref_labelTrainIds.png",
+                        CITYSCAPES_TRAIN_IDS,
+                    ),
+                    LabelRule(
+                        "gt/{weather}/{split}/{sequence}/{stem}_gt_ref_labelIds.png", CITYSCAPES_LABELS
+                    ),
+                ),
+                {"weather": "|".join(_WEATHER), "split": "train_ref|val_ref|test_ref"},
+            ),
         ),
         splits={
             f"{weather}-{split}": Split({"weather": weather, "split": split})
             for weather in _WEATHER
-            for split in ("train", "val", "test", "train_ref")
+            for split in ("train", "val", "test", "train_ref", "val_ref", "test_ref")
         },
-        eval_splits={f"{weather}-train": f"{weather}-val" for weather in _WEATHER},
+        eval_splits={f"{weather}-train": f"{weather}-val" for weather in _WEATHER}
+        | {f"{weather}-train_ref": f"{weather}-val_ref" for weather in _WEATHER}
+        | {"train_ref": "val_ref"},
         folders=("ACDC",),
     ),
     DomainEntry(

@@ -6,14 +6,16 @@ a viewer shows, and a label file is taken as it is stored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from fastuda.errors import UserError
 
@@ -37,31 +39,41 @@ class BadFile(UserError):
         return type(self), (self.path, self.reason, self.fatal)
 
 
-_TURNS = {
+_UNTURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
+    6: Image.Transpose.ROTATE_90,
     7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
 }
+"""By orientation, what brings an upright picture back to how it is stored."""
+_BAD_EXIF = (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error)
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What brings an opened image upright, by what stands before its pixels; damaged EXIF turns nothing."""
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, of an opened image that is not decoded yet; 1 where there is none or it
+    is damaged."""
     try:
         # PNG's own getexif would decode the pixels
-        return _TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return None
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except _BAD_EXIF:
+        return 1
+    return value if value in _UNTURNS else 1
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image as the file holds it."""
+    if isinstance(image, TiffImageFile):  # Pillow gives the size of the upright picture
+        return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    return image.size
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image, turned as :func:`open_rgb` turns it."""
-    turn = turn_of(image)
-    swapped = turn is not None and turn not in (_TURNS[2], _TURNS[3], _TURNS[4])
-    return (image.height, image.width) if swapped else (image.width, image.height)
+    width, height = stored_size(image)
+    return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def open_image(path: Path, low_bytes: bool = False, upright: bool = False) -> Image.Image:
@@ -70,21 +82,27 @@ def open_image(path: Path, low_bytes: bool = False, upright: bool = False) -> Im
     Args:
         path: the file.
         low_bytes: of 16-bit colour, the low byte of every channel and not the high one.
-        upright: turned as its EXIF orientation says.
+        upright: turned as its EXIF orientation says; else as it is stored.
 
     Raises:
         BadFile: the file is missing, empty, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
-            turn = turn_of(image) if upright else None
+        # by name, Pillow maps a TIFF into memory by its upright size
+        with path.open("rb") as file, Image.open(file) as image:
+            # Pillow turns TIFFs itself, and nothing else
+            turned = orientation(image) if isinstance(image, TiffImageFile) else 1
             if low_bytes and isinstance(image, PngImageFile):
                 # read as little-endian, the "high" byte that Pillow keeps is the low one of the file
                 image.tile = [
                     tile._replace(args="RGB;16L") if tile.args == "RGB;16B" else tile for tile in image.tile
                 ]
             image.load()
-            return image if turn is None else image.transpose(turn)
+            if upright:
+                with contextlib.suppress(*_BAD_EXIF):
+                    ImageOps.exif_transpose(image, in_place=True)
+                return image
+            return image if turned == 1 else image.transpose(_UNTURNS[turned])
     except FileNotFoundError as error:
         raise BadFile(path, "cannot be read: it is not there any more") from error
     except UnidentifiedImageError as error:
@@ -109,8 +127,9 @@ def open_rgb(path: Path) -> Image.Image:
     raise BadFile(path, f"has mode {image.mode}, not 8-bit RGB")
 
 
-def read_raw_label(path: Path) -> np.ndarray:
-    """The values in a label file as they are: ids [H, W] (palette files: the index) or colours [H, W, 3].
+def read_raw_label(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The values in a label file as they are: ids [H, W] (palette files: the index) or colours [H, W, 3]; and
+    of a palette file ``uint8 [N, 3]``, the colours of the indices below N.
 
     16-bit colour files (SYNTHIA) come as their low bytes, where the class is: Pillow by itself keeps the high
     ones, which are zero.
@@ -122,7 +141,9 @@ def read_raw_label(path: Path) -> np.ndarray:
     if image.mode not in _LABEL_MODES:
         raise BadFile(path, f"has mode {image.mode}, which holds neither ids nor colours")
     raw = np.asarray(image)
-    return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw[..., :3] if raw.ndim == 3 else raw
+    if image.mode == "P":
+        return raw, np.array(image.getpalette("RGB") or (), np.uint8).reshape(-1, 3)
+    return raw.astype(np.uint8) if raw.dtype == np.bool_ else raw[..., :3] if raw.ndim == 3 else raw, None
 
 
 def draw_polygons(path: Path, names: Mapping[str, int], ignore: int) -> np.ndarray:
@@ -133,7 +154,7 @@ def draw_polygons(path: Path, names: Mapping[str, int], ignore: int) -> np.ndarr
         BadFile: no such JSON, or a name that ``names`` lacks.
     """
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
         width, height = int(said["imgWidth"]), int(said["imgHeight"])
         if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow refuses a file
             raise ValueError(f"{width} x {height} pixels")

@@ -1,36 +1,32 @@
-"""Opening a data set for one role, as it was downloaded.
-
-A domain is named ``name`` or ``name:path[:split]``. Without a path it is looked for under ``<data
-root>/<name>``. The table of data sets is :mod:`fastuda.data.domains.catalogue`;
-which files a split holds is found by :mod:`fastuda.data.domains.splits`.
-"""
+"""A split of a data set: its images and labels, read in the classes that it is brought to."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
-from fastuda.data.domains.classes import canonical, class_mapping
-from fastuda.data.domains.decode import BadFile, draw_polygons, open_rgb, read_raw_label, upright_size
-from fastuda.data.domains.folder import folder_entry
+from fastuda.data.domains.classes import canonical
+from fastuda.data.domains.decode import (
+    BadFile,
+    draw_polygons,
+    open_rgb,
+    read_raw_label,
+    stored_size,
+    upright_size,
+)
 from fastuda.data.domains.layouts import Item
-from fastuda.data.domains.splits import evaluation_split, select
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, LabelMap
-from fastuda.errors import UserError, nearest
+from fastuda.errors import UserError
 
 log = logging.getLogger("fastuda")
-
-ROLES = ("source", "target", "evaluation")
-AUTO = "auto"
-"""The split that the table names for the role."""
-NO_SPLIT = "none"
-"""The split without images: nothing is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,11 @@ class Domain:
     label_map: LabelMap
     fit_labels: bool = False
     """Labels whose size differs from their image's by up to 5 % are resized, not refused."""
+    others: tuple[str, ...] = ()
+    """Classes of an evaluated domain that the run does not have. Their pixels are labelled
+    ``len(classes)``, so that a score can count what is predicted there."""
+    assumed_void: bool = False
+    """Nobody has said that 255 is void, nor which ids the classes have."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -58,30 +59,28 @@ class Domain:
         """An image's file name without its ending; with its folders, where another image has the same."""
         path = self.items[index].image
         alone = sum(item.image.stem == path.stem for item in self.items) == 1
-        return path.stem if alone else "_".join(path.relative_to(self.root).with_suffix("").parts)
+        return path.stem if alone else "_".join(self.own_path(index).parts)
 
-    def renumber(self, classes: ClassSet, table: Mapping[int, int]) -> Domain:
-        """The same files in other classes: train ids go through ``table``, those that it lacks are
-        ignored."""
-        return replace(self, classes=classes, label_map=self.label_map.remap(table))
+    def own_path(self, index: int) -> Path:
+        """An image's path in the data set without its ending; with it, where only that tells two apart."""
+        path = self.items[index].image.relative_to(self.root)
+        return path if self._paths[path.with_suffix("")] > 1 else path.with_suffix("")
 
-    def restrict(self, names: Sequence[str]) -> Domain:
-        """The same images with these classes only, in this order.
+    @cached_property
+    def _paths(self) -> Counter[Path]:
+        return Counter(item.image.relative_to(self.root).with_suffix("") for item in self.items)
 
-        Raises:
-            UserError: a class that the domain does not have.
-        """
-        own = {canonical(name): i for i, name in reversed(list(enumerate(self.classes.names)))}
-        for name in names:
-            if canonical(name) not in own:
-                raise UserError(f"{self.name} has no class {name!r}{nearest(name, self.classes.names)}")
-        kept = [own[canonical(name)] for name in names]
-        palette = tuple(self.classes.palette[i] for i in kept)
-        return self.renumber(ClassSet(tuple(names), palette), {i: new for new, i in enumerate(kept)})
+    def renumber(self, classes: ClassSet, table: Mapping[int, int], *, keep_others: bool = False) -> Domain:
+        """The same files in other classes: train ids go through ``table``, those that it lacks are ignored,
+        or become :attr:`others` with ``keep_others``."""
+        lacking = (name for i, name in enumerate(self.classes.names) if i not in table)
+        others = tuple(lacking) if keep_others else ()
+        label_map = self.label_map.remap(table, len(classes) if others else IGNORE)
+        return replace(self, classes=classes, label_map=label_map, others=others)
 
     def in_classes(self, classes: ClassSet, aliases: Sequence[str] = ()) -> tuple[Domain, tuple[str, ...]]:
         """The same files in the numbers of ``classes``, matched by name, and those of them that it has. What
-        else it has is ignored.
+        else it has are its :attr:`others`.
 
         Args:
             aliases: further pairs that mean one class, ``target=source`` of a run.
@@ -104,7 +103,7 @@ class Domain:
                 f" it has {', '.join(self.classes.names)}"
             )
         known = tuple(name for i, name in enumerate(classes.names) if i in table.values())
-        return self.renumber(classes, table), known
+        return self.renumber(classes, table, keep_others=True), known
 
     def open_image(self, index: int) -> Image.Image:
         """The image as an 8-bit RGB Pillow image."""
@@ -125,14 +124,22 @@ class Domain:
             raise BadFile(image, f"has no label in {self.name}")
         if path.suffix == ".json":
             return draw_polygons(path, self.label_map.names, IGNORE)
-        raw = read_raw_label(path)
+        raw, palette = read_raw_label(path)
         if raw.ndim == 3 and not self.label_map.colors and not self.label_map.channel_zero:
             raise BadFile(
                 path,
                 f"is a colour picture; {self.name} expects label ids (one channel){self._hint('palette')}",
                 fatal=True,
             )
-        label = self.label_map.decode(raw)
+        try:
+            label = (
+                self.label_map.decode(raw) if palette is None else self.label_map.decode_indexed(raw, palette)
+            )
+        except ValueError as error:
+            other = ", or leave palette out of classes.yaml to read numbers" if self.name == "folder" else ""
+            raise BadFile(
+                path, f"has a palette: {error}; save it as RGB to read colours{other}", fatal=True
+            ) from error
         if (label == UNKNOWN).any():
             values = self.label_map.unknown(raw)
             what = f"the colour {values[0]}" if isinstance(values[0], str) else f"label values {values[:5]}"
@@ -177,18 +184,21 @@ class Domain:
         """
         bad = []
         for image, label in self.items:
-            sizes = set()
+            sizes: dict[Path, tuple[int, int]] = {}
             for path in (image, label):
                 if path is None or path.suffix == ".json":
                     continue
                 try:
                     with Image.open(path) as header:
-                        sizes.add(upright_size(header) if path == image else header.size)
+                        sizes[path] = upright_size(header) if path == image else stored_size(header)
                 except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                     empty = path.is_file() and path.stat().st_size == 0
                     bad.append(f"{path} cannot be read: {'it is empty' if empty else error}")
-            if len(sizes) > 1 and not self.fit_labels:
-                bad.append(f"{label} is not of the size of its image")
+            if len(set(sizes.values())) > 1 and not self.fit_labels:
+                with contextlib.suppress(BadFile):  # the orientation may stand after the pixels
+                    sizes[image] = open_rgb(image).size
+                if len(set(sizes.values())) > 1:
+                    bad.append(f"{label} is not of the size of its image")
         if bad:
             more = f"\n  and {len(bad) - at_most} more" if len(bad) > at_most else ""
             raise UserError(
@@ -198,179 +208,48 @@ class Domain:
             )
 
     def check_labels(self, count: int) -> None:
-        """Read ``count`` labels spread over the domain, so that a wrong map is found before training.
+        """Read ``count`` labels spread over the domain, and all of them where these are wholly void, so that
+        a wrong map is found before training.
 
         Raises:
-            UserError: a value outside the map. Other faults are left to the loader, which may skip them.
+            UserError: a value outside the map, 255 where it may be a class or void, or no pixel of a class in
+                any label. Other faults are left to the loader, which may skip them.
         """
         labelled = [i for i, item in enumerate(self.items) if item.label is not None]
-        for i in labelled[:: max(1, len(labelled) // max(count, 1))][:count]:
-            try:
-                self.read_label(i)
-            except BadFile as bad:
-                if bad.fatal:
-                    raise
+        some = labelled[:: max(1, len(labelled) // max(count, 1))][:count]
+        seen = np.zeros(256, bool)
+        for i in some:
+            seen |= self._values(i)
+        if self.assumed_void and self._raw_values(some) == {0, IGNORE}:
+            raise UserError(
+                f"the labels of {self.root} hold nothing but 0 and 255, and 255 is void unless classes.yaml"
+                " says otherwise: write ids: [0, 255] if it is the second class, ignore: 255 if it is void"
+            )
+        for i in labelled if some else ():
+            if seen[: len(self.classes)].any():
+                break
+            seen |= self._values(i)
+        if seen.any() and not seen[: len(self.classes)].any():
+            raise UserError(
+                f"no label of {self.name} in {self.root} (split {self.split}) has a pixel of"
+                f" {', '.join(self.classes.names)}: all {len(labelled)} are void"
+            )
 
+    def _raw_values(self, indices: Sequence[int]) -> set[int]:
+        """What stands in those of the labels that hold ids and can be read."""
+        values: set[int] = set()
+        for path in (self.items[i].label for i in indices):
+            with contextlib.suppress(BadFile):
+                if path is not None and path.suffix != ".json":
+                    raw, _ = read_raw_label(path)
+                    values |= set(np.unique(raw).tolist()) if raw.ndim == 2 else {-1}
+        return values
 
-def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
-    """name, path and split of ``name[:path[:split]]``."""
-    name, _, rest = spec.partition(":")
-    path, _, split = rest.partition(":")
-    if not name:
-        raise UserError(f"domain {spec!r} has no name; write name, name:path or name:path:split")
-    return name, path or None, split or None
-
-
-def short_name(spec: str) -> str:
-    """A domain as tables and titles show it: its name, of an own folder with the folder's."""
-    name, path, _ = parse_spec(spec)
-    return f"{name}:{Path(path).name}" if name == "folder" and path else name
-
-
-def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
-    """The folder of a data set.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if path is not None:
-        root = Path(path).expanduser()
-        if not root.is_dir():
-            raise UserError(f"no folder {root} for the domain {entry.name}")
-        return root
-    candidates = [data_root / name for name in (entry.name, *entry.folders)]
-    for root in candidates:
-        if root.is_dir():
-            return root
-    raise UserError(
-        f"no folder {candidates[0]} for the domain {entry.name}; give its place as {entry.name}:PATH "
-        f"or with --data-root"
-    )
-
-
-def _entry(name: str, path: str | None, role: str) -> DomainEntry:
-    """The table's line of a named domain."""
-    if name == "folder":
-        if path is None:
-            raise UserError("domain folder needs a path: folder:PATH")
-        return folder_entry(Path(path).expanduser())
-    if name == "scenes":
-        return DOMAINS["gta5" if role == "source" else "cityscapes"]
-    if name not in DOMAINS:
-        if Path(name).expanduser().is_dir():
-            raise UserError(f"unknown domain {name!r}; a folder of your own is folder:{name}")
-        raise UserError(f"unknown domain {name!r}{nearest(name, (*DOMAINS, 'folder', 'scenes'))}")
-    return DOMAINS[name]
-
-
-def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> Path:
-    """The folder of a named domain; the scenes are drawn where they are missing."""
-    if name == "folder":
-        return Path(str(path)).expanduser()
-    if name == "scenes":
-        from fastuda.data.scenes import ensure_scenes
-
-        # drawn without a bar where --quiet has silenced the log
-        levels = [handler.level for handler in log.handlers if handler.level]
-        quiet = min(levels, default=logging.INFO) > logging.INFO
-        root = ensure_scenes(Path(path).expanduser() if path else data_root / "scenes", quiet=quiet)
-        return root / entry.name
-    return find_root(entry, path, data_root)
-
-
-def classes_of(spec: str, role: str) -> ClassSet:
-    """The classes of the domain that ``spec`` names; its files need not be there, but for a folder's
-    ``classes.yaml``.
-
-    Raises:
-        UserError: no such domain.
-    """
-    name, path, _ = parse_spec(spec)
-    return _entry(name, path, role).classes
-
-
-def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | None = None) -> Domain:
-    """The domain that ``spec`` names.
-
-    ``scenes`` is the built-in pair of domains: drawn on first use under ``<data root>/scenes``, the synthetic
-    side for the source in GTA5's layout, the real-looking side for the target in Cityscapes' layout.
-
-    Args:
-        role: source and evaluation need a label for every image; target only where ``split`` is given.
-        split: instead of the one in ``spec``; ``auto`` is the one that evaluates the split in ``spec``.
-
-    Raises:
-        UserError: unknown name or split, missing folder or one that cannot be read, no images, images without
-            label.
-    """
-    if role not in ROLES:
-        raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
-    try:
-        return _open(spec, role, data_root, split)
-    except OSError as error:
-        raise UserError(f"the domain {spec} cannot be read: {error}") from error
-
-
-def _open(spec: str, role: str, data_root: str | Path, split: str | None) -> Domain:
-    name, path, said = parse_spec(spec)
-    entry = _entry(name, path, role)
-    root = _root(name, path, entry, Path(data_root))
-    if role == "evaluation" and split == NO_SPLIT:
-        everything = open_domain(f"{name}:{root}" if path else name, role="target", data_root=data_root)
-        return replace(everything, split=NO_SPLIT, items=[])
-    labelled = role != "target" or split is not None
-    if split == AUTO or (role == "evaluation" and split is None):
-        split = evaluation_split(root, entry, said)
-    split = split or said or (entry.source_split if role == "source" else entry.target_split)
-    selected = select(root, entry, split)
-    if selected is None or not selected[0]:
-        wanted = " or ".join(layout.image for layout in entry.layouts)
-        raise UserError(f"no images for split {split!r} of {name} in {root}: looked for {wanted}")
-    items, label_map = selected
-    if labelled:
-        items = _labelled(items, entry, root, split, role)
-    own = {known: i for i, known in enumerate(entry.classes.names)}
-    label_map = replace(label_map, names={**own, **label_map.names})
-    return Domain(name, split, root, items, entry.classes, label_map, entry.fit_labels)
-
-
-def _labelled(items: list[Item], entry: DomainEntry, root: Path, split: str, role: str) -> list[Item]:
-    """Every item with its label.
-
-    Raises:
-        UserError: images without label, unless the data set is known for them.
-    """
-    bare = [item.image for item in items if item.label is None]
-    if not bare:
-        return items
-    if entry.partly_labelled and len(bare) < len(items):
-        log.info("%s: %d of %d images have no label and are left out", root, len(bare), len(items))
-        return [item for item in items if item.label is not None]
-    hint = f"; data.eval_split={NO_SPLIT} trains without scores" if role == "evaluation" else ""
-    raise UserError(
-        f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label;"
-        f" the first is {bare[0]}{hint}"
-    )
-
-
-def share_classes(
-    source: Domain, *targets: Domain, classes: Sequence[str] | None = None, aliases: Sequence[str] = ()
-) -> tuple[Domain, ...]:
-    """Source and targets in the classes that they share by name, in the target's order and names; these,
-    and what is left out, are logged.
-
-    Args:
-        targets: the target's splits, which have one set of classes.
-        classes: keep only these.
-        aliases: further pairs that mean one class, ``target=source``.
-
-    Raises:
-        UserError: they share none, or a name in ``classes`` or ``aliases`` is no class of either.
-    """
-    mapping = class_mapping(source.classes, targets[0].classes, classes, aliases)
-    for line in mapping.describe().splitlines():
-        log.info("%s", line)
-    return (
-        source.renumber(mapping.shared, mapping.source),
-        *(target.renumber(mapping.shared, mapping.target) for target in targets),
-    )
+    def _values(self, index: int) -> np.ndarray:
+        """bool [256]: the train ids in a label; none in one that the loader may skip."""
+        try:
+            return np.bincount(self.read_label(index).ravel(), minlength=256) > 0
+        except BadFile as bad:
+            if bad.fatal:
+                raise
+            return np.zeros(256, bool)

@@ -3,7 +3,7 @@
     names: [road, building, tree]        # the classes, train ids in this order
     ids: [7, 11, 21]                     # their values in the label files; 0, 1, 2, ... where absent
     palette: [[128, 64, 128], ...]       # for pictures, and for label files with colours
-    ignore: [0, 255]                     # values without a class; 255 where absent
+    ignore: [0, 255]                     # values without a class, -1 as well; 255 where absent
     same_as: {tree: vegetation}          # names of the same class in other domains; two of one name are one
     images: images/{path}.{ext}          # templates or globs; these two are the default
     labels: labels/{path}.png
@@ -61,10 +61,10 @@ def _names(values: list[Any], where: str) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def _ints(value: Any, where: str) -> list[int]:
+def _ints(value: Any, where: str, least: int, most: int) -> list[int]:
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 16 for v in values):
-        raise UserError(f"{where} must be one or more integers from 0 to 65535, not {value!r}")
+    if not all(isinstance(v, int) and not isinstance(v, bool) and least <= v <= most for v in values):
+        raise UserError(f"{where} must be one or more integers from {least} to {most}, not {value!r}")
     return values
 
 
@@ -95,7 +95,7 @@ def folder_entry(root: Path) -> DomainEntry:
     if not path.is_file():
         raise UserError(f"{root} has no classes.yaml; it names the classes, e.g.  names: [road, car]")
     try:
-        said = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        said = read_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("names"), list) or not said["names"]:
@@ -108,7 +108,7 @@ def folder_entry(root: Path) -> DomainEntry:
         raise UserError(f"{path}: names has a class twice")
     if len(names) > UNKNOWN:
         raise UserError(f"{path} has {len(names)} names; there can be {UNKNOWN}")
-    ids = _ints(said.get("ids", list(range(len(names)))), f"{path}: ids")
+    ids = _ints(said.get("ids", list(range(len(names)))), f"{path}: ids", 0, (1 << 16) - 1)
     palette = said.get("palette")
     if palette is not None and not (isinstance(palette, list) and all(map(_is_colour, palette))):
         raise UserError(f"{path}: palette must be a list of [red, green, blue] from 0 to 255")
@@ -119,7 +119,12 @@ def folder_entry(root: Path) -> DomainEntry:
         raise UserError(f"{path}: ids has a value twice")
     if palette and len(set(map(tuple, palette))) < len(palette):
         raise UserError(f"{path}: palette has a colour twice")
-    ignore = _ints(said.get("ignore", IGNORE), f"{path}: ignore")
+    ignore = _ints(said.get("ignore", IGNORE), f"{path}: ignore", -(1 << 31), (1 << 31) - 1)
+    for raw in ignore if "ignore" in said else ():
+        if raw in ids:
+            by_default = "" if "ids" in said else " (ids are 0, 1, 2, ... where the file has none)"
+            name = names[ids.index(raw)]
+            raise UserError(f"{path}: ignore has {raw}, the id of {name}{by_default}; take it out of one")
     same = said.get("same_as", {})
     if not isinstance(same, dict) or not set(map(str, same)) <= set(names):
         raise UserError(f"{path}: same_as maps names of this file to names elsewhere, not {same!r}")
@@ -149,5 +154,6 @@ def folder_entry(root: Path) -> DomainEntry:
         source_split="train" if split else "all",
         target_split="train" if split else "all",
         eval_split="val" if split else "all",
+        assumed_void=len(names) > 1 and not {"ids", "ignore"} & set(said),
         partly_labelled=True,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +88,11 @@ def _fixed_part(template: str, fields: Mapping[str, str]) -> list[str]:
     return folders
 
 
+def fixed_folder(template: str) -> str:
+    """The leading folders of a template without a field, each with its slash: where all images are."""
+    return "".join(f"{part}/" for part in _fixed_part(template, {}))
+
+
 def match_files(root: Path, template: str, fields: Mapping[str, str]) -> list[tuple[Path, dict[str, str]]]:
     """Files under ``root`` that the template names, sorted, each with its fields."""
     fixed = _fixed_part(template, fields)
@@ -127,9 +132,11 @@ def find_items(
     root: Path, layout: Layout, fields: Mapping[str, str]
 ) -> tuple[list[tuple[Item, dict[str, str]]], LabelMap]:
     """Every image of a layout with its label (none where the file is absent), and the map of the rule in use.
+    A label is no image, even where the pattern of the images takes it: one of another image, or one without
+    an image where the pattern of the labels takes no labelled image.
 
     Raises:
-        UserError: two images claim one label file.
+        UserError: two images claim one label file, or an image is its own label.
     """
     narrow = layout.narrowed(fields)
     images = [] if narrow is None else match_files(root, layout.image, narrow)
@@ -138,12 +145,40 @@ def find_items(
         if any(label_path(root, candidate.template, found).is_file() for _, found in images):
             rule = candidate
             break
+    labelled = [(path, label_path(root, rule.template, found), found) for path, found in images]
+    files = {label for _, label, _ in labelled if label.is_file()}
+    labels = files | _strays(root, rule.template, labelled, files)
     owner: dict[Path, Path] = {}
     items = []
-    for path, found in images:
-        label = label_path(root, rule.template, found)
-        if label in owner:
+    for path, label, found in labelled:
+        if path == label:
+            raise UserError(f"{path} is image and label at once: images and labels need different patterns")
+        if path in labels:
+            continue
+        if label in files and label in owner:
             raise UserError(f"{owner[label]} and {path} are two images of one label {label.name}: remove one")
         owner[label] = path
-        items.append((Item(path, label if label.is_file() else None), found))
+        items.append((Item(path, label if label in files else None), found))
     return items, rule.label_map
+
+
+def _strays(
+    root: Path, template: str, labelled: Sequence[tuple[Path, Path, object]], files: set[Path]
+) -> set[Path]:
+    """Unlabelled images with the name of a label, unless labelled images have such names as well."""
+    pattern = _regex(template, {})
+    named = {path for path, _, _ in labelled if pattern.fullmatch(path.relative_to(root).as_posix())}
+    sure = {path for path, label, _ in labelled if label in files} - files
+    return named - sure if sure and not named & sure else set()
+
+
+def left_out(items: Sequence[Item]) -> list[Path]:
+    """Files beside the images that are named as images are, and are neither images nor labels of the items:
+    another suffix than the pattern's, links that lead nowhere."""
+    taken = {path for item in items for path in item}
+    return [
+        path
+        for folder in sorted({item.image.parent for item in items})
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and path not in taken
+    ]

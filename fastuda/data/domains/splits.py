@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from fastuda.data.domains.catalogue import DomainEntry, Split
-from fastuda.data.domains.layouts import Item, find_items
+from fastuda.data.domains.layouts import IMAGE_SUFFIXES, Item, Layout, find_items, fixed_folder, left_out
 from fastuda.data.labels import LabelMap
 from fastuda.errors import UserError, nearest
 
+log = logging.getLogger("fastuda")
+
+
+class Selected(NamedTuple):
+    """What a split holds."""
+
+    items: list[Item]
+    label_map: LabelMap
+    layout: Layout
+
 
 def read_list(path: Path) -> list[str]:
-    """The names in a split file: the first word of every line, relative to the data set; # starts a
-    comment."""
+    """The lines of a split file, without empty ones and those that begin with #."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a list of images: {error}") from error
-    words = (line.split() for line in text.splitlines())
-    return [line[0] for line in words if line and not line[0].startswith("#")]
+    lines = map(str.strip, text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def check_names(names: list[str], where: Path) -> list[str]:
-    """The names, once it is sure that each stays in the data set and comes once.
+    """The names, once it is sure that each stays in the data set.
 
     Raises:
-        UserError: an absolute name, one with ``..``, or one that occurs twice.
+        UserError: an absolute name, or one with ``..``.
     """
-    seen: set[str] = set()
     for name in names:
         if name.startswith(("/", "\\", "~")) or ".." in name.replace("\\", "/").split("/"):
             raise UserError(f"{where}: {name} leads out of the data set")
-        if name in seen:
-            raise UserError(f"{where}: {name} is in the list twice; remove one")
-        seen.add(name)
     return names
 
 
@@ -49,7 +61,7 @@ def own_lists(root: Path) -> dict[str, tuple[Path, list[str] | None]]:
     if not path.is_file():
         return found
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
 
@@ -76,11 +88,11 @@ def _names(lists: dict[str, tuple[Path, list[str] | None]], split: str) -> tuple
     return path, check_names(read_list(path) if names is None else names, path)
 
 
-def select(root: Path, entry: DomainEntry, split: str) -> tuple[list[Item], LabelMap] | None:
-    """Items of a split and the map of their labels, in the first layout that is on disk; None where none is.
+def select(root: Path, entry: DomainEntry, split: str) -> Selected:
+    """Items of a split and the map of their labels, in the first layout that is on disk.
 
     Raises:
-        UserError: a layout is there but not this split, or a list names a file that is not there.
+        UserError: there are no images, or not this split, or a list names a file that is not there.
     """
     lists = own_lists(root)
     listed = None if split in entry.splits else _names(lists, split)
@@ -103,28 +115,120 @@ def select(root: Path, entry: DomainEntry, split: str) -> tuple[list[Item], Labe
             present = True
             continue
         items = [item for item, _ in found]
+        if entry.name == "folder":
+            _note_left_out(layout, items)
         if listed is not None:
-            items = _listed(root, items, listed[1], listed[0])
-        return [item for item in items if item.image.name.startswith(chosen.prefixes or "")], label_map
-    if folders:
-        known |= folders
-        raise UserError(f"no images for split {split!r} of {entry.name} in {root}{nearest(split, known)}")
+            items = _listed(root, layout, items, listed[1], listed[0])
+        items = [item for item in items if item.image.name.startswith(chosen.prefixes or "")]
+        if items:
+            return Selected(items, label_map, layout)
     if present:
         raise UserError(f"{entry.name} in {root} has no split {split!r}{nearest(split, known)}")
-    return None
+    wanted = " or ".join(filled(layout.image, chosen.fields) for layout in entry.layouts)
+    others = nearest(split, (known | folders) - {split}) if folders else ""
+    raise UserError(f"no images for split {split!r} of {entry.name} in {root}: looked for {wanted}{others}")
 
 
-def _listed(root: Path, items: list[Item], names: list[str], where: Path) -> list[Item]:
-    """The items that a list names, by path relative to the data set, file name or stem, in the list's
-    order."""
-    by_name: dict[str, Item] = {}
-    for item in items:
-        for name in (item.image.stem, item.image.name, item.image.relative_to(root).as_posix()):
-            by_name[name] = item
-    missing = [name for name in names if name.lstrip("./") not in by_name]
-    if missing:
-        raise UserError(f"{where} lists {missing[0]}, which is no image in {root}")
-    return [by_name[name.lstrip("./")] for name in names]
+def filled(template: str, fields: Mapping[str, str]) -> str:
+    """A template with the fields that have one value."""
+    for name, value in fields.items():
+        if "|" not in value:
+            template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+def _note_left_out(layout: Layout, items: list[Item]) -> None:
+    others = left_out(items)
+    if others:
+        _say(
+            f"{len(others)} files beside the images are left out: {layout.image} does not take them,"
+            f" they are labels without an image, or they lead nowhere; the first is {others[0]}"
+        )
+
+
+@cache
+def _say(message: str) -> None:
+    """Log a line once, however often a domain is opened."""
+    log.info("%s", message)
+
+
+class _Names:
+    """Images by the names that a list can give them.
+
+    In this order: the path in the data set, the path in the folder of the images, either without its suffix,
+    the end of a path, the end of one without its suffix. Names are compared in Unicode's composed form.
+    """
+
+    def __init__(self, root: Path, folder: str, items: list[Item]):
+        self.root, self.items = root, items
+        self.ways: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(6)]
+        for i, item in enumerate(items):
+            path = item.image.relative_to(root)
+            for way, shown in enumerate((path, path.with_suffix(""))):
+                name = _composed(shown.as_posix())
+                self.ways[2 * way][name].append(i)
+                self.ways[2 * way + 1][name.removeprefix(folder)].append(i)
+                parts = name.split("/")
+                for k in range(1, len(parts)):
+                    self.ways[4 + way]["/".join(parts[k:])].append(i)
+
+    def find(self, name: str, where: Path) -> int | None:
+        """The place of the image with this name; none where there is no such image.
+
+        Raises:
+            UserError: the name fits two images.
+        """
+        for spelling in (name, name.replace("\\", "/")):
+            while spelling.startswith("./"):
+                spelling = spelling[2:]
+            for way in self.ways:
+                fitting = way.get(_composed(spelling), [])
+                if len(fitting) > 1:  # two files may differ in nothing but the Unicode form
+                    same = [i for i in fitting if self._ends(i, spelling)]
+                    fitting = same if len(same) == 1 else fitting
+                if len(fitting) > 1:
+                    one, two = (self.items[i].image.relative_to(self.root) for i in fitting[:2])
+                    raise UserError(f"{where}: {name} fits two images, {one} and {two}; name one by its path")
+                if fitting:
+                    return fitting[0]
+        return None
+
+    def _ends(self, index: int, spelling: str) -> bool:
+        path = self.items[index].image.as_posix()
+        return path.endswith(f"/{spelling}") or path.rpartition(".")[0].endswith(f"/{spelling}")
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _listed(root: Path, layout: Layout, items: list[Item], names: list[str], where: Path) -> list[Item]:
+    """The items that a list names, in the list's order. A line is a name; where no image has it, the name is
+    what stands before one of its spaces.
+
+    Raises:
+        UserError: a line that names no image, two, or one that another line names.
+    """
+    known = _Names(root, fixed_folder(layout.image), items)
+    chosen: dict[int, str] = {}
+    for name in names:
+        index = known.find(name, where)
+        for space in reversed([match.start() for match in re.finditer(r"\s+", name)]):
+            # "road 2.png" is never "road" with something after it
+            cut = _is_image_name(name) and not _is_image_name(name[:space])
+            if index is None and not cut:
+                index = known.find(name[:space], where)
+        if index is None:
+            raise UserError(f"{where} lists {name}, which is no image in {root}")
+        if index in chosen:
+            other = "" if chosen[index] == name else f" (as {chosen[index]})"
+            raise UserError(f"{where}: {name} is in the list twice{other}; remove one")
+        chosen[index] = name
+    return [items[index] for index in chosen]
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def evaluation_split(root: Path, entry: DomainEntry, target_split: str | None) -> str:

@@ -16,6 +16,7 @@ import importlib.util
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.decode import BadFile, open_rgb, turn_of
+from fastuda.data.domains.decode import BadFile, open_rgb, orientation
 from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
@@ -34,6 +35,8 @@ from fastuda.data.loading.transforms import Window
 from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
 
+_LATE = re.compile(rb"eXIf|tiff:Orientation|Raw profile type")
+"""What a PNG with an orientation has somewhere, after its pixels even."""
 _NOTHING = np.zeros((1, 1), np.uint8)
 
 
@@ -135,7 +138,8 @@ def _encoded(domain: Domain, index: int) -> tuple[bytes, int, int]:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("RGB", "L") and turn_of(image) is None and _ends_whole(data):
+            upright = orientation(image) == 1 and not (image.format == "PNG" and _LATE.search(data))
+            if image.mode in ("RGB", "L") and upright and _ends_whole(data):
                 return data, image.height, image.width
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass

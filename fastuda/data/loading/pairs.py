@@ -48,7 +48,7 @@ def _table(path: str | Path, domain: Domain) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in files:
         try:
-            with file.open(newline="") as lines:
+            with file.open(newline="", encoding="utf-8-sig") as lines:
                 for row in csv.reader(lines):
                     if len(row) < 2:
                         raise UserError(f"data.pairs: {file} has a line that is not image,match: {row}")

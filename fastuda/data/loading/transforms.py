@@ -61,13 +61,6 @@ class Augment:
         """``uint8 [H, W]`` to the crop's size."""
         return self._finish(self._cut(label, window, Image.Resampling.NEAREST), window, IGNORE)
 
-    def __call__(
-        self, image: np.ndarray, label: np.ndarray | None, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Draw a window and apply it to both."""
-        window = self.draw(image.shape[0], image.shape[1], rng)
-        return self.image(image, window), None if label is None else self.label(label, window)
-
     def _cut(self, x: np.ndarray, window: Window, mode: Image.Resampling) -> np.ndarray:
         """The crop's part of the resized picture."""
         height, width = x.shape[:2]

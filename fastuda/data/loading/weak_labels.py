@@ -135,7 +135,7 @@ def _entries(path: Path) -> Iterator[Entry]:
 
 
 def _csv(path: Path) -> Iterator[Entry]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = set(reader.fieldnames or ())
         if not {"image", "class"} <= columns:
@@ -148,7 +148,7 @@ def _csv(path: Path) -> Iterator[Entry]:
 
 
 def _json(path: Path) -> Iterator[Entry]:
-    for image, said in json.loads(path.read_text())["images"].items():
+    for image, said in json.loads(path.read_text(encoding="utf-8-sig"))["images"].items():
         yield image, image, None, None
         for name in said.get("tags", []):
             yield image, image, str(name), None

@@ -76,7 +76,7 @@ def _write(job: tuple[str, int, int, tuple[int, int], Path, Path]) -> None:
 def _manifest(path: Path) -> dict[str, Any]:
     """The settings of the scenes that are there; none where there are none, or half of some."""
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
@@ -113,7 +113,7 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
             done = pool.map(_write, jobs, chunksize=16)
             for _ in tqdm(done, total=len(jobs), desc="drawing scenes", unit="image", disable=quiet):
                 pass
-        (draft / MANIFEST).write_text(json.dumps(wanted))
+        (draft / MANIFEST).write_text(json.dumps(wanted), encoding="utf-8")
         if root.exists():
             shutil.rmtree(root)
         draft.rename(root)

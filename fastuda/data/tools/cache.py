@@ -52,11 +52,6 @@ def _atomic(path: Path, image: Image.Image, **options: Any) -> None:
         name.write_bytes(encoded.getbuffer())
 
 
-def relative(domain: Domain, index: int) -> Path:
-    """Where the copy of an image lies below images/ and labels/, without suffix."""
-    return domain.items[index].image.relative_to(domain.root).with_suffix("")
-
-
 def _newer(copy: Path, original: Path) -> bool:
     try:
         return copy.stat().st_mtime_ns >= original.stat().st_mtime_ns
@@ -67,7 +62,7 @@ def _newer(copy: Path, original: Path) -> bool:
 def _copy(domain: Domain, index: int, settings: CacheSettings) -> Copied:
     """Write both copies of an item, unless they are there and newer than the originals."""
     image_path, label_path = domain.items[index]
-    stem = relative(domain, index)
+    stem = domain.own_path(index)
     image_copy = settings.out / "images" / f"{stem}.{settings.format}"
     label_copy = settings.out / "labels" / f"{stem}.png"
     if _newer(image_copy, image_path) and (label_path is None or _newer(label_copy, label_path)):
@@ -116,7 +111,7 @@ def build_cache(
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         if manifest.is_file():
-            if json.loads(manifest.read_text()) != said:
+            if json.loads(manifest.read_text(encoding="utf-8")) != said:
                 raise UserError(
                     f"{settings.out} holds a copy made otherwise ({manifest}); choose another --out"
                 )
@@ -124,7 +119,7 @@ def build_cache(
             raise UserError(f"{settings.out} is not empty and holds no copy; choose another --out")
         classes.unlink(missing_ok=True)
         with draft(manifest) as name:
-            name.write_text(json.dumps(said, indent=1))
+            name.write_text(json.dumps(said, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
     except ValueError as error:
@@ -147,7 +142,7 @@ def build_cache(
     }
     try:
         with draft(classes) as name:
-            name.write_text(yaml.safe_dump(said_classes, sort_keys=False))
+            name.write_text(yaml.safe_dump(said_classes, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {classes}: {error.strerror}") from error
     return bad

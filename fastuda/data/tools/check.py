@@ -13,8 +13,10 @@ from PIL import Image
 
 from fastuda.data.domains.decode import BadFile
 from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import AUTO, open_domain
 from fastuda.data.labels import IGNORE
 from fastuda.data.tools.each import each
+from fastuda.errors import UserError
 from fastuda.system.files import written
 
 SHEET_WIDTH = 320
@@ -121,11 +123,28 @@ def check_domain(
             report.images += seen.counts > 0
         if seen.digest and (twin := first.setdefault(seen.digest, image)) != image:
             report.notes.append(f"{image} is the same picture as {twin}")
+    try:
+        domain.check_labels(16)
+    except UserError as error:  # of a single file: said above
+        report.problems += [] if isinstance(error, BadFile) else [str(error)]
     if report.labelled and report.pixels.sum():
         absent = [name for name, n in zip(domain.classes.names, report.images, strict=False) if not n]
         if absent:
             report.notes.append(f"no pixel of {', '.join(absent)}")
     return report
+
+
+def shared_with_evaluation(domain: Domain, spec: str, data_root: str | Path) -> list[str]:
+    """A line where images of the domain are in the split that evaluates it, too, and the two are not one."""
+    try:
+        held_out = open_domain(spec, role="target", split=AUTO, data_root=data_root)
+    except UserError:  # it has none
+        return []
+    images = {item.image for item in held_out.items}
+    both = [item.image for item in domain.items if item.image in images]
+    if not both or "all" in (domain.split, held_out.split) or domain.split == held_out.split:
+        return []
+    return [f"{len(both)} images are in split {held_out.split} as well, the first is {both[0]}"]
 
 
 def contact_sheet(domain: Domain, path: Path, rows: int = 4, columns: int = 3) -> Path:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fastuda.data.domains.domain import Domain
 from fastuda.errors import UserError
+from fastuda.system.log import log_is_quiet
 
 T = TypeVar("T")
 _given: tuple[Domain, Any] | None = None
@@ -47,7 +48,7 @@ def each(
         UserError: a process died.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    with tqdm(total=len(indices), desc=title, unit="file", disable=quiet) as bar:
+    with tqdm(total=len(indices), desc=title, unit="file", disable=quiet or log_is_quiet()) as bar:
         if workers == 0 or len(indices) < 2:
             for index in indices:
                 yield index, function(domain, index, settings)

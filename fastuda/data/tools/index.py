@@ -23,7 +23,7 @@ from fastuda.data.labels import IGNORE
 from fastuda.data.tools.each import each
 from fastuda.errors import UserError
 
-VERSION = 2
+VERSION = 3
 
 
 def cache_folder() -> Path:
@@ -93,6 +93,7 @@ class Index:
 def _fingerprint(domain: Domain) -> str:
     """Changes with anything that would change a label's classes."""
     label_map = domain.label_map
+    before = label_map.before or label_map  # tells numbers from colours in a palette file
     said = json.dumps(
         [
             VERSION,
@@ -101,6 +102,8 @@ def _fingerprint(domain: Domain) -> str:
             sorted(label_map.ids.items()),
             sorted(label_map.colors.items()),
             sorted(label_map.names.items()),
+            sorted(before.ids.items()),
+            sorted(before.colors.items()),
         ]
     )
     return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
@@ -138,7 +141,7 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
     """Whole lines of an index file, by label file; later lines replace earlier ones."""
     known: dict[str, dict[str, Any]] = {}
     if path.is_file():
-        for text in path.read_text(errors="replace").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
                 known[line["file"]] = line

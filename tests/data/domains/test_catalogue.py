@@ -9,9 +9,9 @@ from PIL import Image
 
 from fastuda.data.domains.catalogue import DOMAINS
 from fastuda.data.domains.decode import BadFile
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.labels import CITYSCAPES, UNKNOWN
-from tests.data.data_files import picture, save
+from tests.data.data_files import only, picture, save
 
 RNG = np.random.default_rng(0)
 
@@ -159,7 +159,7 @@ def test_idd_polygons(tmp_path):
     label = held_out.read_label(0)
     car = CITYSCAPES.names.index("car")
     assert (label[4:11, 4:11] == car).all() and (label == car).sum() == 49 and label[0, 0] == 0
-    assert names_of(held_out.restrict(("car",))) == {"car"}
+    assert names_of(only(held_out, "car")) == {"car"}
 
 
 def test_idd_polygon_without_a_class(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_IDS
 from fastuda.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastuda.data.domains.domain import open_domain, share_classes
+from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.labels import CAMVID, CITYSCAPES
 from fastuda.errors import UserError
 from tests.data.data_files import ids, picture, save
@@ -261,11 +261,3 @@ def test_share_classes_renumbers_every_split(gta5, cityscapes):
     full, small = with_all.read_label(0), three[0].read_label(0)
     assert (small[full == 13] == 1).all() and (small[full == 10] == 0).all()
     assert (small[(full != 13) & (full != 10)] == 255).all()
-
-
-def test_restrict(gta5):
-    domain = source(gta5).restrict(("car", "road"))
-    assert domain.classes.palette == ((0, 0, 142), (128, 64, 128))
-    assert set(np.unique(domain.read_label(0))) == {0, 1, 255}
-    with pytest.raises(UserError, match="no class 'boat'"):
-        source(gta5).restrict(("boat",))

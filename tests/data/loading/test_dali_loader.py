@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader, choose_loader
 from fastuda.data.loading.dali_loader import DaliLoader, _ends_whole
 from fastuda.data.loading.torch_loader import TorchLoader

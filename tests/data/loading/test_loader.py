@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.data.loading.transforms import Augment
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
+from tests.data.data_files import drawn
 
 
 @pytest.fixture(scope="module")
@@ -117,22 +118,22 @@ def test_image_and_label_stay_together(h, w, crop, resize, seed):
     y, x = np.mgrid[:h, :w]
     image = np.stack([4 * x, 4 * y, 0 * x], -1).astype(np.uint8)
     label = (x // 4).astype(np.uint8)
-    a, b = Augment(crop, resize)(image, label, np.random.default_rng(seed))
+    a, b = drawn(Augment(crop, resize), image, label, np.random.default_rng(seed))
     assert a.shape == (*crop, 3) and b.shape == crop
     valid = b != 255
     # the picture holds its own coordinates, so that each label can be checked against where it came from
     where = a[..., 0][valid] / 4 - (4.0 * b[valid] + 1.5)
     shrink = 1.0 if resize is None else max(1.0, min(h, w) / resize[0])
     assert np.abs(where).max(initial=0) <= 2 + 1.5 * shrink
-    c, d = Augment(crop, resize)(image, label, np.random.default_rng(seed))
+    c, d = drawn(Augment(crop, resize), image, label, np.random.default_rng(seed))
     assert np.array_equal(a, c) and np.array_equal(b, d)
 
 
 def test_exact_size_and_flip():
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     label = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    a, b = Augment((4, 6), flip=1.0)(image, label, np.random.default_rng(0))
+    a, b = drawn(Augment((4, 6), flip=1.0), image, label, np.random.default_rng(0))
     assert np.array_equal(a, image[:, ::-1]) and np.array_equal(b, label[:, ::-1])
-    a, b = Augment((8, 12), size=(8, 12), flip=0.0)(image, label, np.random.default_rng(0))
+    a, b = drawn(Augment((8, 12), size=(8, 12), flip=0.0), image, label, np.random.default_rng(0))
     assert np.array_equal(b, label.repeat(2, 0).repeat(2, 1))
     assert np.array_equal(a, np.asarray(Image.fromarray(image).resize((12, 8), Image.Resampling.BILINEAR)))

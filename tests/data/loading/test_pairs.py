@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader, choose_loader
 from fastuda.data.loading.pairs import read_pairs
 from fastuda.errors import UserError

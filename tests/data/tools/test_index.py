@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import open_domain
+from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.sampling import (
     SUB_EPOCH,
@@ -30,7 +30,7 @@ from fastuda.data.tools.index import Index, build_index, cache_folder
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
 from fastuda.system.files import written
-from tests.data.data_files import picture, save
+from tests.data.data_files import only, picture, save
 from tests.program import environment, fastuda
 
 
@@ -94,7 +94,7 @@ def test_a_build_that_was_killed_goes_on(source, tmp_path, monkeypatch):
 
 def test_another_label_map_is_another_index(source, tmp_path):
     index_of(source, tmp_path)
-    restricted = index_of(source.restrict(("road", "car")), tmp_path)
+    restricted = index_of(only(source, "road", "car"), tmp_path)
     assert restricted.counts.shape == (5, 2) and len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
@@ -169,7 +169,7 @@ def test_rare_sampling_draws_the_rare_image(tmp_path, cityscapes, monkeypatch):
 
 
 def test_sampler_leaves_out_absent_classes(source, tmp_path):
-    index = index_of(source.restrict(("road", "car")), tmp_path)
+    index = index_of(only(source, "road", "car"), tmp_path)
     sampler = RareSampler(index, 0.01, 2.0)  # nothing fills twice the image
     assert sampler.chances.sum() == pytest.approx(1) and all(len(found) for found in sampler.images)
     absent = Index(index.counts * [1, 0], index.pixels, index.points, ())
