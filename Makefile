@@ -6,14 +6,23 @@ WORKERS ?= 2
 
 .PHONY: demo test build-gpu test-gpu bench bench-gpu bench-gpu-steps docs lint format clean
 
-$(VENV)/.installed: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
+# what a run needs, and then what the tests, the lint and the documentation need as well
+$(VENV)/.runtime: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/units/* csrc/cpu/* csrc/cuda/*)
+	@echo "setting up $(VENV), 1 of 3: pip and ninja"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=64" wheel ninja
-	$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" "numpy<2.4"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	touch $@
+	$(BIN)/python -m pip install --upgrade pip "setuptools>=64" wheel ninja
+	@echo "setting up $(VENV), 2 of 3: torch"
+	$(BIN)/python -m pip install "torch>=2.11,<2.14" "numpy<2.4"
+	@echo "setting up $(VENV), 3 of 3: fastuda; its C++ kernels compile for a minute or two"
+	$(BIN)/python -m pip install --no-build-isolation --editable .
+	@touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.installed: $(VENV)/.runtime
+	@echo "installing what the tests, the lint and the documentation need"
+	FASTUDA_BUILD=none $(BIN)/python -m pip install --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.runtime
 	$(BIN)/python -m fastuda.train --method plca --amp
 
 test: $(VENV)/.installed

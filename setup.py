@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -26,32 +27,60 @@ if BUILD not in ("auto", "cpu", "cuda", "none"):
     raise SystemExit(f"FASTUDA_BUILD={BUILD!r}: choose auto, cpu, cuda or none")
 
 
+def compiler() -> str | None:
+    """Program that compiles C++: $CXX, or the first of the usual ones that is installed."""
+    named = os.environ.get("CXX")
+    programs = shlex.split(named)[:1] if named else ["g++", "c++", "clang++"]
+    return next((program for program in programs if shutil.which(program)), None)
+
+
+def without(reason: str) -> dict:
+    """No arguments for setup(), and one line that says why."""
+    print(f"fastuda: building without the C++ extension: {reason}; plain torch runs its ops", file=sys.stderr)
+    return {}
+
+
 def extension() -> dict:
     """setup() arguments that build ``fastuda._C``, or nothing when it is not wanted or cannot be built."""
-    files = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")]
-    sources = sorted(str(path.relative_to(ROOT)) for path in files)
+    # a unit includes files of csrc/cpu: one parse of torch's headers for many kernels
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "units").glob("*.cpp"))
     if BUILD == "none" or not sources:
         return {}
-    if BUILD == "auto" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        print("fastuda: no C++ compiler found, building without the extension", file=sys.stderr)
-        return {}
+    if BUILD == "auto" and not sys.platform.startswith("linux"):
+        return without(f"it is tried on Linux only, not on {sys.platform} (FASTUDA_BUILD=cpu to insist)")
+    program = compiler()
+    if program is None:
+        missing = f"no C++ compiler was found ({os.environ.get('CXX') or 'g++, c++, clang++'})"
+        if BUILD != "auto":
+            raise SystemExit(f"fastuda: {missing}")
+        return without(missing)
+    os.environ.setdefault("CXX", program)
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         if BUILD != "auto":
             raise
-        print("fastuda: torch is not importable here, building without the extension", file=sys.stderr)
-        return {}
+        return without("torch is not importable here")
+    parts = [path for pattern in ("*.cpp", "*.h") for path in (ROOT / "csrc").rglob(pattern)]
     module = CppExtension(
         "fastuda._C",
         sources,
         # FLAGS are said again by python -m fastuda.env; -g, of Python's own build, is nine tenths of the file
         extra_compile_args=[*FLAGS, "-g0", f'-DFASTUDA_FLAGS="{" ".join(FLAGS)}"'],
         extra_link_args=["-fopenmp"],
+        depends=sorted(str(path.relative_to(ROOT)) for path in parts),
         optional=BUILD == "auto",
     )
 
     class Build(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:  # ninja's failure is a RuntimeError, which `optional` does not catch
+                if BUILD != "auto":
+                    raise
+                without(f"{program} failed ({' '.join(str(error).split())[:200]})")
+
         def run(self) -> None:
             super().run()
             if BUILD in ("auto", "cuda"):

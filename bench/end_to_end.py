@@ -42,6 +42,7 @@ from fastuda.methods import METHODS
 from fastuda.system import distributed
 from fastuda.system.log import setup_logging
 from fastuda.system.memory import keep_freed_memory
+from fastuda.system.precision import support
 from fastuda.system.settings import parse_overrides
 
 HERE = Path(__file__).resolve().parent
@@ -91,7 +92,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
         "data.batch_size": job["batch"], "data.workers": job.get("workers", 0), "data.loader": "torch",
         "data.check_labels": 1,
         "model.backbone": job["backbone"], "optim.lr": 1e-4, "optim.warmup": 0, "train.device": job["device"],
-        "train.amp": "bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
+        "train.amp": "force-bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
         "train.keep_memory": False,
     }  # fmt: skip
     return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, {})
@@ -230,8 +231,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="source and target images each (default: 1)",
     )
     p.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="bfloat16",
-        help="bfloat16 by autocast, or float32 throughout (default: bfloat16)",
+        "--dtype", choices=("float32", "bfloat16"),
+        help="bfloat16 by autocast, or float32 throughout (default: bfloat16 where it is the faster one)",
     )  # fmt: skip
     p.add_argument(
         "--steps",
@@ -263,6 +264,12 @@ def main() -> int:
     if args.worker:
         print("RESULT " + json.dumps(work(json.loads(args.worker))))
         return 0
+    check_device(args.device)
+    if args.dtype is None:
+        device = torch.device(args.device)
+        found = support("bf16", device.type, device.index)
+        args.dtype = "bfloat16" if found.pays else "float32"
+        say(f"{args.dtype}: {found.reason}")
     every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     jobs = [
         {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,
@@ -272,7 +279,6 @@ def main() -> int:
     ]  # fmt: skip
     for job in jobs:  # before any is measured
         config_of(job, Path())
-    check_device(args.device)
     if args.csv:
         check_rows(args.csv, COLUMNS)
     deadline = time.monotonic() + args.budget

@@ -1,10 +1,11 @@
 """Images per second of the loaders on large street photos, against the decoder alone.
 
 Copies of one photo, shifted a little, are written as 2048 x 1024 JPEG and PNG with palette labels. Measured:
-the decoder alone on one core (the floor), the torch and the DALI loader with the same number of processes,
-and both on the copies that ``python -m fastuda.data cache`` makes. Every figure is the median of three runs
-after a warm-up. Beside it, what that means for training: the seconds that a step of the trainer waits for its
-batch, and those of the whole step (source_only on the smallest network: any other waits less).
+the drawing of the built-in scenes on one core, the decoder alone on one core (the floor), the torch and the
+DALI loader with the same number of processes, and both on the copies that ``python -m fastuda.data cache``
+makes. Every figure of a loader is the median of three runs after a warm-up. Beside it, what that means for
+training: the seconds that a step of the trainer waits for its batch, and those of the whole step
+(source_only on the smallest network: any other waits less).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.dali_loader import DaliLoader, available
 from fastuda.data.loading.torch_loader import TorchLoader
+from fastuda.data.scenes.street import draw_scene
 from fastuda.data.tools.cache import CacheSettings, build_cache
 from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
@@ -42,7 +44,7 @@ from fastuda.system.settings import plain
 
 SIZE = (2048, 1024)
 RUNS = 3
-ROWS = {False: 7, True: 12}
+ROWS = {False: 8, True: 13}
 """Rows without DALI and with it."""
 EXAMPLES = """\
   python -m bench.loader --photo street.jpg --csv loader.csv
@@ -72,6 +74,14 @@ def decode_rate(domain: Domain) -> float:
     for encoded in data:
         Image.open(io.BytesIO(encoded)).load()
     return len(data) / (time.perf_counter() - began)
+
+
+def drawing_rate(count: int) -> float:
+    """Scenes per second of the built-in domains that are drawn on one core."""
+    began = time.perf_counter()
+    for index in range(count):
+        draw_scene(("synthetic", "real")[index % 2], 0, index, (128, 256))
+    return count / (time.perf_counter() - began)
 
 
 def loader_rate(kind: type[TorchLoader], domain: Domain, config: DataConfig, batches: int) -> float:
@@ -129,6 +139,7 @@ def measure(root: Path, photo: Image.Image, workers: int, count: int, batches: i
             wait, step = data_wait(name.partition("-")[0], source, config, batches)
             yield file, crop, name, round(rate, 1), f"{wait:.3f}", f"{step:.3f}"
 
+    yield "256x128 scene", 0, "drawn, 1 core", round(drawing_rate(2 * count), 1), "", ""
     for kind in ("jpg", "png"):
         domain = open_domain(f"gta5:{root / kind}", role="source", data_root=root)
         yield f"2048x1024 {kind}", 0, "decoder, 1 core", round(decode_rate(domain), 1), "", ""

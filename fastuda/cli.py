@@ -15,14 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 from fastuda.system.settings import Bounds
 
 if TYPE_CHECKING:
+    import torch
+
     from fastuda.inference.windows import Inference
 
 
 LESS_MEMORY = "slide a --window over each image, lower --scales or the size of the images, or take --amp"
 """What to do where an image is too large."""
+
+AMP_CHOICES = ("off", "bf16", "fp16", "force-bf16", "force-fp16")
+"""Values of --amp. Half precision that the machine only emulates becomes float32, unless it is forced."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +54,7 @@ def a_path(text: str) -> Path:
     """The type of a flag that takes a path. Rejects an empty string, for example an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return Path(at_home(text))
 
 
 def number(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:
@@ -68,6 +74,15 @@ def number(kind: type[int] | type[float], least: float, most: float = math.inf) 
     return read
 
 
+def bare_amp(words: list[str]) -> list[str]:
+    """The command line with ``--amp=bf16`` for an ``--amp`` before another word than a precision, which
+    argparse would take for its value."""
+    out = []
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        out.append("--amp=bf16" if word == "--amp" and after not in AMP_CHOICES else word)
+    return out
+
+
 def inference_flags(p: argparse.ArgumentParser) -> None:
     """Flags of how an image goes through the network; :func:`inference` reads them."""
     p.add_argument("--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size")
@@ -77,16 +92,18 @@ def inference_flags(p: argparse.ArgumentParser) -> None:
         help="mean of the probabilities over these scales, e.g. 0.75 1 1.25",
     )  # fmt: skip
     p.add_argument("--flip", action="store_true", help="and over the mirrored image")
-    p.add_argument("--amp", action="store_true", help="bf16 autocast")
+    p.add_argument(
+        "--amp", nargs="?", const="bf16", choices=AMP_CHOICES, default="off",
+        help="half precision where it is faster than float32; bf16 without a value",
+    )  # fmt: skip
 
 
-def inference(args: argparse.Namespace) -> Inference:
-    """The :class:`~fastuda.inference.windows.Inference` that the flags ask for."""
-    import torch
-
+def inference(args: argparse.Namespace, device: torch.device) -> Inference:
+    """The :class:`~fastuda.inference.windows.Inference` that the flags ask for on a device."""
     from fastuda.inference.windows import Inference
+    from fastuda.system.precision import DTYPES, choose
 
-    amp = torch.bfloat16 if args.amp else None
+    amp = DTYPES[choose(args.amp, device)]
     return Inference(args.window and tuple(args.window), args.overlap, tuple(args.scales), args.flip, amp)
 
 

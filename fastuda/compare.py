@@ -40,10 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse, read, print, write."""
     args = build_parser().parse_args()
-    missing = [str(folder) for folder in args.runs if not folder.is_dir()]
+    missing = [str(path) for path in args.runs if not path.exists()]
     if missing:
         raise UserError(f"no folder {', '.join(missing)}")
-    groups = read_groups(args.runs, args.protocol)
+    folders = [path for path in args.runs if path.is_dir()]  # runs/* names the files beside them as well
+    if not folders:
+        raise UserError(f"no folder among {', '.join(map(str, args.runs))}")
+    groups = read_groups(folders, args.protocol)
     if args.out:
         write(groups, args.out)
         if not args.quiet:

@@ -10,6 +10,12 @@ class UserError(Exception):
     """Something the user can mend: the message names the file, key or shape, and says what to do."""
 
 
+def cannot_write(path: object, error: BaseException | str) -> UserError:
+    """``cannot write PATH: REASON``, with the reason as the system gives it: ``No space left on device``."""
+    reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"cannot write {path}: {reason}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or all of them where none is near."""
     names = sorted(known)

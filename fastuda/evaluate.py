@@ -8,8 +8,9 @@ import dataclasses
 import json
 import sys
 
-from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, number, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, bare_amp, inference, inference_flags, number, parser, run
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 
 EXAMPLES = """\
   python -m fastuda.evaluate runs/plca
@@ -32,10 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
-    p.add_argument("--target", help="domain to score on (default: the run's target)")
+    p.add_argument("--target", type=at_home, help="domain to score on (default: the run's target)")
     p.add_argument("--split", help="its split (default: the run's data.eval_split)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="score these classes only (default: all)")
-    p.add_argument("--data-root", help="where domains without a path lie")
+    p.add_argument("--data-root", type=at_home, help="where domains without a path lie")
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument(
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse, load, evaluate, print."""
-    args = build_parser().parse_intermixed_args()
+    args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
     from fastuda.data.domains.open import NO_SPLIT, open_domain
     from fastuda.inference.evaluation import evaluate
@@ -82,9 +83,10 @@ def main() -> int:
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
+    how = inference(args, world.device)
     with memory_suffices(world.device, LESS_MEMORY):
         scores = evaluate(
-            method, domain, data, world, how=inference(args), pictures=folder, count=args.pictures,
+            method, domain, data, world, how=how, pictures=folder, count=args.pictures,
             ccd=args.ccd, protocol=config.eval.protocol, quiet=args.quiet,
         ).only(tuple(dict.fromkeys(args.classes or known)))  # fmt: skip
     distributed.stop()

@@ -1,4 +1,4 @@
-"""Segment your own images and videos with a finished run: label ids, palette pictures, overlays and
+"""Segment your own images and videos with a finished run: class numbers, palette pictures, overlays and
 probabilities."""
 
 from __future__ import annotations
@@ -6,15 +6,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 
-from fastuda.cli import LESS_MEMORY, a_path, inference, inference_flags, number, parser, run
+from fastuda.cli import LESS_MEMORY, a_path, bare_amp, inference, inference_flags, number, parser, run
+
+IDS = ("train", "cityscapes")
 
 EXAMPLES = """\
   python -m fastuda.predict runs/plca photo.jpg --out predictions
   python -m fastuda.predict runs/plca folder/of/images drive.mp4 --out predictions --save labels overlay
   python -m fastuda.predict runs/plca images --out predictions --size 512 1024
+  python -m fastuda.predict runs/plca images --out predictions --save labels --ids cityscapes
   python -m fastuda.predict runs/plca images --out predictions --scales 0.75 1 1.25 --flip
   python -m fastuda.predict runs/plca aerial.tif --out predictions --window 512 512 --save probabilities
+                                  over 178 million pixels it is read by windows: pip install 'fastuda[large]'
   python -m fastuda.predict runs/plca images --out predictions method.test_aggregation=false
 
 A run is a folder with config.yaml and model.safetensors; it needs nothing else. A file written by
@@ -38,6 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
         " videos, the others a file per frame",
     )  # fmt: skip
     p.add_argument(
+        "--ids", choices=IDS, default="train",
+        help="numbers in labels/: train ids, the positions in classes.yaml from 0 (default), or Cityscapes'"
+        " labelIds, which its official scripts score",
+    )  # fmt: skip
+    p.add_argument(
         "--size", nargs=2, type=number(int, 1), metavar=("H", "W"), help="size that the network sees"
     )
     inference_flags(p)
@@ -49,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse, load, predict."""
-    args = build_parser().parse_intermixed_args()
+    args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda.inference.prediction import Predictor, describe, find_files, predict_files
+    from fastuda.inference.prediction import Predictor, describe, find_files, label_ids, predict_files
     from fastuda.inference.saved import load_run, override
     from fastuda.system.distributed import pick_device
     from fastuda.system.log import setup_logging
@@ -61,15 +71,16 @@ def main() -> int:
     # not path.exists(), which refuses a long list of numbers as a file name
     settings = [path for path in args.images if "=" in str(path) and not os.path.exists(path)]
     files = find_files([path for path in args.images if path not in settings], args.out)
-    how = inference(args)
     device = pick_device(args.device)
+    how = inference(args, device)
     config, method, classes = load_run(args.run, device)
     config = override(config, method, [str(setting) for setting in settings])
     size = tuple(args.size) if args.size else config.data.eval_size
-    predictor = Predictor(method, classes, device, size, how, config.data.resampling)
+    ids = label_ids(args.ids, classes)
+    predictor = Predictor(method, classes, device, size, how, config.data.resampling, ids)
     with memory_suffices(device, LESS_MEMORY):
         done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
-    describe(args.out, classes)
+    describe(args.out, classes, ids)
     if args.json:
         said = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}
         print(json.dumps(said, indent=1))

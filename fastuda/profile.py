@@ -11,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastuda.cli import a_path, number, parser, run
+from fastuda.cli import a_path, bare_amp, number, parser, run
 from fastuda.errors import UserError
-from fastuda.train import FLAGS, bare_amp
+from fastuda.system.paths import at_home
+from fastuda.train import FLAGS
 
 EXAMPLES = """\
   python -m fastuda.profile --method plca --amp
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
                 {"type": number(int, 1), "default": 5},
             )
         p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
-    p.add_argument("--config", metavar="FILE|NAME", help="YAML file, or one that is shipped")
+    p.add_argument("--config", metavar="FILE|NAME", type=at_home, help="YAML file, or one that is shipped")
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("--trace", type=a_path, metavar="FILE", help="leave a Chrome trace of one method")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train, dotted")
@@ -74,6 +75,7 @@ def main() -> int:
             trainer = Trainer(config, Path(folder), world)
             try:
                 found.append(profile_step(trainer, steps=args.steps, trace=args.trace))
+                config = trainer.config  # with the precision that it took
             finally:
                 trainer.loader.close()
     if args.json:

@@ -10,8 +10,9 @@ import os
 import sys
 from typing import Any
 
-from fastuda.cli import a_path, parser, run
+from fastuda.cli import AMP_CHOICES, a_path, bare_amp, parser, run
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 
 EXAMPLES = """\
   python -m fastuda.train --method plca --amp
@@ -34,22 +35,14 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
     "steps": ("train.steps", "optimiser steps; with --stages, of each", {"type": int}),
     "lr": ("optim.lr", "learning rate", {"type": float}),
-    "amp": ("train.amp", "mixed precision; bf16 without a value",
-            {"nargs": "?", "const": "bf16", "choices": ["bf16", "fp16", "off"]}),
+    "amp": ("train.amp", "mixed precision where it is faster than float32; bf16 without a value",
+            {"nargs": "?", "const": "bf16", "choices": AMP_CHOICES}),
     "device": ("train.device", "auto, cpu, cuda, cuda:N", {}),
     "seed": ("train.seed", "of weights, samples and augmentation", {"type": int}),
     "loader": ("data.loader", "auto, torch or dali", {}),
     "workers": ("data.workers", "loader processes", {"type": int}),
 }  # fmt: skip
 """Flag to the dotted setting that it stands for, its help, and how it is read."""
-
-
-def bare_amp(words: list[str]) -> list[str]:
-    """``--amp key=value`` with the precision that argparse would take ``key=value`` for."""
-    out = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        out.append("--amp=bf16" if word == "--amp" and "=" in after else word)
-    return out
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,10 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--out", type=a_path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
-        "--resume", metavar="auto|PATH", help="go on from --out's checkpoint, or from a checkpoint file"
+        "--resume",
+        metavar="auto|PATH",
+        type=at_home,
+        help="go on from --out's checkpoint, or from a checkpoint file",
     )
     p.add_argument(
-        "--config", metavar="FILE|NAME", help="YAML file, or one that is shipped (see --list-configs)"
+        "--config",
+        metavar="FILE|NAME",
+        type=at_home,
+        help="YAML file, or one that is shipped (see --list-configs)",
     )
     p.add_argument(
         "--list-configs", action="store_true", help="print the names of the shipped configurations"
@@ -128,6 +127,9 @@ def main() -> int:
         scored = any(value == value for one in scores.values() for value in one.iou)
         said = table(scores) if scored else "no scores: the target has no held-out labels"
         print(f"{said}\n\nrun folder: {out} ({look})")
+        pictures = sorted((last / "preds").glob("*.png"))
+        if pictures:
+            print(f"picture to open: {pictures[0]} (image, prediction, label)")
     return 0
 
 

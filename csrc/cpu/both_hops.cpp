@@ -19,7 +19,7 @@ Tensor unit_rows(const Features<T>& x, int64_t b, int64_t first, int64_t count) 
   return rows.to(x.scale.scalar_type()) * x.scale.select(0, b).narrow(0, first, count).unsqueeze(1);
 }
 
-constexpr int64_t kChunk = 4096;  // rows at a time that are widened for the covariance
+constexpr int64_t kWidened = 4096;  // rows at a time that are widened for the covariance
 
 // Parts of the rows, at most: what each makes of the columns is merged in their order.
 constexpr int64_t kParts = 16;
@@ -44,18 +44,18 @@ template <class T>
 Tensor covariance_temperatures(const Features<T>& queries, const Features<T>& keys, int64_t b) {
   const int64_t m = keys.count, channels = keys.channels;
   Tensor sum = at::zeros({channels}, keys.scale.options());
-  for (int64_t first = 0; first < m; first += kChunk) {
-    sum += unit_rows(keys, b, first, std::min(kChunk, m - first)).sum(0);
+  for (int64_t first = 0; first < m; first += kWidened) {
+    sum += unit_rows(keys, b, first, std::min(kWidened, m - first)).sum(0);
   }
   const Tensor mean = sum / m;
   Tensor covariance = at::zeros({channels, channels}, keys.scale.options());
-  for (int64_t first = 0; first < m; first += kChunk) {
-    const Tensor centred = unit_rows(keys, b, first, std::min(kChunk, m - first)) - mean;
+  for (int64_t first = 0; first < m; first += kWidened) {
+    const Tensor centred = unit_rows(keys, b, first, std::min(kWidened, m - first)) - mean;
     covariance.addmm_(centred.t(), centred, 1, 1.0 / double(std::max<int64_t>(m - 1, 1)));
   }
   Tensor temperature = at::empty({queries.count}, queries.scale.options());
-  for (int64_t first = 0; first < queries.count; first += kChunk) {
-    const int64_t count = std::min(kChunk, queries.count - first);
+  for (int64_t first = 0; first < queries.count; first += kWidened) {
+    const int64_t count = std::min(kWidened, queries.count - first);
     const Tensor rows = unit_rows(queries, b, first, count);
     temperature.narrow(0, first, count).copy_(at::mm(rows, covariance).mul_(rows).sum(1));
   }

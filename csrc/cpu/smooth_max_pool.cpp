@@ -8,7 +8,7 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kBlock = 1024;  // pixels whose exponentials are in the cache
+constexpr int64_t kCached = 1024;  // pixels whose exponentials are in the cache
 
 Tensor smooth_max_pool_fwd(const Tensor& logits, double k) {
   const Tensor z = readable(logits);
@@ -32,12 +32,12 @@ Tensor smooth_max_pool_fwd(const Tensor& logits, double k) {
 // since its last rounding times k is more than the gradient may be wrong by.
 template <class T, class S>
 void share_out(const T* x, int64_t n, S k, S score, S by, T* out) {
-  S room[kBlock];
+  S room[kCached];
   double sum = 0;
-  for (int64_t j = 0; j < n; j += kBlock) sum += exp_row(x + j, std::min(kBlock, n - j), score, k, room);
+  for (int64_t j = 0; j < n; j += kCached) sum += exp_row(x + j, std::min(kCached, n - j), score, k, room);
   const S scale = S(by / sum);
-  for (int64_t j = 0; j < n; j += kBlock) {
-    const int64_t count = std::min(kBlock, n - j);
+  for (int64_t j = 0; j < n; j += kCached) {
+    const int64_t count = std::min(kCached, n - j);
     exp_row(x + j, count, score, k, room);
     scale_to(room, scale, count, out + j);
   }

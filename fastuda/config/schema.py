@@ -70,8 +70,9 @@ class TrainConfig:
     """Optimiser steps."""
     accumulate: Count = 1
     """Batches per optimiser step."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """off, bf16 or fp16 (with a loss scaler)."""
+    amp: Literal["off", "bf16", "fp16", "force-bf16", "force-fp16"] = "off"
+    """off, bf16 or fp16 (with a loss scaler), float32 where the machine only emulates it; force-bf16 and
+    force-fp16 take it nevertheless."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: Annotated[int, Bounds(0, 10**16)] = 0
@@ -149,6 +150,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         for network in self.optim.networks:
             self.optim.of(network)
+
+    def with_train(self, **settings: Any) -> RunConfig:
+        """The same run with other settings of the section ``train``."""
+        train = build(TrainConfig, {**dataclasses.asdict(self.train), **settings}, "train")
+        return dataclasses.replace(self, train=train)
 
     def method_config(self) -> Any:
         """The method's own Config.

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastuda.cli import a_path, number, parser, run
 from fastuda.errors import UserError
+from fastuda.system.paths import at_home
 
 EXAMPLES = """\
   python -m fastuda.data list                             the data sets that are known
@@ -112,15 +113,17 @@ def _command(commands: Any, name: str) -> argparse.ArgumentParser:
 
 def _domain_arguments(p: argparse.ArgumentParser, role: str) -> None:
     p.add_argument(
-        "domain", metavar="DOMAIN", help="NAME, NAME:PATH or NAME:PATH:SPLIT; folder:PATH for your own images"
-    )
+        "domain", metavar="DOMAIN", type=at_home,
+        help="NAME, NAME:PATH or NAME:PATH:SPLIT; folder:PATH for your own images",
+    )  # fmt: skip
     p.add_argument(
         "--role", choices=("source", "target", "evaluation"), default=role,
         help=f"as what it is opened, which says the split where none is given (default: {role})",
     )  # fmt: skip
     p.add_argument(
-        "--data-root", default="data", metavar="DIR", help="where domains without a path lie (default: data)"
-    )
+        "--data-root", default="data", metavar="DIR", type=at_home,
+        help="where domains without a path lie (default: data)",
+    )  # fmt: skip
     p.add_argument(
         "--workers", type=number(int, 0), metavar="N", help="processes (default: one per core; 0: none)"
     )

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 
 FORMAT = 2
+
+
+class _KeepsErrors(io.RawIOBase):
+    """Writes to a file, takes everything, and keeps the first error."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
+@contextlib.contextmanager
+def open_for_library(path: Path) -> Iterator[Any]:
+    """A file for a library's own writer, open for writing. Where a write fails, the block goes on, and then
+    the system's error is raised.
+
+    torch's writer hides that error, or ends the process where it appears in a destructor; NumPy only counts
+    the bytes that are missing.
+
+    Raises:
+        OSError: a write failed.
+    """
+    with path.open("wb") as file:
+        kept = _KeepsErrors(file)
+        yield kept
+        if kept.error is not None:
+            raise kept.error
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,9 +71,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        reason = str(error.__context__ or error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
+    except OSError as error:
+        raise cannot_write(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -50,7 +85,12 @@ def clean(folder: Path) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically."""
-    write_atomic(path, lambda draft: torch.save({"format": FORMAT, **state}, draft))
+
+    def write(draft: Path) -> None:
+        with open_for_library(draft) as file:
+            torch.save({"format": FORMAT, **state}, file)
+
+    write_atomic(path, write)
 
 
 def load(path: Path) -> dict[str, Any]:

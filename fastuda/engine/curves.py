@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, resume_step: int | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
+        self.hook, threading.excepthook = threading.excepthook, self._thread_failed
         # the resumed step's own points were written before its checkpoint
         purge = None if resume_step is None else resume_step + 1
         self.writer = SummaryWriter(str(folder), purge_step=purge)
@@ -65,7 +67,15 @@ class TensorBoardLogger:
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        try:
+            self.writer.close()
+        finally:
+            threading.excepthook = self.hook
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """The error of TensorBoard's writing thread is raised again by the next call."""
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            self.hook(failure)
 
 
 class Loggers:

@@ -12,6 +12,7 @@ import torch
 
 import fastuda
 from fastuda.ops._backends import BACKENDS, CUDA_ERROR, EXTENSION_BUILD, EXTENSION_ERROR, backends
+from fastuda.system.precision import support
 
 PACKAGES = (
     "torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "nvidia-dali-cuda130", "apex",
@@ -29,12 +30,17 @@ def _version(package: str) -> str:
 def facts() -> dict[str, Any]:
     """Versions, devices, the extensions, and every op with what can run it here, in plain types."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(len(gpus)))]
     return {
         "fastuda": fastuda.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in PACKAGES},
         "cpu": {"cores": os.cpu_count(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "precision": {
+            str(at): {half: support(half, at.type, at.index)._asdict() for half in ("bf16", "fp16")}
+            for at in devices
+        },
         "gpus": [{"name": g.name, "mib": g.total_memory >> 20, "sm": f"{g.major}{g.minor}"} for g in gpus],
         "built_for_cuda": torch.version.cuda,
         "extension": EXTENSION_ERROR or "loaded",
@@ -56,6 +62,8 @@ def environment() -> str:
         lines.append(f"GPU {index}: {gpu['name']}, {gpu['mib']} MiB, sm_{gpu['sm']}")
     if not said["gpus"]:
         lines.append(f"GPU: none that torch can use (built for CUDA {said['built_for_cuda']})")
+    for device, halves in said["precision"].items():
+        lines.append(f"--amp on {device}: {'; '.join(half['reason'] for half in halves.values())}")
     build = f" ({said['extension_build']})" if said["extension_build"] else ""
     lines += [f"C++ extension: {said['extension']}{build}", f"CUDA kernels: {said['cuda_kernels']}"]
     lines += [f"{key}={value}" for key, value in said["variables"].items()]

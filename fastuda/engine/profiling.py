@@ -22,6 +22,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fastuda.ops as F
+from fastuda.data.loading.torch_loader import workers_alive
 from fastuda.engine.trainer import Trainer
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.files import written
@@ -119,6 +120,7 @@ def _scoped(op: Callable[..., Any], name: str) -> Callable[..., Any]:
     return scoped
 
 
+@workers_alive()
 def profile_step(
     trainer: Trainer, *, warm_up: int = 2, steps: int = 5, trace: Path | None = None
 ) -> StepProfile:
@@ -133,7 +135,7 @@ def profile_step(
         trace: where to leave a Chrome trace (chrome://tracing, Perfetto).
 
     Raises:
-        UserError: the trace cannot be written.
+        UserError: the trace cannot be written, or a loader process died.
     """
     cuda = trainer.world.device.type == "cuda"
     trainer.method.train()

@@ -12,7 +12,7 @@ from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 from fastuda.inference.saved import read_result, scores_of
 from fastuda.inference.scores import Scores, table
 from fastuda.methods import BASELINE, get_method
@@ -102,7 +102,7 @@ def train(
             )
         return scores
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or out}: {error.strerror or error}") from error
+        raise cannot_write(error.filename or out, error) from error
     except RuntimeError as error:
         if world.size > 1 and "imed out" in str(error):
             raise UserError(

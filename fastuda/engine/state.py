@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from fastuda.errors import UserError
 from fastuda.methods import Method
 from fastuda.system.ddp import bare_state
 from fastuda.system.distributed import World
+from fastuda.system.precision import choose
 from fastuda.system.random import rng_state, set_rng_state
 
 log = logging.getLogger("fastuda")
@@ -36,6 +38,9 @@ class RunState:
     scaler: torch.amp.GradScaler
     loader: TorchLoader
     means: RunningMeans
+    asked_amp: str = "off"
+    """``train.amp`` as the user gave it; the configuration has the precision that the machine was found to
+    run faster in."""
     step: int = 0
     best: float = -math.inf
     owed: bool = False
@@ -54,6 +59,7 @@ class RunState:
             "owed": self.owed,
             "curves": curves,
             "config": self.config.plain(),
+            "asked_amp": self.asked_amp,
             "method": bare_state(self.method),
             "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
@@ -67,13 +73,12 @@ class RunState:
                 old.unlink()
         checkpoint.save(folder / name, state)
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint.
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint, which was read from ``path``.
 
         Raises:
-            UserError: it cannot be read, or was written by another method, network or number of processes.
+            UserError: it was written by another method, network or number of processes.
         """
-        state = checkpoint.load(path)
         try:
             theirs, ranks = state["config"]["method"]["name"], state["ranks"]
             if theirs != self.config.method["name"]:
@@ -101,6 +106,21 @@ class RunState:
             first = " ".join(str(error).split())[:200]
             raise UserError(f"{path} does not fit this configuration: {first}") from error
         log.info("resumed from %s at step %d", path, self.step)
+
+
+def with_precision(config: RunConfig, world: World, begun: dict[str, Any] | None = None) -> RunConfig:
+    """The configuration with the precision that the run takes in place of the one that was asked for.
+
+    A run that goes on from the checkpoint ``begun`` keeps its precision, unless another one is asked for than
+    at its beginning: no measurement comes between it and its first steps.
+    """
+    asked = config.train.amp
+    if begun is not None:
+        used = begun.get("config", {}).get("train", {}).get("amp")
+        if used is not None and asked in (used, begun.get("asked_amp")):
+            return config.with_train(amp=used)
+    chosen = world.agree(choose(asked, world.device, "train.amp"))
+    return config.with_train(amp=asked if asked.startswith("force-") else chosen)
 
 
 def numbered(folder: Path) -> list[Path]:

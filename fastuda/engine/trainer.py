@@ -19,12 +19,13 @@ from fastuda.data.domains.open import absolute, open_domain, share_classes
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.build import build_loader
+from fastuda.data.loading.torch_loader import workers_alive
 from fastuda.engine import checkpoint
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard
 from fastuda.engine.optim import build_optimizer, lr_factor, set_lr
 from fastuda.engine.parallel import Parallel, sync_batch_norm
-from fastuda.engine.state import BEST, LAST, RunState
+from fastuda.engine.state import BEST, LAST, RunState, with_precision
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import Stopped, evaluate
 from fastuda.inference.prediction import Predictor, leave_pictures
@@ -38,11 +39,10 @@ from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from fastuda.system.log import progress
 from fastuda.system.memory import keep_freed_memory, peak_memory
+from fastuda.system.precision import DTYPES
 from fastuda.system.random import seed_everything
 
 log = logging.getLogger("fastuda")
-
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Interrupted(Exception):
@@ -58,10 +58,11 @@ class Trainer:
     ):
         # a run is evaluated and gone on with from any folder
         config = dataclasses.replace(config, data=absolute(config.data))
+        begun = None if resume is None else checkpoint.load(resume)
+        asked = config.train.amp
+        config = with_precision(config, world, begun)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
-        if config.train.amp == "fp16" and world.device.type == "cpu":
-            log.warning("fp16 is slow on a CPU, whose convolutions have no kernels for it; bf16 is not")
-        self.amp = AMP[config.train.amp]
+        self.amp = DTYPES[config.train.amp.removeprefix("force-")]
         root = config.data.data_root
         with world.first_goes_ahead():  # the first one may have to draw the scenes
             source = open_domain(config.data.source, role="source", data_root=root)
@@ -117,10 +118,10 @@ class Trainer:
         if world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(world.device)
         self.state = RunState(
-            config, world, self.method, self.optimizers, self.scaler, self.loader, self.means
+            config, world, self.method, self.optimizers, self.scaler, self.loader, self.means, asked
         )
-        if resume is not None:
-            self.state.restore(resume)
+        if resume is not None and begun is not None:
+            self.state.restore(begun, resume)
         else:
             # every rank draws its own randomness from here on; the weights above were drawn alike
             seed_everything(config.train.seed * 1000 + world.rank)
@@ -129,11 +130,13 @@ class Trainer:
             model.compile()
         self.parallel = Parallel(self.method, self.networks, world)
 
+    @workers_alive()
     def fit(self) -> Scores:
         """Train to the last step, evaluate, and leave the weights.
 
         Raises:
-            UserError: a loss is not finite, too many files are unreadable, the disk is full.
+            UserError: a loss is not finite, too many files are unreadable, the disk is full, a loader
+                process died.
             Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
         """
         config, world, state = self.config, self.world, self.state

@@ -16,6 +16,7 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
 from fastuda.data.loading.evaluation import eval_loader
+from fastuda.data.loading.torch_loader import workers_alive
 from fastuda.errors import UserError
 from fastuda.inference.pictures import panels
 from fastuda.inference.scores import Scores, class_centre_distance
@@ -29,6 +30,7 @@ class Stopped(Exception):
     """An evaluation was asked to end before it had seen every image."""
 
 
+@workers_alive()
 @torch.no_grad()
 def evaluate(
     method: Method,

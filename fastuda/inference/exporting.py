@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import logging
 import re
@@ -95,11 +96,10 @@ def export_torch(path: Path, method: Method, described: str) -> float:
     worst = check(method, lambda image: graph(image))
     extra = {"fastuda.json": described}
 
-    def write(draft: Path) -> None:
-        with draft.open("wb") as file, _hushed():
-            torch.export.save(program, file, extra_files=extra)
-
-    write_atomic(path, write)
+    whole = io.BytesIO()  # torch's writer ends the process where the disk is full
+    with _hushed():
+        torch.export.save(program, whole, extra_files=extra)
+    write_atomic(path, lambda draft: draft.write_bytes(whole.getbuffer()))
     return worst
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -18,13 +19,15 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastuda.ops as F
+from fastuda.data.domains.classes import canonical
 from fastuda.data.domains.decode import BadFile, open_rgb
 from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.layouts import IMAGE_SUFFIXES
-from fastuda.data.labels import ClassSet
+from fastuda.data.labels import CITYSCAPES_ROWS, ClassSet
 from fastuda.data.loading.transforms import resize_image
-from fastuda.engine.checkpoint import write_atomic
-from fastuda.errors import UserError
+from fastuda.engine.checkpoint import open_for_library, write_atomic
+from fastuda.errors import UserError, cannot_write
+from fastuda.inference.large import LargeImage, predict_large
 from fastuda.inference.pictures import overlay, panels, save_palette_png
 from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
 from fastuda.inference.windows import Inference, probabilities
@@ -53,6 +56,8 @@ class Predictor:
     inference: Inference = field(default_factory=Inference)
     resampling: str = "bilinear"
     """How images are brought to that size."""
+    ids: tuple[int, ...] | None = None
+    """What stands for each class in label files; none: its train id, the position in ``classes``."""
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
@@ -70,6 +75,21 @@ class Predictor:
             prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
         )
         return found[1][0].cpu().numpy(), None
+
+
+def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
+    """The ids of the classes by a numbering, ``train`` (then none) or ``cityscapes``: its labelIds.
+
+    Raises:
+        UserError: a class is none of Cityscapes'.
+    """
+    if numbering == "train":
+        return None
+    official = {canonical(row.name): row.id for row in CITYSCAPES_ROWS}
+    missing = [name for name in classes.names if canonical(name) not in official]
+    if missing:
+        raise UserError(f"--ids cityscapes: Cityscapes has no class named {', '.join(missing)}")
+    return tuple(official[canonical(name)] for name in classes.names)
 
 
 def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
@@ -180,7 +200,11 @@ def predict_files(
             try:
                 if isinstance(image, BadFile):
                     raise image
-                if image is None:
+                if isinstance(image, LargeImage):
+                    _large(predictor, image, out, name.with_suffix(""), save, bar)
+                    outcome.images += 1
+                    bar.update()
+                elif image is None:
                     _video(predictor, path, out, name, save, writers, outcome, bar)
                 else:
                     _image(predictor, image, out, name.with_suffix(""), save, writers)
@@ -198,10 +222,13 @@ def predict_files(
     return outcome
 
 
-def describe(out: Path, classes: ClassSet) -> None:
+def describe(out: Path, classes: ClassSet, ids: tuple[int, ...] | None = None) -> None:
     """``out/classes.yaml``, what the ids in ``labels`` mean, as a ``folder:`` domain has it."""
     palette = [list(color) for color in classes.palette]
-    text = to_yaml({"names": list(classes.names), "palette": palette, "ignore": 255})
+    values: dict[str, object] = {"names": list(classes.names), "palette": palette, "ignore": 255}
+    if ids is not None:
+        values["ids"] = list(ids)
+    text = to_yaml(values)
     write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -234,7 +261,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
+        raise cannot_write(path.parent, error) from error
     write_atomic(path, write)
 
 
@@ -254,7 +281,7 @@ def _count(path: Path) -> int:
     return video.count
 
 
-def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | BadFile | None]]:
+def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | LargeImage | BadFile | None]]:
     """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
     meanwhile."""
     with ThreadPoolExecutor(1) as pool:
@@ -266,13 +293,41 @@ def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | BadFile |
             yield file, image
 
 
-def _read(path: Path) -> np.ndarray | BadFile | None:
+def _read(path: Path) -> np.ndarray | LargeImage | BadFile | None:
     if _is_video(path):
         return None
     try:
         return np.asarray(open_rgb(path))
     except BadFile as error:
+        if not isinstance(error.__cause__, Image.DecompressionBombError):
+            return error
+    try:
+        return LargeImage(path)
+    except BadFile as error:
         return error
+
+
+def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save: set[str], bar: Any) -> None:
+    """Label an image that is read by windows.
+
+    Raises:
+        BadFile: no window is asked for, or the network is to see the whole image at another size.
+    """
+
+    def tell(done: int, windows: int) -> None:
+        bar.set_description(f"predicting, window {done} of {windows}")
+
+    try:
+        if predictor.inference.window is None or predictor.size is not None:
+            more = "" if predictor.size is None else ", and data.eval_size=null in place of a size"
+            pixels = image.size[0] * image.size[1] / 1e6
+            raise BadFile(
+                image.path, f"has {pixels:.0f} million pixels: read it in parts by --window H W{more}"
+            )
+        predict_large(predictor, image, out, lambda kind, end: _place(out, kind, name, end), save, tell)
+    finally:
+        bar.set_description("predicting")
+        image.close()
 
 
 def _image(
@@ -282,7 +337,8 @@ def _image(
     classes = predictor.classes
     labels, scores = predictor(image, "probabilities" in save)
     if "labels" in save:
-        writers.put(_place(out, "labels", name, "png"), partial(_save_png, Image.fromarray(labels)))
+        stored = labels if predictor.ids is None else np.array(predictor.ids, np.uint8)[labels]
+        writers.put(_place(out, "labels", name, "png"), partial(_save_png, Image.fromarray(stored)))
     if "color" in save:
         put = partial(save_palette_png, labels=labels, classes=classes)
         writers.put(_place(out, "color", name, "png"), put)
@@ -317,7 +373,14 @@ def _video(
     films = {k: VideoWriter(_place(out, k, name, "mp4"), video.fps) for k in save & {"color", "overlay"}}
     single = save & {"labels", "probabilities"}
     done = False
-    try:
+
+    def close(film: VideoWriter) -> None:
+        film.close(whole=done)
+
+    with contextlib.ExitStack() as closing:
+        closing.callback(video.close)
+        for film in films.values():
+            closing.callback(close, film)
         number = -1
         for number, frame in enumerate(video):
             labels = _image(predictor, frame, out, name / f"{number:06d}", single, writers)
@@ -332,10 +395,6 @@ def _video(
         if number + 1 < video.count:
             log.warning("%s: %d of its %d frames could be read", path, number + 1, video.count)
         done = True
-    finally:
-        video.close()
-        for film in films.values():
-            film.close(whole=done)
 
 
 def _place(out: Path, kind: str, name: Path, suffix: str) -> Path:
@@ -352,5 +411,5 @@ def _save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: Cl
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
+    with open_for_library(path) as file:
         np.save(file, array)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
@@ -60,6 +60,14 @@ class Video:
                 return
             yield frame[..., ::-1]
 
+    def count_frames(self) -> int:
+        """The frames from here to the end, and the file is let go of."""
+        count = 0
+        while self._capture.grab():
+            count += 1
+        self.close()
+        return count
+
     def close(self) -> None:
         """Let go of the file."""
         self._capture.release()
@@ -77,6 +85,7 @@ class VideoWriter:
         self.path, self.fps = path, fps
         self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
         self._writer: Any = None
+        self.frames = 0
 
     def write(self, frame: np.ndarray) -> None:
         """Append an RGB frame ``uint8 [H, W, 3]``.
@@ -86,20 +95,51 @@ class VideoWriter:
         """
         if self._writer is None:
             cv2 = opencv(self.path)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.path.parent, error) from error
             code = cv2.VideoWriter_fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self._draft), code, self.fps, (frame.shape[1], frame.shape[0]))
             if not self._writer.isOpened():
-                raise UserError(f"cannot write the video {self.path}")
+                self._draft.unlink(missing_ok=True)
+                raise cannot_write(self.path, "OpenCV cannot open it for writing")
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self.frames += 1
 
     def close(self, whole: bool = True) -> None:
-        """Put the file into place, or remove what there is of it."""
+        """Put the file into place if it holds every frame, else remove what there is of it.
+
+        Raises:
+            UserError: frames are missing from a file that should be whole.
+        """
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
-        if whole:
-            os.replace(self._draft, self.path)
-        else:
+        try:
+            if whole:
+                self._check()
+                os.replace(self._draft, self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        finally:
             self._draft.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """OpenCV says nothing of a write that failed: read the frames back.
+
+        Raises:
+            OSError: the system refuses to write more to the file.
+            UserError: frames are missing for another reason.
+        """
+        try:
+            written = Video(self._draft).count_frames()
+        except UserError:
+            written = 0
+        if written < self.frames:
+            with open(self._draft, "ab") as file:
+                file.write(bytes(1 << 20))
+                file.flush()
+                os.fsync(file.fileno())
+            raise UserError(f"cannot write {self.path}: it holds {written} of {self.frames} frames")

@@ -80,8 +80,8 @@ class Inference:
             return probabilities(self._pass(method, image), size, align)
         total = image.new_zeros(1, method.num_classes, *size)
         count = image.new_zeros(size)
-        for top in _starts(size[0], height, self.overlap):
-            for left in _starts(size[1], width, self.overlap):
+        for top in starts(size[0], height, self.overlap):
+            for left in starts(size[1], width, self.overlap):
                 place = (..., slice(top, top + height), slice(left, left + width))
                 total[place] += probabilities(self._pass(method, image[place]), (height, width), align)
                 count[place] += 1
@@ -102,7 +102,7 @@ def upsample(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     return nnf.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
-def _starts(length: int, window: int, overlap: float) -> list[int]:
+def starts(length: int, window: int, overlap: float) -> list[int]:
     """First pixels of windows that cover a length, the last one flush with its end."""
     stride = max(1, round(window * (1 - overlap)))
     return [*range(0, length - window, stride), length - window]

@@ -26,8 +26,8 @@ class ModelConfig:
     """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16,
     mit_b0 to mit_b5 (these need the ``transformers`` extra), or small (to be trained from scratch)."""
     weights: str | None = None
-    """Path of a .pth or .safetensors file (torchvision, Caffe-style DeepLab, AdaptSegNet, timm or
-    SegFormer keys, or ours), or none: from scratch."""
+    """Path of a .pth or .safetensors file (torchvision, Caffe-style DeepLab, AdaptSegNet, FADA, timm or
+    SegFormer keys, the latter of NVlabs, Hugging Face or mmsegmentation, or ours), or none: from scratch."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: Literal[1, 2, 3, 4] = 4

@@ -44,6 +44,8 @@ class MiT(nn.Module):
     """
 
     stride = 4
+    least_size = 29
+    """Pixels a side from which the first stage, at stride 4, fills the 8 x 8 windows of its attention."""
     no_decay = ("norm",)
 
     def __init__(self, size: int, drop_path: float = 0.1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastuda.models.normalization import Normalization
@@ -19,7 +20,11 @@ class SegOutput(NamedTuple):
 
 
 class Segmentor(nn.Module):
-    """``images [B, 3, H, W] -> SegOutput`` at ``stride``; nothing is upsampled inside."""
+    """``images [B, 3, H, W] -> SegOutput`` at ``stride``; nothing is upsampled inside.
+
+    Images below the least size of their backbone are continued to it on the right and below by their last
+    pixels, and what was added is cut from the features.
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, align_corners: bool):
         super().__init__()
@@ -28,11 +33,19 @@ class Segmentor(nn.Module):
         self.num_classes = num_classes
         self.feature_channels = int(backbone.channels)  # type: ignore[arg-type]
         self.stride = int(getattr(backbone, "stride", 8))
+        self.least_size = int(getattr(backbone, "least_size", 1))
         self.align_corners = align_corners
         self.input = Normalization()
 
     def forward(self, images: Tensor) -> SegOutput:
-        features = self.backbone(images)
+        height, width = images.shape[2:]
+        if height >= self.least_size and width >= self.least_size:
+            features = self.backbone(images)
+        else:
+            below, right = max(0, self.least_size - height), max(0, self.least_size - width)
+            continued = nnf.pad(images, (0, right, 0, below), mode="replicate")
+            rows, columns = -(-height // self.stride), -(-width // self.stride)
+            features = self.backbone(continued)[:, :, :rows, :columns]
         return SegOutput(features, self.head(features))
 
     def classify(self, features: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ class VGG16(nn.Module):
     """
 
     channels = 1024
+    least_size = 8
+    """Pixels a side from which three poolings leave one."""
     fresh = ("fc6", "fc7")
     """Parts that no ImageNet file holds."""
 

@@ -11,26 +11,41 @@ CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias")
 """ImageNet classifiers, which no segmentor takes over."""
 
 
+WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model|net|network)\.)+")
+"""Names in front of every key that say how the network was wrapped: by DDP, torch.compile, Lightning."""
+ENCODERS = re.compile(r"(?:(?:backbone|encoder|segformer|Scale)\.)+")
+"""Names that a segmentor has for its backbone."""
+
+
+def unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state without :data:`WRAPPERS` in front of its keys."""
+    return {WRAPPERS.sub("", key, count=1) if WRAPPERS.match(key) else key: state[key] for key in state}
+
+
 def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Keys as this package names them (``backbone.*``, ``head.*``), and the layout they came in.
 
     Known layouts: ``fastuda`` (our own), ``torchvision`` (``layer1.*``, ``features.*``), ``caffe`` (DeepLab:
     ``Scale.layer1.*``, ``layer5.conv2d_list.*``; AdaptSegNet: ``layer6.*`` is the head, and the auxiliary
     head ``layer5.*`` on layer3 is left out), ``timm`` (MobileNetV2 and EfficientNet: ``conv_stem.*``,
-    ``blocks.*``), ``segformer`` (NVlabs' ``patch_embed1.*``, ``block1.*``) and ``segformer-hf`` (Hugging
-    Face's ``segformer.encoder.*``). ``module.`` and ``backbone.`` in front are dropped.
+    ``blocks.*``), ``segformer`` (NVlabs' ``patch_embed1.*``, ``block1.*``), ``segformer-hf`` (Hugging Face's
+    ``segformer.encoder.*``, and ``segformer.stages.*`` since transformers 5) and ``segformer-mmseg``
+    (mmsegmentation's ``layers.0.0.projection.*``). :data:`WRAPPERS` and :data:`ENCODERS` in front are
+    dropped.
     """
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    plain = unwrap(state)
     if any(key.startswith("head.") for key in plain) and any(key.startswith("backbone.") for key in plain):
         return plain, "fastuda"
-    plain = {key.removeprefix("Scale.").removeprefix("backbone."): value for key, value in plain.items()}
-    if any("patch_embed1." in key for key in plain):
+    caffe = any(key.startswith("Scale.") for key in plain)
+    plain = {key[match.end() :] if (match := ENCODERS.match(key)) else key: plain[key] for key in plain}
+    if any(key.startswith("patch_embed1.") for key in plain):
         return _backbone(_segformer(plain)), "segformer"
-    if any("encoder.patch_embeddings." in key for key in plain):
+    if any(key.startswith(("patch_embeddings.", "stages.0.patch_embeddings.")) for key in plain):
         return _backbone(_segformer_hf(plain)), "segformer-hf"
+    if any(key.startswith("layers.0.0.projection.") for key in plain):
+        return _backbone(_segformer_mmseg(plain)), "segformer-mmseg"
     if any(key.startswith("conv_stem.") for key in plain):
         return _backbone(_timm(plain)), "timm"
-    caffe = any(key.removeprefix("module.").startswith("Scale.") for key in state)
     caffe = caffe or any(key.startswith(("layer5.", "layer6.")) for key in plain)
     head = "layer6." if any(key.startswith("layer6.") for key in plain) else "layer5."
     out = {}
@@ -118,16 +133,58 @@ _HF_BLOCK = {
 
 
 def _segformer_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's published SegFormer files."""
+    """Hugging Face's published SegFormer files, and those that transformers 5 writes."""
     out = {}
     for key, value in state.items():
-        key = key.removeprefix("segformer.")
-        if match := re.match(r"encoder\.patch_embeddings\.(\d)\.(.+)", key):
+        if key.startswith("stages."):
+            key = f"encoder.{key}"
+        elif match := re.match(r"patch_embeddings\.(\d)\.(.+)", key):
             key = f"encoder.stages.{match[1]}.patch_embeddings.{match[2]}"
-        elif match := re.match(r"encoder\.layer_norm\.(\d)\.(.+)", key):
+        elif match := re.match(r"layer_norm\.(\d)\.(.+)", key):
             key = f"encoder.stages.{match[1]}.layer_norm.{match[2]}"
-        elif match := re.match(r"encoder\.block\.(\d)\.(\d+)\.(.+)\.(\w+)$", key):
+        elif match := re.match(r"block\.(\d)\.(\d+)\.(.+)\.(\w+)$", key):
             part = _HF_BLOCK.get(match[3], match[3])
             key = f"encoder.stages.{match[1]}.blocks.{match[2]}.{part}.{match[4]}"
+        out[key] = value
+    return out
+
+
+_MMSEG = (
+    (r"layers\.(\d)\.0\.projection\.", "encoder.stages.{}.patch_embeddings.proj."),
+    (r"layers\.(\d)\.0\.norm\.", "encoder.stages.{}.patch_embeddings.layer_norm."),
+    (r"layers\.(\d)\.2\.", "encoder.stages.{}.layer_norm."),
+)
+_MMSEG_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.attn.out_proj": "attention.o_proj",
+    "attn.sr": "attention.sequence_reduction.sequence_reduction",
+    "attn.norm": "attention.sequence_reduction.layer_norm",
+    "ffn.layers.0": "mlp.fc1",
+    "ffn.layers.1": "mlp.dwconv.dwconv",
+    "ffn.layers.4": "mlp.fc2",
+}
+
+
+def _segformer_mmseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """mmsegmentation's MixVisionTransformer: queries, keys and values in one matrix, linear layers as 1x1
+    convolutions."""
+    out = {}
+    for key, value in state.items():
+        if match := re.match(r"layers\.(\d)\.1\.(\d+)\.(.+)$", key):
+            prefix = f"encoder.stages.{match[1]}.blocks.{match[2]}."
+            part, _, leaf = match[3].rpartition(".")
+            if leaf in ("in_proj_weight", "in_proj_bias"):
+                for name, third in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
+                    out[f"{prefix}attention.{name}.{leaf.removeprefix('in_proj_')}"] = third.clone()
+                continue
+            if part in ("ffn.layers.0", "ffn.layers.4") and leaf == "weight":
+                value = value.flatten(1)
+            key = f"{prefix}{_MMSEG_BLOCK.get(part, part)}.{leaf}"
+        else:
+            for pattern, name in _MMSEG:
+                if match := re.match(pattern, key):
+                    key = name.format(match[1]) + key[match.end() :]
+                    break
         out[key] = value
     return out

@@ -9,14 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastuda.errors import UserError
 from fastuda.models.normalization import CAFFE, INPUTS, Normalization
-from fastuda.models.weight_keys import remap
+from fastuda.models.weight_keys import remap, unwrap
 
 if TYPE_CHECKING:
     from fastuda.models.segmentor import Segmentor
@@ -47,18 +47,48 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             ) from error
         raise UserError(f"{path} was refused: it holds more than tensors ({held[1]})") from error
     except Exception as error:
-        raise UserError(f"{path} cannot be read as weights: {error}") from error
+        reason = " ".join(str(error).split()) if path.stat().st_size else "it is empty"
+        raise UserError(f"{path} cannot be read as weights: {reason}") from error
     if isinstance(state, Mapping) and {"method", "optimizers"} <= set(state):
         raise UserError(f"{path} is a training checkpoint; give the run's model.safetensors")
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    if isinstance(state.get("feature_extractor"), Mapping) and isinstance(state.get("classifier"), Mapping):
+        tensors = _of_two_parts(state["feature_extractor"], state["classifier"])
+    else:
+        tensors = _tensors(_inner(state))
     if not tensors:
+        inner = [str(key) for key, value in state.items() if isinstance(value, Mapping) and _tensors(value)]
+        if inner:
+            raise UserError(f"{path} holds several networks ({_few(inner)}): save the state of one of them")
         raise UserError(f"{path} holds no tensors; is it a weights file?")
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+STATES = ("state_dict", "model", "model_state_dict", "teacher", "state_dict_ema", "net", "network")
+"""Keys under which training scripts store a network's state, the first of a file taken."""
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _inner(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The dictionary that holds the network's tensors: the given one, one within it by a name in
+    :data:`STATES`, or the only one within it."""
+    for key in STATES:
+        if isinstance(state.get(key), Mapping):
+            return _inner(state[key])
+    within = [value for value in state.values() if isinstance(value, Mapping) and _tensors(value)]
+    return within[0] if len(within) == 1 and not _tensors(state) else state
+
+
+def _of_two_parts(backbone: Mapping[Any, Any], head: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """FADA's checkpoints: the backbone's tensors, and the head's ``conv2d_list``."""
+    out = {f"backbone.{key.removeprefix('backbone.')}": v for key, v in unwrap(_tensors(backbone)).items()}
+    for key, value in unwrap(_tensors(head)).items():
+        out[f"head.convs.{key.removeprefix('conv2d_list.')}"] = value
+    return out
 
 
 @dataclass(frozen=True)
@@ -67,7 +97,7 @@ class WeightsReport:
 
     path: str
     layout: str
-    """Whose keys they were: fastuda, torchvision, caffe, timm, segformer or segformer-hf."""
+    """Whose keys they were: fastuda, torchvision, caffe, timm, segformer, segformer-hf or segformer-mmseg."""
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     """Of the network, and not in the file: these start from scratch."""
@@ -102,7 +132,8 @@ def load_weights(
         UserError: the file is unreadable, of another backbone or style, or holds a part of the head only.
     """
     log = logging.getLogger("fastuda")
-    state, layout = remap(read_state(path))
+    given = read_state(path)
+    state, layout = remap(given)
     style = getattr(model.backbone, "caffe", None)
     if layout == "caffe" and style is False:
         raise UserError(
@@ -124,7 +155,8 @@ def load_weights(
         shapes = f"; of another shape: {', '.join(wrong[:3])}" if wrong else ""
         raise UserError(
             f"{path} does not fit this backbone: {len(lost)} of its keys are missing"
-            f" (first: {', '.join(lost[:3])}{shapes}); choose the --backbone that the file was made for"
+            f" (first: {', '.join(lost[:3])}{shapes}), the file has {_few(list(given), 3)};"
+            " choose the --backbone that the file was made for"
         )
     unexpected = [key for key in state if key not in own] + wrong
     _check_head(model, path, layout, set(matched), missing, unexpected)
@@ -189,5 +221,5 @@ def _input_of(model: Segmentor, layout: str, caffe: bool) -> Normalization:
     return INPUTS[getattr(model.backbone, "input", "imagenet")]
 
 
-def _few(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+def _few(keys: Sequence[str], count: int = 4) -> str:
+    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")

@@ -47,11 +47,13 @@ def row_temperature(sim: Tensor, contrast: bool = True) -> Tensor:
     """``[..., 1]`` per-row temperature: the detached unbiased standard deviation + 1e-10, or one: without
     ``contrast``, and where the deviation is rounding, which would leave the softmax of equal values to
     chance."""
-    if not contrast or sim.shape[-1] < 2 or not sim.numel():
+    # an exported graph has one form for every size: there a single value has the deviation NaN
+    single = not torch.compiler.is_exporting() and (sim.shape[-1] < 2 or not sim.numel())
+    if not contrast or single:
         return torch.ones_like(sim[..., :1])
     deviation, mean = torch.std_mean(sim.detach(), -1, keepdim=True)
     rounding = 8 * torch.finfo(sim.dtype).eps * mean.abs().clamp(min=1)
-    return torch.where(deviation <= rounding, 1, deviation + EPS_STD)
+    return torch.where(deviation > rounding, deviation + EPS_STD, 1)
 
 
 def first_argmax(sim: Tensor) -> Tensor:

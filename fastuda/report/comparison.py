@@ -11,7 +11,7 @@ from typing import Any
 
 from fastuda.data.domains.open import short_name
 from fastuda.engine.checkpoint import write_atomic
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 from fastuda.inference.saved import load_config, read_result
 from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.charts import Bar, plot
@@ -152,7 +152,7 @@ def write(groups: list[Group], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+        raise cannot_write(out, error) from error
 
     def rows(draft: Path) -> None:
         with draft.open("w", newline="", encoding="utf-8") as file:

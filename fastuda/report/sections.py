@@ -52,7 +52,7 @@ def tiles(runs: Runs, config: RunConfig) -> list[tuple[str, str, str]]:
             out[0] = (name, out[0][1], f"{where}, by {runs.record.result['protocol']}")
             also = number(runs.record.result[f"{name}_{other}"], ".1f")
             out.append((name, also, f"by {other}: {PROTOCOL_NOTES[other]}"))
-    precision = "float32" if config.train.amp == "off" else config.train.amp
+    precision = "float32" if config.train.amp == "off" else config.train.amp.removeprefix("force-")
     return [*out, ("Steps", str(runs.record.result["step"]), f"seed {config.train.seed}, {precision}")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastuda.errors import UserError
+
+log = logging.getLogger("fastuda")
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def pick_device(device: str) -> torch.device:
     """The device of this process; one of CUDA becomes the current one.
 
     Args:
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N; others that torch has here, such as mps, are tried with a warning.
 
     Raises:
         UserError: the device does not exist here.
@@ -170,9 +173,11 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"unknown device {device!r}: choose auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cpu":
+        chosen = torch.device("cpu")  # torch takes an index, which means nothing
+    else:
+        _check_there(chosen)
     if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {device}: this torch ({torch.__version__}) finds no CUDA device here")
         chosen = torch.device("cuda", local if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
     return chosen
@@ -182,7 +187,7 @@ def start(device: str, timeout: float = 1800) -> World:
     """Join the process group that torchrun announces, or be the only process.
 
     Args:
-        device: auto, cpu, cuda or cuda:N.
+        device: see :func:`pick_device`.
         timeout: seconds that a rank waits for the others in a collective.
 
     Raises:
@@ -197,6 +202,31 @@ def start(device: str, timeout: float = 1800) -> World:
         fresh = fresh_store(store, rank, size, timeout)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=limit)
     return World(rank, size, chosen)
+
+
+def _check_there(device: torch.device) -> None:
+    """Raises:
+    UserError: this torch, or this machine, has no such device.
+    """
+    module = getattr(torch, device.type, None)  # torch.cuda, torch.mps, torch.xpu
+    available = getattr(module, "is_available", lambda: False)
+    if device.type == "mps":
+        available = torch.backends.mps.is_available
+    if not available():
+        raise UserError(
+            f"--device {device}: this torch ({torch.__version__}) finds no {device.type.upper()} device here;"
+            " choose auto, cpu, cuda or cuda:N"
+        )
+    if device.index is not None and device.index >= module.device_count():  # type: ignore[union-attr]
+        raise UserError(
+            f"--device {device}: there are {module.device_count()}, counted from 0"  # type: ignore[union-attr]
+        )
+    if device.type != "cuda":
+        log.warning(
+            "fastuda is not tested on %s, where the ops run in plain torch, which stores every matrix;"
+            " --device cpu if an operation is missing there",
+            device.type,
+        )
 
 
 def stop() -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def written(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
+        raise cannot_write(path.parent, error) from error
     try:
         # a device would be replaced by a file, and so would /dev/stdout where it leads to one
         as_it_is = path.parent == Path("/dev") or (path.exists() and not path.is_file())
@@ -41,4 +41,4 @@ def written(path: Path) -> Iterator[Path]:
         with contextlib.nullcontext(path) if as_it_is else draft(path) as name:
             yield name
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error

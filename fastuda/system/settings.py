@@ -10,6 +10,7 @@ import typing
 from typing import Annotated, Any, Literal
 
 from fastuda.errors import UserError, nearest
+from fastuda.system.paths import at_home
 from fastuda.system.yaml import read_yaml
 
 
@@ -121,6 +122,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return _finite(number, where)
     elif (origin is dict or hint is dict) and isinstance(value, dict):
         return {key: _finite(item, f"{where}.{key}") for key, item in value.items()}
+    elif hint is str and isinstance(value, str):
+        return at_home(value)  # only paths and domains begin with ~
     elif hint is Any or (isinstance(hint, type) and type(value) is hint):
         return value
     if origin is tuple:

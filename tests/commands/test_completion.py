@@ -48,6 +48,7 @@ def test_values(script):
     assert complete(script, "train", "--method", "se") == ["self_training", "sepico"]
     assert "gta5_cityscapes_plca" in complete(script, "train", "--config", "gta5_")
     assert complete(script, "export", "run", "--format", "s") == ["safetensors"]
+    assert "force-bf16" in complete(script, "train", "--amp", "force")
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")

@@ -1,7 +1,6 @@
 """The built-in scenes: deterministic, complete, fast, and two really different domains."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,12 @@ def test_a_scene_is_a_function_of_its_arguments():
 
 
 @pytest.mark.slow
-def test_all_classes_occur_in_both_domains_and_drawing_is_fast():
-    began = time.process_time()
+def test_all_classes_occur_in_both_domains():
     for domain in ("synthetic", "real"):
         seen = np.zeros(19, np.int64)
         for index in range(40):
             seen += np.bincount(draw_scene(domain, 0, index, (128, 256))[1].ravel(), minlength=19)
         assert (seen > 0).all(), f"{domain}: {np.flatnonzero(seen == 0)} never occur"
-    rate = 80 / (time.process_time() - began)
-    assert rate > 30, f"{rate:.0f} images/s; 60 were usual on one core"
 
 
 def test_domains_differ_in_colour_and_noise():

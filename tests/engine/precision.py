@@ -41,7 +41,9 @@ def tiny(root: Path, out: Path, method: str, amp: str) -> Trainer:
     settings = [(f"method.{key}", value) for key, value in NARROW.get(method, {}).items()]
     images = 2 if method in ("self_training", "sepico") else 1
     settings += [("data.crop", [32, 32]), ("data.batch_size", images), ("train.steps", 200)]
-    run = trainer(root, out, ("method.name", method), ("train.amp", amp), *settings)
+    run = trainer(
+        root, out, ("method.name", method), ("train.amp", amp if amp == "off" else f"force-{amp}"), *settings
+    )
     if amp == "fp16":
         run.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=10**6)
         run.guard.scaler = run.state.scaler = run.scaler

@@ -1,6 +1,7 @@
 """What can go wrong around a run, done for real: each ends in one clear line, and nothing good is lost."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -102,16 +103,16 @@ def test_another_run_is_not_written_over(whole, scenes_root, tmp_path):
 def test_a_full_disk_keeps_the_checkpoint_before(scenes_root, tmp_path, monkeypatch):
     real, calls = torch.save, []
 
-    def save(value, path):
-        calls.append(path)
+    def save(value, file):
+        calls.append(file)
         if len(calls) == 3:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        real(value, path)
+        real(value, file)
 
     monkeypatch.setattr(torch, "save", save)
     out = tmp_path / "run"
-    refused(fastuda("train", *arguments(scenes_root, out)), "last.pt: [Errno 28] No space left on device")
+    refused(fastuda("train", *arguments(scenes_root, out)), "last.pt: No space left on device")
     assert state(out)["step"] == 2 and [p.name for p in (out / "checkpoints").iterdir()] == ["last.pt"]
 
 
@@ -333,6 +334,33 @@ def test_a_signal_to_the_whole_group_stops_with_a_checkpoint(scenes_root, tmp_pa
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 and "go on with --resume auto" in stdout, stderr
     assert "Traceback" not in stderr and state(out)["step"] >= 1
+
+
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+def test_a_loader_process_that_is_killed_anywhere(where, scenes_root, tmp_path, monkeypatch):
+    """torch notices in its handler of SIGCHLD, which raises wherever the main thread is."""
+    from fastuda.engine import trainer
+    from fastuda.inference.windows import evaluation
+
+    def kill_a_worker():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        for _ in range(500):
+            time.sleep(0.01)  # the handler runs between two instructions of this thread
+
+    def killing(function):
+        def replaced(*args, **kwargs):
+            kill_a_worker()
+            return function(*args, **kwargs)
+
+        return replaced
+
+    if where == "step":
+        monkeypatch.setattr(trainer, "jitter_source", killing(trainer.jitter_source))
+    else:
+        monkeypatch.setattr(evaluation.F, "upsample_confusion", killing(evaluation.F.upsample_confusion))
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run", "--workers", 1))
+    refused(done, "a loader process died (DataLoader worker (pid", "Try fewer data.workers")
+    assert len(done.stderr.splitlines()) == 1
 
 
 KILLS = 18

@@ -137,7 +137,7 @@ class Endless(Steep):
 
 
 def arguments(root, out, method, *more):
-    return ["--method", f"steep:{method}", "--data-root", root, "--out", out, "--quiet", "--amp", "fp16",
+    return ["--method", f"steep:{method}", "--data-root", root, "--out", out, "--quiet", "--amp=force-fp16",
             *TINY, "--crop", 16, 16, "--batch-size", 1, "log.every=1", "optim.lr=1e-6", *more]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_gradients_that_overflow_float16_shrink_the_scale(steep, scenes_root, tm
     whole, out = tmp_path / "whole", tmp_path / "run"
     more = ["--steps", 20, "checkpoint.every=1", "checkpoint.keep=30"]
     done = fastuda("train", *arguments(scenes_root, whole, "Steep", *more))
-    assert done.returncode == 0 and "fp16 is slow on a CPU" in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
     scales = [float(value) for _, name, value in curves(whole) if name == "train/loss_scale"]
     assert 1 <= scales[-1] < scales[0] <= 32768 and scales[-1] == scales[-2]
     first, last = state(whole, "step_0000001.pt"), state(whole)

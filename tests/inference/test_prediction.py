@@ -1,7 +1,9 @@
 """Predicting: what goes in, how it goes through the network, what comes out, what is said of faults."""
 
+import importlib.util
 import json
 import os
+import resource
 import sys
 
 import numpy as np
@@ -11,9 +13,9 @@ import torch.nn.functional as nnf
 import yaml
 from PIL import Image
 
-from fastuda.data.labels import CITYSCAPES
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_IDS, ClassSet
 from fastuda.errors import UserError
-from fastuda.inference.prediction import Predictor
+from fastuda.inference.prediction import Predictor, label_ids
 from fastuda.inference.saved import load_run, override
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods.base import SegPrediction
@@ -143,6 +145,29 @@ def test_everything_that_can_be_saved(run, tmp_path):
     assert yaml.safe_load((tmp_path / "out" / "classes.yaml").read_text())["names"] == list(CITYSCAPES.names)
 
 
+def test_label_files_in_the_ids_of_cityscapes(run, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    for ids in ("train", "cityscapes"):
+        done = fastuda(
+            "predict", run, tmp_path / "a.png", "--out", tmp_path / ids, "--ids", ids, "--quiet",
+            "--save", "labels", "color",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    train, official = (read(tmp_path / ids / "labels" / "a.png") for ids in ("train", "cityscapes"))
+    assert np.array_equal(official, np.array(CITYSCAPES_IDS, np.uint8)[train])
+    assert np.array_equal(read(tmp_path / "cityscapes/color/a.png"), train)  # a palette picture has no ids
+    said = yaml.safe_load((tmp_path / "cityscapes" / "classes.yaml").read_text())
+    assert said["ids"] == list(CITYSCAPES_IDS) and said["names"] == list(CITYSCAPES.names)
+    assert "ids" not in yaml.safe_load((tmp_path / "train" / "classes.yaml").read_text())
+
+
+def test_classes_that_cityscapes_lacks_have_no_ids():
+    with pytest.raises(UserError, match="--ids cityscapes: Cityscapes has no class named tram"):
+        label_ids("cityscapes", ClassSet(("road", "tram"), ((0, 0, 0), (1, 1, 1))))
+    assert label_ids("cityscapes", ClassSet(("pavement", "Road"), ((0, 0, 0), (1, 1, 1)))) == (8, 7)
+    assert label_ids("train", CITYSCAPES) is None
+
+
 def test_windows_scales_flip_and_settings_reach_the_network(run, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
@@ -160,7 +185,7 @@ def test_windows_scales_flip_and_settings_reach_the_network(run, tmp_path):
         labels("--size", 24, 40),
     ]
     assert all(other.shape == plain.shape and (other != plain).any() for other in others)
-    assert (labels("--amp") == plain).mean() > 0.8
+    assert (labels("--amp", "force-bf16") == plain).mean() > 0.8
     unknown = fastuda(
         "predict", run, tmp_path / "a.png", "--out", tmp_path / "out", "method.agregation=false"
     )
@@ -269,6 +294,50 @@ def test_wrong_arguments_give_one_line(run, tmp_path, names, message):
     assert done.returncode == 2 and message in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["tiled.tif", "plain.png", "grey.tif", "palette.png"])
+def test_a_picture_over_pillows_limit_is_read_by_windows(kind, run, tmp_path, monkeypatch):
+    """The limit is lowered; what comes out is what comes out of the whole picture at once."""
+    rasterio = pytest.importorskip("rasterio")
+    image = Image.fromarray(picture(size=(100, 140)))
+    path = tmp_path / kind
+    if kind == "tiled.tif":
+        with rasterio.open(
+            path, "w", driver="GTiff", height=100, width=140, count=3, dtype="uint8", tiled=True,
+            blockxsize=32, blockysize=32, compress="deflate", photometric="rgb",
+        ) as file:  # fmt: skip
+            file.write(np.asarray(image).transpose(2, 0, 1))
+    else:
+        image.convert({"grey.tif": "L", "palette.png": "P"}.get(kind, "RGB")).save(path)
+    flags = ("--window", 32, 48, "--save", "labels", "color", "overlay", "probabilities", "--quiet")
+    flags += ("data.eval_size=null", "--ids", "cityscapes")
+    assert fastuda("predict", run, path, "--out", tmp_path / "whole", *flags).returncode == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    done = fastuda("predict", run, path, "--out", tmp_path / "parts", *flags)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    monkeypatch.undo()
+    stem = path.stem
+    scores = [np.load(tmp_path / out / "probabilities" / f"{stem}.npy") for out in ("whole", "parts")]
+    assert np.abs(scores[0].astype(np.float32) - scores[1]).max() < 2e-3
+    for kind in ("labels", "color", "overlay"):
+        whole, parts = (read(tmp_path / out / kind / f"{stem}.png") for out in ("whole", "parts"))
+        assert (whole == parts[..., :3] if kind == "overlay" else whole == parts).mean() > 0.999
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
+        "classes.yaml", "color", "labels", "overlay", "probabilities",
+    ]  # fmt: skip
+
+
+def test_a_picture_over_pillows_limit_without_a_window_or_rasterio(run, tmp_path, monkeypatch):
+    Image.fromarray(picture(size=(100, 140))).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    if importlib.util.find_spec("rasterio"):
+        done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out")
+        assert done.returncode == 2 and "read it in parts by --window H W" in done.stderr
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    done = fastuda("predict", run, tmp_path / "a.png", "--out", tmp_path / "out", "--window", 32, 32)
+    assert done.returncode == 2 and "needs rasterio: pip install 'fastuda[large]'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def film(tmp_path):
     """A film of five frames whose pictures move."""
@@ -297,6 +366,21 @@ def test_a_video(run, film, tmp_path):
     drawn = CITYSCAPES.colorize(read(tmp_path / "out" / "labels" / "a film" / "000000.png")).astype(int)
     assert np.abs(shown - drawn).mean() < 25  # lossy, but the same picture
     assert not list((tmp_path / "out").rglob("*.part*"))
+
+
+@pytest.mark.parametrize("limit", [200, 1000])
+def test_a_video_that_is_cut_off_is_not_put_in_place(limit, run, film, tmp_path):
+    """By a limit on the size of files, which stands for a full disk: OpenCV says nothing of it."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    out = tmp_path / "out"
+    done = fastuda("predict", run, film, "--out", out, "--save", "overlay", preexec_fn=limited)
+    assert done.returncode == 2, done.stderr
+    place = out / "overlay" / "a film.mp4"
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {place}: File too large"
+    assert not [path for path in out.rglob("*") if path.is_file()]
 
 
 def test_a_file_given_twice_is_predicted_once(run, tmp_path):

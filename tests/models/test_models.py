@@ -65,6 +65,30 @@ def test_unknown_names_say_what_is_near():
         build_model(ModelConfig(backbone="resnet_101"), 3)
 
 
+@pytest.mark.parametrize("backbone", ["mit_b0", "vgg16", "resnet18", "small"])
+def test_images_of_any_size_go_through(backbone):
+    if backbone.startswith("mit"):
+        pytest.importorskip("transformers")
+    model = build_model(ModelConfig(backbone=backbone), 3).eval()
+    least = model.least_size
+    assert least == {"mit_b0": 29, "vgg16": 8}.get(backbone, 1)
+    for size in ((1, 1), (2, 2), (least - 1, 40), (40, least - 1), (least, least)):
+        image = torch.randn(1, 3, *(max(1, edge) for edge in size))
+        with torch.no_grad():
+            out = model(image)
+        rows, columns = (-(-edge // model.stride) for edge in image.shape[2:])
+        assert out.logits.shape == (1, 3, rows, columns) and out.features.shape[2:] == (rows, columns)
+        assert torch.isfinite(out.logits).all()
+
+
+def test_a_thumbnail_is_continued_by_its_last_pixels():
+    model = build_model(ModelConfig(backbone="vgg16"), 3).eval()
+    image = torch.randn(1, 3, 6, 24)
+    continued = torch.cat([image, image[:, :, -1:], image[:, :, -1:]], 2)
+    with torch.no_grad():
+        assert torch.equal(model(image).features, model.backbone(continued))
+
+
 def test_frozen_batch_norm_does_not_move():
     model = build_model(ModelConfig(backbone="small", freeze_bn="frozen"), 3).train()
     before = model.backbone.stem[1].running_mean.clone()

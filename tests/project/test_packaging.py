@@ -121,3 +121,48 @@ def test_editable(checkout, python, tmp_path):
     found = probe(python, tmp_path)
     assert found[0].startswith(str(checkout)) and found[1:] == ["True", "reference"]
     assert probe(python, checkout)[1:] == ["True", "reference"]
+
+
+def test_every_kernel_is_in_one_unit():
+    units = [
+        line for path in (ROOT / "csrc" / "units").glob("*.cpp") for line in path.read_text().splitlines()
+    ]
+    included = sorted(re.findall(r'#include "\.\./cpu/(\w+\.cpp)"', "\n".join(units)))
+    assert included == sorted(path.name for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+
+
+@pytest.mark.parametrize("ninja", [True, False])
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [("no-such-compiler", "no C++ compiler was found (no-such-compiler)"), ("false", "false failed (")],
+)
+def test_an_install_without_a_working_compiler_says_so_and_works(
+    checkout, tmp_path, ninja, compiler, message
+):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the extension is built on Linux")
+    # the programs of this environment without its ninja
+    path = os.environ["PATH"] if ninja else _programs(tmp_path / "bin", "false", "uname", "ldconfig")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=checkout, capture_output=True, text=True,
+        env={**os.environ, "FASTUDA_BUILD": "auto", "CXX": compiler, "PATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0 and message in done.stderr, done.stderr
+    assert "building without the C++ extension" in done.stderr
+    assert not list((checkout / "fastuda").glob("_C*.so"))
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=checkout, capture_output=True, text=True,
+        env={**os.environ, "FASTUDA_BUILD": "cpu", "CXX": compiler, "PATH": path},
+    )  # fmt: skip
+    assert done.returncode != 0
+
+
+def _programs(folder, *names):
+    folder.mkdir()
+    for name in names:
+        found = shutil.which(name)
+        if found:
+            (folder / name).symlink_to(found)
+    return str(folder)

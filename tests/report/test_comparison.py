@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_made(runs, tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "file/x", "/proc/x"):
         done = fastuda("compare", runs, "--out", tmp_path / place)
-        assert done.returncode == 2 and done.stderr.startswith("error: cannot write to "), done.stderr
+        assert done.returncode == 2 and done.stderr.startswith("error: cannot write "), done.stderr
         assert done.stdout == "" and len(done.stderr.splitlines()) == 1
 
 
@@ -174,6 +174,15 @@ def test_nothing_to_compare_is_said(tmp_path):
     (tmp_path / "empty" / "result.json").write_text("{}")
     done = fastuda("compare", tmp_path / "empty")
     assert done.returncode == 2 and "is not a result of a run" in done.stderr
+
+
+def test_files_beside_the_runs_are_passed_over(runs, tmp_path):
+    (runs / "notes.txt").write_text("mine")
+    plain = fastuda("compare", runs, "--json")
+    done = fastuda("compare", *sorted(runs.iterdir()), "--json")
+    assert done.returncode == 0 and done.stdout == plain.stdout, done.stderr
+    done = fastuda("compare", runs / "notes.txt")
+    assert done.returncode == 2 and "no folder among" in done.stderr
 
 
 def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):

@@ -6,6 +6,7 @@ is therefore the number of batches that were handed out, however many more the w
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -112,6 +113,27 @@ def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
 T = TypeVar("T")
 
 
+def _died(error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"a loader process died ({reason}); short of memory? Try fewer data.workers")
+
+
+@contextlib.contextmanager
+def workers_alive() -> Iterator[None]:
+    """For code that runs while a DataLoader has workers: where one is killed, torch's handler of SIGCHLD
+    raises its RuntimeError wherever the main thread is.
+
+    Raises:
+        UserError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _died(error) from error
+
+
 def _next(batches: Iterator[T]) -> T:
     """The next of a DataLoader's items.
 
@@ -119,12 +141,10 @@ def _next(batches: Iterator[T]) -> T:
         UserError: a worker died.
     """
     try:
-        return next(batches)
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"a loader process died ({said}); short of memory? Try fewer data.workers") from error
+        with workers_alive():
+            return next(batches)
+    except (EOFError, ConnectionError) as error:
+        raise _died(error) from error
 
 
 def _worker(worker: int) -> None:

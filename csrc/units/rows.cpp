@@ -1,0 +1,12 @@
+// Translation unit of the Python module and the sweeps over rows. torch's headers take longer to parse than
+// the kernels take to compile, so the files of csrc/cpu are compiled in three units instead of one by one.
+// Names in an anonymous namespace must differ within a unit.
+#include "../cpu/rows.cpp"
+
+#include "../cpu/gemm.cpp"
+#include "../cpu/local_affinity_rows.cpp"
+#include "../cpu/scratch.cpp"
+#include "../cpu/stores.cpp"
+#include "../cpu/tile.cpp"
+#include "../cpu/upsample_rows.cpp"
+#include "../library.cpp"
