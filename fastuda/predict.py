@@ -64,6 +64,7 @@ def main() -> int:
     from fastuda.inference.prediction import Predictor, describe, find_files, label_ids, predict_files
     from fastuda.inference.saved import load_run, override
     from fastuda.system import distributed
+    from fastuda.system.files import clean
     from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
@@ -78,6 +79,9 @@ def main() -> int:
     size = tuple(args.size) if args.size else config.data.eval_size
     ids = label_ids(args.ids, classes)
     predictor = Predictor(method, classes, device, size, how, config.data.resampling, ids)
+    clean(args.out)
+    for kind in args.save:
+        clean(args.out / kind, recursive=True)
     with memory_suffices(device, LESS_MEMORY):
         done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
     describe(args.out, classes, ids)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.data.loading.batch import Batch
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
+from fastuda.system.files import written
 
 DUMP = "not_finite.json"
 SMALLEST_SCALE = 1.0
@@ -91,6 +91,5 @@ class LossGuard:
 
     def _dump(self, found: dict[str, Any]) -> None:
         if self.out.is_dir():
-            write_atomic(
-                self.out / DUMP, lambda draft: draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            )
+            with written(self.out / DUMP, fsync=True) as draft:
+                draft.write_text(json.dumps(found, indent=1), encoding="utf-8")

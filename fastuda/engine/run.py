@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from fastuda.config.schema import RunConfig
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
@@ -17,6 +16,7 @@ from fastuda.inference.saved import read_result, scores_of
 from fastuda.inference.scores import Scores, table
 from fastuda.report.page import write_report
 from fastuda.system import distributed
+from fastuda.system.files import written
 from fastuda.system.log import kept_lines, log_file
 from fastuda.system.memory import memory_suffices
 
@@ -98,9 +98,8 @@ def train(
                 scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
             scores[name] = _one(config, out, world, resume, quiet)
         if world.first:
-            write_atomic(
-                out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
-            )
+            with written(out / "table.txt", fsync=True) as draft:
+                draft.write_text(table(scores) + "\n", encoding="utf-8")
         return scores
     except OSError as error:
         raise cannot_write(error.filename or out, error) from error
@@ -132,7 +131,8 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     else:
         out.mkdir(parents=True, exist_ok=True)
         with log_file(out / "log.txt", lines):
-            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment(), encoding="utf-8"))
+            with written(out / "env.txt", fsync=True) as draft:
+                draft.write_text(environment(), encoding="utf-8")
             scores = trainer.fit()
             _report(config, out, world)
     world.barrier()  # nobody leaves the group while the first one still writes

@@ -17,13 +17,13 @@ from fastuda.config.schema import RunConfig, TrainConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.open import classes_of, open_domain
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
 from fastuda.inference.prediction import Predictor, describe, predict_files
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, table
 from fastuda.system import distributed
+from fastuda.system.files import clean, written
 from fastuda.system.settings import build, merge, nest
 
 log = logging.getLogger("fastuda")
@@ -112,9 +112,8 @@ def train_stages(
             done = next(reversed(train(settings, folder, resume="auto", quiet=quiet).values()))
         scores[stage] = done
     if int(os.environ.get("RANK", 0)) == 0:
-        write_atomic(
-            out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
-        )
+        with written(out / "table.txt", fsync=True) as draft:
+            draft.write_text(table(scores) + "\n", encoding="utf-8")
     return scores
 
 
@@ -146,6 +145,8 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
     """
     world = distributed.start(train.device, train.timeout)
     try:
+        if world.first:
+            clean(out, recursive=True)
         if world.agree((out / "classes.yaml").is_file()):
             return
         config, method, classes = load_run(run, world.device)

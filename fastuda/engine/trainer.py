@@ -37,6 +37,7 @@ from fastuda.methods.base import phases_of
 from fastuda.models import build_model
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
+from fastuda.system.files import clean, written
 from fastuda.system.log import progress
 from fastuda.system.memory import keep_freed_memory, peak_memory
 from fastuda.system.precision import DTYPES
@@ -319,11 +320,10 @@ class Trainer:
         if not self.world.first:
             return Loggers()
         (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(self.out)
-        checkpoint.clean(self.out / "checkpoints")
-        checkpoint.write_atomic(
-            self.out / "config.yaml", lambda draft: draft.write_text(self.config.to_yaml(), encoding="utf-8")
-        )
+        clean(self.out)
+        clean(self.out / "checkpoints")
+        with written(self.out / "config.yaml", fsync=True) as draft:
+            draft.write_text(self.config.to_yaml(), encoding="utf-8")
         state = self.state
         loggers: list[CsvLogger | TensorBoardLogger] = [CsvLogger(self.out / "metrics.csv", state.curves)]
         if self.config.log.tensorboard:
@@ -342,7 +342,5 @@ class Trainer:
         result = {"step": self.state.step, "target": self.held_out.name, "split": self.held_out.split}
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
-        text = json.dumps(result, indent=1)
-        checkpoint.write_atomic(
-            self.out / "result.json", lambda draft: draft.write_text(text, encoding="utf-8")
-        )
+        with written(self.out / "result.json", fsync=True) as draft:
+            draft.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.saved import save_model
 from fastuda.inference.windows import probabilities
 from fastuda.methods import Method
 from fastuda.ops._backends import default_backend
+from fastuda.system.files import written
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 """Format to the suffix of its files."""
@@ -99,7 +99,8 @@ def export_torch(path: Path, method: Method, described: str) -> float:
     whole = io.BytesIO()  # torch's writer ends the process where the disk is full
     with _hushed():
         torch.export.save(program, whole, extra_files=extra)
-    write_atomic(path, lambda draft: draft.write_bytes(whole.getbuffer()))
+    with written(path, fsync=True) as draft:
+        draft.write_bytes(whole.getbuffer())
     return worst
 
 
@@ -139,7 +140,8 @@ def export_onnx(path: Path, method: Method, described: str) -> float:
         return torch.from_numpy(labels), torch.from_numpy(p)
 
     worst = check(method, run)
-    write_atomic(path, lambda draft: draft.write_bytes(data))
+    with written(path, fsync=True) as draft:
+        draft.write_bytes(data)
     return worst
 
 

@@ -13,7 +13,6 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,10 @@ import torch
 from PIL import Image
 
 from fastuda.data.domains.decode import BadFile, orientation
-from fastuda.engine.checkpoint import open_for_library, write_atomic
 from fastuda.errors import cannot_write
-from fastuda.inference.pictures import overlay
+from fastuda.inference.pictures import overlay, save_array
 from fastuda.inference.windows import probabilities, starts
+from fastuda.system.files import written
 
 if TYPE_CHECKING:
     from fastuda.inference.prediction import Predictor
@@ -155,7 +154,8 @@ def predict_large(
         if shown is not None:
             _save(Image.fromarray(shown), place("overlay", "png"))
         if scores is not None:
-            _put(place("probabilities", "npy"), partial(_save_array, scores))
+            with written(place("probabilities", "npy"), fsync=True) as draft:
+                save_array(draft, scores)
         if "labels" in save:
             if predictor.ids is not None:
                 table = np.array(predictor.ids, np.uint8)
@@ -207,18 +207,6 @@ def _file_array(folder: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[n
         raise cannot_write(folder, error) from error
 
 
-def _save_array(array: np.ndarray, draft: Path) -> None:
-    with open_for_library(draft) as file:
-        np.save(file, array)
-
-
 def _save(picture: Image.Image, path: Path) -> None:
-    _put(path, lambda draft: picture.save(draft, "PNG", compress_level=1))
-
-
-def _put(path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-    write_atomic(path, write)
+    with written(path, fsync=True) as draft:
+        picture.save(draft, "PNG", compress_level=1)

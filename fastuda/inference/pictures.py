@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fastuda.data.labels import IGNORE, ClassSet
+from fastuda.system.files import open_for_library
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassSet, opacity: float = 0.5) -> np.ndarray:
@@ -34,3 +35,13 @@ def save_palette_png(path: Path, labels: np.ndarray, classes: ClassSet) -> None:
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(classes.flat_palette())
     picture.save(path, "PNG")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """An array as .npy.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with open_for_library(path) as file:
+        np.save(file, array)

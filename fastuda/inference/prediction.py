@@ -25,13 +25,13 @@ from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.layouts import IMAGE_SUFFIXES
 from fastuda.data.labels import CITYSCAPES_ROWS, ClassSet
 from fastuda.data.loading.transforms import resize_image
-from fastuda.engine.checkpoint import open_for_library, write_atomic
-from fastuda.errors import UserError, cannot_write
+from fastuda.errors import UserError
 from fastuda.inference.large import LargeImage, predict_large
-from fastuda.inference.pictures import overlay, panels, save_palette_png
-from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
+from fastuda.inference.pictures import overlay, panels, save_array, save_palette_png
+from fastuda.inference.video import VIDEO_SUFFIXES, Video, new_video, opencv
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods import Method
+from fastuda.system.files import written
 from fastuda.system.yaml import to_yaml
 
 log = logging.getLogger("fastuda")
@@ -228,8 +228,8 @@ def describe(out: Path, classes: ClassSet, ids: tuple[int, ...] | None = None) -
     values: dict[str, object] = {"names": list(classes.names), "palette": palette, "ignore": 255}
     if ids is not None:
         values["ids"] = list(ids)
-    text = to_yaml(values)
-    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text, encoding="utf-8"))
+    with written(out / "classes.yaml", fsync=True) as draft:
+        draft.write_text(to_yaml(values), encoding="utf-8")
 
 
 class _Writers:
@@ -258,11 +258,8 @@ class _Writers:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-    write_atomic(path, write)
+    with written(path, fsync=True) as draft:
+        write(draft)
 
 
 def _is_video(path: Path) -> bool:
@@ -346,7 +343,7 @@ def _image(
         picture = partial(_save_overlay, image=image, labels=labels, classes=classes)
         writers.put(_place(out, "overlay", name, "png"), picture)
     if scores is not None:
-        writers.put(_place(out, "probabilities", name, "npy"), partial(_save_array, scores))
+        writers.put(_place(out, "probabilities", name, "npy"), partial(save_array, array=scores))
     return labels
 
 
@@ -370,17 +367,13 @@ def _video(
     except UserError as error:
         raise BadFile(path, str(error).removeprefix(f"{path} ")) from error
     name = name.with_suffix("")
-    films = {k: VideoWriter(_place(out, k, name, "mp4"), video.fps) for k in save & {"color", "overlay"}}
     single = save & {"labels", "probabilities"}
-    done = False
-
-    def close(film: VideoWriter) -> None:
-        film.close(whole=done)
-
-    with contextlib.ExitStack() as closing:
-        closing.callback(video.close)
-        for film in films.values():
-            closing.callback(close, film)
+    with contextlib.ExitStack() as files:
+        files.callback(video.close)
+        films = {
+            kind: files.enter_context(new_video(_place(out, kind, name, "mp4"), video.fps))
+            for kind in save & {"color", "overlay"}
+        }
         number = -1
         for number, frame in enumerate(video):
             labels = _image(predictor, frame, out, name / f"{number:06d}", single, writers)
@@ -394,7 +387,6 @@ def _video(
             raise BadFile(path, "holds no frame that can be read")
         if number + 1 < video.count:
             log.warning("%s: %d of its %d frames could be read", path, number + 1, video.count)
-        done = True
 
 
 def _place(out: Path, kind: str, name: Path, suffix: str) -> Path:
@@ -408,8 +400,3 @@ def _save_png(picture: Image.Image, path: Path) -> None:
 
 def _save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: ClassSet) -> None:
     Image.fromarray(overlay(image, labels, classes)).save(path, "PNG", compress_level=1)
-
-
-def _save_array(array: np.ndarray, path: Path) -> None:
-    with open_for_library(path) as file:
-        np.save(file, array)

@@ -15,12 +15,12 @@ from safetensors.torch import save
 from fastuda.config.resolve import load_yaml
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.scores import PROTOCOLS, Scores
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.normalization import Normalization
+from fastuda.system.files import written
 from fastuda.system.settings import build, merge, parse_overrides
 from fastuda.system.yaml import read_yaml
 
@@ -34,7 +34,8 @@ def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfi
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     # not save_file, whose file is for its owner's eyes only, whatever the umask
     content = save(weights, {"fastuda": json.dumps(about)})
-    write_atomic(path, lambda draft: draft.write_bytes(content))
+    with written(path, fsync=True) as draft:
+        draft.write_bytes(content)
 
 
 def load_config(run: Path) -> RunConfig:

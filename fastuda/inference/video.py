@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastuda.errors import UserError, cannot_write
+from fastuda.system.files import written
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
@@ -74,16 +76,10 @@ class Video:
 
 
 class VideoWriter:
-    """An MP4 file that is there when it is whole.
+    """Writes frames to a draft of an MP4 file; see :func:`new_video`."""
 
-    Args:
-        path: ends in .mp4.
-        fps: frames per second.
-    """
-
-    def __init__(self, path: Path, fps: float):
-        self.path, self.fps = path, fps
-        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+    def __init__(self, path: Path, draft: Path, fps: float):
+        self.path, self.draft, self.fps = path, draft, fps
         self._writer: Any = None
         self.frames = 0
 
@@ -95,51 +91,53 @@ class VideoWriter:
         """
         if self._writer is None:
             cv2 = opencv(self.path)
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(self.path.parent, error) from error
             code = cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._draft), code, self.fps, (frame.shape[1], frame.shape[0]))
+            self._writer = cv2.VideoWriter(str(self.draft), code, self.fps, (frame.shape[1], frame.shape[0]))
             if not self._writer.isOpened():
-                self._draft.unlink(missing_ok=True)
                 raise cannot_write(self.path, "OpenCV cannot open it for writing")
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
         self.frames += 1
 
-    def close(self, whole: bool = True) -> None:
-        """Put the file into place if it holds every frame, else remove what there is of it.
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
 
-        Raises:
-            UserError: frames are missing from a file that should be whole.
-        """
-        if self._writer is None:
-            return
-        self._writer.release()
-        self._writer = None
-        try:
-            if whole:
-                self._check()
-                os.replace(self._draft, self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        finally:
-            self._draft.unlink(missing_ok=True)
-
-    def _check(self) -> None:
-        """OpenCV says nothing of a write that failed: read the frames back.
+    def check(self) -> None:
+        """Read the frames back: OpenCV does not report a failed write.
 
         Raises:
             OSError: the system refuses to write more to the file.
             UserError: frames are missing for another reason.
         """
         try:
-            written = Video(self._draft).count_frames()
+            count = Video(self.draft).count_frames()
         except UserError:
-            written = 0
-        if written < self.frames:
-            with open(self._draft, "ab") as file:
+            count = 0
+        if count < self.frames:
+            with open(self.draft, "ab") as file:
                 file.write(bytes(1 << 20))
                 file.flush()
                 os.fsync(file.fileno())
-            raise UserError(f"cannot write {self.path}: it holds {written} of {self.frames} frames")
+            raise UserError(f"cannot write {self.path}: it holds {count} of {self.frames} frames")
+
+
+@contextmanager
+def new_video(path: Path, fps: float) -> Iterator[VideoWriter]:
+    """Write an MP4 file, which replaces ``path`` if the block succeeds and every frame was written.
+
+    Args:
+        path: ends in .mp4.
+        fps: frames per second.
+
+    Raises:
+        UserError: the file cannot be written, or frames are missing from it.
+    """
+    with written(path) as draft:
+        writer = VideoWriter(path, draft, fps)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        writer.check()

@@ -18,10 +18,10 @@ def write_report(folder: Path, device: str = "auto") -> Path:
         UserError: the folder holds no finished run, or cannot be written.
     """
     from fastuda.data.domains.open import NO_SPLIT, short_name
-    from fastuda.engine import checkpoint
     from fastuda.inference.saved import load_config
     from fastuda.report import sections
     from fastuda.report.facts import Record, measure, read_pictures
+    from fastuda.system.files import written
     from fastuda.system.random import rng_state, set_rng_state
 
     config = load_config(folder)
@@ -62,5 +62,6 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     data = json.dumps(pictures).replace("<", "\\u003c")
     whole = first + html.escape(f"fastuda: {title}") + second + "\n".join(body) + third + data + last
     path = folder / "report.html"
-    checkpoint.write_atomic(path, lambda draft: draft.write_text(whole, encoding="utf-8"))
+    with written(path, fsync=True) as draft:
+        draft.write_text(whole, encoding="utf-8")
     return path

@@ -42,7 +42,7 @@ def test_a_run_prints_both_methods_and_leaves_its_folder(run):
     assert len(pictures) == 3 and Image.open(pictures[0]).size == (3 * 64 + 8, 32)
     names = {name for _, name, _ in curves(out)}
     assert {"train/ce", "train/loss", "train/feature_association", "val/mIoU19", "lr/model"} <= names
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".*.draft*"))
     assert f"(open {out / 'report.html'})" in done.stdout and (out / "report.html").is_file()
 
 

@@ -15,6 +15,7 @@ import torch
 from fastuda.engine import checkpoint
 from fastuda.engine.state import newest
 from fastuda.errors import UserError
+from fastuda.system.files import written
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
 
@@ -124,7 +125,8 @@ def test_weights_are_readable_as_every_file_is(whole):
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    checkpoint.write_atomic(tmp_path / "pipe", lambda path: path.write_bytes(b"whole"))
+    with written(tmp_path / "pipe", fsync=True) as place:
+        place.write_bytes(b"whole")
     assert os.read(reader, 10) == b"whole" and os.listdir(tmp_path) == ["pipe"]
     os.close(reader)
 
@@ -386,14 +388,14 @@ def test_kills_at_random_moments(method, scenes_root, tmp_path):
             seconds = generator.uniform(0.05, 0.6)
             drafts = out / "checkpoints" if kills % 2 else None
             kills += killed_after(seconds, drafts, *more)
-            writing += any(out.glob("checkpoints/.*.part"))
+            writing += any(out.glob("checkpoints/.*.draft.pt"))
             assert step_of(newest(out / "checkpoints")) >= before
         done = fastuda("train", *more)
         assert done.returncode == 0, done.stderr
         assert equal(without_clocks(state(whole)), without_clocks(state(out)))
         assert curves(whole) == curves(out)
         assert (whole / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
-        assert not [path for path in out.rglob("*.part") if path.parent.name != "preds"]
+        assert not list(out.rglob(".*.draft*"))
         runs += 1
     assert writing >= KILLS // 4, f"only {writing} of {kills} kills met a half-written checkpoint"
 
@@ -412,7 +414,7 @@ def killed_after(seconds: float, drafts: Path | None, *args) -> bool:
         finally:
             os._exit(0)
     time.sleep(seconds)
-    while drafts and not any(drafts.glob(".*.part")):
+    while drafts and not any(drafts.glob(".*.draft.pt")):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             break
         time.sleep(1e-4)

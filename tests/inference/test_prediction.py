@@ -365,7 +365,7 @@ def test_a_video(run, film, tmp_path):
     shown = capture.read()[1][..., ::-1].astype(int)
     drawn = CITYSCAPES.colorize(read(tmp_path / "out" / "labels" / "a film" / "000000.png")).astype(int)
     assert np.abs(shown - drawn).mean() < 25  # lossy, but the same picture
-    assert not list((tmp_path / "out").rglob("*.part*"))
+    assert not list((tmp_path / "out").rglob(".*.draft*"))
 
 
 @pytest.mark.parametrize("limit", [200, 1000])
