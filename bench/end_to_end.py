@@ -100,7 +100,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
 
 def losses(run: Trainer) -> dict[str, float]:
     """Every term of the step that was made last."""
-    return {name: value for name, value in run._take_means().items() if name.startswith("train/")}
+    return {name: value for name, value in run.take_means().items() if name.startswith("train/")}
 
 
 def work(job: dict) -> dict[str, object]:
@@ -124,7 +124,7 @@ def work(job: dict) -> dict[str, object]:
                 if device == "cpu":  # as the trainer does; this step takes what the later ones use again
                     keep_freed_memory()
             began = time.perf_counter()
-            run._train_step()
+            run.step()
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)

@@ -112,8 +112,8 @@ def data_wait(name: str, source: str, config: DataConfig, steps: int) -> tuple[f
         run.method.train()
         found = []
         for _ in range(steps + 2 * max(config.workers, 1)):
-            run._train_step()
-            found.append(run._take_means())
+            run.step()
+            found.append(run.take_means())
         run.loader.close()
     kept = found[-steps:]  # those before find the batches that were read while the workers started
     return tuple(statistics.median(step[f"perf/{key}"] for step in kept) for key in ("data_s", "step_s"))

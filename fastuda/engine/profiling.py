@@ -140,13 +140,13 @@ def profile_step(
     cuda = trainer.world.device.type == "cuda"
     trainer.method.train()
     for _ in range(warm_up):
-        trainer._train_step()
+        trainer.step()
     seconds = [_seconds(trainer, cuda) for _ in range(steps)]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with _scopes(trainer), _quiet(), profile(activities=activities, acc_events=True) as profiler:
         for _ in range(steps):
             with record_function(STEP):
-                trainer._train_step()
+                trainer.step()
                 if cuda:
                     torch.cuda.synchronize()
     if trace is not None:
@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
 
 def _seconds(trainer: Trainer, cuda: bool) -> float:
     began = time.perf_counter()
-    trainer._train_step()
+    trainer.step()
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began

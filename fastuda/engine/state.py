@@ -19,7 +19,6 @@ from fastuda.errors import UserError
 from fastuda.methods import Method
 from fastuda.system.ddp import bare_state
 from fastuda.system.distributed import World
-from fastuda.system.precision import choose
 from fastuda.system.random import rng_state, set_rng_state
 
 log = logging.getLogger("fastuda")
@@ -106,21 +105,6 @@ class RunState:
             first = " ".join(str(error).split())[:200]
             raise UserError(f"{path} does not fit this configuration: {first}") from error
         log.info("resumed from %s at step %d", path, self.step)
-
-
-def with_precision(config: RunConfig, world: World, begun: dict[str, Any] | None = None) -> RunConfig:
-    """The configuration with the precision that the run takes in place of the one that was asked for.
-
-    A run that goes on from the checkpoint ``begun`` keeps its precision, unless another one is asked for than
-    at its beginning: no measurement comes between it and its first steps.
-    """
-    asked = config.train.amp
-    if begun is not None:
-        used = begun.get("config", {}).get("train", {}).get("amp")
-        if used is not None and asked in (used, begun.get("asked_amp")):
-            return config.with_train(amp=used)
-    chosen = world.agree(choose(asked, world.device, "train.amp"))
-    return config.with_train(amp=asked if asked.startswith("force-") else chosen)
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -15,31 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.open import absolute, open_domain, share_classes
+from fastuda.data.domains.open import absolute
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
-from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.torch_loader import workers_alive
-from fastuda.engine import checkpoint
+from fastuda.engine import checkpoint, setup
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard
-from fastuda.engine.optim import build_optimizer, lr_factor, set_lr
-from fastuda.engine.parallel import Parallel, sync_batch_norm
-from fastuda.engine.state import BEST, LAST, RunState, with_precision
+from fastuda.engine.optim import lr_factor, set_lr
+from fastuda.engine.parallel import Parallel
+from fastuda.engine.state import BEST, LAST, RunState
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import Stopped, evaluate
 from fastuda.inference.prediction import Predictor, leave_pictures
 from fastuda.inference.saved import save_model
 from fastuda.inference.scores import Scores
 from fastuda.inference.windows import Inference
-from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
-from fastuda.models import build_model
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from fastuda.system.files import clean, written
 from fastuda.system.log import progress
-from fastuda.system.memory import keep_freed_memory, peak_memory
+from fastuda.system.memory import peak_memory
 from fastuda.system.precision import DTYPES
 from fastuda.system.random import seed_everything
 
@@ -57,62 +54,21 @@ class Trainer:
     def __init__(
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
     ):
-        # a run is evaluated and gone on with from any folder
+        # a run can be evaluated or resumed from any folder
         config = dataclasses.replace(config, data=absolute(config.data))
         begun = None if resume is None else checkpoint.load(resume)
         asked = config.train.amp
-        config = with_precision(config, world, begun)
+        config = setup.with_precision(config, world, begun)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
-        root = config.data.data_root
-        with world.first_goes_ahead():  # the first one may have to draw the scenes
-            source = open_domain(config.data.source, role="source", data_root=root)
-            target = open_domain(config.data.target, role="target", data_root=root)
-        held_out = open_domain(
-            config.data.target, role="evaluation", data_root=root, split=config.data.eval_split
-        )
-        self.source, self.target, self.held_out = share_classes(
-            source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
-        )
-        for domain in (self.source, self.held_out):
-            domain.check_labels(config.data.check_labels)
-        held_out.check_files()
-
-        if world.device.type == "cpu" and config.train.keep_memory:
-            keep_freed_memory()
-        seed_everything(config.train.seed)
-        classes = len(self.source.classes)
-        model = build_model(config.model, classes)
-        method = get_method(config.method["name"])(config.method_config(), model, classes)
-        if config.train.sync_bn and world.size > 1:
-            sync_batch_norm(method, world.device)
-        method.horizon = config.optim.horizon or config.train.steps
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.method = method.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
-        self.input = model.input
+        self.source, self.target, self.held_out = setup.open_domains(config.data, world)
+        self.method = setup.build_method(config, len(self.source.classes), world)
+        self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}
-        horizon = config.optim.horizon or config.train.steps
-        if config.optim.schedule == "poly" and horizon < config.train.steps:
-            log.warning(
-                "optim.horizon is %d: the learning rate is 0 from there to train.steps=%d; raise it as well",
-                horizon,
-                config.train.steps,
-            )
-        self.optimizers = {
-            name: build_optimizer(self.settings[name], net) for name, net in self.networks.items()
-        }
+        self.optimizers = setup.build_optimizers(self.settings, self.networks)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
-        self.loader = build_loader(
-            self.source,
-            self.target,
-            config.data,
-            model.input,
-            seed=config.train.seed,
-            rank=world.rank,
-            world=world.size,
-            pin=world.device.type == "cuda",
-        )
+        self.loader = setup.build_run_loader(config, self.source, self.target, self.method, world)
         self.means = RunningMeans(world)
         self.guard = LossGuard(out, eager=world.device.type == "cpu", scaler=self.scaler)
         self.stop_signal = 0
@@ -124,11 +80,11 @@ class Trainer:
         if resume is not None and begun is not None:
             self.state.restore(begun, resume)
         else:
-            # every rank draws its own randomness from here on; the weights above were drawn alike
+            # the weights above are the same on every rank; from here on each rank draws its own numbers
             seed_everything(config.train.seed * 1000 + world.rank)
         self.resumed = resume is not None
         if config.train.compile:
-            model.compile()
+            self.method.model.compile()
         self.parallel = Parallel(self.method, self.networks, world)
 
     @workers_alive()
@@ -150,14 +106,14 @@ class Trainer:
             while state.step < config.train.steps:
                 logging_now = False
                 if not state.owed:
-                    self._train_step()
+                    self.step()
                     world.beat(state.step)
                     bar.update()
                     logging_now = state.step % config.log.every == 0 or state.step == config.train.steps
                 done = state.step == config.train.steps
                 if logging_now:
                     self.guard.check()
-                    values = self._take_means()
+                    values = self.take_means()
                     loggers.log(state.step, values)
                     bar.set_postfix({"loss": f"{values['train/loss']:.3f}"}, refresh=False)
                 due = config.eval.every and state.step % config.eval.every == 0 and not done
@@ -184,7 +140,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _train_step(self) -> None:
+    def step(self) -> None:
         """One optimiser step of every network."""
         began = time.perf_counter()
         config, state = self.config, self.state
@@ -258,7 +214,8 @@ class Trainer:
             " least, or data.batch_size to 2"
         )
 
-    def _take_means(self) -> dict[str, float]:
+    def take_means(self) -> dict[str, float]:
+        """Means of losses and metrics over the steps since the last call, by the names of the curves."""
         values = self.means.take()
         if self.scaler.is_enabled():
             values["train/loss_scale"] = self.scaler.get_scale()

@@ -91,7 +91,7 @@ def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatc
             run.method.train()
             losses = []
             for _ in range(2):
-                run._train_step()
+                run.step()
                 losses.append(end_to_end.losses(run))
             found.append(losses)
     assert end_to_end.difference(*found) < 1e-3 and len(found[0][0]) > 1

@@ -64,8 +64,8 @@ def losses(run: Trainer, steps: int) -> torch.Tensor:
     """The loss of every step."""
     found = []
     for _ in range(steps):
-        run._train_step()
-        found.append(run._take_means()["train/loss"])
+        run.step()
+        found.append(run.take_means()["train/loss"])
     return torch.tensor(found)
 
 

@@ -80,9 +80,9 @@ def test_the_hot_path_does_not_wait(method, amp, scenes_root, tmp_path):
     settings += [("method.contrast_start", 0)] if method == "sepico" else []
     run = trainer(scenes_root, tmp_path, ("method.name", method), *settings)
     run.guard.eager = False  # as on a GPU: losses are judged when they are logged
-    run._train_step()
+    run.step()
     with Waits() as found:
-        run._train_step()
+        run.step()
     assert not found.found
 
 
@@ -192,8 +192,8 @@ def test_channels_last_is_a_matter_of_memory_alone(scenes_root, tmp_path):
     for choice in (True, False):
         run = trainer(scenes_root, tmp_path, ("train.channels_last", choice))
         features.append(run.method.model(torch.ones(2, 3, 32, 64)).features)
-        run._train_step()
-        losses.append(run._take_means()["train/loss"])
+        run.step()
+        losses.append(run.take_means()["train/loss"])
     assert features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
     assert features[1].is_contiguous()
     torch.testing.assert_close(*features, rtol=1e-3, atol=5e-3)
