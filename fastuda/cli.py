@@ -10,9 +10,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastuda.errors import UserError
 from fastuda.system.paths import at_home
@@ -29,6 +29,27 @@ LESS_MEMORY = "slide a --window over each image, lower --scales or the size of t
 
 AMP_CHOICES = ("off", "bf16", "fp16", "force-bf16", "force-fp16")
 """Values of --amp. Half precision that the machine only emulates becomes float32, unless it is forced."""
+
+FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "method": ("method.name", "name of a method, several joined by +, or package.module:Class", {}),
+    "source": ("data.source", "labelled domain: name or name:path[:split]; scenes is built in", {}),
+    "target": ("data.target", "unlabelled domain, likewise", {}),
+    "data_root": ("data.data_root", "where domains without a path lie (default: data)", {}),
+    "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
+    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small", {}),
+    "weights": ("model.weights", ".pth or .safetensors file to start from", {}),
+    "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
+    "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
+    "steps": ("train.steps", "optimiser steps; with --stages, of each", {"type": int}),
+    "lr": ("optim.lr", "learning rate", {"type": float}),
+    "amp": ("train.amp", "mixed precision where it is faster than float32; bf16 without a value",
+            {"nargs": "?", "const": "bf16", "choices": AMP_CHOICES}),
+    "device": ("train.device", "auto, cpu, cuda, cuda:N", {}),
+    "seed": ("train.seed", "of weights, samples and augmentation", {"type": int}),
+    "loader": ("data.loader", "auto, torch or dali", {}),
+    "workers": ("data.workers", "loader processes", {"type": int}),
+}  # fmt: skip
+"""Flag to its dotted setting, its help text and its arguments for argparse."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,6 +102,18 @@ def bare_amp(words: list[str]) -> list[str]:
     for word, after in zip(words, [*words[1:], ""], strict=False):
         out.append("--amp=bf16" if word == "--amp" and after not in AMP_CHOICES else word)
     return out
+
+
+def setting_flag(p: argparse.ArgumentParser, name: str, help: str | None = None, **arguments: Any) -> None:
+    """Add a flag of :data:`FLAGS`, with other help or other arguments for argparse if they are given."""
+    _, text, usual = FLAGS[name]
+    p.add_argument(f"--{name.replace('_', '-')}", help=help or text, **(usual | arguments))
+
+
+def flag_settings(args: argparse.Namespace, without: Collection[str] = ()) -> dict[str, Any]:
+    """The dotted settings of the flags of :data:`FLAGS` that were given."""
+    values = {name: getattr(args, name) for name in FLAGS if name not in without}
+    return {FLAGS[name][0]: value for name, value in values.items() if value is not None}
 
 
 def inference_flags(p: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -62,9 +61,8 @@ def main() -> int:
     from fastuda.data.domains.open import NO_SPLIT, open_domain
     from fastuda.inference.evaluation import evaluate
     from fastuda.inference.saved import load_run, override
-    from fastuda.inference.scores import ccd_table, protocol_line, table
+    from fastuda.inference.scores import ccd_table, protocol_line, table, write_csv
     from fastuda.system import distributed
-    from fastuda.system.files import written
     from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
@@ -101,11 +99,7 @@ def main() -> int:
         if args.ccd:
             print(f"\n{ccd_table(scores)}")
     if args.csv:
-        columns = {"class": scores.classes, "iou": scores.iou}
-        columns |= {f"iou_{scores.other_protocol}": scores.other_iou} if scores.other_iou else {}
-        columns |= {"ccd": scores.ccd} if scores.ccd else {}
-        with written(args.csv) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+        write_csv(args.csv, scores)
     return 0
 
 

@@ -61,7 +61,9 @@ def main() -> int:
     """Parse, load, predict."""
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda.inference.prediction import Predictor, describe, find_files, label_ids, predict_files
+    from fastuda.inference.prediction import describe, predict_files
+    from fastuda.inference.predictor import Predictor, label_ids
+    from fastuda.inference.reading import find_files
     from fastuda.inference.saved import load_run, override
     from fastuda.system import distributed
     from fastuda.system.files import clean

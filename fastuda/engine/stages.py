@@ -19,7 +19,8 @@ from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.open import classes_of, open_domain
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
-from fastuda.inference.prediction import Predictor, describe, predict_files
+from fastuda.inference.prediction import describe, predict_files
+from fastuda.inference.predictor import Predictor
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, table
 from fastuda.system import distributed

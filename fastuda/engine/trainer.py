@@ -27,7 +27,7 @@ from fastuda.engine.parallel import Parallel
 from fastuda.engine.state import BEST, LAST, RunState
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import Stopped, evaluate
-from fastuda.inference.prediction import Predictor, leave_pictures
+from fastuda.inference.predictor import Predictor, leave_pictures
 from fastuda.inference.saved import save_model
 from fastuda.inference.scores import Scores
 from fastuda.inference.windows import Inference

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,9 @@ from PIL import Image
 from fastuda.data.domains.decode import BadFile, orientation
 from fastuda.errors import cannot_write
 from fastuda.inference.pictures import overlay, save_array
+from fastuda.inference.predictor import Predictor
 from fastuda.inference.windows import probabilities, starts
 from fastuda.system.files import written
-
-if TYPE_CHECKING:
-    from fastuda.inference.prediction import Predictor
 
 
 def most_pixels() -> float:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,23 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-import fastuda.ops as F
-from fastuda.data.domains.classes import canonical
-from fastuda.data.domains.decode import BadFile, open_rgb
-from fastuda.data.domains.domain import Domain
-from fastuda.data.domains.layouts import IMAGE_SUFFIXES
-from fastuda.data.labels import CITYSCAPES_ROWS, ClassSet
-from fastuda.data.loading.transforms import resize_image
+from fastuda.data.domains.decode import BadFile
+from fastuda.data.labels import ClassSet
 from fastuda.errors import UserError
 from fastuda.inference.large import LargeImage, predict_large
-from fastuda.inference.pictures import overlay, panels, save_array, save_palette_png
-from fastuda.inference.video import VIDEO_SUFFIXES, Video, new_video, opencv
-from fastuda.inference.windows import Inference, probabilities
-from fastuda.methods import Method
+from fastuda.inference.pictures import overlay, save_array, save_palette_png
+from fastuda.inference.predictor import Predictor
+from fastuda.inference.reading import File, count_images, is_video, read_ahead
+from fastuda.inference.video import Video, new_video, opencv
 from fastuda.system.files import written
 from fastuda.system.yaml import to_yaml
 
@@ -39,70 +33,6 @@ log = logging.getLogger("fastuda")
 KINDS = ("labels", "color", "overlay", "probabilities")
 WRITERS = 4
 """Threads that encode and write while the network goes on."""
-
-File = tuple[Path, Path]
-"""A file, and its name below the output folder."""
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A method with what it needs to label an RGB image."""
-
-    method: Method
-    classes: ClassSet
-    device: torch.device
-    size: tuple[int, int] | None = None
-    """Height and width that the network sees; none: the image's own."""
-    inference: Inference = field(default_factory=Inference)
-    resampling: str = "bilinear"
-    """How images are brought to that size."""
-    ids: tuple[int, ...] | None = None
-    """What stands for each class in label files; none: its train id, the position in ``classes``."""
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
-        """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
-        where they are asked for."""
-        model = self.method.model
-        seen = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
-        prediction = self.inference(self.method, model.input.apply(seen)[None].to(self.device))
-        size = (image.shape[0], image.shape[1])
-        if with_probabilities:
-            p = probabilities(prediction, size, model.align_corners)[0]
-            return p.argmax(0).to(torch.uint8).cpu().numpy(), p.half().cpu().numpy()
-        nothing = torch.full((1, *size), 255, dtype=torch.int64, device=self.device)
-        found = F.upsample_confusion(
-            prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
-        )
-        return found[1][0].cpu().numpy(), None
-
-
-def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
-    """The ids of the classes by a numbering, ``train`` (then none) or ``cityscapes``: its labelIds.
-
-    Raises:
-        UserError: a class is none of Cityscapes'.
-    """
-    if numbering == "train":
-        return None
-    official = {canonical(row.name): row.id for row in CITYSCAPES_ROWS}
-    missing = [name for name in classes.names if canonical(name) not in official]
-    if missing:
-        raise UserError(f"--ids cityscapes: Cityscapes has no class named {', '.join(missing)}")
-    return tuple(official[canonical(name)] for name in classes.names)
-
-
-def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
-    """Image and prediction side by side, of ``count`` evenly spread images of a domain, its labels unread; a
-    file that cannot be read is left out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist():
-        try:
-            image = domain.read_image(index)
-        except BadFile:
-            continue
-        row = panels(image, predictor(image)[0], None, predictor.classes)
-        Image.fromarray(row).save(folder / f"{domain.short_name(index)}.png")
 
 
 @dataclass
@@ -130,41 +60,6 @@ class Outcome:
         }
 
 
-def find_files(paths: Sequence[Path], out: Path) -> list[File]:
-    """Image and video files among ``paths`` and in the folders among them, but none below ``out``.
-
-    Raises:
-        UserError: a path is not there, nothing is found, or two files would be written under one name.
-    """
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    files: list[File] = []
-    for path in paths:
-        if path.is_dir():
-            # a name with a dot in front is hidden: drafts, macOS's resource forks
-            every = (f for f in path.rglob("*") if f.suffix.lower() in known and f.name[0] != ".")
-            found = sorted(f for f in every if f.is_file())
-            files += [(f, f.relative_to(path)) for f in found if out.resolve() not in f.resolve().parents]
-        elif path.is_file():
-            files.append((path, Path(path.name)))
-        else:
-            raise UserError(f"no image, video or folder at {path}")
-    if not paths:
-        raise UserError("no image, video or folder is given")
-    within = [path for path in paths if path.is_dir() and out.resolve() in (r := path.resolve(), *r.parents)]
-    if not files and within:
-        raise UserError(f"{within[0]} is --out or lies in it, where nothing is read; choose another --out")
-    if not files:
-        raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(known)})")
-    taken: dict[Path, Path] = {}
-    for path, name in files:
-        twin = taken.setdefault(name.with_suffix(""), path)
-        if twin.resolve() != path.resolve():
-            raise UserError(
-                f"{twin} and {path} would be written under one name; give each an --out of its own"
-            )
-    return list({path.resolve(): (path, name) for path, name in files}.values())
-
-
 def predict_files(
     predictor: Predictor,
     files: Sequence[File],
@@ -187,16 +82,16 @@ def predict_files(
     """
     outcome = Outcome()
     for path, _ in files:
-        if _is_video(path):
+        if is_video(path):
             opencv(path)
     began = time.perf_counter()
     shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    total = sum(_count(path) for path, _ in files)
+    total = sum(count_images(path) for path, _ in files)
     with (
         tqdm(total=total, desc="predicting", unit=" images", disable=quiet, bar_format=shape) as bar,
         _Writers() as writers,
     ):
-        for (path, name), image in _ahead(files):
+        for (path, name), image in read_ahead(files):
             try:
                 if isinstance(image, BadFile):
                     raise image
@@ -260,48 +155,6 @@ class _Writers:
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     with written(path, fsync=True) as draft:
         write(draft)
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _count(path: Path) -> int:
-    """Images of a file, as far as it says."""
-    if not _is_video(path):
-        return 1
-    try:
-        video = Video(path)
-    except UserError:
-        return 1
-    video.close()
-    return video.count
-
-
-def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | LargeImage | BadFile | None]]:
-    """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
-    meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_read, files[0][0])
-        for file, after in zip(files, [*files[1:], None], strict=True):
-            image = coming.result()
-            if after is not None:
-                coming = pool.submit(_read, after[0])
-            yield file, image
-
-
-def _read(path: Path) -> np.ndarray | LargeImage | BadFile | None:
-    if _is_video(path):
-        return None
-    try:
-        return np.asarray(open_rgb(path))
-    except BadFile as error:
-        if not isinstance(error.__cause__, Image.DecompressionBombError):
-            return error
-    try:
-        return LargeImage(path)
-    except BadFile as error:
-        return error
 
 
 def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save: set[str], bar: Any) -> None:

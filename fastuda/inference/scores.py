@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
 from fastuda.errors import UserError, nearest
 from fastuda.ops import ClassStatistics
+from fastuda.system.files import written
 
 PROTOCOLS = ("ignore", "confusion19")
 """What counts where the target has a class that the run does not have, see :class:`Scores`."""
@@ -170,6 +173,21 @@ def ccd_table(scores: Scores) -> str:
 
 def _distances(values: Sequence[float]) -> list[str]:
     return ["-" if value != value else f"{value:.3g}" for value in values]
+
+
+def write_csv(path: Path, scores: Scores) -> None:
+    """Rows of class and IoU; IoU by the other protocol and class-centre distances are further columns.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns: dict[str, Sequence[object]] = {"class": scores.classes, "iou": scores.iou}
+    if scores.other_iou is not None:
+        columns[f"iou_{scores.other_protocol}"] = scores.other_iou
+    if scores.ccd is not None:
+        columns["ccd"] = scores.ccd
+    with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
 
 
 def table(columns: dict[str, Scores]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_IDS, ClassSet
 from fastuda.errors import UserError
-from fastuda.inference.prediction import Predictor, label_ids
+from fastuda.inference.predictor import Predictor, label_ids
 from fastuda.inference.saved import load_run, override
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods.base import SegPrediction

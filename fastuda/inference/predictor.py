@@ -1,0 +1,83 @@
+"""A trained method applied to single images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import fastuda.ops as F
+from fastuda.data.domains.classes import canonical
+from fastuda.data.domains.decode import BadFile
+from fastuda.data.domains.domain import Domain
+from fastuda.data.labels import CITYSCAPES_ROWS, ClassSet
+from fastuda.data.loading.transforms import resize_image
+from fastuda.errors import UserError
+from fastuda.inference.pictures import panels
+from fastuda.inference.windows import Inference, probabilities
+from fastuda.methods import Method
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A method with what it needs to label an RGB image."""
+
+    method: Method
+    classes: ClassSet
+    device: torch.device
+    size: tuple[int, int] | None = None
+    """Height and width that the network sees; none: the image's own."""
+    inference: Inference = field(default_factory=Inference)
+    resampling: str = "bilinear"
+    """How images are brought to that size."""
+    ids: tuple[int, ...] | None = None
+    """What stands for each class in label files; none: its train id, the position in ``classes``."""
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
+        """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
+        where they are asked for."""
+        model = self.method.model
+        seen = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
+        prediction = self.inference(self.method, model.input.apply(seen)[None].to(self.device))
+        size = (image.shape[0], image.shape[1])
+        if with_probabilities:
+            p = probabilities(prediction, size, model.align_corners)[0]
+            return p.argmax(0).to(torch.uint8).cpu().numpy(), p.half().cpu().numpy()
+        nothing = torch.full((1, *size), 255, dtype=torch.int64, device=self.device)
+        found = F.upsample_confusion(
+            prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
+        )
+        return found[1][0].cpu().numpy(), None
+
+
+def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
+    """The ids of the classes by a numbering, ``train`` (then none) or ``cityscapes``: its labelIds.
+
+    Raises:
+        UserError: a class is none of Cityscapes'.
+    """
+    if numbering == "train":
+        return None
+    official = {canonical(row.name): row.id for row in CITYSCAPES_ROWS}
+    missing = [name for name in classes.names if canonical(name) not in official]
+    if missing:
+        raise UserError(f"--ids cityscapes: Cityscapes has no class named {', '.join(missing)}")
+    return tuple(official[canonical(name)] for name in classes.names)
+
+
+def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
+    """Image and prediction side by side, of ``count`` evenly spread images of a domain, its labels unread; a
+    file that cannot be read is left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist():
+        try:
+            image = domain.read_image(index)
+        except BadFile:
+            continue
+        row = panels(image, predictor(image)[0], None, predictor.classes)
+        Image.fromarray(row).save(folder / f"{domain.short_name(index)}.png")

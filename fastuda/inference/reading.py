@@ -1,0 +1,97 @@
+"""The images and videos that a user names: found, counted, and read while others are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastuda.data.domains.decode import BadFile, open_rgb
+from fastuda.data.domains.layouts import IMAGE_SUFFIXES
+from fastuda.errors import UserError
+from fastuda.inference.large import LargeImage
+from fastuda.inference.video import VIDEO_SUFFIXES, Video
+
+File = tuple[Path, Path]
+"""A file, and its name below the output folder."""
+
+
+def find_files(paths: Sequence[Path], out: Path) -> list[File]:
+    """Image and video files among ``paths`` and in the folders among them, but none below ``out``.
+
+    Raises:
+        UserError: a path is not there, nothing is found, or two files would be written under one name.
+    """
+    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    files: list[File] = []
+    for path in paths:
+        if path.is_dir():
+            # a name with a dot in front is hidden: drafts, macOS's resource forks
+            every = (f for f in path.rglob("*") if f.suffix.lower() in known and f.name[0] != ".")
+            found = sorted(f for f in every if f.is_file())
+            files += [(f, f.relative_to(path)) for f in found if out.resolve() not in f.resolve().parents]
+        elif path.is_file():
+            files.append((path, Path(path.name)))
+        else:
+            raise UserError(f"no image, video or folder at {path}")
+    if not paths:
+        raise UserError("no image, video or folder is given")
+    within = [path for path in paths if path.is_dir() and out.resolve() in (r := path.resolve(), *r.parents)]
+    if not files and within:
+        raise UserError(f"{within[0]} is --out or lies in it, where nothing is read; choose another --out")
+    if not files:
+        raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(known)})")
+    taken: dict[Path, Path] = {}
+    for path, name in files:
+        twin = taken.setdefault(name.with_suffix(""), path)
+        if twin.resolve() != path.resolve():
+            raise UserError(
+                f"{twin} and {path} would be written under one name; give each an --out of its own"
+            )
+    return list({path.resolve(): (path, name) for path, name in files}.values())
+
+
+def is_video(path: Path) -> bool:
+    """By the suffix of its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def count_images(path: Path) -> int:
+    """Images of a file, as far as it says."""
+    if not is_video(path):
+        return 1
+    try:
+        video = Video(path)
+    except UserError:
+        return 1
+    video.close()
+    return video.count
+
+
+def read_ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | LargeImage | BadFile | None]]:
+    """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
+    meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_read, files[0][0])
+        for file, after in zip(files, [*files[1:], None], strict=True):
+            image = coming.result()
+            if after is not None:
+                coming = pool.submit(_read, after[0])
+            yield file, image
+
+
+def _read(path: Path) -> np.ndarray | LargeImage | BadFile | None:
+    if is_video(path):
+        return None
+    try:
+        return np.asarray(open_rgb(path))
+    except BadFile as error:
+        if not isinstance(error.__cause__, Image.DecompressionBombError):
+            return error
+    try:
+        return LargeImage(path)
+    except BadFile as error:
+        return error
