@@ -29,8 +29,9 @@ import torch
 from tqdm import tqdm
 
 from bench import published, table
+from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
-from bench.run import append_rows, check_device, check_rows, commit, machine, machine_flags, say
+from bench.rows import append_rows, check_rows, say
 from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.config.schema import RunConfig

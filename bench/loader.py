@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bench.run import say
+from bench.rows import say
 from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.data.config import DataConfig

@@ -12,22 +12,11 @@ else. Rows are written as they come: where the time ends, what is there stays.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import errno
-import json
-import math
 import os
-import platform
-import queue
 import re
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +24,11 @@ import torch
 from tqdm import tqdm
 
 from bench import table
+from bench.machine import check_device, machine, machine_flags, place_of
 from bench.providers import PROVIDERS
 from bench.registry import CASES, SWEEP, Case
+from bench.rows import append_rows, check_rows, say
+from bench.server import Server, child
 from fastuda import cli
 from fastuda.errors import UserError, nearest
 
@@ -72,127 +64,6 @@ GPU_FIRST = [
 ]
 """The order on a GPU, before the other cases: training's crop (and a batch of four), a full frame, the level
 of the predictions, the test image, then all other ops."""
-
-
-class Server:
-    """A process that measures job after job, and its successor where one ends or takes too long."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.answers: queue.Queue[str | None] = queue.Queue()
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the server)
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench.measure", "--serve"]
-        self.errors.truncate(0)
-        process = subprocess.Popen(
-            command, cwd=HERE.parent, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.errors,
-        )  # fmt: skip
-        self.process, self.answers = process, queue.Queue()
-        threading.Thread(target=self._read, args=(process.stdout, self.answers), daemon=True).start()
-        return process
-
-    @staticmethod
-    def _read(lines: Iterable[str], answers: queue.Queue[str | None]) -> None:
-        for line in lines:
-            if line.startswith("RESULT "):
-                answers.put(line[7:])
-        answers.put(None)
-
-    def ask(self, job: dict, timeout: float) -> dict:
-        """The answer to one job."""
-        process = self.process
-        if process is None or process.poll() is not None:
-            process = self._start()
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job) + "\n")
-            found = self.answers.get(timeout=timeout)
-        except queue.Empty:
-            self.close()
-            return {"failed": f"took over {timeout:.0f} s"}
-        except BrokenPipeError:
-            found = None
-        if found is None:
-            code = process.wait()
-            self.process = None
-            self.errors.seek(0)
-            said = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
-            return {"failed": f"ended with {code}: {' '.join(said)}"[:200]}
-        result = json.loads(found)
-        if result.get("broken"):
-            self.close()
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bar, at once."""
-    tqdm.write(line)
-    sys.stdout.flush()
-
-
-def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
-    """The answer of one measurement."""
-    job = {"case": asdict(case), "provider": provider, "device": args.device, "repeats": args.repeats,
-           "threads": args.threads}  # fmt: skip
-    timeout = min(args.timeout, max(args.deadline - time.monotonic(), 1.0))
-    if args.device == "cuda":
-        found = args.server.ask(job, timeout)
-        late = "failed" in found and time.monotonic() > args.deadline
-        return {"skipped": "time is over"} if late else found
-    command = [sys.executable, "-m", "bench.measure", json.dumps(job)]
-    try:
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took over {timeout:.0f} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line[7:])
-    return {"failed": f"ended with {done.returncode} (out of memory?)"}
-
-
-def machine(device: str) -> str:
-    """A short name of the processor or card."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    lines = (line.split(":", 1) for line in told.splitlines() if ":" in line)
-    of = {key.strip(): value.strip() for key, value in lines}
-    if "model name" in of:
-        # a virtual machine's processor often has no number in its name
-        model = "".join(f"{key.split()[-1]} {of[key]}, " for key in ("cpu family", "model") if key in of)
-        units = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-        flags = of.get("flags", "").split()
-        unit = next((name for flag, name in units.items() if flag in flags), "no AVX2")
-        return f"{of['model name']} ({model}{unit})"
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The short commit of the checkout; nothing where that cannot be told."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def place_of(args: argparse.Namespace) -> dict[str, object]:
-    """Where and when a row was measured."""
-    threads = "" if args.device == "cuda" else f" x{args.threads or torch.get_num_threads()}"
-    return {"machine": f"{machine(args.device)}{threads}",
-            "device": args.device, "torch": torch.__version__, "commit": commit(),
-            "date": datetime.date.today().isoformat()}  # fmt: skip
 
 
 def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -270,71 +141,6 @@ def chosen(args: argparse.Namespace) -> list[Case]:
             for key, wanted in (("mode", args.mode), ("dtype", args.dtype), ("pixels", args.pixels))
         )
     ]
-
-
-def check_rows(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a CSV that rows cannot be put behind, before hours are spent on them.
-
-    Raises:
-        UserError: it cannot be written, or has other columns.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if os.access(path.parent, os.W_OK):
-                return
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if not path.is_file():
-            raise UserError(f"cannot write {path}: it is no file")
-        with path.open("r+", newline="", encoding="utf-8") as stream:
-            found = next(csv.reader(stream), None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    if found is not None and tuple(found) != tuple(columns):
-        raise UserError(f"{path} has other columns than this bench; choose another --csv")
-
-
-def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Put rows behind those of a CSV.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        fresh = not path.exists() or not path.stat().st_size
-        with path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns)
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def check_device(device: str) -> None:
-    """Refuse a GPU where there is none.
-
-    Raises:
-        UserError: torch finds none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
-
-
-def machine_flags(p: argparse.ArgumentParser, of_all: str) -> None:
-    """Flags of where a bench runs, and for how long: ``of_all`` is what shares the time."""
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
-    p.add_argument(
-        "--threads",
-        type=cli.number(int, 0),
-        default=0,
-        metavar="N",
-        help="torch threads (default: 0, as they are)",
-    )
-    p.add_argument(
-        "--budget", type=cli.number(float, 0), default=math.inf, metavar="S",
-        help=f"seconds for {of_all}; what is left then has no row (default: no end)",
-    )  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -79,7 +79,7 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
     handler = _LogFile(path, encoding="utf-8")
     assert handler.stream is not None
     try:
-        # a record lock ends with its process, however that ends, and loader processes do not inherit it
+        # a record lock ends with its process; filelock's flock would live on in forked loader processes
         fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
