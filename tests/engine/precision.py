@@ -20,7 +20,7 @@ import torch
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
-from tests.engine.test_step import trainer
+from tests.engine.runs import trainer
 
 # the heads beside the segmentor, narrow: what they compute is the same
 NARROW = {

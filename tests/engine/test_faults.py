@@ -18,19 +18,8 @@ from fastuda.engine import checkpoint
 from fastuda.engine.state import newest
 from fastuda.errors import UserError
 from fastuda.system.files import written
-from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
-
-
-def arguments(root, out, *more):
-    return ["--method", "plca", "--data-root", root, "--out", out, "--steps", 3, "--quiet", *TINY,
-            "checkpoint.every=1", *more]  # fmt: skip
-
-
-def refused(done, *words):
-    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
+from tests.engine.runs import arguments, refused, wait_for_checkpoint
+from tests.program import command, curves, environment, equal, fastuda, state, without_clocks
 
 
 class Evil:
@@ -348,13 +337,6 @@ def started(*args):
         command("train", *args), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
-
-
-def wait_for_checkpoint(out, process):
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / "last.pt").is_file() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 def test_a_signal_to_the_whole_group_stops_with_a_checkpoint(scenes_root, tmp_path):

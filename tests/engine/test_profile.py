@@ -9,8 +9,7 @@ import torch
 import fastuda.ops as F
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.methods import METHODS
-from tests.engine.test_faults import refused
-from tests.engine.test_step import trainer
+from tests.engine.runs import refused, trainer
 from tests.program import fastuda
 
 NAP = 0.15

@@ -14,19 +14,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda
-from fastuda.config.resolve import resolve
 from fastuda.config.schema import OptimConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.augment import jitter_source
 from fastuda.engine.optim import build_optimizer
-from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import _backends
-from fastuda.system.distributed import World
 from fastuda.system.settings import build
 from tests.engine.ddp_worker import CLASSES, joint_batch
+from tests.engine.runs import trainer
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 PACKAGE = Path(fastuda.__file__).parent
@@ -60,12 +58,6 @@ class Waits(TorchDispatchMode):
             if not (spared or loading):
                 self.found[last, op] += 1
         return func(*args, **(kwargs or {}))
-
-
-def trainer(root, out, *settings):
-    plain = {"data.data_root": str(root), "data.crop": [32, 64], "data.batch_size": 2, "data.workers": 0}
-    plain |= {"log.tensorboard": False, "train.device": "cpu", "train.steps": 4, "train.baseline": "off"}
-    return Trainer(resolve(None, plain | dict(settings), {}), Path(out), World(0, 1, torch.device("cpu")))
 
 
 HOT = [
