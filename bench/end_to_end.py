@@ -130,10 +130,10 @@ def work(job: dict) -> dict[str, object]:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
             terms.append(losses(run))
-        found = profile_step(run, warm_up=0, steps=1)
+        profile = profile_step(run, warm_up=0, steps=1)
         run.loader.close()
-    return {"seconds": times[3:], "losses": terms, "mib": highest - before, "share": found.share,
-            "ops": found.ops}  # fmt: skip
+    return {"seconds": times[3:], "losses": terms, "mib": highest - before, "share": profile.share,
+            "ops": profile.ops}  # fmt: skip
 
 
 def side(job: dict, name: str, timeout: float = math.inf) -> dict:
@@ -194,8 +194,8 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         row |= {"published_s": f"{published:.3f}", "ratio": f"{published / seconds:.2f}",
                 "published_mib": f"{truth['mib']:.0f}", "loss_difference": f"{gap:.1e}",
                 "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
-    for name, found in zip(SIDES, (fused, truth), strict=True):
-        row |= {f"{name}_{part}": f"{found['share'][part]:.3f}" for part in PARTS}
+    for name, result in zip(SIDES, (fused, truth), strict=True):
+        row |= {f"{name}_{part}": f"{result['share'][part]:.3f}" for part in PARTS}
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"
     return row | {
         "machine": f"{machine(job['device'])}{threads}", "torch": torch.__version__,
@@ -203,7 +203,7 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
     }  # fmt: skip
 
 
-def told(row: dict[str, object]) -> str:
+def line_of(row: dict[str, object]) -> str:
     """A row in a line."""
     shares = ", ".join(f"{part} {100 * float(str(row[f'fused_{part}'])):.0f}%" for part in PARTS)
     text = f"{row['method']}: {1 / float(str(row['fused_s'])):.2f} steps/s"
@@ -268,9 +268,9 @@ def main() -> int:
     check_device(args.device)
     if args.dtype is None:
         device = torch.device(args.device)
-        found = support("bf16", device.type, device.index)
-        args.dtype = "bfloat16" if found.pays else "float32"
-        say(f"{args.dtype}: {found.reason}")
+        bf16 = support("bf16", device.type, device.index)
+        args.dtype = "bfloat16" if bf16.pays else "float32"
+        say(f"{args.dtype}: {bf16.reason}")
     every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     jobs = [
         {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,
@@ -296,7 +296,7 @@ def main() -> int:
                 failed.append(str(reason))
                 say(str(reason))
                 continue
-            say(told(row))
+            say(line_of(row))
             if args.csv:
                 append_rows(args.csv, COLUMNS, [row])
     if args.csv and args.csv.resolve().parent == HERE / "results":

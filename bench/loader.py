@@ -110,13 +110,13 @@ def data_wait(name: str, source: str, config: DataConfig, steps: int) -> tuple[f
     with tempfile.TemporaryDirectory() as out:
         run = Trainer(resolve("scenes", chosen, {}), Path(out), distributed.start("cpu"), quiet=True)
         run.method.train()
-        found = []
+        means = []
         for _ in range(steps + 2 * max(config.workers, 1)):
             run.step()
-            found.append(run.take_means())
+            means.append(run.take_means())
         run.loader.close()
-    kept = found[-steps:]  # those before find the batches that were read while the workers started
-    return tuple(statistics.median(step[f"perf/{key}"] for step in kept) for key in ("data_s", "step_s"))
+    timed = means[-steps:]  # those before find the batches that were read while the workers started
+    return tuple(statistics.median(step[f"perf/{key}"] for step in timed) for key in ("data_s", "step_s"))
 
 
 Row = tuple[str, int, str, float, str, str]
@@ -150,7 +150,7 @@ def measure(root: Path, photo: Image.Image, workers: int, count: int, batches: i
     yield from all_loaders("1024x512 cached jpg", f"folder:{root / 'cache'}", 512)
 
 
-def told(row: Row) -> str:
+def line_of(row: Row) -> str:
     """A row in a line."""
     file, crop, name, rate, wait, step = row
     waits = f", a step waits {wait} s of {step} s" if wait else ""
@@ -203,7 +203,7 @@ def main() -> int:
                 raise UserError(f"cannot write {args.csv}: {error.strerror}") from error
         rows = measure(Path(folder), photo, args.workers, args.count, args.batches)
         for row in tqdm(rows, total=ROWS[available()], unit="row", disable=None):
-            say(told(row))
+            say(line_of(row))
             if table:
                 table.writerow(row)
     return 0

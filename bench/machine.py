@@ -45,8 +45,8 @@ def machine(device: str) -> str:
     """A short name of the processor or card."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    lines = (line.split(":", 1) for line in told.splitlines() if ":" in line)
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    lines = (line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     of = {key.strip(): value.strip() for key, value in lines}
     if "model name" in of:
         # a virtual machine's processor often has no number in its name

@@ -233,12 +233,12 @@ def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
 def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
     """What the machine reaches: the rate of a plain product of random values per dtype, and of a copy."""
     size, moved = (8192, 2**30) if device == "cuda" else (2048, 2**28)
-    found: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
 
     def add(op: str, dtype: str, shape: str, amount: float, unit: str, run: Callable[[], object]) -> None:
         times = [1e3 * t for t in seconds(run, 5 * repeats, device)]
         median = statistics.median(times)
-        found.append({"op": op, "dtype": dtype, "shape": shape, "p20": times[len(times) // 5], "p50": median,
+        rows.append({"op": op, "dtype": dtype, "shape": shape, "p20": times[len(times) // 5], "p50": median,
                       "p80": times[4 * len(times) // 5],
                       "note": f"{amount / median / 1e6:.1f} {unit}"})  # fmt: skip
 
@@ -250,7 +250,7 @@ def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
     x = torch.randn(moved // 8, device=device)
     y = torch.empty_like(x)
     add("ceiling: copy", "float32", f"{moved >> 20} MiB read and written", moved, "GB/s", lambda: y.copy_(x))
-    return found
+    return rows
 
 
 @cache
@@ -275,8 +275,8 @@ def answer(job: dict) -> dict[str, object]:
     except CannotExpress as reason:
         return {"skipped": str(reason) or "cannot express it"}
     except Exception as reason:  # whatever a provider raises: the next one is measured all the same
-        said = str(reason).strip().splitlines() or [""]
-        return {"failed": f"{type(reason).__name__}: {said[0]}"[:200]}
+        lines = str(reason).strip().splitlines() or [""]
+        return {"failed": f"{type(reason).__name__}: {lines[0]}"[:200]}
 
 
 def serve() -> None:
@@ -284,15 +284,15 @@ def serve() -> None:
     next job then."""
     for line in sys.stdin:
         job = json.loads(line)
-        found = answer(job)
+        result = answer(job)
         gc.collect()
         if job["device"] == "cuda":
             try:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
             except RuntimeError:
-                found["broken"] = True
-        print("RESULT " + json.dumps(found), flush=True)
+                result["broken"] = True
+        print("RESULT " + json.dumps(result), flush=True)
 
 
 def main() -> None:

@@ -156,13 +156,13 @@ def prototype_contrast(
 
 def one_by_one(self: CategoryDiscriminators, pooled: Tensor, classes: Tensor | None = None) -> Tensor:
     """WeakSegDA's discriminators as K networks in a loop, those of absent classes run as well."""
-    found = []
+    columns = []
     for k in range(self.num_classes):
         x = pooled[..., k]
         for number, layer in enumerate(self.layers):
             x = torch.addmm(layer.bias[k], x if number == 0 else x.relu(), layer.weight[k])
-        found.append(x)
-    logits = torch.cat(found, 1)
+        columns.append(x)
+    logits = torch.cat(columns, 1)
     return logits if classes is None else logits[:, classes]
 
 

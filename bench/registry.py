@@ -109,9 +109,9 @@ def _features(case: Case, n: int, generator: torch.Generator) -> dict[str, torch
 
 
 def _prototypes(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    made = _features(case, n, generator)
-    found = F.class_statistics(made["x"], made["labels"], 19, backend="reference")
-    return {**made, "mean": found.mean, "variance": found.variance}
+    features = _features(case, n, generator)
+    statistics = F.class_statistics(features["x"], features["labels"], 19, backend="reference")
+    return {**features, "mean": statistics.mean, "variance": statistics.variance}
 
 
 def _attention(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -35,10 +35,10 @@ def check_rows(path: Path, columns: Sequence[str]) -> None:
         if not path.is_file():
             raise UserError(f"cannot write {path}: it is no file")
         with path.open("r+", newline="", encoding="utf-8") as stream:
-            found = next(csv.reader(stream), None)
+            header = next(csv.reader(stream), None)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    if found is not None and tuple(found) != tuple(columns):
+    if header is not None and tuple(header) != tuple(columns):
         raise UserError(f"{path} has other columns than this bench; choose another --csv")
 
 

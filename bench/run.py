@@ -68,13 +68,13 @@ of the predictions, the test image, then all other ops."""
 
 def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
     """The rates that the machine reaches, as rows."""
-    found = child(CASES[0], "ceilings", args)
-    if "failed" in found:
-        say(f"the machine's ceilings: {found['failed']}")
+    answer = child(CASES[0], "ceilings", args)
+    if "failed" in answer:
+        say(f"the machine's ceilings: {answer['failed']}")
     rows = [
         {**row, **{key: round(row[key], 2) for key in ("p20", "p50", "p80")}, "provider": "torch", "mode": "",
          **place_of(args)}
-        for row in found.get("ceilings", [])
+        for row in answer.get("ceilings", [])
     ]  # fmt: skip
     for row in rows:
         say(f"{row['op']} {row['dtype']} {row['shape']}: {row['note']}")
@@ -86,18 +86,18 @@ def measure(
     providers: list[str],
     args: argparse.Namespace,
     append: Callable[[list[dict[str, object]]], None],
-    known: dict[Case, tuple[float, float]],
+    times: dict[Case, tuple[float, float]],
     bar: tqdm,
 ) -> None:
-    """Measure the floor and some providers of a case. ``known``: floors and the reference's times so far."""
+    """Measure the floor and some providers of a case. ``times``: floors and the reference's times so far."""
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
     title = " ".join(common.values())
-    floor, reference = known.get(case, (0.0, 0.0))
+    floor, reference = times.get(case, (0.0, 0.0))
     if not floor:
-        found = child(case, "floor", args)
-        floor = found.get("floor", 0.0)
+        answer = child(case, "floor", args)
+        floor = answer.get("floor", 0.0)
         if not floor:
-            say(f"{title}: no floor, {found.get('failed')}")
+            say(f"{title}: no floor, {answer.get('failed')}")
     place = place_of(args)
     digits = 4 if args.device == "cuda" else 2
     for provider in providers:
@@ -124,7 +124,7 @@ def measure(
             f"{name}: {row['p50']} ms, {row['to_floor']} of floor, {row['to_reference']} of reference,"
             f" {row['extra_mib']} MiB"
         )
-    known[case] = floor, reference
+    times[case] = floor, reference
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
@@ -204,7 +204,7 @@ def main() -> int:
     # torch.compile takes most of a GPU's time, and each case is worth a row without it first
     names = sorted(args.provider or PROVIDERS, key=lambda name: name != "reference")
     late = [name for name in names if name == "compile" and args.device == "cuda"]
-    known: dict[Case, tuple[float, float]] = {}
+    times: dict[Case, tuple[float, float]] = {}
     try:
         # a bar only on a terminal: elsewhere the lines tell how far it is
         with tqdm(total=len(cases) * len(names), unit="measurement", disable=None) as bar:
@@ -215,7 +215,7 @@ def main() -> int:
                     if providers and time.monotonic() > args.deadline:
                         say(f"time is over: {len(cases) - number} cases left without {', '.join(providers)}")
                         break
-                    measure(case, providers, args, append, known, bar)
+                    measure(case, providers, args, append, times, bar)
     finally:
         args.server.close()
     table.write()

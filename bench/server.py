@@ -53,19 +53,19 @@ class Server:
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(job) + "\n")
-            found = self.answers.get(timeout=timeout)
+            line = self.answers.get(timeout=timeout)
         except queue.Empty:
             self.close()
             return {"failed": f"took over {timeout:.0f} s"}
         except BrokenPipeError:
-            found = None
-        if found is None:
+            line = None
+        if line is None:
             code = process.wait()
             self.process = None
             self.errors.seek(0)
-            said = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
-            return {"failed": f"ended with {code}: {' '.join(said)}"[:200]}
-        result = json.loads(found)
+            last_line = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
+            return {"failed": f"ended with {code}: {' '.join(last_line)}"[:200]}
+        result = json.loads(line)
         if result.get("broken"):
             self.close()
         return result
@@ -84,9 +84,9 @@ def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
            "threads": args.threads}  # fmt: skip
     timeout = min(args.timeout, max(args.deadline - time.monotonic(), 1.0))
     if args.device == "cuda":
-        found = args.server.ask(job, timeout)
-        late = "failed" in found and time.monotonic() > args.deadline
-        return {"skipped": "time is over"} if late else found
+        answer = args.server.ask(job, timeout)
+        late = "failed" in answer and time.monotonic() > args.deadline
+        return {"skipped": "time is over"} if late else answer
     command = [sys.executable, "-m", "bench.measure", json.dumps(job)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

@@ -52,13 +52,13 @@ def main() -> int:
         if not args.quiet:
             print(f"written to {args.out}", file=sys.stderr)
     if args.json:
-        said = [
+        rows = [
             {"domains": g.domains, "method": g.method, "seeds": g.seeds,
              "scores": {n: {"mean": _plain(g.mean(n)), "spread": _plain(g.spread(n)),
                             "values": [_plain(v) for v in g.scores[n]]} for n in g.scores}}
             for g in groups
         ]  # fmt: skip
-        print(json.dumps(said, indent=1))
+        print(json.dumps(rows, indent=1))
     elif not args.quiet:
         print(markdown(groups), end="")
     return 0

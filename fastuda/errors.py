@@ -16,9 +16,9 @@ def cannot_write(path: object, error: BaseException | str) -> UserError:
     return UserError(f"cannot write {path}: {reason}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, candidates: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or all of them where none is near."""
-    names = sorted(known)
+    names = sorted(candidates)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"

@@ -75,9 +75,9 @@ def main() -> int:
     if data.eval_split == NO_SPLIT:
         raise UserError(f"{args.run} was trained with data.eval_split={NO_SPLIT}: name a split with --split")
     domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    domain, known = domain.in_classes(classes, data.class_alias)
+    domain, labelled = domain.in_classes(classes, data.class_alias)
     domain.check_labels(data.check_labels)
-    missing = [name for name in classes.names if name not in known]
+    missing = [name for name in classes.names if name not in labelled]
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
@@ -86,7 +86,7 @@ def main() -> int:
         scores = evaluate(
             method, domain, data, world, how=how, pictures=folder, count=args.pictures,
             ccd=args.ccd, protocol=config.eval.protocol, quiet=args.quiet,
-        ).only(tuple(dict.fromkeys(args.classes or known)))  # fmt: skip
+        ).only(tuple(dict.fromkeys(args.classes or labelled)))  # fmt: skip
     distributed.stop()
     if not world.first:
         return 0

@@ -88,8 +88,8 @@ def main() -> int:
         done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
     describe(args.out, classes, ids)
     if args.json:
-        said = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}
-        print(json.dumps(said, indent=1))
+        report = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}
+        print(json.dumps(report, indent=1))
     elif not args.quiet:
         left_out = f", {len(done.bad)} left out" if done.bad else ""
         print(f"{done.images} images, {done.rate:.2f} images/s{left_out}, written to {args.out}")

@@ -95,7 +95,7 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    found = values.get(name, {})
-    if not isinstance(found, dict):
-        raise UserError(f"{name} must be a section of settings, got {found!r}")
-    return found
+    section = values.get(name, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{name} must be a section of settings, got {section!r}")
+    return section

@@ -27,14 +27,14 @@ class CsvLogger:
     """
 
     def __init__(self, path: Path, size: int | None = None):
-        found = path.stat().st_size if path.is_file() else 0
-        if size is None or found == 0:
+        present = path.stat().st_size if path.is_file() else 0
+        if size is None or present == 0:
             self.file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
             csv.writer(self.file).writerow(HEADER)
             return
-        if found < size:
+        if present < size:
             log.warning("%s is shorter than when the checkpoint was written: rows are missing", path)
-        os.truncate(path, min(size, found))
+        os.truncate(path, min(size, present))
         self.file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
 
     def log(self, step: int, values: dict[str, float]) -> None:

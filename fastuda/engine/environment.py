@@ -54,21 +54,21 @@ def facts() -> dict[str, Any]:
 
 def environment() -> str:
     """The same as text."""
-    said = facts()
-    lines = [f"fastuda {said['fastuda']}", f"python {said['python']} on {said['platform']}"]
-    lines += [f"{package} {version}" for package, version in said["packages"].items()]
-    lines.append(f"CPU: {said['cpu']['cores']} cores, {said['cpu']['capability']}")
-    for index, gpu in enumerate(said["gpus"]):
+    values = facts()
+    lines = [f"fastuda {values['fastuda']}", f"python {values['python']} on {values['platform']}"]
+    lines += [f"{package} {version}" for package, version in values["packages"].items()]
+    lines.append(f"CPU: {values['cpu']['cores']} cores, {values['cpu']['capability']}")
+    for index, gpu in enumerate(values["gpus"]):
         lines.append(f"GPU {index}: {gpu['name']}, {gpu['mib']} MiB, sm_{gpu['sm']}")
-    if not said["gpus"]:
-        lines.append(f"GPU: none that torch can use (built for CUDA {said['built_for_cuda']})")
-    for device, halves in said["precision"].items():
+    if not values["gpus"]:
+        lines.append(f"GPU: none that torch can use (built for CUDA {values['built_for_cuda']})")
+    for device, halves in values["precision"].items():
         lines.append(f"--amp on {device}: {'; '.join(half['reason'] for half in halves.values())}")
-    build = f" ({said['extension_build']})" if said["extension_build"] else ""
-    lines += [f"C++ extension: {said['extension']}{build}", f"CUDA kernels: {said['cuda_kernels']}"]
-    lines += [f"{key}={value}" for key, value in said["variables"].items()]
+    build = f" ({values['extension_build']})" if values["extension_build"] else ""
+    lines += [f"C++ extension: {values['extension']}{build}", f"CUDA kernels: {values['cuda_kernels']}"]
+    lines += [f"{key}={value}" for key, value in values["variables"].items()]
     lines.append("ops:")
-    for op, rows in said["ops"].items():
+    for op, rows in values["ops"].items():
         lines.append(f"  {op}")
         lines += [f"    {row['name']:10} {row['reason']}" for row in rows]
-    return "\n".join([*lines, f"command: {said['command']}"]) + "\n"
+    return "\n".join([*lines, f"command: {values['command']}"]) + "\n"

@@ -59,12 +59,12 @@ class LossGuard:
         if not waiting or bool(torch.isfinite(torch.cat([entry[2] for entry in waiting])).all()):
             return
         for step, names, values, files in waiting:
-            found = dict(zip(names, values.tolist(), strict=True))
-            broken = [f"{name} = {value}" for name, value in found.items() if not math.isfinite(value)]
+            terms = dict(zip(names, values.tolist(), strict=True))
+            broken = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
             if broken:
                 self._dump({
                     "step": step,
-                    "losses": {name: str(value) for name, value in found.items()},
+                    "losses": {name: str(value) for name, value in terms.items()},
                     "source_files": list(files[0]),
                     "target_files": list(files[1]),
                 })  # fmt: skip
@@ -89,7 +89,7 @@ class LossGuard:
                     " lower optim.lr or use --amp off. The last checkpoint is untouched"
                 )
 
-    def _dump(self, found: dict[str, Any]) -> None:
+    def _dump(self, report: dict[str, Any]) -> None:
         if self.out.is_dir():
             with written(self.out / DUMP, fsync=True) as draft:
-                draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                draft.write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -116,9 +116,9 @@ class Parallel:
         """Batch norm's running statistics become the mean over the ranks, so that all evaluate one model."""
         if self.world.size == 1:
             return
-        buffers = [(n.running_mean, n.running_var) for n in self.norms if n.training]
-        found = [b for pair in buffers for b in pair if b is not None]
-        all_reduce_mean(found, self.world)
+        pairs = [(n.running_mean, n.running_var) for n in self.norms if n.training]
+        statistics = [b for pair in pairs for b in pair if b is not None]
+        all_reduce_mean(statistics, self.world)
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):

@@ -155,11 +155,15 @@ def profile_step(
             made = Path(folder) / trace.name
             profiler.export_chrome_trace(str(made))
             place.write_bytes(made.read_bytes())
-    total, found = _times(profiler.events() or [], cuda)
-    share = {part: found[part] / total for part in PARTS[:-1]}
+    total, microseconds = _times(profiler.events() or [], cuda)
+    share = {part: microseconds[part] / total for part in PARTS[:-1]}
     share["rest"] = max(0.0, 1 - sum(share.values()))
     prefix = "ops."
-    ops = {key.removeprefix(prefix): found[key] / total for key in sorted(found) if key.startswith(prefix)}
+    ops = {
+        key.removeprefix(prefix): microseconds[key] / total
+        for key in sorted(microseconds)
+        if key.startswith(prefix)
+    }
     return StepProfile(str(trainer.config.method["name"]), statistics.median(seconds), share, ops)
 
 
@@ -201,14 +205,14 @@ def _times(events: Iterable[Any], cuda: bool) -> tuple[float, Counter[str]]:
             return origin.get(event.sequence_nr, "")
         return _scope(event)
 
-    found: Counter[str] = Counter()
+    microseconds: Counter[str] = Counter()
     for event, part in _walk(roots, classify, descend=False):
         if part:
             spent = event.device_time_total if cuda and part != "data" else event.time_range.elapsed_us()
-            found[part.partition(".")[0]] += spent
+            microseconds[part.partition(".")[0]] += spent
             if "." in part:
-                found[part] += spent
-    return sum(e.time_range.elapsed_us() for e in events if e.name == STEP), found
+                microseconds[part] += spent
+    return sum(e.time_range.elapsed_us() for e in events if e.name == STEP), microseconds
 
 
 def _scope(event: Any) -> str | None:
@@ -239,9 +243,9 @@ def table(profiles: list[StepProfile]) -> str:
     """Markdown: a row per method."""
     lines = ["| method | step | " + " | ".join(PARTS) + " | largest ops |"]
     lines.append("|---" * (len(PARTS) + 3) + "|")
-    for found in profiles:
-        largest = sorted(found.ops.items(), key=lambda item: -item[1])[:3]
-        said = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in largest)
-        shares = " | ".join(f"{100 * found.share[part]:.1f}%" for part in PARTS)
-        lines.append(f"| `{found.method}` | {1e3 * found.seconds:.0f} ms | {shares} | {said} |")
+    for one in profiles:
+        largest = sorted(one.ops.items(), key=lambda item: -item[1])[:3]
+        largest_ops = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in largest)
+        shares = " | ".join(f"{100 * one.share[part]:.1f}%" for part in PARTS)
+        lines.append(f"| `{one.method}` | {1e3 * one.seconds:.0f} ms | {shares} | {largest_ops} |")
     return "\n".join(lines)

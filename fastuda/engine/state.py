@@ -79,9 +79,9 @@ class RunState:
             UserError: it was written by another method, network or number of processes.
         """
         try:
-            theirs, ranks = state["config"]["method"]["name"], state["ranks"]
-            if theirs != self.config.method["name"]:
-                raise UserError(f"{path} is of method {theirs!r}, this run is {self.config.method['name']!r}")
+            method, ranks = state["config"]["method"]["name"], state["ranks"]
+            if method != self.config.method["name"]:
+                raise UserError(f"{path} is of method {method!r}, this run is {self.config.method['name']!r}")
             if len(ranks) != self.world.size:
                 raise UserError(
                     f"{path} was written by {len(ranks)} processes and this run has {self.world.size};"
@@ -89,11 +89,11 @@ class RunState:
                 )
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
-                kept = ("params", "lr")  # a step sets its lr from initial_lr
-                said = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
+                excluded = ("params", "lr")  # a step sets its lr from initial_lr
+                current = [{k: v for k, v in g.items() if k not in excluded} for g in optimizer.param_groups]
                 optimizer.load_state_dict(state["optimizers"][name])
                 # the moments are the checkpoint's; rates and the like are what the settings say now
-                for group, own in zip(optimizer.param_groups, said, strict=True):
+                for group, own in zip(optimizer.param_groups, current, strict=True):
                     group.update(own)
             self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
@@ -109,8 +109,8 @@ class RunState:
 
 def numbered(folder: Path) -> list[Path]:
     """The checkpoints that ``checkpoint.keep`` keeps, newest first."""
-    found = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    paths = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
@@ -119,9 +119,9 @@ def newest(folder: Path) -> Path | None:
     Raises:
         UserError: there are some, and none can be read.
     """
-    found = [path for path in [folder / LAST, *numbered(folder)] if path.is_file()]
+    paths = [path for path in [folder / LAST, *numbered(folder)] if path.is_file()]
     problems = []
-    for path in found:
+    for path in paths:
         try:
             checkpoint.load(path)
             return path

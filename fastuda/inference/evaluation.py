@@ -95,8 +95,8 @@ def evaluate(
             if other is not None:
                 elsewhere += torch.bincount(predicted[other], minlength=classes)
             if ccd:
-                found = feature_statistics(method, image, label, how.amp)
-                statistics = found if statistics is None else statistics.merge(found)
+                batch_statistics = feature_statistics(method, image, label, how.amp)
+                statistics = batch_statistics if statistics is None else statistics.merge(batch_statistics)
             index = position * world.size + world.rank
             if pictures is not None and index in shown:
                 _picture(pictures, method, image[0], predicted[0], label[0], domain, index)
@@ -126,12 +126,14 @@ def feature_statistics(
     classes that the run does not have do not count."""
     with torch.autocast(image.device.type, dtype=amp, enabled=amp is not None):
         features = method.model(image).features
-    small = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()
-    small = small.masked_fill(small == method.num_classes, IGNORE)
-    found = F.class_statistics(
-        features.permute(0, 2, 3, 1).flatten(0, 2), small.flatten(), method.num_classes
+    resized = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()
+    resized = resized.masked_fill(resized == method.num_classes, IGNORE)
+    statistics = F.class_statistics(
+        features.permute(0, 2, 3, 1).flatten(0, 2), resized.flatten(), method.num_classes
     )
-    return F.ClassStatistics(found.count.double(), found.mean.double(), found.variance.double())
+    return F.ClassStatistics(
+        statistics.count.double(), statistics.mean.double(), statistics.variance.double()
+    )
 
 
 def _picture(

@@ -161,10 +161,10 @@ def check(method: Method, run: Any) -> float:
         image = pictures(*size)
         with torch.no_grad(), default_backend("reference"):
             truth = Deployed(method).eval()(image)[1]
-            labels, found = run(image)
-        if not torch.equal(found.argmax(1), labels):
+            labels, p = run(image)
+        if not torch.equal(p.argmax(1), labels):
             raise UserError("what was exported gives labels that are not those of the largest probabilities")
-        worst = max(worst, (found - truth).abs().max().item())
+        worst = max(worst, (p - truth).abs().max().item())
     if not worst <= TOLERANCE:
         raise UserError(
             f"what was exported differs from the run: a probability by {worst:.3g}; nothing written"

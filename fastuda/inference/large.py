@@ -137,13 +137,13 @@ def predict_large(
             shape = (len(classes), height, width)
             scores = files.enter_context(_file_array(out, np.float16, shape))
         for rows, p in _rows(predictor, image, tell):
-            found = p.argmax(0).to(torch.uint8).cpu().numpy()
-            labels[rows] = found
+            predicted = p.argmax(0).to(torch.uint8).cpu().numpy()
+            labels[rows] = predicted
             if scores is not None:
                 scores[:, rows] = p.half().cpu().numpy()
             if shown is not None:
                 pixels = image.read(rows.start, 0, rows.stop - rows.start, width)
-                shown[rows, :, :3] = overlay(pixels, found, classes)
+                shown[rows, :, :3] = overlay(pixels, predicted, classes)
                 shown[rows, :, 3] = 255
         if "color" in save:
             picture = Image.fromarray(labels)

@@ -42,17 +42,17 @@ class Predictor:
         """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
         where they are asked for."""
         model = self.method.model
-        seen = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
-        prediction = self.inference(self.method, model.input.apply(seen)[None].to(self.device))
+        resized = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
+        prediction = self.inference(self.method, model.input.apply(resized)[None].to(self.device))
         size = (image.shape[0], image.shape[1])
         if with_probabilities:
             p = probabilities(prediction, size, model.align_corners)[0]
             return p.argmax(0).to(torch.uint8).cpu().numpy(), p.half().cpu().numpy()
-        nothing = torch.full((1, *size), 255, dtype=torch.int64, device=self.device)
-        found = F.upsample_confusion(
-            prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
+        unlabelled = torch.full((1, *size), 255, dtype=torch.int64, device=self.device)
+        confusion_and_labels = F.upsample_confusion(
+            prediction.scores, unlabelled, align_corners=model.align_corners, return_labels=True
         )
-        return found[1][0].cpu().numpy(), None
+        return confusion_and_labels[1][0].cpu().numpy(), None
 
 
 def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:

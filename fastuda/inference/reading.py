@@ -25,14 +25,14 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
     Raises:
         UserError: a path is not there, nothing is found, or two files would be written under one name.
     """
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     files: list[File] = []
     for path in paths:
         if path.is_dir():
             # a name with a dot in front is hidden: drafts, macOS's resource forks
-            every = (f for f in path.rglob("*") if f.suffix.lower() in known and f.name[0] != ".")
-            found = sorted(f for f in every if f.is_file())
-            files += [(f, f.relative_to(path)) for f in found if out.resolve() not in f.resolve().parents]
+            every = (f for f in path.rglob("*") if f.suffix.lower() in suffixes and f.name[0] != ".")
+            below = sorted(f for f in every if f.is_file())
+            files += [(f, f.relative_to(path)) for f in below if out.resolve() not in f.resolve().parents]
         elif path.is_file():
             files.append((path, Path(path.name)))
         else:
@@ -43,7 +43,7 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
     if not files and within:
         raise UserError(f"{within[0]} is --out or lies in it, where nothing is read; choose another --out")
     if not files:
-        raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(known)})")
+        raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(suffixes)})")
     taken: dict[Path, Path] = {}
     for path, name in files:
         twin = taken.setdefault(name.with_suffix(""), path)

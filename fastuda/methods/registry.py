@@ -53,11 +53,11 @@ def get_method(name: str) -> type[Method]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # python -m has it, the command fastuda has not
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        method = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"method {name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
-    if "__dataclass_fields__" not in vars(found.Config):
+    if "__dataclass_fields__" not in vars(method.Config):
         raise UserError(f"{name!r} has a Config that is no dataclass; write @dataclass(frozen=True) over it")
-    return found
+    return method

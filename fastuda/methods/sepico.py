@@ -218,26 +218,28 @@ class SePiCo(SelfTraining):
         """Merge the teacher's embeddings of the plain source into the statistics and the banks."""
         embedding = self.teacher(batch.source_image, project=True).embedding
         rows, labels = self._rows(embedding, batch.source_label)
-        found = F.class_statistics(rows, labels, self.num_classes).all_reduce()
+        statistics = F.class_statistics(rows, labels, self.num_classes).all_reduce()
         total = self.statistics.merge(
-            ClassStatistics(*(x.to(self.seen.dtype) for x in (found.count, found.mean, found.variance)))
+            ClassStatistics(
+                *(x.to(self.seen.dtype) for x in (statistics.count, statistics.mean, statistics.variance))
+            )
         )
         self.seen.copy_(total.count)
         self.mean.copy_(total.mean)
         self.variance.copy_(total.variance)
         if self.config.variant == "bank":
-            self._append(found)
+            self._append(statistics)
 
-    def _append(self, found: ClassStatistics) -> None:
+    def _append(self, statistics: ClassStatistics) -> None:
         """Queue the batch's class means; a full queue drops its oldest."""
-        new = found.count > 0
+        new = statistics.count > 0
         full = new & (self.bank_count == self.config.bank_length)
         rolled = self.bank.roll(-1, 1)
         self.bank.copy_(torch.where(full[:, None, None], rolled, self.bank))
         place = self.bank_count.clamp(max=self.config.bank_length - 1)
         place = torch.where(new & ~full, self.bank_count, place)
         slot = (place[:, None] == torch.arange(self.config.bank_length, device=place.device)) & new[:, None]
-        self.bank.copy_(torch.where(slot[..., None], found.mean[:, None].to(self.bank.dtype), self.bank))
+        self.bank.copy_(torch.where(slot[..., None], statistics.mean[:, None].to(self.bank.dtype), self.bank))
         self.bank_count.copy_((self.bank_count + new).clamp(max=self.config.bank_length))
 
     def _contrast(

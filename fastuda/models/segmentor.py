@@ -59,9 +59,9 @@ class Segmentor(nn.Module):
         """
         plain = getattr(self.backbone, "no_decay", ())
         spared = [p for name, p in self.backbone.named_parameters() if any(part in name for part in plain)]
-        known = {id(p) for p in spared}
+        spared_ids = {id(p) for p in spared}
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.backbone.parameters() if id(p) not in known], "lr": lr},
+            {"params": [p for p in self.backbone.parameters() if id(p) not in spared_ids], "lr": lr},
             {"params": list(self.head.parameters()), "lr": lr * head_lr_mult},
             {"params": spared, "lr": lr, "weight_decay": 0.0},
         ]

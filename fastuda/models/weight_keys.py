@@ -63,8 +63,8 @@ def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's inverted residuals as torchvision numbers them: one run of ``features.N``."""
-    found = {match.groups() for key in state if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
-    order = sorted(found, key=lambda pair: (int(pair[0]), int(pair[1])))
+    blocks = {match.groups() for key in state if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
+    order = sorted(blocks, key=lambda pair: (int(pair[0]), int(pair[1])))
     number = {pair: index + 1 for index, pair in enumerate(order)}
     last = len(order) + 1
     plain = {"conv_stem": "features.0.0", "bn1": "features.0.1"}

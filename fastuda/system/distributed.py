@@ -85,9 +85,9 @@ class World:
         steps = {}
         for rank in range(self.size):
             if not store.check([f"fastuda/waited/{rank}"]):
-                known = store.check([f"fastuda/step/{rank}"])
+                has_begun = store.check([f"fastuda/step/{rank}"])
                 steps[rank] = (
-                    f"after step {int(store.get(f'fastuda/step/{rank}'))}" if known else "at the start"
+                    f"after step {int(store.get(f'fastuda/step/{rank}'))}" if has_begun else "at the start"
                 )
         return ", ".join(f"rank {rank} ({step})" for rank, step in steps.items()) or "every rank"
 

@@ -53,8 +53,8 @@ def memory_suffices(device: torch.device, otherwise: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         # on the CPU torch reports a failed allocation as a plain RuntimeError
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in str(error):
-            said = str(error).splitlines() or ["no memory for Python's objects"]
-            raise UserError(f"out of memory on {device}: {otherwise}. {said[0]}") from error
+            lines = str(error).splitlines() or ["no memory for Python's objects"]
+            raise UserError(f"out of memory on {device}: {otherwise}. {lines[0]}") from error
         raise
 
 

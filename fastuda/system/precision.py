@@ -42,10 +42,10 @@ def choose(amp: str, device: torch.device, setting: str = "--amp") -> str:
     name = amp.removeprefix("force-")
     if name in ("off", amp.partition("force-")[2]):
         return name
-    found = support(name, device.type, device.index)
-    if found.pays:
+    supported = support(name, device.type, device.index)
+    if supported.pays:
         return name
-    _warn_once(f"{found.reason}: running in float32 ({setting}=force-{name} to insist)")
+    _warn_once(f"{supported.reason}: running in float32 ({setting}=force-{name} to insist)")
     return "off"
 
 

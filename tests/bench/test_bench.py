@@ -131,7 +131,7 @@ def test_a_step_waits_for_its_batch(scenes_root):
     config = DataConfig(crop=(16, 32), batch_size=1, workers=0)
     wait, step = loader.data_wait("torch", f"gta5:{scenes_root / 'scenes' / 'gta5'}", config, 2)
     assert 0 < wait < step
-    assert "a step waits 0.010 s of 0.500 s" in loader.told(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
+    assert "a step waits 0.010 s of 0.500 s" in loader.line_of(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
 
 
 def command(monkeypatch, capsys, name, *words):
