@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, loadable without unpickling code."""
+"""Checkpoints: written atomically, and loaded without unpickling code."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors and plain types only.
+    """Read a checkpoint that holds only tensors and plain types.
 
     Raises:
-        UserError: it is missing, truncated, of another format, or holds code.
+        UserError: the file is missing, truncated, of another format, or contains code.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")

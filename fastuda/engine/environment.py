@@ -1,4 +1,4 @@
-"""What this machine, this build and these packages are: for a bug report."""
+"""The machine, the build and the package versions, for a bug report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _version(package: str) -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, devices, the extensions, and every op with what can run it here, in plain types."""
+    """Versions, devices, the extensions, and for every op the backends that can run it here, as plain
+    types."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(len(gpus)))]
     return {
@@ -53,7 +54,7 @@ def facts() -> dict[str, Any]:
 
 
 def environment() -> str:
-    """The same as text."""
+    """The facts as text."""
     values = facts()
     lines = [f"fastuda {values['fastuda']}", f"python {values['python']} on {values['platform']}"]
     lines += [f"{package} {version}" for package, version in values["packages"].items()]

@@ -24,7 +24,7 @@ def plan(
     flags: dict[str, Any],
     overrides: dict[str, Any],
 ) -> Runs:
-    """A run of every method with every seed, each in the folder ``out/<method>_<seed>``.
+    """Configurations of every method with every seed, each with its folder ``out/<method>_<seed>``.
 
     Args:
         methods: their names; None: the configuration's.

@@ -1,5 +1,5 @@
-"""The steps that build a run, in the trainer's order. Each draws random numbers after the one before, so
-another order gives other weights."""
+"""The steps that build a run, in the trainer's order. They share the random number generators, so another
+order gives other initial weights."""
 
 from __future__ import annotations
 

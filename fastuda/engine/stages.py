@@ -1,7 +1,7 @@
-"""Training in stages, as FADA is published: source only, adaptation from there, self-distillation.
+"""Training in the three stages of FADA: source only, adversarial adaptation, self-distillation.
 
-Every stage is a run folder of its own; a stage that has ended is not run again, one that was interrupted goes
-on from its checkpoint, and so does one that ended before the steps that are asked for.
+Every stage is a run folder of its own. Finished stages are skipped; interrupted ones, and ones with fewer
+steps than requested, are resumed from their checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STAGES = ("source", "adapt", "distill")
 
 
 def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
-    """The settings of one stage: those of the run, with what ``stages.<stage>`` says in their place.
+    """The settings of one stage: the run's, updated with ``stages.<stage>``.
 
     Raises:
         UserError: ``stages`` names an unknown stage or setting.
@@ -55,8 +55,8 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
 
 
 def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
-    """The settings that make the labelled target the source: read as the target was, and its classes, those
-    of the run, found by the target's names."""
+    """Settings that make the pseudo-labelled target the source: it is read as the target was, and the
+    run's classes are selected by the target's names."""
     changes: dict[str, Any] = {
         "source": f"folder:{labels.resolve()}",
         "sampling": "uniform",
@@ -77,7 +77,7 @@ def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
 def train_stages(
     config: RunConfig, out: Path, *, resume: str | None = None, quiet: bool = False
 ) -> dict[str, Scores]:
-    """Train all three stages into ``out``; returns the scores by stage.
+    """Train all three stages into ``out``. Returns the scores by stage.
 
     1. ``1_source``: source_only.
     2. ``2_adapt``: the run's method, from the first stage's weights.
@@ -85,14 +85,14 @@ def train_stages(
        on them, from the run's own weights (FADA, train_self_distill.py: hard labels, no threshold).
 
     Args:
-        config: the run; ``config.stages`` holds what differs in a stage.
+        config: the run; ``config.stages`` holds the settings that differ in a stage.
         out: folder of the stages; must be empty or absent, unless resuming.
-        resume: ``auto`` to go on, or ``None``.
+        resume: ``auto`` to continue, or ``None``.
         quiet: no progress bar.
 
     Raises:
-        UserError: the folder is not empty, a stage that others began from is to go on, or a stage fails; see
-            :func:`fastuda.engine.run.train`.
+        UserError: the folder is not empty, a stage with later stages is to be continued, or a stage fails;
+            see :func:`fastuda.engine.run.train`.
         Interrupted: the run was asked to stop.
     """
     if resume not in (None, "auto"):
@@ -120,7 +120,7 @@ def train_stages(
 
 def _check_last(folder: Path, steps: int, stage: str) -> None:
     """Raises:
-    UserError: a later stage has begun from what ``folder`` was after fewer steps.
+    UserError: a later stage started from the shorter training in ``folder``.
     """
     later = sorted(path.name for path in folder.parent.glob("[1-3]_*") if path.name[0] > folder.name[0])
     if later:
@@ -131,14 +131,14 @@ def _check_last(folder: Path, steps: int, stage: str) -> None:
 
 
 def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = False) -> None:
-    """A ``folder:`` data set of the run's target training images with the run's predictions as labels.
+    """Write a ``folder:`` data set of the run's target training images with the run's predictions as labels.
 
-    Under torchrun the processes share the images.
+    Under torchrun each process predicts a share of the images.
 
     Args:
-        run: the run's folder.
-        out: the data set's.
-        train: the device, and how long the processes wait for each other.
+        run: the run folder.
+        out: folder of the data set.
+        train: gives the device and the timeout between processes.
         quiet: no progress bar.
 
     Raises:
@@ -162,14 +162,14 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
             predict_files(predictor, files, out, {"labels"}, quiet=quiet or not world.first, strict=True)
         world.barrier()
         if world.first:
-            # written last: what has no description is not whole
+            # written last: a data set without it is incomplete
             describe(out, classes)
     finally:
         distributed.stop()
 
 
 def _link(source: Path, place: Path) -> None:
-    """A symbolic link, or a copy where links are refused."""
+    """A symbolic link, or a copy if links are not possible."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         return

@@ -1,4 +1,4 @@
-"""What a run is at one step: gathered from its objects into a checkpoint, and put back into them."""
+"""The state of a run at one step, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAST, BEST = "last.pt", "best.pt"
 
 @dataclass
 class RunState:
-    """The step, the best score so far, and everything whose state a resumed run needs."""
+    """The step, the best score so far, and all objects whose state a resumed run needs."""
 
     config: RunConfig
     world: World
@@ -38,17 +38,16 @@ class RunState:
     loader: TorchLoader
     means: RunningMeans
     asked_amp: str = "off"
-    """``train.amp`` as the user gave it; the configuration has the precision that the machine was found to
-    run faster in."""
+    """``train.amp`` as the user set it. The configuration holds the precision that the run uses."""
     step: int = 0
     best: float = -math.inf
     owed: bool = False
-    """Whether the step is still to be evaluated: a signal came before that was done."""
+    """Whether the step still has to be evaluated, because a signal came first."""
     curves: int | None = None
-    """Bytes of metrics.csv when the checkpoint that was resumed from was written."""
+    """Size of metrics.csv in bytes when the checkpoint was written."""
 
     def save(self, folder: Path, name: str, curves: int | None) -> None:
-        """Write the checkpoint ``name``; every rank gives its part, the first writes."""
+        """Write the checkpoint ``name``. Every rank contributes its state; the first one writes."""
         ranks = self.world.gather({"rng": rng_state(), "means": self.means.state_dict()})
         if not self.world.first:
             return
@@ -73,10 +72,10 @@ class RunState:
         checkpoint.save(folder / name, state)
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint, which was read from ``path``.
+        """Continue from a checkpoint, which was read from ``path``.
 
         Raises:
-            UserError: it was written by another method, network or number of processes.
+            UserError: another method, network or number of processes wrote the checkpoint.
         """
         try:
             method, ranks = state["config"]["method"]["name"], state["ranks"]
@@ -89,10 +88,10 @@ class RunState:
                 )
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
-                excluded = ("params", "lr")  # a step sets its lr from initial_lr
+                excluded = ("params", "lr")  # the trainer sets lr from initial_lr at every step
                 current = [{k: v for k, v in g.items() if k not in excluded} for g in optimizer.param_groups]
                 optimizer.load_state_dict(state["optimizers"][name])
-                # the moments are the checkpoint's; rates and the like are what the settings say now
+                # the moments come from the checkpoint, learning rates and the like from the current settings
                 for group, own in zip(optimizer.param_groups, current, strict=True):
                     group.update(own)
             self.scaler.load_state_dict(state["scaler"])
@@ -108,16 +107,16 @@ class RunState:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoints that ``checkpoint.keep`` keeps, newest first."""
+    """The numbered checkpoints of ``checkpoint.keep``, newest first."""
     paths = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest readable checkpoint of a run, or none where there is none at all.
+    """The newest readable checkpoint of a run, or None if there is none.
 
     Raises:
-        UserError: there are some, and none can be read.
+        UserError: none of the existing ones can be read.
     """
     paths = [path for path in [folder / LAST, *numbered(folder)] if path.is_file()]
     problems = []

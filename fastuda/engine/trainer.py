@@ -1,4 +1,4 @@
-"""The loop: batches in, phases of losses backwards, networks stepped; curves, checkpoints and scores out."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ log = logging.getLogger("fastuda")
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
+    """The run was asked to stop; its checkpoint has been written."""
 
 
 class Trainer:
-    """One run in one folder. ``fit()`` trains from where the folder's checkpoint left off, if asked to
-    resume."""
+    """One run in one folder. :meth:`fit` trains it, from a checkpoint if one is given."""
 
     def __init__(
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
@@ -89,12 +88,12 @@ class Trainer:
 
     @workers_alive()
     def fit(self) -> Scores:
-        """Train to the last step, evaluate, and leave the weights.
+        """Train to the last step, evaluate, and save the weights.
 
         Raises:
             UserError: a loss is not finite, too many files are unreadable, the disk is full, a loader
                 process died.
-            Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
+            Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
         """
         config, world, state = self.config, self.world, self.state
         loggers = self._loggers()
@@ -122,14 +121,14 @@ class Trainer:
                     self._evaluate(loggers)
                 if (config.checkpoint.every and state.step % config.checkpoint.every == 0) or done:
                     self._checkpoint(LAST, loggers)
-                # asking all ranks makes the device wait, so several of them ask now and then
+                # this needs a device sync with several ranks, so it is done only with the curves
                 if (world.size == 1 or logging_now) and world.any(bool(self.stop_signal)):
                     self._stop(loggers)
             bar.close()
             curves, best = loggers.size(), state.best
             scores = self._evaluate(loggers, pictures=True)
             if state.best != best:
-                # for a run that goes on from here; if this one is scored again, its rows come again as well
+                # a resumed run continues from here; the rows of this evaluation are written again
                 state.save(self.out / "checkpoints", LAST, curves)
             self._finish(scores)
             return scores
@@ -174,7 +173,7 @@ class Trainer:
         self.means.add("perf/step_s", time.perf_counter() - began)
 
     def _backward(self, batch: Batch) -> None:
-        """The phases of one batch, a backward each."""
+        """Run the phases of one batch, each with its backward."""
         share = 1 / self.config.train.accumulate
         total: Tensor | float = 0.0
         for phase in self._phases(batch):
@@ -189,7 +188,7 @@ class Trainer:
         self.means.add("train/loss", total * share)
 
     def _phases(self, batch: Batch) -> Iterator[Any]:
-        """The method's phases, each computed under autocast; the backward runs outside of it."""
+        """The method's phases, each computed under autocast. The backward runs outside of it."""
         phases = phases_of(self.method, batch, self.state.step)
         while True:
             self.parallel.before()
@@ -205,7 +204,7 @@ class Trainer:
             yield phase
 
     def _too_small(self, batch: Batch) -> NoReturn:
-        """For batch norm that has met a single value."""
+        """Raise the error for batch norm that gets a single value per channel."""
         height, width = batch.source_image.shape[2:]
         least = 2 * bare(self.method.model).stride
         raise UserError(
@@ -235,7 +234,7 @@ class Trainer:
                 count=self.config.eval.pictures,
                 protocol=self.config.eval.protocol,
                 stop=lambda: bool(self.stop_signal),
-                quiet=self.quiet or not pictures,  # in between, the bar of the training is there
+                quiet=self.quiet or not pictures,  # during training its own bar is shown
             )
         except Stopped:
             self._stop(loggers)
@@ -256,7 +255,7 @@ class Trainer:
         return scores
 
     def _look(self, folder: Path) -> None:
-        """Pictures of the training images, for want of held-out ones."""
+        """Save pictures of training images, if there are no held-out ones."""
         how = Inference(amp=self.amp)
         size = self.config.data.eval_size
         self.method.eval()
