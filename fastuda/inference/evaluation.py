@@ -1,4 +1,4 @@
-"""Scores of a method on a labelled domain, at the labels' resolution."""
+"""Evaluates a method on a labelled domain, at the resolution of the labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastuda.system.log import progress
 
 
 class Stopped(Exception):
-    """An evaluation was asked to end before it had seen every image."""
+    """The evaluation was asked to stop before it had seen every image."""
 
 
 @workers_alive()
@@ -46,22 +46,21 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = True,
 ) -> Scores:
-    """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
+    """Score a method on all images, shared among the ranks, and save ``count`` evenly spread pictures.
 
-    Pixels whose label is 255 do not count. Those of the domain's ``others``, classes that the run does not
-    have, count by ``protocol`` (see :class:`~fastuda.inference.scores.Scores`). The prediction is upsampled
-    to the label's size inside the op.
-    With ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the
-    label of the pixel at its place (nearest).
+    Pixels with label 255 are ignored. ``protocol`` decides about pixels of the domain's ``others``, classes
+    that the run does not have (see :class:`~fastuda.inference.scores.Scores`). The op upsamples the
+    prediction to the label's size. With ``ccd`` the class-centre distances of the segmentor's features [B, C,
+    h, w] are computed as well; each feature gets the nearest pixel's label.
 
     Args:
-        how: windows, scales, mirror image and precision; none: one pass over the whole image in float32.
-        stop: asked before every image.
+        how: windows, scales, mirroring and precision; None: one float32 pass over the whole image.
+        stop: called before every image; True stops the evaluation.
         quiet: no progress bar.
 
     Raises:
         UserError: a label is not a class of the method.
-        Stopped: ``stop`` said so on some rank.
+        Stopped: ``stop`` returned True on some rank.
     """
     how = how or Inference()
     classes = method.num_classes
@@ -122,8 +121,8 @@ def evaluate(
 def feature_statistics(
     method: Method, image: torch.Tensor, label: torch.Tensor, amp: torch.dtype | None
 ) -> F.ClassStatistics:
-    """Of one image's features by class; float64, so that thousands of images merge without loss. Pixels of
-    classes that the run does not have do not count."""
+    """Statistics of one image's features by class, in float64 so that thousands of images merge without
+    loss. Pixels of classes that the run does not have are ignored."""
     with torch.autocast(image.device.type, dtype=amp, enabled=amp is not None):
         features = method.model(image).features
     resized = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()

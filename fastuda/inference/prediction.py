@@ -1,4 +1,4 @@
-"""Label maps, pictures and probabilities of image and video files."""
+"""Writes label maps, pictures and probabilities of image and video files."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ log = logging.getLogger("fastuda")
 
 KINDS = ("labels", "color", "overlay", "probabilities")
 WRITERS = 4
-"""Threads that encode and write while the network goes on."""
+"""Threads that encode and write files during prediction."""
 
 
 @dataclass
 class Outcome:
-    """What :func:`predict_files` did."""
+    """The result of :func:`predict_files`."""
 
     images: int = 0
-    """Images and frames that were labelled."""
+    """Number of labelled images and frames."""
     seconds: float = 0.0
     bad: list[str] = field(default_factory=list)
-    """What is wrong with every file that was left out."""
+    """An error message for every file that was skipped."""
 
     @property
     def rate(self) -> float:
-        """Images per second, reading and writing included."""
+        """Images per second, including reading and writing."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """The result as a dictionary for JSON."""
         return {
             "images": self.images,
             "seconds": round(self.seconds, 3),
@@ -69,13 +69,13 @@ def predict_files(
     quiet: bool = False,
     strict: bool = False,
 ) -> Outcome:
-    """Write what ``save`` names (of :data:`KINDS`) for every file as ``out/<kind>/<name>``.
+    """Write the outputs in ``save`` (of :data:`KINDS`) for every file as ``out/<kind>/<name>``.
 
-    Of a video, ``color`` and ``overlay`` are MP4 files, ``labels`` and ``probabilities`` folders with a file
-    per frame. A file that cannot be read is named and left out.
+    For a video, ``color`` and ``overlay`` are MP4 files; ``labels`` and ``probabilities`` are folders with a
+    file per frame. A file that cannot be read is reported and skipped.
 
     Args:
-        strict: stop at the first file that cannot be read instead.
+        strict: raise the error of the first file that cannot be read.
 
     Raises:
         UserError: no file could be read, OpenCV is missing for a video, or the folder cannot be written.
@@ -118,7 +118,8 @@ def predict_files(
 
 
 def describe(out: Path, classes: ClassSet, ids: tuple[int, ...] | None = None) -> None:
-    """``out/classes.yaml``, what the ids in ``labels`` mean, as a ``folder:`` domain has it."""
+    """Write ``out/classes.yaml``, the meaning of the ids in ``labels`` in the format of a ``folder:``
+    domain."""
     palette = [list(color) for color in classes.palette]
     values: dict[str, object] = {"names": list(classes.names), "palette": palette, "ignore": 255}
     if ids is not None:
@@ -128,7 +129,7 @@ def describe(out: Path, classes: ClassSet, ids: tuple[int, ...] | None = None) -
 
 
 class _Writers:
-    """Files encoded and written by threads, not more at a time than memory should hold."""
+    """Encodes and writes files in threads, with a bounded queue."""
 
     def __enter__(self) -> _Writers:
         self.pool = ThreadPoolExecutor(WRITERS)
@@ -161,7 +162,7 @@ def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save:
     """Label an image that is read by windows.
 
     Raises:
-        BadFile: no window is asked for, or the network is to see the whole image at another size.
+        BadFile: no window is set, or the network's input is the whole image at another size.
     """
 
     def tell(done: int, windows: int) -> None:
@@ -183,7 +184,7 @@ def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save:
 def _image(
     predictor: Predictor, image: np.ndarray, out: Path, name: Path, save: set[str], writers: _Writers
 ) -> np.ndarray:
-    """Label one image and hand over what is to be written of it; returns its labels."""
+    """Label one image and queue its files for writing. Returns its labels."""
     classes = predictor.classes
     labels, scores = predictor(image, "probabilities" in save)
     if "labels" in save:
@@ -213,7 +214,7 @@ def _video(
     """Label a video frame by frame.
 
     Raises:
-        BadFile: it cannot be read, or holds no frame.
+        BadFile: the video cannot be read, or has no frame.
     """
     try:
         video = Video(path)
@@ -243,7 +244,7 @@ def _video(
 
 
 def _place(out: Path, kind: str, name: Path, suffix: str) -> Path:
-    # not with_suffix: a name may have dots of its own
+    # not with_suffix: names may contain dots
     return out / kind / name.with_name(f"{name.name}.{suffix}")
 
 

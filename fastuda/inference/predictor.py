@@ -24,23 +24,23 @@ from fastuda.methods import Method
 
 @dataclass(frozen=True)
 class Predictor:
-    """A method with what it needs to label an RGB image."""
+    """A method with everything that is needed to label an RGB image."""
 
     method: Method
     classes: ClassSet
     device: torch.device
     size: tuple[int, int] | None = None
-    """Height and width that the network sees; none: the image's own."""
+    """Height and width of the network's input; None: the image's own."""
     inference: Inference = field(default_factory=Inference)
     resampling: str = "bilinear"
-    """How images are brought to that size."""
+    """How images are resized."""
     ids: tuple[int, ...] | None = None
-    """What stands for each class in label files; none: its train id, the position in ``classes``."""
+    """Number of each class in label files; None: its train id, the position in ``classes``."""
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
-        """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
-        where they are asked for."""
+        """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H,
+        W]`` if requested, else None."""
         model = self.method.model
         resized = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
         prediction = self.inference(self.method, model.input.apply(resized)[None].to(self.device))
@@ -56,10 +56,10 @@ class Predictor:
 
 
 def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
-    """The ids of the classes by a numbering, ``train`` (then none) or ``cityscapes``: its labelIds.
+    """The classes' ids for label files: None for ``train``, labelIds for ``cityscapes``.
 
     Raises:
-        UserError: a class is none of Cityscapes'.
+        UserError: Cityscapes does not have a class.
     """
     if numbering == "train":
         return None
@@ -71,8 +71,8 @@ def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
 
 
 def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
-    """Image and prediction side by side, of ``count`` evenly spread images of a domain, its labels unread; a
-    file that cannot be read is left out."""
+    """Save image and prediction of ``count`` evenly spread images of a domain side by side, without their
+    labels. Images that cannot be read are skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist():
         try:

@@ -1,4 +1,4 @@
-"""The images and videos that a user names: found, counted, and read while others are predicted."""
+"""Finds the images and videos to predict, and reads them ahead."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ File = tuple[Path, Path]
 
 
 def find_files(paths: Sequence[Path], out: Path) -> list[File]:
-    """Image and video files among ``paths`` and in the folders among them, but none below ``out``.
+    """Image and video files in ``paths`` and in the folders among them, except those in ``out``.
 
     Raises:
-        UserError: a path is not there, nothing is found, or two files would be written under one name.
+        UserError: a path does not exist, there are no files, or two files would have the same output name.
     """
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     files: list[File] = []
     for path in paths:
         if path.is_dir():
-            # a name with a dot in front is hidden: drafts, macOS's resource forks
+            # skip hidden files: drafts, macOS's resource forks
             every = (f for f in path.rglob("*") if f.suffix.lower() in suffixes and f.name[0] != ".")
             below = sorted(f for f in every if f.is_file())
             files += [(f, f.relative_to(path)) for f in below if out.resolve() not in f.resolve().parents]
@@ -55,12 +55,12 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
 
 
 def is_video(path: Path) -> bool:
-    """By the suffix of its name."""
+    """Whether the suffix is a video's."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def count_images(path: Path) -> int:
-    """Images of a file, as far as it says."""
+    """Number of images in a file, as its header states."""
     if not is_video(path):
         return 1
     try:
@@ -72,8 +72,8 @@ def count_images(path: Path) -> int:
 
 
 def read_ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | LargeImage | BadFile | None]]:
-    """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
-    meanwhile."""
+    """Yield every file with its image (None for a video, the error for a file that cannot be read) while
+    the next one is being read."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(_read, files[0][0])
         for file, after in zip(files, [*files[1:], None], strict=True):

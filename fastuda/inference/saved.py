@@ -1,4 +1,4 @@
-"""A finished run, ready to predict: ``config.yaml`` and ``model.safetensors`` are all it takes."""
+"""Loads finished runs: ``config.yaml`` and ``model.safetensors`` are enough to predict."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from fastuda.system.yaml import read_yaml
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfig | None = None) -> None:
-    """The segmentor's weights, with the classes, the input normalisation and, where it is given, the
-    configuration in the file's metadata."""
+    """Save the segmentor's weights, with the classes, the input normalisation and the configuration (if
+    given) in the metadata."""
     about = {"classes": classes.names, "palette": classes.palette, "input": dataclasses.asdict(model.input)}
     if config is not None:
         about["config"] = config.to_yaml()
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    # not save_file, whose file is for its owner's eyes only, whatever the umask
+    # not save_file, which ignores the umask and makes the file private
     content = save(weights, {"fastuda": json.dumps(about)})
     with written(path, fsync=True) as draft:
         draft.write_bytes(content)
 
 
 def load_config(run: Path) -> RunConfig:
-    """The configuration of a run folder.
+    """Load the configuration of a run folder.
 
     Raises:
-        UserError: there is none, or it does not fit this version.
+        UserError: there is none, or this version does not support it.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -54,10 +54,10 @@ def load_config(run: Path) -> RunConfig:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a run left in ``result.json``, its scores as floats: NaN for a class that is absent.
+    """Read ``result.json`` of a run. Scores become floats, NaN for an absent class.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: there is none.
         UserError: it is damaged.
     """
     try:
@@ -80,7 +80,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def scores_of(result: dict[str, Any]) -> Scores:
-    """The scores that :func:`read_result` read.
+    """The scores in a result of :func:`read_result`.
 
     Raises:
         KeyError: a class has no score.
@@ -98,8 +98,8 @@ def _score(value: Any) -> float:
 
 
 def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassSet]:
-    """Configuration, method in evaluation mode, and classes of a run folder, or of a file that ``fastuda
-    export --format safetensors`` wrote.
+    """Load configuration, method in evaluation mode, and classes of a run folder or of a file written by
+    ``fastuda export --format safetensors``.
 
     Raises:
         UserError: a file is missing, unreadable or does not fit the configuration.
@@ -132,10 +132,10 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
 
 
 def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
-    """The configuration with ``key=value`` put in, and the method told of its own.
+    """Apply ``key=value`` settings to the configuration and to the method.
 
     Raises:
-        UserError: a setting is unknown or out of its range, or no ``key=value``.
+        UserError: a setting is unknown, not allowed, or not of the form ``key=value``.
     """
     config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
     method.configure(config.method_config())

@@ -1,4 +1,4 @@
-"""Frames of video files in, video files out, through OpenCV (the extra ``video``)."""
+"""Reads and writes video files through OpenCV (the extra ``video``)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 
 def opencv(path: Path) -> Any:
-    """The module cv2, which ``path`` needs.
+    """Import cv2 for the video ``path``.
 
     Raises:
         UserError: it is not installed.
     """
-    # what goes wrong is said here, in one line
+    # errors are reported by this module, in one line
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
@@ -52,7 +52,7 @@ class Video:
             )
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
         self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        """What the file says; the frames that come may be fewer. 0: it does not say."""
+        """Number of frames in the header, 0 if unknown. Fewer may be readable."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """RGB frames ``uint8 [H, W, 3]``, upright."""
@@ -63,7 +63,7 @@ class Video:
             yield frame[..., ::-1]
 
     def count_frames(self) -> int:
-        """The frames from here to the end, and the file is let go of."""
+        """Count the remaining frames, and close the file."""
         count = 0
         while self._capture.grab():
             count += 1
@@ -71,7 +71,7 @@ class Video:
         return count
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._capture.release()
 
 
@@ -99,7 +99,7 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Flush and close the draft."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
