@@ -1,4 +1,4 @@
-"""Crops chosen by the classes in them (SePiCo, section 3.5)."""
+"""Class-balanced crops (SePiCo, section 3.5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """The windows [B, C, *size] of images [B, C, H, W] at their own top-left ``corners`` [B, 2]."""
+    """Cut windows [B, C, *size] from images [B, C, H, W] at each image's top-left ``corners`` [B, 2]."""
     rows = corners[:, 0, None] + torch.arange(size[0], device=images.device)
     columns = corners[:, 1, None] + torch.arange(size[1], device=images.device)
     index = torch.arange(len(images), device=images.device)[:, None, None]
@@ -16,16 +16,16 @@ def cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def balanced_crops(labels: Tensor, size: tuple[int, int], candidates: int, num_classes: int) -> Tensor:
-    """Top-left corners [B, 2] of the best of some random crops, by the classes in them.
+    """Draw random crops, and return the top-left corners [B, 2] of the one with the best class balance.
 
-    A crop with one class, or with a class that fills 75% or more, scores 0; others
-    ``sum over classes of ln n_c``. The first of equals wins. Source: SePiCo, section 3.5 (CBC).
+    A crop scores ``sum over classes of ln n_c``, or 0 if it has one class only or if a class fills at least
+    75% of it. The first of equal crops wins. Source: SePiCo, section 3.5 (CBC).
 
     Args:
         labels: [B, H, W].
-        size: of the crops; no larger than the labels.
-        candidates: published 10.
-        num_classes: K.
+        size: height and width of the crops, at most those of the labels.
+        candidates: number of crops to draw; published 10.
+        num_classes: number of classes K.
 
     Raises:
         ValueError: the labels are smaller than the crop.
@@ -37,7 +37,7 @@ def balanced_crops(labels: Tensor, size: tuple[int, int], candidates: int, num_c
     rows = torch.randint(height - size[0] + 1, (batch, candidates), device=device)
     columns = torch.randint(width - size[1] + 1, (batch, candidates), device=device)
     planes = labels[:, None] == torch.arange(num_classes, device=device)[:, None, None]
-    # counts of any window from four corners of the summed area table
+    # counts of a window from the four corners in the summed-area table
     table = nnf.pad(planes.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0))
     image = torch.arange(batch, device=device)[:, None]
     bottom, right = rows + size[0], columns + size[1]

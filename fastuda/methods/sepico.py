@@ -1,7 +1,7 @@
 """SePiCo: semantic-guided pixel contrast (Xie et al., TPAMI 2022, arXiv 2204.08808).
 
-On top of self-training, pixels of both domains are pulled to prototypes of their classes, gathered from
-the teacher's embeddings of labelled source pixels.
+In addition to self-training, pixels of both domains are attracted to prototypes of their classes, which
+are computed from the teacher's embeddings of labelled source pixels.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from fastuda.system.settings import Count, Natural, Positive, Share, Size
 
 
 class StudentOutput(NamedTuple):
-    """Of a segmentor with a projection head."""
+    """Output of a segmentor with a projection head."""
 
     logits: Tensor
     """[B, K, h, w]."""
     embedding: Tensor | None
-    """[B, A, h, w] unit vectors, where asked for."""
+    """[B, A, h, w] unit vectors, if requested."""
 
 
 class Student(nn.Module):
-    """A segmentor with the projection head that is dropped after training."""
+    """A segmentor with a projection head, which is dropped after training."""
 
     def __init__(self, segmentor: Segmentor, width: int, hidden: int | None = None):
         super().__init__()
@@ -53,19 +53,19 @@ class Student(nn.Module):
         return StudentOutput(out.logits, self.projection(out.features) if project else None)
 
     def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
-        """The segmentor's groups, and the projection head at the head's rate."""
+        """The segmentor's parameter groups and the projection head's, which has the head's learning rate."""
         groups = self.segmentor.param_groups(lr, head_lr_mult)
         return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
 
 
 def _averaged(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """[B, count, h, w]: each value's share of each cell, cells that may overlap."""
+    """[B, count, h, w]: the share of each value in each cell; cells may overlap."""
     values = torch.arange(count, device=index.device)[:, None, None]
     return nnf.adaptive_avg_pool2d((index[:, None] == values).float(), size)
 
 
 def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """The same for cells that divide the image, without a plane per value."""
+    """The same as :func:`_averaged` for cells that divide the image, without a plane per value."""
     batch, height, width = index.shape
     h, w = size
     pixels = index.view(batch, h, height // h, w, width // w)
@@ -78,14 +78,15 @@ def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
 def downsample_labels(
     labels: Tensor, size: tuple[int, int], num_classes: int, min_share: Share, ignore_index: int = 255
 ) -> Tensor:
-    """The class that fills a feature's cell, if its share of the cell is at least ``min_share``.
+    """Downsample labels: a cell gets its most frequent class if that fills at least ``min_share`` of the
+    cell.
 
     Args:
         labels: [B, H, W].
-        size: of the feature map.
+        size: height and width of the feature map.
         num_classes: K.
         min_share: published 0.75.
-        ignore_index: given where no class fills the cell, or where it is the majority itself.
+        ignore_index: label of cells without such a class, or in which it is the majority itself.
 
     Returns:
         [B, h, w] int64. Source: SePiCo, authors' losses/contrastive_loss.py.
@@ -101,43 +102,44 @@ def downsample_labels(
 class SePiCo(SelfTraining):
     """``CE(source) + CE(mixed) + sum over domains of contrast_weight (L_cl + regularizer_weight L_reg)``.
 
-    ``L_cl`` is one of the three of :func:`fastuda.ops.prototype_contrast`;
-    ``L_reg = 1 / (K ln K) sum_k ln softmax_k(Q mu / tau)`` of the batch's mean embedding Q. At the published
-    tau of 100 the contrast sits near ln K and moves by about 0.01: the curve that tells something is
-    ``contrast_gap`` (``L_cl - ln K``), and ``centroid_accuracy``, the share of pixels whose nearest prototype
-    is their class's.
+    ``L_cl`` is one of the three losses of :func:`fastuda.ops.prototype_contrast`; ``L_reg = 1 / (K ln K)
+    sum_k ln softmax_k(Q mu / tau)`` of the batch's mean embedding Q. At the published tau of 100 the contrast
+    stays within about 0.01 of ln K. The informative curves are ``contrast_gap`` (``L_cl - ln K``) and
+    ``centroid_accuracy``, the share of pixels whose nearest prototype is that of their class.
 
-    Statistics and banks are buffers (in the checkpoint), and joint over the ranks; the authors' are neither.
+    Statistics and banks are buffers, saved in checkpoints and shared by all ranks; in the authors' code
+    they are neither.
     """
 
     @dataclass(frozen=True)
     class Config(SelfTraining.Config):
         variant: Literal["dist", "bank", "proto"] = "dist"
-        """DistCL, BankCL or ProtoCL."""
+        """The contrast: DistCL, BankCL or ProtoCL."""
         tau: Positive = 100.0
-        """Divides inner products. The published 100 gives a gradient of about 0.006 per pixel; 0.1 is the
-        usual scale of contrastive losses (not published)."""
+        """Temperature of the inner products. The published 100 gives a gradient of about 0.006 per pixel;
+        contrastive losses usually use about 0.1 (not published)."""
         contrast_weight: float = 1.0
-        """Of L_cl and L_reg together, on each domain; published 1."""
+        """Weight of L_cl and L_reg together, for each domain; published 1."""
         contrast_start: Natural = 3000
-        """Step from which the contrast is on; statistics are gathered from the first."""
+        """First step with the contrast; statistics are collected from step 0."""
         regularizer_weight: float = 1.0
-        """Relative to the contrast's weight. As published it is added and minimised, which pushes away from
-        the uniform distribution; a negative weight makes it the diversity term that its text describes. It
-        has no measurable effect at tau = 100."""
+        """Weight of L_reg relative to the contrast. The published sign pushes away from the uniform
+        distribution; a negative weight gives the diversity term that the paper's text describes. It has no
+        measurable effect at tau = 100."""
         width: Count = 512
-        """Of the embedding."""
+        """Width of the embedding."""
         hidden: Count | None = None
-        """Of the projection head; none: the features' width (published on ResNet; on MiT 256)."""
+        """Hidden width of the projection head; None: the width of the features (published for ResNet; for
+        MiT 256)."""
         bank_length: Count = 200
-        """Local centroids kept per class (BankCL)."""
+        """Local centroids per class (BankCL)."""
         min_share: float = 0.75
-        """Share of a feature's cell that its label must fill."""
+        """Share of a feature's cell that one class must fill for the feature to get its label."""
         balanced_crop: Size | None = None
-        """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the teacher's
-        labels of the whole image that is loaded. None: the image as it is loaded."""
+        """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the
+        teacher's labels of the loaded image. None: no crop."""
         crop_candidates: Count = 10
-        """Crops that ``balanced_crop`` draws to choose from."""
+        """Number of crops that ``balanced_crop`` draws."""
 
     config: Config
     seen: Tensor
@@ -155,7 +157,7 @@ class SePiCo(SelfTraining):
         self.register_buffer("variance", torch.zeros(num_classes, config.width))
         length = config.bank_length if config.variant == "bank" else 0
         self.register_buffer("bank", torch.zeros(num_classes, length, config.width))
-        # as published every bank starts with one zero vector
+        # as published, every bank starts with one zero vector
         self.register_buffer("bank_count", torch.ones(num_classes, dtype=torch.int64))
 
     def networks(self) -> dict[str, nn.Module]:
@@ -163,7 +165,7 @@ class SePiCo(SelfTraining):
 
     @property
     def statistics(self) -> ClassStatistics:
-        """Of everything that the teacher has seen of the source."""
+        """Statistics of all source embeddings of the teacher so far."""
         return ClassStatistics(self.seen, self.mean, self.variance)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
@@ -194,7 +196,7 @@ class SePiCo(SelfTraining):
         yield self._mixed(self.student, batch, target, pseudo)
 
     def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
-        """The target images to train on, with their labels: cropped by class balance where that is on."""
+        """The target images to train on and their labels, cropped for class balance if requested."""
         images, match, size = batch.target_image, batch.target_match, self.config.balanced_crop
         pseudo = self._pseudo_label(images, match)
         if size is None:
@@ -231,7 +233,7 @@ class SePiCo(SelfTraining):
             self._append(statistics)
 
     def _append(self, statistics: ClassStatistics) -> None:
-        """Queue the batch's class means; a full queue drops its oldest."""
+        """Append the batch's class means; a full queue drops its oldest entry."""
         new = statistics.count > 0
         full = new & (self.bank_count == self.config.bank_length)
         rolled = self.bank.roll(-1, 1)
@@ -264,23 +266,23 @@ class SePiCo(SelfTraining):
             losses[f"regularizer_{domain}"] = weight * self._regularizer(q, y)
         with torch.no_grad():
             gap = raw.detach() - math.log(self.num_classes)
-            metrics[f"contrast_gap_{domain}"] = gap * (valid > 0)  # no labelled pixel, no gap
+            metrics[f"contrast_gap_{domain}"] = gap * (valid > 0)  # without labelled pixels there is no gap
             with torch.autocast(q.device.type, enabled=False):
                 nearest = (q.to(self.mean.dtype) @ self.mean.T).argmax(1)
             metrics[f"centroid_accuracy_{domain}"] = ((nearest == y) & (y != 255)).sum() / valid.clamp(min=1)
 
     def _regularizer(self, q: Tensor, y: Tensor) -> Tensor:
-        # no early way out, no indexing: the ranks meet in the collectives, and the device is not waited for
+        # no early return: all ranks must reach the collectives. No indexing: it would need a device sync
         keep = y != 255
         count = keep.sum()
         with torch.autocast(q.device.type, enabled=False):
             rows = at_least_float32(q)
             total = keep.to(rows.dtype) @ rows
         centre = joint_mean(total / count.clamp(min=1), count)
-        # every rank holds its share of the joint mean; the value is completed without gradient
+        # each rank has its share of the joint mean with gradient; the rest is added without
         centre = centre + (joint_share(centre) - centre).detach()
         with torch.autocast(q.device.type, enabled=False):
             scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
-            # of a single class the logarithm is 0, whatever divides it
+            # for a single class the logarithm is 0, and any divisor will do
             value = scores.log_softmax(0).sum() / (self.num_classes * math.log(max(self.num_classes, 2)))
             return value * (joint_sum(count) > 0)

@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone, a head, and what its weights expect of an image."""
+"""The segmentation network: backbone, head and image normalisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastuda.models.normalization import Normalization
 
 
 class SegOutput(NamedTuple):
-    """What a segmentor gives, at low resolution."""
+    """A segmentor's output, at low resolution."""
 
     features: Tensor
     """[B, C, h, w]."""
@@ -20,10 +20,10 @@ class SegOutput(NamedTuple):
 
 
 class Segmentor(nn.Module):
-    """``images [B, 3, H, W] -> SegOutput`` at ``stride``; nothing is upsampled inside.
+    """``images [B, 3, H, W] -> SegOutput`` at ``stride``, without upsampling.
 
-    Images below the least size of their backbone are continued to it on the right and below by their last
-    pixels, and what was added is cut from the features.
+    Images smaller than the backbone's minimum are padded on the right and at the bottom with their last
+    pixels; the features are cropped accordingly.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, align_corners: bool):
