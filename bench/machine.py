@@ -1,4 +1,4 @@
-"""The machine that a bench runs on, and the flags that choose it."""
+"""The machine of a bench: its name, and the flags that select device and time."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fastuda.errors import UserError
 
 
 def machine_flags(p: argparse.ArgumentParser, of_all: str) -> None:
-    """Flags of where a bench runs, and for how long: ``of_all`` is what shares the time."""
+    """Add the flags for device, threads and time; ``of_all`` names what shares the time."""
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     p.add_argument(
         "--threads",
         type=cli.number(int, 0),
         default=0,
         metavar="N",
-        help="torch threads (default: 0, as they are)",
+        help="torch threads (default: 0, torch's own number)",
     )
     p.add_argument(
         "--budget", type=cli.number(float, 0), default=math.inf, metavar="S",
-        help=f"seconds for {of_all}; what is left then has no row (default: no end)",
+        help=f"seconds for {of_all}; the rest is not measured (default: no limit)",
     )  # fmt: skip
 
 
 def check_device(device: str) -> None:
-    """Refuse a GPU where there is none.
+    """Check that the device exists.
 
     Raises:
         UserError: torch finds none.
@@ -49,7 +49,7 @@ def machine(device: str) -> str:
     lines = (line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     of = {key.strip(): value.strip() for key, value in lines}
     if "model name" in of:
-        # a virtual machine's processor often has no number in its name
+        # the processor's name in a virtual machine often lacks its model number
         model = "".join(f"{key.split()[-1]} {of[key]}, " for key in ("cpu family", "model") if key in of)
         units = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
         flags = of.get("flags", "").split()
@@ -59,7 +59,7 @@ def machine(device: str) -> str:
 
 
 def commit() -> str:
-    """The short commit of the checkout; nothing where that cannot be told."""
+    """The short commit of the checkout; empty if unknown."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
@@ -70,7 +70,7 @@ def commit() -> str:
 
 
 def place_of(args: argparse.Namespace) -> dict[str, object]:
-    """Where and when a row was measured."""
+    """The columns that say where and when a row was measured."""
     threads = "" if args.device == "cuda" else f" x{args.threads or torch.get_num_threads()}"
     return {"machine": f"{machine(args.device)}{threads}",
             "device": args.device, "torch": torch.__version__, "commit": commit(),

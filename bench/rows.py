@@ -1,4 +1,4 @@
-"""Rows of a bench: printed, and appended to a CSV."""
+"""Prints the rows of a bench and appends them to a CSV."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastuda.errors import UserError
 
 
 def say(line: str) -> None:
-    """Print a line above the progress bar, at once."""
+    """Print a line above the progress bar and flush it."""
     tqdm.write(line)
     sys.stdout.flush()
 
 
 def check_rows(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a CSV that rows cannot be put behind, before hours are spent on them.
+    """Check that rows can be appended to a CSV, before hours are spent on them.
 
     Raises:
         UserError: it cannot be written, or has other columns.
@@ -33,7 +33,7 @@ def check_rows(path: Path, columns: Sequence[str]) -> None:
                 return
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not path.is_file():
-            raise UserError(f"cannot write {path}: it is no file")
+            raise UserError(f"cannot write {path}: it is not a file")
         with path.open("r+", newline="", encoding="utf-8") as stream:
             header = next(csv.reader(stream), None)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -43,7 +43,7 @@ def check_rows(path: Path, columns: Sequence[str]) -> None:
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Put rows behind those of a CSV.
+    """Append rows to a CSV.
 
     Raises:
         UserError: it cannot be written.

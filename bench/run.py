@@ -1,12 +1,12 @@
 """Measure ops and providers, write a CSV, and generate the table of bench/README.md.
 
-On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator
-tells the peak of one measurement, so that one process takes them all, and another one goes on where it ended.
-The ceilings of the machine are measured first, the floor of a case right before its providers. A provider
-whose result is wrong, that fails or that runs out of memory gets no number, and the rest goes on.
+On a CPU every measurement runs in its own process, to measure its own peak memory. On a GPU the allocator
+reports the peak of each measurement, so one process does them all, and another replaces it if it dies. The
+machine's ceilings are measured first, and a case's floor just before its providers. A provider that fails,
+runs out of memory or returns a wrong result gets no number.
 
-On a GPU the sizes that matter most come first, and torch.compile, which compiles for long, after everything
-else. Rows are written as they come: where the time ends, what is there stays.
+On a GPU the most important sizes are first, and torch.compile, which compiles for long, is last. Rows are
+written at once, so that an expired budget keeps them.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ GPU_FIRST = [
     Case("spatial_aggregate", "fwd", "bfloat16", 16836, 2048),
     *(case for case in CASES if case.op not in ("cycle_association_loss", "spatial_aggregate")),
 ]
-"""The order on a GPU, before the other cases: training's crop (and a batch of four), a full frame, the level
-of the predictions, the test image, then all other ops."""
+"""The first cases on a GPU: training's crop (and a batch of four), a full frame, the predictions' level,
+the test image, then all other ops."""
 
 
 def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
-    """The rates that the machine reaches, as rows."""
+    """Measure the rates that the machine reaches; returns them as rows."""
     answer = child(CASES[0], "ceilings", args)
     if "failed" in answer:
         say(f"the machine's ceilings: {answer['failed']}")
@@ -89,7 +89,7 @@ def measure(
     times: dict[Case, tuple[float, float]],
     bar: tqdm,
 ) -> None:
-    """Measure the floor and some providers of a case. ``times``: floors and the reference's times so far."""
+    """Measure the floor and some providers of a case. ``times`` caches floors and the reference's times."""
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
     title = " ".join(common.values())
     floor, reference = times.get(case, (0.0, 0.0))
@@ -128,7 +128,7 @@ def measure(
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    """The cases to measure, in their order."""
+    """The selected cases, in the order of measurement."""
     cases = SWEEP if args.sweep else CASES
     if args.device == "cuda" and not args.sweep:
         cases = list(dict.fromkeys([*GPU_FIRST, *CASES]))
@@ -148,22 +148,26 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("bench.run", __doc__ or "", EXAMPLES)
     p.add_argument("--op", action="append", metavar="OP", help="only this op (repeatable)")
     p.add_argument(
-        "--mode", choices=("fwd", "fwd+bwd"), help="only the forward pass, or only both (default: either)"
+        "--mode", choices=("fwd", "fwd+bwd"), help="only fwd cases or only fwd+bwd cases (default: both)"
     )
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="only inputs of it (default: either)")
+    p.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="only inputs of this type (default: both)"
+    )
     p.add_argument(
         "--pixels", type=int, metavar="N",
-        help="only cases of this size: pixels of a feature map (8464: of a crop of 730), width of an image",
+        help="only this size: pixels of a feature map (8464 for a crop of 730), or the width of an image",
     )  # fmt: skip
     p.add_argument(
         "--provider", action="append", choices=list(PROVIDERS), metavar="NAME",
         help=f"only this one (repeatable): {', '.join(PROVIDERS)}",
     )  # fmt: skip
-    p.add_argument("--sweep", action="store_true", help="the sizes of the plot instead of the table's")
+    p.add_argument(
+        "--sweep", action="store_true", help="measure the sizes of the plot instead of the table's"
+    )
     machine_flags(p, "all of them")
     p.add_argument(
         "--repeats", type=cli.number(int, 1), default=5, metavar="N",
-        help="timed runs, of which the median is taken; on a GPU at least so many (default: 5)",
+        help="timed runs, at least this many on a GPU; the median is reported (default: 5)",
     )  # fmt: skip
     p.add_argument(
         "--timeout",
@@ -174,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--csv", type=cli.a_path, metavar="FILE",
-        help="where to put the rows (default: bench/results/<machine>_<date>.csv)",
+        help="CSV to append the rows to (default: bench/results/<machine>_<date>.csv)",
     )  # fmt: skip
     return p
 
@@ -191,7 +195,7 @@ def main() -> int:
     if not cases:
         sizes = sorted({case.pixels for case in (SWEEP if args.sweep else CASES)})
         raise UserError(
-            "no case is of all that was asked for by --op, --mode, --dtype and --pixels; there are sizes of "
+            "no case matches --op, --mode, --dtype and --pixels together; there are sizes of "
             + ", ".join(map(str, sizes))
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or torch.get_num_threads()))
@@ -201,12 +205,12 @@ def main() -> int:
     path = args.csv or HERE / "results" / f"{name}_{datetime.date.today().isoformat()}.csv"
     check_rows(path, table.COLUMNS)
     append = partial(append_rows, path, table.COLUMNS)
-    # torch.compile takes most of a GPU's time, and each case is worth a row without it first
+    # torch.compile takes most of a GPU's time, so every case is measured without it first
     names = sorted(args.provider or PROVIDERS, key=lambda name: name != "reference")
     late = [name for name in names if name == "compile" and args.device == "cuda"]
     times: dict[Case, tuple[float, float]] = {}
     try:
-        # a bar only on a terminal: elsewhere the lines tell how far it is
+        # the bar is shown only on a terminal; elsewhere the printed lines show the progress
         with tqdm(total=len(cases) * len(names), unit="measurement", disable=None) as bar:
             if not (args.op or args.sweep or args.provider):
                 append(ceiling_rows(args))

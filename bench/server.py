@@ -1,4 +1,4 @@
-"""Measurements in processes of their own."""
+"""Runs measurements in other processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Server:
-    """A process that measures job after job, and its successor where one ends or takes too long."""
+    """A process that measures job after job; a new one replaces it if it dies or exceeds the time."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
@@ -46,7 +46,7 @@ class Server:
         answers.put(None)
 
     def ask(self, job: dict, timeout: float) -> dict:
-        """The answer to one job."""
+        """Run one job."""
         process = self.process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -71,7 +71,7 @@ class Server:
         return result
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -79,7 +79,7 @@ class Server:
 
 
 def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
-    """The answer of one measurement."""
+    """Run one measurement."""
     job = {"case": asdict(case), "provider": provider, "device": args.device, "repeats": args.repeats,
            "threads": args.threads}  # fmt: skip
     timeout = min(args.timeout, max(args.deadline - time.monotonic(), 1.0))

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="of classes that the target has and the runs lack (default: the runs' own)",
+        help="treatment of target classes that the runs lack (default: the runs' own)",
     )
     p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")

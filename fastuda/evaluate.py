@@ -21,11 +21,11 @@ EXAMPLES = """\
   python -m fastuda.evaluate runs/plca --classes road sidewalk car
   python -m fastuda.evaluate runs/synthia_plca eval.protocol=confusion19
 
-A target that lacks some of the run's classes is scored on the others: 13 of 19 on Cross-City.
-A target with classes that the run lacks (terrain, truck and train of Cityscapes, after SYNTHIA) is scored by
-two protocols: ignore leaves their pixels out (PLCA, FADA), confusion19 counts what is predicted there as
-false positives (ASANet, WeakSegDA, SePiCo). The classes' IoU is by the run's own, eval.protocol; the means
-by the other one have its name behind theirs."""
+A target without some of the run's classes is scored on the others, for example 13 of 19 on Cross-City.
+For a target with classes that the run lacks (after SYNTHIA: terrain, truck and train of Cityscapes) there are
+two protocols: ignore leaves their pixels out (PLCA, FADA), confusion19 counts predictions there as false
+positives (ASANet, WeakSegDA, SePiCo). The IoU per class uses eval.protocol; means by the other protocol end
+with its name."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,23 +33,28 @@ def build_parser() -> argparse.ArgumentParser:
     p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
     p.add_argument("--target", type=at_home, help="domain to score on (default: the run's target)")
-    p.add_argument("--split", help="its split (default: the run's data.eval_split)")
+    p.add_argument("--split", help="split of the target (default: the run's data.eval_split)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="score these classes only (default: all)")
-    p.add_argument("--data-root", type=at_home, help="where domains without a path lie")
+    p.add_argument("--data-root", type=at_home, help="folder of domains without a path")
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument(
-        "--pictures", type=number(int, 0), default=0, help="pictures to leave in RUN/preds_<split>"
+        "--pictures",
+        type=number(int, 0),
+        default=0,
+        help="number of pictures to save in RUN/preds_<split> (default: 0)",
     )
-    p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
+    p.add_argument(
+        "--ccd", action="store_true", help="compute the class-centre distances of the features as well (FADA)"
+    )
     p.add_argument(
         "--csv",
         type=a_path,
-        help="write class,iou rows to this file; iou by the other protocol where it differs, and ccd with"
-        " --ccd, are further columns",
+        help="write the scores to this CSV file: class, iou, iou by the other protocol if it differs, and ccd"
+        " with --ccd",
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    p.add_argument("--quiet", action="store_true", help="no progress bar, only errors (and --json)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar, print only errors (and --json)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
     return p
 

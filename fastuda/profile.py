@@ -1,6 +1,6 @@
 """Where the time of a training step goes: backbone, heads, ops, data, optimiser, rest.
 
-Takes the settings of fastuda.train, trains some steps without leaving a run, and prints a row per method."""
+Takes the settings of fastuda.train, trains a few steps without a run folder, and prints a row per method."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EXAMPLES = """\
   python -m fastuda.profile --method fada,sepico --json > profile.json
   python -m fastuda.profile --config runs/plca/config.yaml --trace plca.json
 
-The trace is for chrome://tracing or ui.perfetto.dev. The rest is augmentation, averages of weights, guards
-and copies; on a GPU also what its kernels leave of the step."""
+Open the trace in chrome://tracing or ui.perfetto.dev. The rest is augmentation, averages of weights, guards
+and copies; on a GPU also the time without kernels."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,9 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
             setting_flag(p, name, text, type=number(int, 1), default=5)
         else:
             setting_flag(p, name)
-    p.add_argument("--config", metavar="FILE|NAME", type=at_home, help="YAML file, or one that is shipped")
+    p.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        type=at_home,
+        help="YAML file, or the name of a shipped configuration",
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    p.add_argument("--trace", type=a_path, metavar="FILE", help="leave a Chrome trace of one method")
+    p.add_argument("--trace", type=a_path, metavar="FILE", help="write a Chrome trace of one method")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train, dotted")
     return p
 
@@ -59,10 +64,10 @@ def main() -> int:
     setup_logging(quiet=True)
     names = list(METHODS) if args.method == "all" else args.method.split(",") if args.method else [None]
     if args.trace and len(names) > 1:
-        raise UserError("--trace takes one --method: a trace is of one")
+        raise UserError("--trace takes a single --method")
     world = distributed.start(args.device or "auto")
     if world.size > 1:
-        raise UserError("fastuda.profile takes one process: start it without torchrun")
+        raise UserError("fastuda.profile runs in one process: start it without torchrun")
     profiles = []
     for name in names:
         chosen = flag_settings(args, without=("method", "steps"))

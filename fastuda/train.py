@@ -1,7 +1,7 @@
 """Train a segmenter on a labelled source and an unlabelled target.
 
-With nothing but a method it draws the built-in street scenes, trains source_only and the method, and prints
-both."""
+With a method alone it draws the built-in street scenes, trains source_only and the method, and prints the
+scores of both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         setting_flag(p, name)
     p.add_argument(
         "--seeds", type=int, nargs="+", metavar="N",
-        help="a run per seed (and per method of --method a,b) into folders under --out, then a comparison",
+        help="train a run per seed (and per method of --method a,b) into folders of --out, and compare them",
     )  # fmt: skip
     p.add_argument("--out", type=a_path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
@@ -83,7 +83,7 @@ def main() -> int:
         if args.out is None:
             raise UserError("--seeds and --method a,b need --out, the folder of all their runs")
         if args.stages or args.resume not in (None, "auto"):
-            raise UserError("--seeds and --method a,b go with neither --stages nor a checkpoint file")
+            raise UserError("--seeds and --method a,b cannot be combined with --stages or a checkpoint file")
         methods = [None] if args.method is None else args.method.split(",")
         flags = flag_settings(args, without=("method", "seed"))
         runs = plan(methods, args.seeds or [args.seed], args.out, args.config, flags, overrides)
@@ -93,7 +93,7 @@ def main() -> int:
         try:
             groups = train_grid(runs, args.out, quiet=args.quiet)
         except Interrupted as stop:
-            print(f"{stop}; go on with the same command")
+            print(f"{stop}; continue with the same command")
             return 0
         print(f"{markdown(groups)}written to {args.out / 'comparison.html'}")
         return 0
@@ -104,14 +104,14 @@ def main() -> int:
         print(config.to_yaml(), end="")
         return 0
     if args.resume == "auto" and args.out is None:
-        raise UserError("--resume auto needs --out, the folder of the run to go on with")
+        raise UserError("--resume auto needs --out, the folder of the run to continue")
     out = args.out or default_folder(config)
     try:
         scores = (train_stages if args.stages else train)(config, out, resume=args.resume, quiet=args.quiet)
     except Interrupted as stop:
         if first:
             stages = " --stages" if args.stages else ""
-            print(f"{stop}; go on with --resume auto --out {out}{stages}")
+            print(f"{stop}; continue with --resume auto --out {out}{stages}")
         return 0
     if first:
         print(summary(scores, out, out / "3_distill" if args.stages else out))

@@ -39,10 +39,10 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     elif name in shipped():
         text = resources.files("fastuda.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
+        raise UserError(f"there is no configuration named {name!r}{nearest(name, shipped())}")
     values = read_yaml(text, name) or {}
     if not isinstance(values, dict):
-        raise UserError(f"{name} must be a dictionary of sections, it is a {type(values).__name__}")
+        raise UserError(f"{name} must be a dictionary of sections, got a {type(values).__name__}")
     parent = values.pop("extends", None)
     if parent is None:
         return values
@@ -51,7 +51,7 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     beside = path.parent / parent
     base = str(beside) if beside.is_file() else str(parent)
     if base in above or base == name:
-        raise UserError(f"{name} extends {base}, which extends it in turn")
+        raise UserError(f"{name} extends {base}, which extends it")
     return merge(load_yaml(base, (*above, name)), values)
 
 

@@ -38,7 +38,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
     try:
         optimizer = cls(groups, **kwargs)
     except ValueError as error:
-        raise UserError(f"{config.name} refuses what optim or optim.networks says: {error}") from error
+        raise UserError(f"{config.name} rejects the settings of optim or optim.networks: {error}") from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
         if cls is torch.optim.SGD and group["momentum"] and kwargs.get("fused"):

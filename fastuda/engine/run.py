@@ -80,7 +80,7 @@ def train(
         Interrupted: the run was asked to stop.
     """
     if resume is None and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+        raise UserError(f"{out} is not empty; choose another --out, or continue it with --resume auto")
     if resume not in (None, "auto"):
         given = Path(str(resume))
         if not given.is_file():

@@ -96,9 +96,9 @@ def train_stages(
         Interrupted: the run was asked to stop.
     """
     if resume not in (None, "auto"):
-        raise UserError("--stages goes on with --resume auto, not from a single checkpoint")
+        raise UserError("--stages continues with --resume auto, not from a single checkpoint")
     if resume is None and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+        raise UserError(f"{out} is not empty; choose another --out, or continue it with --resume auto")
     plan = {stage: stage_config(config, stage, out) for stage in STAGES}
     scores: dict[str, Scores] = {}
     for number, (stage, settings) in enumerate(plan.items(), 1):

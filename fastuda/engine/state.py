@@ -84,7 +84,7 @@ class RunState:
             if len(ranks) != self.world.size:
                 raise UserError(
                     f"{path} was written by {len(ranks)} processes and this run has {self.world.size};"
-                    " resume with as many: samples and random numbers are dealt out by rank"
+                    " resume with as many: samples and random numbers are distributed by rank"
                 )
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
@@ -129,6 +129,10 @@ def newest(folder: Path) -> Path | None:
             log.warning("%s", error)
     if problems:
         best = folder / BEST
-        way = f"go on from the best by --resume {best}" if best.is_file() else f"begin anew without {folder}"
+        way = (
+            f"continue from the best with --resume {best}"
+            if best.is_file()
+            else f"start again without {folder}"
+        )
         raise UserError(f"{problems[0]}; {way}")
     return None

@@ -86,7 +86,7 @@ def evaluate(
                 label = label.masked_fill(other, IGNORE)
             predicted_scores = how(method, image).scores
             if int((label[label != 255]).max() if (label != 255).any() else 0) >= classes:
-                raise UserError(f"the label of {name} has a class beyond the {classes} of this run")
+                raise UserError(f"the label of {name} has a class that is not among the run's {classes}")
             matrix, predicted = F.upsample_confusion(
                 predicted_scores, label, align_corners=method.model.align_corners, return_labels=True
             )

@@ -164,11 +164,11 @@ def check(method: Method, run: Any) -> float:
             truth = Deployed(method).eval()(image)[1]
             labels, p = run(image)
         if not torch.equal(p.argmax(1), labels):
-            raise UserError("what was exported gives labels that are not those of the largest probabilities")
+            raise UserError("the exported model's labels are not those of the largest probabilities")
         worst = max(worst, (p - truth).abs().max().item())
     if not worst <= TOLERANCE:
         raise UserError(
-            f"what was exported differs from the run: a probability by {worst:.3g}; nothing written"
+            f"the exported model differs from the run: a probability by {worst:.3g}; nothing written"
         )
     return worst
 

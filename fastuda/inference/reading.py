@@ -41,7 +41,9 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
         raise UserError("no image, video or folder is given")
     within = [path for path in paths if path.is_dir() and out.resolve() in (r := path.resolve(), *r.parents)]
     if not files and within:
-        raise UserError(f"{within[0]} is --out or lies in it, where nothing is read; choose another --out")
+        raise UserError(
+            f"{within[0]} is --out or lies inside it, and outputs are not read; choose another --out"
+        )
     if not files:
         raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(suffixes)})")
     taken: dict[Path, Path] = {}
@@ -49,7 +51,7 @@ def find_files(paths: Sequence[Path], out: Path) -> list[File]:
         twin = taken.setdefault(name.with_suffix(""), path)
         if twin.resolve() != path.resolve():
             raise UserError(
-                f"{twin} and {path} would be written under one name; give each an --out of its own"
+                f"{twin} and {path} would have the same output name; use a separate --out for each"
             )
     return list({path.resolve(): (path, name) for path, name in files}.values())
 

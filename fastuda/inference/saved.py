@@ -46,7 +46,7 @@ def load_config(run: Path) -> RunConfig:
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
+        raise UserError(f"{run} is not a run folder: it has no config.yaml")
     config = build(RunConfig, load_yaml(str(path)), "")
     if not isinstance(config.method.get("name"), str):
         raise UserError(f"{path} names no method: method.name is missing")
@@ -108,7 +108,9 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
     path = run if alone else run / "model.safetensors"
     config = None if alone else load_config(run)
     if not path.is_file():
-        raise UserError(f"{run} has no model.safetensors; the run has not ended: go on with --resume auto")
+        raise UserError(
+            f"{run} has no model.safetensors; the run has not finished: continue it with --resume auto"
+        )
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["fastuda"])

@@ -103,7 +103,9 @@ class Scores:
         """
         unknown = [name for name in names if name not in self.classes]
         if unknown:
-            raise UserError(f"no score of a class {unknown[0]!r}{nearest(unknown[0], self.classes)}")
+            raise UserError(
+                f"there is no score for a class {unknown[0]!r}{nearest(unknown[0], self.classes)}"
+            )
         kept = [self.classes.index(name) for name in names]
         ccd = None if self.ccd is None else tuple(self.ccd[i] for i in kept)
         other = None if self.other_iou is None else tuple(self.other_iou[i] for i in kept)

@@ -48,7 +48,7 @@ class Video:
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise UserError(
-                f"{path} cannot be read as a video; is it whole, and of a codec that OpenCV knows?"
+                f"{path} cannot be read as a video; it may be truncated, or OpenCV may lack its codec"
             )
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
         self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))

@@ -93,7 +93,10 @@ class Composition(Method):
         held = {id(p) for p in largest.parameters()}
         for model in models:
             if any(id(p) not in held for p in model.parameters()):
-                raise UserError(f"{' and '.join(self.parts)} each train a head of their own on the segmentor")
+                raise UserError(
+                    f"{' and '.join(self.parts)} each train their own head on the segmentor, so they"
+                    " cannot be combined"
+                )
         others = {
             self._name(part, net): module
             for part, member in self._members().items()

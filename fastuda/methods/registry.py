@@ -59,5 +59,7 @@ def get_method(name: str) -> type[Method]:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
     if "__dataclass_fields__" not in vars(method.Config):
-        raise UserError(f"{name!r} has a Config that is no dataclass; write @dataclass(frozen=True) over it")
+        raise UserError(
+            f"{name!r} has a Config that is not a dataclass; decorate it with @dataclass(frozen=True)"
+        )
     return method

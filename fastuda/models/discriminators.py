@@ -33,8 +33,8 @@ class FCDiscriminator(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < 32:
             raise UserError(
-                f"the discriminator halves its images five times, and these are {x.shape[2]} x {x.shape[3]}:"
-                " raise data.crop and data.target_crop to 32 x 32 at least"
+                f"the discriminator halves its input five times, and the input is"
+                f" {x.shape[2]} x {x.shape[3]}: raise data.crop and data.target_crop to 32 x 32 at least"
             )
         return super().forward(x)
 

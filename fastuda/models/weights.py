@@ -42,10 +42,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         # torch's message continues with advice to disable this protection
         held = re.search(r"GLOBAL (\S+)", str(error))
         if held is None:
-            raise UserError(
-                f"{path} cannot be read as weights: it is no file that torch.save wrote"
-            ) from error
-        raise UserError(f"{path} was refused: it holds more than tensors ({held[1]})") from error
+            raise UserError(f"{path} cannot be read as weights: torch.save did not write it") from error
+        raise UserError(f"{path} was rejected: it contains more than tensors ({held[1]})") from error
     except Exception as error:
         reason = " ".join(str(error).split()) if path.stat().st_size else "it is empty"
         raise UserError(f"{path} cannot be read as weights: {reason}") from error
@@ -60,7 +58,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         inner = [str(key) for key, value in state.items() if isinstance(value, Mapping) and _tensors(value)]
         if inner:
-            raise UserError(f"{path} holds several networks ({_few(inner)}): save the state of one of them")
+            raise UserError(
+                f"{path} contains several networks ({_few(inner)}): save the state of one of them"
+            )
         raise UserError(f"{path} holds no tensors; is it a weights file?")
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
@@ -137,7 +137,7 @@ def load_weights(
     style = getattr(model.backbone, "caffe", None)
     if layout == "caffe" and style is False:
         raise UserError(
-            f"{path} is of a Caffe-style ResNet (stride in the first 1x1, ceil_mode): set model.caffe=true"
+            f"{path} is for a Caffe-style ResNet (stride in the first 1x1, ceil_mode): set model.caffe=true"
         )
     if layout == "torchvision" and style and not input:
         log.warning(
@@ -186,7 +186,7 @@ def _check_head(
     if loaded and (lacking or extra):
         what = f"lacks {_few(lacking)}" if lacking else f"has {_few(extra)} besides"
         raise UserError(
-            f"{path} fits a part of the head only: it {what};"
+            f"{path} fits only a part of the head: it {what};"
             " set model.aspp_branches and model.aspp_bias as the file was trained"
         )
     if left and not loaded:

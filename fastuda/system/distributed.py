@@ -220,7 +220,7 @@ def _check_there(device: torch.device) -> None:
         )
     if device.index is not None and device.index >= module.device_count():  # type: ignore[union-attr]
         raise UserError(
-            f"--device {device}: there are {module.device_count()}, counted from 0"  # type: ignore[union-attr]
+            f"--device {device}: there are {module.device_count()}, numbered from 0"  # type: ignore[union-attr]
         )
     if device.type != "cuda":
         log.warning(

@@ -88,7 +88,9 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
                 f"another process is training into {path.parent} (it holds {path.name});"
                 " stop it, or choose another --out"
             ) from error
-        log.warning("%s cannot be locked (%s): nothing keeps two runs apart", path, error.strerror)
+        log.warning(
+            "%s cannot be locked (%s): two runs into one folder would not be noticed", path, error.strerror
+        )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

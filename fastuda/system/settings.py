@@ -184,7 +184,7 @@ def nest(dotted: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise UserError(f"{key} is given within {part}, which is given a value of its own")
+                raise UserError(f"{key} is a part of {part}, which is set as well")
         both = isinstance(value, dict) and isinstance(node.get(leaf), dict)
         node[leaf] = merge(node[leaf], value) if both else value
     return out

@@ -165,7 +165,7 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
         ("run --budget nan", "--budget is nan; it must be at least 0"),
         ("run --csv FILE/x.csv", "cannot write FILE/x.csv: "),
         ("run --csv FILE", "FILE has other columns than this bench; choose another --csv"),
-        ("run --csv .", "cannot write .: it is no file"),
+        ("run --csv .", "cannot write .: it is not a file"),
         ("run --csv=", "argument --csv: the path is empty; see --help"),
         ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
         ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),

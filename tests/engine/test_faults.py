@@ -266,7 +266,7 @@ def test_bad_yaml(kind, tmp_path, monkeypatch):
 def test_configurations_that_extend_each_other(tmp_path):
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
-    refused(fastuda("train", "--config", tmp_path / "a.yaml", "--print-config"), "which extends it in turn")
+    refused(fastuda("train", "--config", tmp_path / "a.yaml", "--print-config"), ", which extends it")
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_signal_to_the_whole_group_stops_with_a_checkpoint(scenes_root, tmp_pa
     wait_for_checkpoint(out, process)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and "go on with --resume auto" in stdout, stderr
+    assert process.returncode == 0 and "continue with --resume auto" in stdout, stderr
     assert "Traceback" not in stderr and state(out)["step"] >= 1
 
 

@@ -148,7 +148,7 @@ def test_finding_methods():
         get_method("no_such_package.module:Thing")
     with pytest.raises(UserError, match="is not a fastuda"):
         get_method("collections:OrderedDict")
-    with pytest.raises(UserError, match="has a Config that is no dataclass"):
+    with pytest.raises(UserError, match="has a Config that is not a dataclass"):
         get_method("tests.methods.test_protocol:Loose")
 
 
