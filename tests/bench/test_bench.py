@@ -159,7 +159,7 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
     ("words", "message"),
     [
         ("run --op cycle_mtch", "the bench has no op 'cycle_mtch'; did you mean cycle_match?"),
-        ("run --op cycle_match --pixels 5", "no case is of all that was asked for"),
+        ("run --op cycle_match --pixels 5", "no case matches --op, --mode"),
         ("run --repeats 0", "--repeats is 0; it must be at least 1"),
         ("run --threads -1", "--threads is -1; it must be at least 0"),
         ("run --budget nan", "--budget is nan; it must be at least 0"),
