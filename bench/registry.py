@@ -1,4 +1,4 @@
-"""What is measured: the ops as data, one case per line, and the floor of each."""
+"""The cases of the bench: ops as data, one case per line, and the floor of each."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Case:
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """An op that is bound by what it reads and writes. ``pixels`` of its case is the width of the output (2:1
-    or square), or the number of features."""
+    """Cases of an op that is bound by memory traffic. ``pixels`` is the width of the output (2:1 or
+    square), or the number of features."""
 
     inputs: Callable[[Case, int, torch.Generator], dict[str, torch.Tensor]]
     moved: Callable[[Case], int]
