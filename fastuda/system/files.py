@@ -33,19 +33,19 @@ def written(path: Path, *, fsync: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path.parent, error) from error
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: Is a directory")
-    # renaming would replace the device by a file, also where /dev/stdout is redirected to a file
-    direct = path.parent == Path("/dev") or (path.exists() and not path.is_file())
-    draft = path if direct else path.with_name(f".{path.stem}.{os.getpid()}.draft{path.suffix}")
     try:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: Is a directory")
+        # renaming would replace the device by a file, also where /dev/stdout is redirected to a file
+        if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+            yield path
+            return
+        draft = path.with_name(f".{path.stem}.{os.getpid()}.draft{path.suffix}")
         try:
             yield draft
-            if not direct:
-                _move(draft, path, fsync)
+            _move(draft, path, fsync)
         finally:
-            if not direct:
-                draft.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
 
