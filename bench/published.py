@@ -1,9 +1,10 @@
-"""The ops as the authors' code has them, to train the methods on: every matrix, plane and product stored.
+"""The ops as in the authors' code, for training the methods on them: every matrix, plane and product is
+stored.
 
-Written from the methods' descriptions, in float32 outside of autocast, which none of the authors' code knows.
-What is not here is published as the reference has it: Lovasz-Softmax class by class, ASANet's affinities as a
-stack of planes, WeakSegDA's poolings. Where authors compute something twice or throw it away (ASANet's
-affinities of the target, FADA's unused gradients, SePiCo's unused teacher logits), the methods here do not.
+Written from the methods' descriptions, in float32 outside of autocast, which the authors' code does not
+use. Ops that are not here run as their reference: Lovasz-Softmax class by class, ASANet's affinities as a
+stack of planes, WeakSegDA's poolings. What the authors compute twice or discard (ASANet's target
+affinities, FADA's unused gradients, SePiCo's unused teacher logits) is not computed.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def prototype_contrast(
     ignore_index: int = 255,
 ) -> Tensor:
     """Inner products and variance terms as N x K x A products (DistCL, ProtoCL)."""
-    if isinstance(prototypes, F.PrototypeBank):  # class by class, as the reference has it
+    if isinstance(prototypes, F.PrototypeBank):  # class by class, as in the reference
         return AS_IT_IS(features, labels, prototypes, kind=kind, tau=tau, ignore_index=ignore_index)
     q, y = features[labels != ignore_index], labels[labels != ignore_index]
     if not len(y):
@@ -155,14 +156,14 @@ def prototype_contrast(
 
 
 def one_by_one(self: CategoryDiscriminators, pooled: Tensor, classes: Tensor | None = None) -> Tensor:
-    """WeakSegDA's discriminators as K networks in a loop, those of absent classes run as well."""
-    found = []
+    """WeakSegDA's discriminators as K networks in a loop, including those of absent classes."""
+    columns = []
     for k in range(self.num_classes):
         x = pooled[..., k]
         for number, layer in enumerate(self.layers):
             x = torch.addmm(layer.bias[k], x if number == 0 else x.relu(), layer.weight[k])
-        found.append(x)
-    logits = torch.cat(found, 1)
+        columns.append(x)
+    logits = torch.cat(columns, 1)
     return logits if classes is None else logits[:, classes]
 
 
@@ -177,7 +178,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 
 def widened(op: Callable[..., Any]) -> Callable[..., Any]:
-    """``op`` outside of autocast, its half-precision tensors in float32."""
+    """``op`` outside of autocast, with half-precision tensors converted to float32."""
 
     def wide(value: Any) -> Any:
         half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
@@ -192,7 +193,7 @@ def widened(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def use(replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """From here on this process trains on the published formulations."""
+    """Let this process train on the published formulations."""
     replace(_backends, "DEFAULT_BACKEND", "reference")
     for name, op in OPS.items():
         replace(F, name, widened(op))

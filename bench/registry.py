@@ -1,4 +1,4 @@
-"""What is measured: the ops as data, one case per line, and the floor of each."""
+"""The cases of the bench: ops as data, one case per line, and the floor of each."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Case:
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """An op that is bound by what it reads and writes. ``pixels`` of its case is the width of the output (2:1
-    or square), or the number of features."""
+    """Cases of an op that is bound by memory traffic. ``pixels`` is the width of the output (2:1 or
+    square), or the number of features."""
 
     inputs: Callable[[Case, int, torch.Generator], dict[str, torch.Tensor]]
     moved: Callable[[Case], int]
@@ -109,9 +109,9 @@ def _features(case: Case, n: int, generator: torch.Generator) -> dict[str, torch
 
 
 def _prototypes(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    made = _features(case, n, generator)
-    found = F.class_statistics(made["x"], made["labels"], 19, backend="reference")
-    return {**made, "mean": found.mean, "variance": found.variance}
+    features = _features(case, n, generator)
+    statistics = F.class_statistics(features["x"], features["labels"], 19, backend="reference")
+    return {**features, "mean": statistics.mean, "variance": statistics.variance}
 
 
 def _attention(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

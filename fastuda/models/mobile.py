@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class DilatedDepthwise(nn.Conv2d):
-    """A depthwise convolution that stays in float32 under CPU autocast where it is dilated.
+    """A depthwise convolution that runs in float32 under CPU autocast if it is dilated.
 
-    torch's CPU kernel for the weight gradient of a dilated depthwise convolution in bfloat16, channels last,
-    gives wrong numbers and NaN (seen with torch 2.13); the float32 one is right, and no slower in the whole.
+    torch's CPU kernel for the weight gradient of a dilated depthwise convolution in bfloat16, channels
+    last, returns wrong numbers and NaN (seen in torch 2.13). float32 is correct, and as fast overall.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatc
             run.method.train()
             losses = []
             for _ in range(2):
-                run._train_step()
+                run.step()
                 losses.append(end_to_end.losses(run))
             found.append(losses)
     assert end_to_end.difference(*found) < 1e-3 and len(found[0][0]) > 1
@@ -131,7 +131,7 @@ def test_a_step_waits_for_its_batch(scenes_root):
     config = DataConfig(crop=(16, 32), batch_size=1, workers=0)
     wait, step = loader.data_wait("torch", f"gta5:{scenes_root / 'scenes' / 'gta5'}", config, 2)
     assert 0 < wait < step
-    assert "a step waits 0.010 s of 0.500 s" in loader.told(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
+    assert "a step waits 0.010 s of 0.500 s" in loader.line_of(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
 
 
 def command(monkeypatch, capsys, name, *words):
@@ -159,13 +159,13 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
     ("words", "message"),
     [
         ("run --op cycle_mtch", "the bench has no op 'cycle_mtch'; did you mean cycle_match?"),
-        ("run --op cycle_match --pixels 5", "no case is of all that was asked for"),
+        ("run --op cycle_match --pixels 5", "no case matches --op, --mode"),
         ("run --repeats 0", "--repeats is 0; it must be at least 1"),
         ("run --threads -1", "--threads is -1; it must be at least 0"),
         ("run --budget nan", "--budget is nan; it must be at least 0"),
         ("run --csv FILE/x.csv", "cannot write FILE/x.csv: "),
         ("run --csv FILE", "FILE has other columns than this bench; choose another --csv"),
-        ("run --csv .", "cannot write .: it is no file"),
+        ("run --csv .", "cannot write .: it is not a file"),
         ("run --csv=", "argument --csv: the path is empty; see --help"),
         ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
         ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),

@@ -14,7 +14,7 @@ from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.dali_loader import _encoded
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
-from fastuda.inference.prediction import _ahead
+from fastuda.inference.reading import read_ahead
 from fastuda.models.normalization import IMAGENET
 from tests.data.data_files import ids, picture, save
 
@@ -199,7 +199,7 @@ def test_images_are_read_as_a_viewer_shows_them(kind, orientation, tmp_path):
     domain.check_files()
     image, label = domain.read_pair(0)
     assert np.array_equal(image, wanted) and label.shape == image.shape[:2]
-    ((_, predicted),) = _ahead([(place, Path("a"))])
+    ((_, predicted),) = read_ahead([(place, Path("a"))])
     assert np.array_equal(predicted, wanted)
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.engine.test_faults import arguments, refused, wait_for_checkpoint
+from tests.engine.runs import arguments, refused, wait_for_checkpoint
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
 DAC_OVERRIDE = 1

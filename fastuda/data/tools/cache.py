@@ -20,7 +20,7 @@ from fastuda.data.domains.decode import BadFile
 from fastuda.data.domains.domain import Domain
 from fastuda.data.tools.each import each
 from fastuda.errors import UserError
-from fastuda.system.files import draft
+from fastuda.system.files import clean, written
 
 
 class CacheSettings(NamedTuple):
@@ -40,16 +40,14 @@ class Copied(NamedTuple):
 
     bad: str = ""
     full: str = ""
-    """The system's reason why nothing more can be written."""
+    """Why no more files can be written."""
 
 
-def _atomic(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _save(path: Path, image: Image.Image, **options: Any) -> None:
     encoded = io.BytesIO()  # Pillow's JPEG writer takes a file that a full disk has cut short for written
     image.save(encoded, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
-    with draft(path) as name:
-        name.write_bytes(encoded.getbuffer())
+    with written(path) as draft:
+        draft.write_bytes(encoded.getbuffer())
 
 
 def _newer(copy: Path, original: Path) -> bool:
@@ -80,10 +78,10 @@ def _copy(domain: Domain, index: int, settings: CacheSettings) -> Copied:
     options = {"quality": settings.quality} if settings.format == "jpg" else {"compress_level": 1}
     try:
         if label is not None:
-            _atomic(label_copy, Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
-        _atomic(image_copy, Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), **options)
-    except OSError as error:
-        return Copied(full=f"{image_copy}: {error.strerror or error}")
+            _save(label_copy, Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+        _save(image_copy, Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), **options)
+    except UserError as error:
+        return Copied(full=str(error))
     return Copied()
 
 
@@ -118,8 +116,11 @@ def build_cache(
         elif any(settings.out.iterdir()):
             raise UserError(f"{settings.out} is not empty and holds no copy; choose another --out")
         classes.unlink(missing_ok=True)
-        with draft(manifest) as name:
-            name.write_text(json.dumps(said, indent=1), encoding="utf-8")
+        clean(settings.out)
+        for kind in ("images", "labels"):
+            clean(settings.out / kind, recursive=True)
+        with written(manifest) as draft:
+            draft.write_text(json.dumps(said, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
     except ValueError as error:
@@ -131,7 +132,7 @@ def build_cache(
         _copy, domain, range(len(domain)), settings, workers=workers, title="copying", quiet=quiet
     ):
         if copied.full:
-            raise UserError(f"cannot write {copied.full}; the copies so far are kept, run it again")
+            raise UserError(f"{copied.full}; the copies so far are kept, run it again")
         if copied.bad:
             bad.append(copied.bad)
     said_classes = {
@@ -140,9 +141,6 @@ def build_cache(
         "images": f"images/{{path}}.{settings.format}",
         "labels": "labels/{path}.png",
     }
-    try:
-        with draft(classes) as name:
-            name.write_text(yaml.safe_dump(said_classes, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {classes}: {error.strerror}") from error
+    with written(classes) as draft:
+        draft.write_text(yaml.safe_dump(said_classes, sort_keys=False), encoding="utf-8")
     return bad

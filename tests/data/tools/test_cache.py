@@ -12,7 +12,7 @@ from PIL import Image
 from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.tools import cache as cache_module
 from fastuda.data.tools.cache import CacheSettings, build_cache
-from fastuda.errors import UserError
+from fastuda.errors import UserError, cannot_write
 from tests.data.data_files import save
 from tests.program import fastuda
 
@@ -80,22 +80,22 @@ def test_restricted_classes_survive(source, tmp_path, cityscapes):
 
 def test_interrupted_copy_cannot_be_opened_and_goes_on(source, tmp_path, monkeypatch):
     how = settings(tmp_path)
-    real, written = cache_module._atomic, []
+    real, written = cache_module._save, []
 
     def full(path, image, **options):
         if len(written) == 5:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise cannot_write(path, OSError(errno.ENOSPC, "No space left on device"))
         written.append(path)
         real(path, image, **options)
 
-    monkeypatch.setattr(cache_module, "_atomic", full)
+    monkeypatch.setattr(cache_module, "_save", full)
     with pytest.raises(UserError, match="No space left on device; the copies so far are kept"):
         copy(source, how)
     with pytest.raises(UserError, match=r"no classes\.yaml"):
         opened(how)
     assert not [path for path in how.out.rglob(".*")]
     monkeypatch.setattr(
-        cache_module, "_atomic", lambda path, *a, **k: (written.append(path), real(path, *a, **k))
+        cache_module, "_save", lambda path, *a, **k: (written.append(path), real(path, *a, **k))
     )
     del written[:]
     copy(source, how)
