@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import BadFile
+from fastuda.data.domains.label_tables import CAMVID
 from fastuda.data.domains.open import absolute, open_domain, parse_spec
-from fastuda.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_ROWS, IGNORE
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS, IGNORE
 from fastuda.data.loading import dali_loader
 from fastuda.data.loading.build import build_loader
 from fastuda.errors import UserError

@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastuda.data.domains.catalogue import DomainEntry
+from fastuda.data.domains.entry import DomainEntry
 from fastuda.data.domains.layouts import FIELD, LabelRule, Layout
 from fastuda.data.labels import IGNORE, UNKNOWN, ClassSet, Color, LabelMap
 from fastuda.errors import UserError, nearest

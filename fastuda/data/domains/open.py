@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
+from fastuda.data.domains.catalogue import DOMAINS
 from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.entry import DomainEntry
 from fastuda.data.domains.folder import folder_entry
 from fastuda.data.domains.layouts import Item, Layout
 from fastuda.data.domains.splits import evaluation_split, select

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from fastuda.data.domains.catalogue import DomainEntry, Split
+from fastuda.data.domains.entry import DomainEntry, Split
 from fastuda.data.domains.layouts import IMAGE_SUFFIXES, Item, Layout, find_items, fixed_folder, left_out
 from fastuda.data.labels import LabelMap
 from fastuda.errors import UserError, nearest

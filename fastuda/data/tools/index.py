@@ -93,7 +93,7 @@ class Index:
 def _fingerprint(domain: Domain) -> str:
     """Changes with anything that would change a label's classes."""
     label_map = domain.label_map
-    before = label_map.before or label_map  # tells numbers from colours in a palette file
+    original = label_map.original or label_map  # tells numbers from colours in a palette file
     said = json.dumps(
         [
             VERSION,
@@ -102,8 +102,8 @@ def _fingerprint(domain: Domain) -> str:
             sorted(label_map.ids.items()),
             sorted(label_map.colors.items()),
             sorted(label_map.names.items()),
-            sorted(before.ids.items()),
-            sorted(before.colors.items()),
+            sorted(original.ids.items()),
+            sorted(original.colors.items()),
         ]
     )
     return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastuda.data.domains.label_tables import CAMVID
 from fastuda.data.domains.open import open_domain, share_classes
-from fastuda.data.labels import CAMVID, CITYSCAPES
+from fastuda.data.labels import CITYSCAPES
 from fastuda.errors import UserError
 from tests.data.data_files import ids, picture, save
 
