@@ -11,7 +11,7 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import BadFile, open_rgb
 from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
-from fastuda.data.loading.dali_loader import _encoded
+from fastuda.data.loading.dali_feed import encoded_image
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
 from fastuda.inference.prediction import _ahead
@@ -217,4 +217,4 @@ def test_an_image_too_large_to_decode_is_named(cityscapes, monkeypatch):
     with pytest.raises(UserError, match=rf"{path} cannot be read: Image size"):
         held_out.check_files()
     with pytest.raises(BadFile, match=rf"{path} cannot be read"):
-        _encoded(held_out, 0)
+        encoded_image(held_out, 0)

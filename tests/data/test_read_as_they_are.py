@@ -13,7 +13,7 @@ from fastuda.data.domains.decode import BadFile
 from fastuda.data.domains.label_tables import CAMVID
 from fastuda.data.domains.open import absolute, open_domain, parse_spec
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_ROWS, IGNORE
-from fastuda.data.loading import dali_loader
+from fastuda.data.loading.dali_feed import encoded_image
 from fastuda.data.loading.build import build_loader
 from fastuda.errors import UserError
 from fastuda.models.normalization import IMAGENET
@@ -104,10 +104,10 @@ def test_check_notes_images_of_both_splits(tmp_path, monkeypatch):
     (root / "train.txt").write_text("a\nb\n")
     (root / "val.txt").write_text("b\nc\n")
     done = fastuda("data.__main__", "check", f"folder:{root}", "--no-sheet", "--workers", 0, "--quiet")
-    assert "note: 1 images are in split val as well, the first is" in done.stdout and "b.png" in done.stdout
+    assert "note: 1 images are also in split val, the first is" in done.stdout and "b.png" in done.stdout
     (root / "val.txt").write_text("c\n")
     done = fastuda("data.__main__", "check", f"folder:{root}", "--no-sheet", "--workers", 0, "--quiet")
-    assert done.returncode == 0 and "as well" not in done.stdout
+    assert done.returncode == 0 and "also in split" not in done.stdout
 
 
 def indexed(path, train, order, classes, void=None):
@@ -232,7 +232,7 @@ def test_tiffs_are_turned_once_and_their_labels_never(tmp_path, orientation, mod
     domain.check_files()
     image, label = domain.read_pair(0)
     assert np.array_equal(image, wanted) and np.array_equal(label, drawn)
-    data, height, width = dali_loader._encoded(domain, 0)
+    data, height, width = encoded_image(domain, 0)
     assert (height, width) == drawn.shape
     (tmp_path / "encoded.png").write_bytes(data)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "encoded.png")), wanted)
@@ -263,16 +263,16 @@ def test_an_orientation_after_the_pixels_of_a_png(tmp_path):
     domain = opened(f"folder:{tmp_path}")
     domain.check_files()
     assert domain.read_pair(0)[0].shape == (12, 8, 3)
-    assert dali_loader._encoded(domain, 0)[1:] == (12, 8)
+    assert encoded_image(domain, 0)[1:] == (12, 8)
 
 
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ("names: [bg, red]\nignore: [0]\n", r"ignore has 0, the id of bg \(ids are 0, 1, 2, ... where"),
+        ("names: [bg, red]\nignore: [0]\n", r"ignore has 0, the id of bg \(the default ids are 0, 1, 2"),
         (
             "names: [bg, red]\nids: [0, 9]\nignore: [4, 9]\n",
-            "ignore has 9, the id of red; take it out of one",
+            "ignore has 9, the id of red; remove it from one of them",
         ),
         (f"names: [bg]\nignore: [{1 << 31}]\n", "from -2147483648 to 2147483647"),
         ("names: [bg]\nids: [-1]\n", "from 0 to 65535"),
@@ -302,7 +302,7 @@ def test_files_that_a_pattern_leaves_out_are_noted(tmp_path, caplog):
     with caplog.at_level("INFO", "fastuda"):
         assert len(opened(f"folder:{tmp_path}")) == 1
         opened(f"folder:{tmp_path}", "target")
-    assert caplog.text.count("3 files beside the images are left out: rgb/{star1}.jpg") == 1
+    assert caplog.text.count("3 files beside the images are left out: they do not match rgb/{star1}.jpg") == 1
     assert "b.JPG" in caplog.text
 
 
@@ -429,7 +429,7 @@ def test_masks_of_0_and_255(tmp_path, monkeypatch):
     done = trained(tmp_path, root, root)
     assert done.returncode == 2 and "write ids: [0, 255] if it is the second class" in done.stderr
     done = fastuda("data.__main__", "check", f"folder:{root}", "--no-sheet", "--workers", 0, "--quiet")
-    assert done.returncode == 1 and "hold nothing but 0 and 255" in done.stdout
+    assert done.returncode == 1 and "hold only 0 and 255" in done.stdout
     (root / "classes.yaml").write_text("names: [road, car]\nids: [0, 255]\n")
     domain = opened(f"folder:{root}")
     domain.check_labels(16)

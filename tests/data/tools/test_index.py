@@ -62,8 +62,8 @@ def test_processes_give_the_same(source, tmp_path):
 def test_only_changed_labels_are_read_again(source, tmp_path, monkeypatch):
     index_of(source, tmp_path)
     read = []
-    real = index_module._read
-    monkeypatch.setattr(index_module, "_read", lambda d, i, k: (read.append(i), real(d, i, k))[1])
+    real = index_module.index_label
+    monkeypatch.setattr(index_module, "index_label", lambda d, i, k: (read.append(i), real(d, i, k))[1])
     index_of(source, tmp_path)
     assert read == []
     save(np.full((20, 36), 7, np.uint8), source.items[3].label)
@@ -85,8 +85,8 @@ def test_a_build_that_was_killed_goes_on(source, tmp_path, monkeypatch):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:2]) + lines[2][:37])
     read = []
-    real = index_module._read
-    monkeypatch.setattr(index_module, "_read", lambda d, i, k: (read.append(i), real(d, i, k))[1])
+    real = index_module.index_label
+    monkeypatch.setattr(index_module, "index_label", lambda d, i, k: (read.append(i), real(d, i, k))[1])
     again = index_of(source, tmp_path)
     assert (again.counts == whole.counts).all() and read == [2, 3, 4]
     assert index_of(source, tmp_path) and read == [2, 3, 4]
@@ -255,7 +255,7 @@ def test_report_names_everything_that_is_wrong(source, tmp_path):
     assert f"{items[0].image} cannot be read" in found
     assert f"{items[1].label} holds label values [200]" in found
     assert f"{items[2].label} is 36x9, its image is 36x20" in found
-    assert report.notes[-1:] == [f"{items[4].image} is the same picture as {items[3].image}"]
+    assert report.notes[-1:] == [f"{items[4].image} is the same image as {items[3].image}"]
     contact_sheet(source, tmp_path / "sheet.png")
 
 
