@@ -22,7 +22,7 @@ def nearness(z: float) -> int:
 
 
 class Canvas:
-    """Painted images. World coordinates are in metres: X right, Y up from the road, Z away from the camera."""
+    """Painted images. World coordinates are in metres: X right, Y up from the road, Z into the image."""
 
     def __init__(
         self, size: tuple[int, int], horizon: float, camera_height: float, focal: float, shift: float
