@@ -17,11 +17,6 @@ from tests.data.data_files import save
 from tests.program import fastuda
 
 
-@pytest.fixture
-def source(gta5):
-    return open_domain(f"gta5:{gta5}", role="source", data_root=".")
-
-
 def settings(tmp_path, edge=10, format="png"):
     return CacheSettings(tmp_path / "copy", edge, format, 95)
 
