@@ -14,97 +14,36 @@ from fastuda.data.labels import (
 
 _TRAIN = {name: i for i, name in enumerate(CITYSCAPES.names)}
 
+_SYNTHIA = (
+    "", "sky", "building", "road", "sidewalk", "fence", "vegetation", "pole", "car", "traffic sign",
+    "person", "bicycle", "motorcycle", "", "", "traffic light", "", "rider", "", "bus", "", "wall", "",
+)  # fmt: skip
 SYNTHIA = CITYSCAPES.pick(*(CITYSCAPES.names[i] for i in SYNTHIA_16))
-_SYNTHIA_NAMES = {
-    1: "sky",
-    2: "building",
-    3: "road",
-    4: "sidewalk",
-    5: "fence",
-    6: "vegetation",
-    7: "pole",
-    8: "car",
-    9: "traffic sign",
-    10: "person",
-    11: "bicycle",
-    12: "motorcycle",
-    15: "traffic light",
-    17: "rider",
-    19: "bus",
-    21: "wall",
-}
 SYNTHIA_LABELS = LabelMap(
-    {i: SYNTHIA.names.index(_SYNTHIA_NAMES[i]) if i in _SYNTHIA_NAMES else IGNORE for i in range(23)},
-    channel_zero=True,
+    {i: SYNTHIA.names.index(name) if name else IGNORE for i, name in enumerate(_SYNTHIA)}, channel_zero=True
 )
 """SYNTHIA-RAND-CITYSCAPES: the first channel of a 16-bit file holds the raw id. The benchmark leaves out
 terrain (16), truck (18) and train (20); 13, 14 and 22 are parking, road work and lane marking."""
 
-CAMVID = ClassSet(
-    names=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
-    palette=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (0, 0, 192),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
-)
-
-CAMVID_COLORS: dict[Color, int] = {
-    (128, 128, 128): 0,
-    (0, 128, 64): 1,
-    (128, 0, 0): 1,
-    (64, 192, 0): 1,
-    (64, 0, 64): 1,
-    (192, 0, 128): 1,
-    (192, 192, 128): 2,
-    (0, 0, 64): 2,
-    (128, 64, 128): 3,
-    (128, 0, 192): 3,
-    (192, 0, 64): 3,
-    (0, 0, 192): 4,
-    (64, 192, 128): 4,
-    (128, 128, 192): 4,
-    (128, 128, 0): 5,
-    (192, 192, 0): 5,
-    (192, 128, 128): 6,
-    (128, 128, 64): 6,
-    (0, 64, 64): 6,
-    (64, 64, 128): 7,
-    (64, 0, 128): 8,
-    (64, 128, 192): 8,
-    (192, 128, 192): 8,
-    (192, 64, 128): 8,
-    (128, 64, 64): 8,
-    (64, 64, 0): 9,
-    (192, 128, 64): 9,
-    (64, 0, 192): 9,
-    (64, 128, 64): 9,
-    (0, 128, 192): 10,
-    (192, 0, 192): 10,
-    (0, 0, 0): IGNORE,
+_CAMVID: dict[str, tuple[Color, ...]] = {
+    "sky": ((128, 128, 128),),
+    "building": ((128, 0, 0), (0, 128, 64), (64, 192, 0), (64, 0, 64), (192, 0, 128)),
+    "pole": ((192, 192, 128), (0, 0, 64)),
+    "road": ((128, 64, 128), (128, 0, 192), (192, 0, 64)),
+    "pavement": ((0, 0, 192), (64, 192, 128), (128, 128, 192)),
+    "tree": ((128, 128, 0), (192, 192, 0)),
+    "sign symbol": ((192, 128, 128), (128, 128, 64), (0, 64, 64)),
+    "fence": ((64, 64, 128),),
+    "car": ((64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)),
+    "pedestrian": ((64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)),
+    "bicyclist": ((0, 128, 192), (192, 0, 192)),
 }
-"""The 32 colours of the original CamVid labels, merged into the usual 11 classes."""
-CAMVID_LABELS = LabelMap({**{i: i for i in range(len(CAMVID))}, 11: IGNORE, IGNORE: IGNORE}, CAMVID_COLORS)
+"""The usual 11 classes, each with its colours among the 32 of the original labels."""
+CAMVID = ClassSet(tuple(_CAMVID), tuple(colors[0] for colors in _CAMVID.values()))
+CAMVID_LABELS = LabelMap(
+    {i: i for i in range(len(CAMVID))} | {11: IGNORE, IGNORE: IGNORE},
+    {(0, 0, 0): IGNORE} | {color: i for i, colors in enumerate(_CAMVID.values()) for color in colors},
+)
 """SegNet's ids, in which 11 is void, or the 32 colours of the original files."""
 
 CROSS_CITY = CITYSCAPES.pick(
