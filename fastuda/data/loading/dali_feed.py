@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 from typing import Any
 
@@ -38,8 +37,8 @@ class Feed:
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
         """Arrays of sample ``info`` of the endless epoch.
 
-        Per side: the encoded image, the six arrays of :meth:`_cut`, and in the source the label; at last JSON
-        with the files, the faults, and whether both sides are there.
+        Per side: the encoded image, the six arrays of :meth:`_cut`, and in the source the label. The last
+        array is JSON with the two files, the faults, and whether both sides are complete.
         """
         step, place = divmod(info.idx_in_epoch, self.size)
         k = ((self.start + step) * self.world + self.rank) * self.size + place
@@ -79,31 +78,22 @@ class Feed:
     def _cut(self, side: int, data: bytes, window: Window) -> list[np.ndarray]:
         """Part to decode (start, shape), part of it to show (start, end), its size in the crop, and the
         flip."""
-        crop = self.drawer.augment[side].crop
-        radius = 2 if self.drawer.augment[side].resampling == "bicubic" else 1  # of the filter, in pixels
+        augment = self.drawer.augment[side]
         with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-        starts, shapes, shown, ends, sizes = [], [], [], [], []
-        for full, scaled, first, crop_size in (
-            (height, window.height, window.top, crop[0]),
-            (width, window.width, window.left, crop[1]),
-        ):
-            out = min(crop_size, scaled)
-            scale = full / scaled
-            low, high = first * scale, min((first + out) * scale, full)
-            margin = math.ceil(radius * max(scale, 1.0)) + 1
-            start, end = max(0, math.floor(low) - margin), min(full, math.ceil(high) + margin)
-            starts.append(start)
-            shapes.append(end - start)
-            shown.append(low - start)
-            ends.append(high - start)
-            sizes.append(out)
+            full = np.array([image.height, image.width])
+        resized, first = np.array([window.height, window.width]), np.array([window.top, window.left])
+        size = np.minimum(augment.crop, resized)
+        scale = full / resized
+        low, high = first * scale, np.minimum((first + size) * scale, full)
+        radius = 2 if augment.resampling == "bicubic" else 1  # of the filter, in pixels
+        margin = np.ceil(radius * np.maximum(scale, 1)) + 1
+        start, end = np.maximum(np.floor(low) - margin, 0), np.minimum(np.ceil(high) + margin, full)
         return [
-            np.array(starts, np.int64),
-            np.array(shapes, np.int64),
-            np.array(shown, np.float32),
-            np.array(ends, np.float32),
-            np.array(sizes, np.float32),
+            start.astype(np.int64),
+            (end - start).astype(np.int64),
+            (low - start).astype(np.float32),
+            (high - start).astype(np.float32),
+            size.astype(np.float32),
             np.array(int(window.flip), np.int32),
         ]
 
