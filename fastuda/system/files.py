@@ -1,18 +1,55 @@
-"""Atomic writing of files."""
+"""Reading files with the fault named, and writing them whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastuda.errors import UserError, cannot_write
 
 _DRAFT = re.compile(r"\..+\.(\d{1,9})\.draft(\.[^.]*)?")
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    csv.Error,
+)
+"""Raised by JSON or CSV that is missing, cut off, nested too deep or of another structure."""
+
+
+def _named(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} {reason}")
+
+
+@contextlib.contextmanager
+def reading(path: Path, as_: str, error: Callable[[Path, str], UserError] = _named) -> Iterator[None]:
+    """Name the file in the errors of the block that reads and parses it.
+
+    Args:
+        as_: what the file holds, for the message.
+        error: makes the exception of the path and the reason.
+
+    Raises:
+        UserError: ``PATH cannot be read as AS_: REASON``.
+    """
+    try:
+        yield
+    except _UNREADABLE as fault:
+        reason = (
+            f"no key {fault}" if isinstance(fault, KeyError) else getattr(fault, "strerror", None) or fault
+        )
+        raise error(path, f"cannot be read as {as_}: {reason}") from fault
 
 
 @contextlib.contextmanager
