@@ -64,7 +64,7 @@ def test_segment_with_onnx(tmp_path):
 def test_before_and_after(tmp_path, scenes_root):
     run = tmp_path / "run"
     args = ["--method", "plca", "--data-root", scenes_root, "--out", run, "--steps", 1, "--quiet"]
-    done = fastuda("train", *args, *TINY[:6], "log.tensorboard=false", "log.report=false")
+    done = fastuda("train", *args, *TINY[:7], "log.tensorboard=false", "log.report=false")
     assert done.returncode == 0, done.stderr
     page = load("before_and_after").main(str(run), str(tmp_path / "picture.png"), count=2)
     assert page.size == (5 * 64 + 4 * 6, 26 + 2 * 32 + 6)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from fastuda.config.resolve import resolve
-from fastuda.data.domains.domain import DOMAINS
+from fastuda.data.domains.catalogue import DOMAINS
 from fastuda.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
