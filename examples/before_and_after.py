@@ -1,12 +1,10 @@
-"""A picture of what adaptation changed: source, target, and both predictions of a finished run of the demo.
+"""A picture of what adaptation changed: source, target, and the predictions of finished runs of the demo.
 
-Usage: python before_and_after.py RUN OUT.png [ROWS]
-
-RUN was trained beside source-only, as ``python -m fastuda.train --method plca`` does. The rows are evenly spread
-over the held-out images.
+The first run was trained beside source-only, as ``python -m fastuda.train --method plca`` does; further runs
+get a column each. The rows are evenly spread over the held-out images.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -35,30 +33,34 @@ def sheet(titles: list[str], rows: list[list[np.ndarray]]) -> Image.Image:
     return page
 
 
-def main(run: str, out: str, count: int = 3) -> Image.Image:
+def main(out: str, runs: list[str], rows: int = 3) -> Image.Image:
     device = torch.device("cpu")
-    config, adapted, classes = load_run(Path(run), device)
-    _, before, _ = load_run(Path(run) / "source_only", device)
+    loaded = [load_run(Path(run), device) for run in (f"{runs[0]}/source_only", *runs)]
+    names = ["source-only", *(config.method["name"] for config, _, _ in loaded[1:])]
+    config, _, classes = loaded[1]
     data = config.data
     source = open_domain(data.source, role="source", data_root=data.data_root)
     target = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    source, target, _ = share_classes(source, target, data.classes, data.class_alias)
+    source, target = share_classes(source, target, classes=data.classes, aliases=data.class_alias)
+    size, resampling = data.eval_size, data.resampling
+    predictors = [Predictor(method, classes, device, size, resampling=resampling) for _, method, _ in loaded]
 
-    rows = []
-    for index in np.linspace(0, len(target) - 1, count, dtype=int).tolist():
+    lines = []
+    for index in np.linspace(0, len(target) - 1, rows, dtype=int).tolist():
         drawn, drawn_label = source.read_pair(index)
         image, label = target.read_pair(index)
-        maps = [Predictor(method, classes, device)(image)[0] for method in (before, adapted)]
-        rows.append([overlay(drawn, drawn_label, classes), image, *map(classes.colorize, (*maps, label))])
-    page = sheet(
-        ["source, labelled", "target", "source-only", config.method["name"], "target's labels, not seen"], rows
-    )
-    page.save(out)
-    print(f"{out}: {count} of {len(target)} held-out images of {data.target}")
+        maps = [predictor(image)[0] for predictor in predictors]
+        lines.append([overlay(drawn, drawn_label, classes), image, *map(classes.colorize, (*maps, label))])
+    page = sheet(["source, labelled", "target", *names, "target's labels, not seen"], lines)
+    page.save(out, optimize=True)
+    print(f"{out}: {rows} of {len(target)} held-out images of {data.target}")
     return page
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit((__doc__ or "").strip())
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", help="the PNG to write")
+    parser.add_argument("runs", nargs="+", help="run folders; the first holds its source_only")
+    parser.add_argument("--rows", type=int, default=3)
+    args = parser.parse_args()
+    main(args.out, args.runs, args.rows)

@@ -66,7 +66,7 @@ def test_before_and_after(tmp_path, scenes_root):
     args = ["--method", "plca", "--data-root", scenes_root, "--out", run, "--steps", 1, "--quiet"]
     done = fastuda("train", *args, *TINY[:7], "log.tensorboard=false", "log.report=false")
     assert done.returncode == 0, done.stderr
-    page = load("before_and_after").main(str(run), str(tmp_path / "picture.png"), count=2)
+    page = load("before_and_after").main(str(tmp_path / "picture.png"), [str(run)], rows=2)
     assert page.size == (5 * 64 + 4 * 6, 26 + 2 * 32 + 6)
     shown = np.asarray(Image.open(tmp_path / "picture.png"))
     target = np.asarray(Image.open(sorted((scenes_root / "scenes").rglob("val/**/*_leftImg8bit.png"))[0]))
