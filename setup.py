@@ -124,6 +124,6 @@ setup(
     license="Apache-2.0",
     packages=packages,
     package_dir={"fastuda": "fastuda", "fastuda.kernels": "kernels"},
-    package_data={"fastuda": ["py.typed", "recipes/*.yaml", "report/report.html"]},
+    package_data={"fastuda": ["py.typed", "recipes/*.yaml", "report/templates/*"]},
     **extension(),
 )

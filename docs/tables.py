@@ -1,9 +1,9 @@
 """Tables of the documentation, made while it is built: a MkDocs hook.
 
 In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op,
-``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those of
-a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an op's
-kernels are, and ``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
+``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those
+of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an
+op's kernels are, and ``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
 """
 
 from __future__ import annotations

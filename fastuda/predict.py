@@ -63,7 +63,7 @@ def main() -> int:
 
     from fastuda.inference.prediction import Predictor, describe, find_files, label_ids, predict_files
     from fastuda.inference.saved import load_run, override
-    from fastuda.system import distributed
+    from fastuda.system.distributed import pick_device
     from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
@@ -71,7 +71,7 @@ def main() -> int:
     # not path.exists(), which refuses a long list of numbers as a file name
     settings = [path for path in args.images if "=" in str(path) and not os.path.exists(path)]
     files = find_files([path for path in args.images if path not in settings], args.out)
-    device = distributed.start(args.device).device
+    device = pick_device(args.device)
     how = inference(args, device)
     config, method, classes = load_run(args.run, device)
     config = override(config, method, [str(setting) for setting in settings])

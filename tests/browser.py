@@ -8,11 +8,53 @@ import select
 import shutil
 import subprocess
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CONTRAST = """(() => {
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(v => linear(v / 255))
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } };
+  const written = [...document.querySelectorAll("main *")].filter(e => e.getClientRects().length &&
+    [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && !e.closest("svg"));
+  const ratios = written.map(e => { const [a, b] = [parse(getComputedStyle(e).color), behind(e)].map(light);
+    return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); });
+  return {count: ratios.length, least: Math.min(...ratios), page: light(behind(document.body))};
+})()"""
+"""Texts of the page, the least contrast of one with what is behind it, and how bright the page is."""
 KEYS = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37}
+
+
+class Reader(HTMLParser):
+    """Start tags with their attributes, headings, and whether every tag is closed in its turn."""
+
+    VOID = ("meta", "img", "input", "br", "line", "circle", "polyline", "path", "image", "rect")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
 
 
 class Browser:

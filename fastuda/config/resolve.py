@@ -11,6 +11,7 @@ from typing import Any
 
 from fastuda.config.schema import RunConfig
 from fastuda.errors import UserError, nearest
+from fastuda.methods import DEFAULT, get_method
 from fastuda.system.settings import build, merge, nest, without
 from fastuda.system.yaml import read_yaml
 
@@ -63,15 +64,13 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     Raises:
         UserError: an unknown setting, a value of the wrong type, an unknown method.
     """
-    from fastuda.methods import get_method
-
     user = merge(nest(flags), overrides)
     source = _section(user, "data").get("source", "scenes")
     if config is None and str(source).partition(":")[0] == "scenes":
         config = "scenes"
     file = {} if config is None else load_yaml(config)
     of_file, asked = dict(_section(file, "method")), dict(_section(user, "method"))
-    for_file = str(of_file.pop("name", "plca"))
+    for_file = str(of_file.pop("name", DEFAULT))
     name = str(asked.pop("name", for_file))
     methods = _section(file, "methods")
     per_method = _section(methods, name)

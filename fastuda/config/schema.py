@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastuda.data.config import DataConfig
 from fastuda.errors import UserError
+from fastuda.methods import DEFAULT, get_method
 from fastuda.models.build import ModelConfig
 from fastuda.system.settings import Bounds, Count, Natural, NonNegative, build, plain
 from fastuda.system.yaml import to_yaml
@@ -133,7 +134,7 @@ class LogConfig:
 class RunConfig:
     """Everything a run depends on."""
 
-    method: dict[str, Any] = field(default_factory=lambda: {"name": "plca"})
+    method: dict[str, Any] = field(default_factory=lambda: {"name": DEFAULT})
     """``name`` and the method's own settings."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -161,8 +162,6 @@ class RunConfig:
         Raises:
             UserError: the method or one of its settings is unknown.
         """
-        from fastuda.methods import get_method
-
         settings = {key: value for key, value in self.method.items() if key != "name"}
         return build(get_method(self.method["name"]).Config, settings, "method")
 

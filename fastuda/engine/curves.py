@@ -60,7 +60,11 @@ class TensorBoardLogger:
         self.hook, threading.excepthook = threading.excepthook, self._thread_failed
         # the resumed step's own points were written before its checkpoint
         purge = None if resume_step is None else resume_step + 1
-        self.writer = SummaryWriter(str(folder), purge_step=purge)
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=purge)
+        except OSError:
+            threading.excepthook = self.hook
+            raise
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -15,10 +15,12 @@ from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError, cannot_write
 from fastuda.inference.saved import read_result, scores_of
 from fastuda.inference.scores import Scores, table
+from fastuda.methods import BASELINE, get_method
 from fastuda.report.page import write_report
 from fastuda.system import distributed
 from fastuda.system.log import kept_lines, log_file
 from fastuda.system.memory import memory_suffices
+from fastuda.system.settings import build
 
 log = logging.getLogger("fastuda")
 
@@ -35,20 +37,17 @@ def default_folder(config: RunConfig) -> Path:
 
 
 def wants_baseline(config: RunConfig) -> bool:
-    """Whether source_only is trained as well."""
+    """Whether the baseline is trained as well."""
     choice = config.train.baseline
-    if config.method["name"] == "source_only" or choice == "off":
+    if config.method["name"] == BASELINE or choice == "off":
         return False
     return choice == "on" or config.data.source.partition(":")[0] == "scenes"
 
 
 def supervised(run: RunConfig, of: RunConfig) -> RunConfig:
-    """``run`` by source_only: the supervised objective of the method of ``of``, or of a composition's part,
-    without the adaptation."""
-    own = of.method_config()
-    parts = [own, *(getattr(own, f.name) for f in dataclasses.fields(own))]
-    lovasz = max(getattr(part, "lovasz_weight", 0.0) for part in parts)
-    return dataclasses.replace(run, method={"name": "source_only", "lovasz_weight": lovasz})
+    """``run`` by the baseline: the supervised objective of the method of ``of`` without the adaptation."""
+    settings = build(get_method(BASELINE).Config, of.method_config().supervised(), "method")
+    return dataclasses.replace(run, method={"name": BASELINE, **dataclasses.asdict(settings)})
 
 
 def finished(out: Path, steps: int = 0) -> Scores | None:
@@ -67,7 +66,7 @@ def finished(out: Path, steps: int = 0) -> Scores | None:
 def train(
     config: RunConfig, out: Path, *, resume: str | None = None, quiet: bool = False
 ) -> dict[str, Scores]:
-    """Train into ``out``; returns the scores by method name, source_only first where it was trained.
+    """Train into ``out``; returns the scores by method name, the baseline first where it was trained.
 
     Args:
         config: the run.
@@ -95,7 +94,7 @@ def train(
         with memory_suffices(world.device, LESS_MEMORY):
             if wants_baseline(config):
                 base = supervised(config, config)
-                scores["source_only"] = _one(base, out / "source_only", world, resume and "auto", quiet)
+                scores[BASELINE] = _one(base, out / BASELINE, world, resume and "auto", quiet)
             scores[name] = _one(config, out, world, resume, quiet)
         if world.first:
             write_atomic(

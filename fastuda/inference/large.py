@@ -184,10 +184,12 @@ def _rows(
             count[:, left : left + width] += 1
             tell(number * len(lefts) + position + 1, len(tops) * len(lefts))
         done = after - top
-        yield slice(top, after), total[:, :done] / count[:done]
+        yield slice(top, after), total[:, :done].div_(count[:done])
         # the rows that the next windows show again move up
-        total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], 1)
-        count = torch.cat([count[done:], torch.zeros_like(count[:done])])
+        for buffer in (total.unbind(0), (count,)):
+            for plane in buffer:
+                plane[: height - done] = plane[done:].clone()
+                plane[height - done :] = 0
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError, nearest
+from fastuda.methods.cycles import Cycles
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.settings import check
 
@@ -46,9 +47,16 @@ class Method(nn.Module):
         """The method's own settings, under ``method:`` in a configuration; their types say what is allowed
         (see fastuda.system.settings)."""
 
+        def supervised(self) -> dict[str, Any]:
+            """Settings of the baseline that train the same supervised objective without the adaptation;
+            asked of the settings alone, since the baseline is trained before the method is built."""
+            return {}
+
     name: ClassVar[str] = ""
     optim_defaults: ClassVar[dict[str, Any]] = {}
     """Dotted settings that the method wants where the user says nothing."""
+    titles: ClassVar[dict[str, str]] = {}
+    """A loss or metric to the title of its curve in the report; without one, its name with spaces."""
     target_second: ClassVar[bool] = False
     """Whether the second phase trains the segmentor on the batch's target images, the first having met the
     source's alone: a composition takes both at once where another part needs both images at once."""
@@ -82,6 +90,11 @@ class Method(nn.Module):
     def predict(self, images: Tensor) -> SegPrediction:
         """Scores of images [B, 3, H, W] at low resolution."""
         return SegPrediction(self.model(images).logits, False)
+
+    def explain(self, batch: Batch) -> Cycles | None:
+        """What the method sees between the images of a batch of one pair, for the report; none where there is
+        nothing to draw. Called in evaluation mode, without gradients."""
+        return None
 
 
 def _checked(phase: Any, networks: Collection[str], of: str) -> Phase:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction, phases_of
+from fastuda.methods.cycles import Cycles
 from fastuda.models.segmentor import Segmentor, SegOutput
 
 
@@ -49,6 +50,14 @@ class Composition(Method):
     class Config(Method.Config):
         weights: dict[str, float] = field(default_factory=dict)
         """Part to the factor of all its losses; 1 where nothing is said."""
+
+        def supervised(self) -> dict[str, Any]:
+            """Of every setting the largest that a part asks for."""
+            largest: dict[str, Any] = {}
+            for part in (getattr(self, f.name) for f in fields(self) if f.name != "weights"):
+                for key, value in part.supervised().items():
+                    largest[key] = max(value, largest.get(key, value))
+            return largest
 
     parts: ClassVar[dict[str, type[Method]]] = {}
 
@@ -136,6 +145,11 @@ class Composition(Method):
     def predict(self, images: Tensor) -> SegPrediction:
         return next(iter(self._members().values())).predict(images)
 
+    def explain(self, batch: Batch) -> Cycles | None:
+        """What the first part that explains itself shows."""
+        explained = (member.explain(batch) for member in self._members().values())
+        return next((cycles for cycles in explained if cycles is not None), None)
+
 
 @cache
 def compose(names: tuple[str, ...], classes: tuple[type[Method], ...]) -> type[Method]:
@@ -158,6 +172,11 @@ def compose(names: tuple[str, ...], classes: tuple[type[Method], ...]) -> type[M
         "Config": config,
         "parts": dict(zip(names, classes, strict=True)),
         "optim_defaults": defaults,
+        "titles": {
+            f"{part}_{key}": title
+            for part, cls in zip(names, classes, strict=True)
+            for key, title in cls.titles.items()
+        },
         "name": "+".join(names),
     }
     return type("Composition", (Composition,), namespace)

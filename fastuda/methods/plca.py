@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -19,10 +19,14 @@ from torch import Tensor
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.cycles import Cycles
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import at_least_float32, channel_major, pixel_major
+from fastuda.models.segmentor import SegOutput
 from fastuda.system.distributed import joint_mean
 from fastuda.system.settings import Bounds, Share
+
+ALL = slice(None)
 
 
 def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:
@@ -37,6 +41,11 @@ def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:
     """
     uniform = -at_least_float32(logits).log_softmax(1).mean(1)
     return (uniform * (uniform.detach() / gamma - 1)).mean()
+
+
+def _at_size_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Labels [B, H, W] at the pixels of the logits [B, K, h, w]: [B, h w]."""
+    return nnf.interpolate(labels[:, None].float(), logits.shape[2:])[:, 0].long().flatten(1)
 
 
 @register("plca")
@@ -81,6 +90,18 @@ class PLCA(Method):
         """Share of the pixels of each side that are associated, drawn at random per step: the authors' way
         out of memory (USE_CROP), not needed here. 1 is all of them."""
 
+        def supervised(self) -> dict[str, Any]:
+            return {"lovasz_weight": self.lovasz_weight}
+
+    titles: ClassVar = {
+        "ce": "Cross-entropy",
+        "lovasz": "Lovasz-Softmax",
+        "lsr": "Adaptive label smoothing (LSR)",
+        "feature_matched": "Feature cycles that close in their class",
+        "feature_covered": "Target pixels that feature cycles pass",
+        "prediction_matched": "Prediction cycles that close in their class",
+        "prediction_covered": "Target pixels that prediction cycles pass",
+    }
     config: Config
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
@@ -89,11 +110,30 @@ class PLCA(Method):
         target = self.model(batch.target_image)
         source = self.model(batch.source_image)
         losses, metrics = self._supervised(source.logits, batch.source_label), {}
+        labels = _at_size_of(source.logits, batch.source_label)
+        picks = self._pick(source.logits), self._pick(target.logits)
+        for level, loss, stats, target_pixels in self._associations(source, target, labels, *picks):
+            losses[f"{level}_association"] = config.association_weight * joint_mean(loss, stats.matched)
+            metrics[f"{level}_matched"] = stats.matched / stats.valid.clamp(min=1)
+            metrics[f"{level}_covered"] = stats.covered / target_pixels
+        if config.lsr_weight:
+            lsr = adaptive_lsr(source.logits, config.lsr_gamma) + adaptive_lsr(
+                target.logits, config.lsr_gamma
+            )
+            losses["lsr"] = config.lsr_weight * lsr
+        yield Phase("model", losses, metrics)
 
-        source_labels = nnf.interpolate(batch.source_label[:, None].float(), source.logits.shape[-2:])
-        labels = source_labels[:, 0].long().flatten(1)
-        pick_source = self._pick(labels.shape[1], labels.device)
-        pick_target = self._pick(target.logits.shape[2] * target.logits.shape[3], labels.device)
+    def _associations(
+        self,
+        source: SegOutput,
+        target: SegOutput,
+        labels: Tensor,
+        pick_source: Tensor | slice = ALL,
+        pick_target: Tensor | slice = ALL,
+    ) -> Iterator[tuple[str, Tensor, F.CycleStats, int]]:
+        """Name, loss, cycles and number of target pixels of each association, the features' first; of all
+        pixels [B, N] or of those picked."""
+        config = self.config
         levels = {}
         if config.feature_association:
             levels["feature"] = ("cosine", source.features, target.features, config.contrast)
@@ -120,15 +160,18 @@ class PLCA(Method):
                 similarity=similarity,
                 contrast=config.contrast,
             )
-            losses[f"{level}_association"] = config.association_weight * joint_mean(loss, stats.matched)
-            metrics[f"{level}_matched"] = stats.matched / stats.valid.clamp(min=1)
-            metrics[f"{level}_covered"] = stats.covered / target_rows.shape[:2].numel()
-        if config.lsr_weight:
-            lsr = adaptive_lsr(source.logits, config.lsr_gamma) + adaptive_lsr(
-                target.logits, config.lsr_gamma
-            )
-            losses["lsr"] = config.lsr_weight * lsr
-        yield Phase("model", losses, metrics)
+            yield level, loss, stats, target_rows.shape[:2].numel()
+
+    def explain(self, batch: Batch) -> Cycles | None:
+        """The cycles of the features (of the predictions, where only those are associated), between all
+        pixels."""
+        source, target = self.model(batch.source_image), self.model(batch.target_image)
+        labels = _at_size_of(source.logits, batch.source_label)
+        for _, _, stats, _ in self._associations(source, target, labels):
+            pixels = (labels, stats.forward_index, stats.end_index)
+            grids = [(x.logits.shape[2], x.logits.shape[3]) for x in (source, target)]
+            return Cycles(grids[0], grids[1], *(x[0].cpu().numpy() for x in pixels))
+        return None
 
     def _supervised(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         align = self.model.align_corners
@@ -139,11 +182,12 @@ class PLCA(Method):
             losses["lovasz"] = self.config.lovasz_weight * lovasz
         return losses
 
-    def _pick(self, count: int, device: torch.device) -> Tensor | slice:
+    def _pick(self, logits: Tensor) -> Tensor | slice:
         if self.config.pixel_share == 1:
-            return slice(None)
+            return ALL
+        count = logits.shape[2:].numel()
         keep = max(1, round(count * self.config.pixel_share))
-        return torch.randperm(count, device=device)[:keep]
+        return torch.randperm(count, device=logits.device)[:keep]
 
     def predict(self, images: Tensor) -> SegPrediction:
         """Test-time aggregation: of the features before the head, and of the probabilities after it."""

@@ -13,7 +13,10 @@ from fastuda.methods.base import Method
 
 METHODS: dict[str, type[Method]] = {}
 """Name to class, in the order of registration."""
-
+DEFAULT = "plca"
+"""The method of a run that names none."""
+BASELINE = "source_only"
+"""The method that every adaptation is measured against."""
 
 M = TypeVar("M", bound=type[Method])
 

@@ -100,7 +100,7 @@ class SelfTraining(Method):
     class Config(Method.Config):
         ema_decay: Share = 0.999
         """Cap of the teacher's ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
-        threshold: Share = 0.968
+        threshold: NonNegative = 0.968
         """Probability from which a pixel counts as confident."""
         ssl_weight: float = 1.0
         """Of the loss on the mixed image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
@@ -20,6 +21,9 @@ class SourceOnly(Method):
     class Config(Method.Config):
         lovasz_weight: float = 0.0
         """Weight of Lovasz-Softmax beside the cross-entropy."""
+
+        def supervised(self) -> dict[str, Any]:
+            return {"lovasz_weight": self.lovasz_weight}
 
     config: Config
 

@@ -1,10 +1,15 @@
-"""Curves as inline SVG: no script, no network, colours from the page that they stand in."""
+"""Curves and bars as inline SVG: no script, no network."""
 
 from __future__ import annotations
 
-import html
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from fastuda.report.rendering import render
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 26
@@ -21,12 +26,12 @@ class Curve:
     """(step, value), in order of the steps."""
 
 
-def chart(title: str, curves: list[Curve]) -> str:
+def chart(title: str, curves: list[Curve]) -> Markup:
     """A figure with its title and, with several curves, a legend; empty where there is nothing to draw."""
     curves = [Curve(c.name, thin([p for p in c.points if math.isfinite(p[1])])) for c in curves]
     curves = [curve for curve in curves if curve.points]
     if not curves:
-        return ""
+        return Markup("")
     points = [point for curve in curves for point in curve.points]
     last = max(step for step, _ in points)
     ticks = nice_ticks(min(value for _, value in points), max(value for _, value in points))
@@ -34,39 +39,18 @@ def chart(title: str, curves: list[Curve]) -> str:
 
     def place(step: float, value: float) -> tuple[float, float]:
         x = LEFT + (WIDTH - LEFT - RIGHT) * (step / last if last else 0.0)
-        return x, TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+        return round(x, 1), round(TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low), 1)
 
-    parts = []
-    for tick in ticks:
-        y = place(0, tick)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for step in (0.0, last):
-        anchor = "start" if step == 0 else "end"
-        parts.append(
-            f'<text x="{place(step, low)[0]:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{step:.0f}</text>'
-        )
-    for number, curve in enumerate(curves):
-        placed = [place(*point) for point in curve.points]
-        if len(placed) > 1:
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-            parts.append(f'<polyline class="c{number}" points="{line}"/>')
-        if len(placed) <= 12:
-            parts += [f'<circle class="c{number}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in placed]
-    said = "; ".join(
-        f"{c.name} from {c.points[0][1]:.4g} at step {c.points[0][0]:.0f} to {c.points[-1][1]:.4g}"
-        f" at step {c.points[-1][0]:.0f}"
-        for c in curves
-    )
-    legend = "".join(
-        f'<span><i class="c{n}"></i>{html.escape(c.name)} <b>{c.points[-1][1]:.4g}</b></span>'
-        for n, c in enumerate(curves)
-    )
-    name = html.escape(title)
-    return (
-        f'<figure class="chart"><figcaption>{name}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}: {html.escape(said)}">'
-        f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+    return render(
+        "chart.html",
+        title=title,
+        size=(WIDTH, HEIGHT),
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        ticks=[(place(0, tick)[1], f"{tick:.4g}") for tick in ticks],
+        last=last,
+        curves=curves,
+        lines=[[place(*point) for point in curve.points] for curve in curves],
     )
 
 
@@ -88,3 +72,23 @@ def nice_ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+class Bar(NamedTuple):
+    """One bar of a plot; those of one group stand under its name."""
+
+    group: str
+    name: str
+    mean: float
+    values: tuple[float, ...]
+    text: str
+    """The mean in words."""
+
+
+def plot(bars: Sequence[Bar]) -> Markup:
+    """SVG with a bar for every mean and a dot for every value; it follows the reader's light or dark."""
+    bars = [bar._replace(values=tuple(v for v in bar.values if not math.isnan(v))) for bar in bars]
+    bars = [bar for bar in bars if not math.isnan(bar.mean)]
+    longest = max((max(bar.mean, *bar.values) for bar in bars), default=1.0)
+    groups = {bar.group: [b for b in bars if b.group == bar.group] for bar in bars}
+    return render("plot.svg", groups=groups, bars=bars, scale=1 / max(longest, 1.0))

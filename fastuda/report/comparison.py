@@ -14,7 +14,9 @@ from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError, cannot_write
 from fastuda.inference.saved import load_config, read_result
 from fastuda.inference.scores import PROTOCOLS
-from fastuda.report.compare_page import page, plot
+from fastuda.report.charts import Bar, plot
+from fastuda.report.rendering import render
+from fastuda.report.tables import Cell, Row, Table
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,16 @@ class Group:
 
     def mean(self, name: str) -> float:
         """Mean of a score over the runs that have it."""
-        known = [value for value in self.scores.get(name, ()) if not math.isnan(value)]
-        return statistics.fmean(known) if known else math.nan
+        values = self._present(name)
+        return statistics.fmean(values) if values else math.nan
 
     def spread(self, name: str) -> float:
         """Standard deviation over the runs; NaN for a single one."""
-        known = [value for value in self.scores.get(name, ()) if not math.isnan(value)]
-        return statistics.stdev(known) if len(known) > 1 else math.nan
+        values = self._present(name)
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+    def _present(self, name: str) -> list[float]:
+        return [value for value in self.scores.get(name, ()) if not math.isnan(value)]
 
     @property
     def headline(self) -> str:
@@ -60,7 +65,7 @@ def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]
     Raises:
         UserError: there is none, or one is damaged.
     """
-    found: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    by_key: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     every = [path for folder in folders for path in sorted(folder.rglob("result.json"))]
     # a folder and one within it count a run once
     for path in {path.resolve(): path for path in every}.values():
@@ -68,13 +73,13 @@ def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]
         config = load_config(path.parent)
         source, target = short_name(config.data.source), short_name(config.data.target)
         key = (f"{source} -> {target} ({result['split']})", config.method["name"])
-        found.setdefault(key, []).append((config.train.seed, result))
-    if not found:
+        by_key.setdefault(key, []).append((config.train.seed, result))
+    if not by_key:
         raise UserError(f"no finished run under {', '.join(map(str, folders))}: none holds a result.json")
     groups = []
-    for (domains, method), runs in found.items():
+    for (domains, method), runs in by_key.items():
         runs.sort(key=lambda item: item[0])
-        beside = [result for key, some in found.items() if key[0] == domains for _, result in some]
+        beside = [result for key, some in by_key.items() if key[0] == domains for _, result in some]
         own = {result["protocol"] for result in beside}
         chosen = protocol or (own.pop() if len(own) == 1 else PROTOCOLS[0])
         rows = [_scores(result, chosen) for _, result in runs]
@@ -93,18 +98,49 @@ def _scores(result: dict[str, Any], protocol: str) -> dict[str, float]:
     return {name: result[name + behind] for name in means} | result["iou" + behind]
 
 
+def by_domains(groups: list[Group]) -> dict[str, tuple[list[Group], list[str]]]:
+    """The groups of every pair of domains, and the names of all their scores."""
+    out = {}
+    for domains in dict.fromkeys(group.domains for group in groups):
+        chosen = [group for group in groups if group.domains == domains]
+        out[domains] = chosen, list(dict.fromkeys(name for group in chosen for name in group.scores))
+    return out
+
+
 def markdown(groups: list[Group]) -> str:
     """A table per pair of domains: methods down, protocols and classes across."""
     text = ""
-    for domains in dict.fromkeys(group.domains for group in groups):
-        chosen = [group for group in groups if group.domains == domains]
-        names = list(dict.fromkeys(name for group in chosen for name in group.scores))
+    for domains, (chosen, names) in by_domains(groups).items():
         text += f"## {domains}\n\n| method | seeds | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}\n"
         for group in chosen:
             seeds = ", ".join(map(str, group.seeds))
             text += f"| {group.method} | {seeds} | {' | '.join(group.cell(name) for name in names)} |\n"
         text += "\n"
     return text
+
+
+def page(groups: list[Group]) -> tuple[str, str]:
+    """The page, with the methods and the methods class by class for every pair of domains, and its plot."""
+    sections = []
+    for domains, (chosen, names) in by_domains(groups).items():
+        protocols = [name for name in names if name.startswith("mIoU")]
+        methods = [
+            Row(g.method, [Cell(", ".join(map(str, g.seeds))), *(Cell(g.cell(name)) for name in protocols)])
+            for g in chosen
+        ]
+        classes = [Row(name, [Cell(g.cell(name)) for g in chosen]) for name in names if name not in protocols]
+        sections.append(
+            (
+                domains,
+                Table(f"Methods, {domains}", [*map(Cell, ("method", "seeds", *protocols))], methods),
+                Table(f"Classes, {domains}", [*map(Cell, ("class", *(g.method for g in chosen)))], classes),
+            )
+        )
+    bars = [
+        Bar(g.domains, g.method, g.mean(g.headline), g.scores[g.headline], g.cell(g.headline)) for g in groups
+    ]
+    svg = plot(bars)
+    return render("comparison.html", title="Comparison", sections=sections, plot=svg), svg
 
 
 def write(groups: list[Group], out: Path) -> None:
@@ -128,6 +164,7 @@ def write(groups: list[Group], out: Path) -> None:
                         writer.writerow((group.domains, group.method, seed, name, value))
 
     write_atomic(out / "comparison.csv", rows)
+    html, svg = page(groups)
     write_atomic(out / "comparison.md", lambda draft: draft.write_text(markdown(groups), encoding="utf-8"))
-    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(plot(groups), encoding="utf-8"))
-    write_atomic(out / "comparison.html", lambda draft: draft.write_text(page(groups), encoding="utf-8"))
+    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(svg, encoding="utf-8"))
+    write_atomic(out / "comparison.html", lambda draft: draft.write_text(html, encoding="utf-8"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import dataclasses
-import io
 import math
 import statistics
 from dataclasses import dataclass
@@ -14,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 import fastuda.ops as F
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.decode import open_rgb
 from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.open import open_domain, share_classes
 from fastuda.data.labels import ClassSet
@@ -27,15 +23,14 @@ from fastuda.errors import UserError
 from fastuda.inference.evaluation import feature_statistics
 from fastuda.inference.saved import load_run, read_result
 from fastuda.inference.scores import class_centre_distance
-from fastuda.methods import Method
-from fastuda.report.cycles import Cycles, cycles, find_plca
-from fastuda.system import distributed
+from fastuda.methods import BASELINE, Method
+from fastuda.methods.cycles import Cycles
+from fastuda.report.cycles import middle_pair
+from fastuda.system.distributed import pick_device
 
-WIDTH = 512
-"""Largest width of an embedded picture."""
 IMAGES = 24
 """Images whose features the class-centre distances are of."""
-BASELINE = "source-only"
+BASELINE_LABEL = BASELINE.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -89,38 +84,44 @@ class Measured:
     """What the network was asked. Where it or the data is not there, ``missing`` says why."""
 
     classes: ClassSet | None = None
-    distances: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    """Run or source-only to the class-centre distance of every class."""
+    titles: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The method's titles of its curves."""
+    distances: list[list[float]] = dataclasses.field(default_factory=list)
+    """Class-centre distance of every class; a list of the run and, second, one of its baseline."""
     images: int = 0
     """How many images they are of."""
     cycles: Cycles | None = None
+    pair: tuple[np.ndarray, np.ndarray] | None = None
+    """The source and the target image of the cycles, uint8 [H, W, 3]."""
     missing: str = ""
 
 
 def measure(folder: Path, config: RunConfig, baseline: Path | None, device: str) -> Measured:
-    """Class-centre distances of the run and its source-only baseline, and PLCA's cycles.
+    """Class-centre distances of the run and its baseline, and how the method explains itself.
 
     Raises:
         UserError: no such device.
     """
-    found = Measured()
-    place = distributed.start(device).device
+    measured = Measured()
+    place = pick_device(device)
     try:
-        _, method, found.classes = load_run(folder, place)
-        source, target, held_out = _domains(config, found.classes)
+        _, method, measured.classes = load_run(folder, place)
+        measured.titles = method.titles
+        source, target, held_out = _domains(config, measured.classes)
         chosen = np.linspace(0, len(held_out) - 1, min(IMAGES, len(held_out)), dtype=int).tolist()
         few = dataclasses.replace(held_out, items=[held_out.items[i] for i in chosen])
-        found.images = len(few)
+        measured.images = len(few)
         if few.items:
-            found.distances["run"] = _distances(method, few, config, place)
+            measured.distances.append(_distances(method, few, config, place))
         if few.items and baseline is not None:
-            found.distances[BASELINE] = _distances(load_run(baseline, place)[1], few, config, place)
-        plca = find_plca(method)
-        if plca is not None and (plca.config.feature_association or plca.config.prediction_association):
-            found.cycles = cycles(plca, source, target, place)
+            measured.distances.append(_distances(load_run(baseline, place)[1], few, config, place))
+        *pair, batch = middle_pair(source, target, method.model.input)
+        with torch.no_grad():
+            measured.cycles = method.explain(batch.to(place))
+        measured.pair = pair[0], pair[1]
     except (UserError, torch.OutOfMemoryError) as error:
-        found.missing = str(error).splitlines()[0]
-    return found
+        measured.missing = str(error).splitlines()[0]
+    return measured
 
 
 def _domains(config: RunConfig, classes: ClassSet) -> tuple[Domain, ...]:
@@ -142,57 +143,11 @@ def _domains(config: RunConfig, classes: ClassSet) -> tuple[Domain, ...]:
 
 
 def _distances(method: Method, domain: Domain, config: RunConfig, device: torch.device) -> list[float]:
-    statistics_: F.ClassStatistics | None = None
+    total: F.ClassStatistics | None = None
     data = dataclasses.replace(config.data, workers=0)
     with torch.no_grad():
         for image, label, _ in eval_loader(domain, data, method.model.input):
-            found = feature_statistics(method, image.to(device), label.to(device), None)
-            statistics_ = found if statistics_ is None else statistics_.merge(found)
-    assert statistics_ is not None
-    return class_centre_distance(statistics_).tolist()
-
-
-def read_pictures(folder: Path, baseline: Path | None, labelled: bool) -> list[dict[str, str]]:
-    """The pictures in ``preds/`` taken apart: name, and image, prediction, label where there is one (and the
-    baseline's prediction) as data URIs."""
-    parts = 3 if labelled else 2
-    out = []
-    for path in sorted((folder / "preds").glob("*.png")):
-        image, prediction, *label = _panels(path, parts)
-        layers = {"image": image, "prediction": prediction}
-        other = baseline / "preds" / path.name if baseline else None
-        if other is not None and other.is_file():
-            layers[BASELINE] = _panels(other, parts)[1]
-        if label:
-            layers["label"] = label[0]
-        said = {name: data_uri(part, photo=name == "image") for name, part in layers.items()}
-        out.append({"name": path.stem, **said})
-    return out
-
-
-def _panels(path: Path, parts: int) -> list[np.ndarray]:
-    """The parts of a picture that a run left, which have four white columns between them.
-
-    Raises:
-        UserError: it is none.
-    """
-    row = np.asarray(open_rgb(path))
-    width, rest = divmod(row.shape[1] - 4 * (parts - 1), parts)
-    if rest or width < 1:
-        raise UserError(f"{path} is no picture that a run left; remove it")
-    return [row[:, i * (width + 4) : i * (width + 4) + width] for i in range(parts)]
-
-
-def data_uri(picture: np.ndarray, photo: bool) -> str:
-    """An RGB picture at :data:`WIDTH` or less: JPEG for a photograph, palette PNG for flat colours."""
-    image = Image.fromarray(picture)
-    if image.width > WIDTH:
-        how = Image.Resampling.BILINEAR if photo else Image.Resampling.NEAREST
-        image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), how)
-    buffer = io.BytesIO()
-    if photo:
-        image.save(buffer, "JPEG", quality=82)
-    else:
-        image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    kind = "jpeg" if photo else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            own = feature_statistics(method, image.to(device), label.to(device), None)
+            total = own if total is None else total.merge(own)
+    assert total is not None
+    return class_centre_distance(total).tolist()

@@ -157,17 +157,15 @@ def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist
     return dist.PrefixStore(prefix, store)
 
 
-def start(device: str, timeout: float = 1800) -> World:
-    """Join the process group that torchrun announces, or be the only process.
+def pick_device(device: str) -> torch.device:
+    """The device of this process; one of CUDA becomes the current one.
 
     Args:
         device: auto, cpu, cuda or cuda:N; others that torch has here, such as mps, are tried with a warning.
-        timeout: seconds that a rank waits for the others in a collective.
 
     Raises:
         UserError: the device does not exist here.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
@@ -182,6 +180,21 @@ def start(device: str, timeout: float = 1800) -> World:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", local if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
+    return chosen
+
+
+def start(device: str, timeout: float = 1800) -> World:
+    """Join the process group that torchrun announces, or be the only process.
+
+    Args:
+        device: see :func:`pick_device`.
+        timeout: seconds that a rank waits for the others in a collective.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = pick_device(device)
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         limit = timedelta(seconds=timeout)

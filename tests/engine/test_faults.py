@@ -6,9 +6,11 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +137,33 @@ def test_curves_on_a_full_disk(scenes_root, tmp_path):
     (out / "metrics.csv").symlink_to("/dev/full")
     done = fastuda("train", *arguments(scenes_root, out, "--resume", "auto", "log.every=1"))
     refused(done, "cannot write", "No space left on device")
+
+
+def test_tensorboard_on_a_full_disk(tmp_path, capsys, monkeypatch):
+    """Its writing thread fails, which is said once: by the call that follows."""
+    from tensorboard.compat.tensorflow_stub.io import gfile
+
+    from fastuda.engine.curves import TensorBoardLogger
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gfile.LocalFileSystem, "_write", full)
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="No space left on device"):
+        TensorBoardLogger(tmp_path)
+    assert threading.excepthook is hook and capsys.readouterr().err == ""
+
+
+WRITERS = {"torch": lambda file: torch.save(torch.zeros(99999), file),
+           "numpy": lambda file: np.save(file, np.zeros(99999))}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_library_that_hides_why_a_write_failed(library):
+    full = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"), checkpoint.open_for_library(full) as file:
+        WRITERS[library](file)
 
 
 def test_the_log_on_a_full_disk(scenes_root, tmp_path):

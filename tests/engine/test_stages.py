@@ -183,6 +183,26 @@ def test_a_composition_begins_with_its_parts_supervised_objective():
     assert supervised(own, own).method["lovasz_weight"] == 0.0
 
 
+def test_the_baseline_takes_over_what_a_method_of_ones_own_says(tmp_path, monkeypatch):
+    (tmp_path / "own_supervised.py").write_text("""
+from dataclasses import dataclass
+from fastuda.methods import Method
+
+class Own(Method):
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        lovasz_weight: float = 7.0
+        half: float = 3.0
+
+        def supervised(self):
+            return {"lovasz_weight": self.half / 2}
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_supervised:Own", "plca+own_supervised:Own"):
+        config = resolve(None, {"method.name": name}, {})
+        assert supervised(config, config).method == {"name": "source_only", "lovasz_weight": 1.5}
+
+
 def test_unknown_stage():
     config = resolve(None, {}, {"stages": {"warmup": {"train.steps": 3}}})
     with pytest.raises(UserError, match=r"stages has \['warmup'\]; there are source, adapt, distill"):

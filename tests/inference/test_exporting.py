@@ -1,6 +1,7 @@
 """Exported files compute what the run computes, at any size, and say what their classes are."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -77,6 +78,21 @@ def test_torch_export(run, method, tmp_path):
         image = pictures(*size)
         with torch.no_grad():
             torch.testing.assert_close(graph(image)[1], Deployed(method)(image)[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a.pt2", "a.onnx", "a.safetensors"])
+def test_a_full_disk(name, run, tmp_path):
+    """A limit on the size of files stands for it; torch's own writer of .pt2 would abort."""
+    if name == "a.onnx":
+        pytest.importorskip("onnxruntime")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = fastuda("export", run, "--out", tmp_path / name, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {tmp_path / name}: File too large"
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_change_what_is_exported(run, method, tmp_path):

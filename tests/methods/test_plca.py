@@ -1,11 +1,14 @@
 """PLCA against a literal transcription of its objective, its switches, and the authors' values."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as nnf
 
+import fastuda.ops as F
 from fastuda.errors import UserError
 from fastuda.methods.plca import adaptive_lsr
+from fastuda.ops import cycle_association_loss
 from tests.helpers import wave
 from tests.methods.test_protocol import batch, build
 from tests.ops import test_cycle_association_loss as association
@@ -124,6 +127,59 @@ def test_share_of_pixels():
     assert torch.isfinite(phase.losses["feature_association"])
     with pytest.raises(UserError, match="pixel_share is 0"):
         build("plca", pixel_share=0)
+
+
+def pair():
+    data = batch(b=1)
+    return data, build("plca").eval()
+
+
+@torch.no_grad()
+def test_it_explains_itself_with_the_cycles_that_it_trains_on(monkeypatch):
+    data, method = pair()
+    cycles = method.explain(data)
+    trained = []
+
+    def recorded(*args, **kwargs):
+        trained.append(cycle_association_loss(*args, **kwargs))
+        return trained[-1]
+
+    monkeypatch.setattr(F, "cycle_association_loss", recorded)
+    (phase,) = method.phases(data, 0)
+    stats = trained[0][1]
+    assert cycles.there.tolist() == stats.forward_index[0].tolist()
+    assert cycles.back.tolist() == stats.end_index[0].tolist()
+    assert cycles.closed.sum() == stats.matched and cycles.valid.sum() == stats.valid > 0
+    assert cycles.source_grid == cycles.target_grid == method.model(data.source_image).logits.shape[2:]
+    share = phase.metrics["feature_matched"].item()
+    assert share == pytest.approx(cycles.closed.sum() / cycles.valid.sum()) and 0 < share < 1
+    assert set(np.unique(cycles.covered)) == {255, *cycles.labels[cycles.closed]}
+
+
+@torch.no_grad()
+def test_it_explains_the_association_that_there_is():
+    data, _ = pair()
+    for share in (1.0, 0.25):  # of the predictions, and always of all pixels
+        method = build("plca", feature_association=False, pixel_share=share).eval()
+        cycles = method.explain(data)
+        source, target = (
+            method.model(image).logits.softmax(1).flatten(2).transpose(1, 2)
+            for image in (data.source_image, data.target_image)
+        )
+        target = aggregate.literal(target, "kl", False)
+        match = F.cycle_match(source, target, similarity="kl")
+        assert cycles.there.tolist() == match.forward_index[0].tolist()
+    assert build("plca", feature_association=False, prediction_association=False).explain(data) is None
+
+
+@torch.no_grad()
+def test_a_composition_explains_itself_by_its_part():
+    data, alone = pair()
+    together, neither = build("self_training+plca").eval(), build("self_training+asanet").eval()
+    together.model.load_state_dict(alone.model.state_dict())
+    assert together.explain(data).there.tolist() == alone.explain(data).there.tolist()
+    assert neither.explain(data) is None
+    assert together.titles["plca_feature_covered"] == alone.titles["feature_covered"]
 
 
 def test_batch_norm_sees_the_target_first():

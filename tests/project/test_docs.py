@@ -102,15 +102,13 @@ def test_pages_fit_the_screen_and_ask_nothing_of_the_network(browser, built, nam
     browser.open((built / name).with_suffix(".html").as_uri())
     assert browser.run("document.scrollingElement.scrollWidth") <= width
     assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    formulas = "[...document.querySelectorAll('.arithmatex')]"
-    assert browser.run(
-        f"{formulas}.every(e => e.querySelector('.katex') && !e.querySelector('.katex-error'))"
-    )
-    assert browser.run("document.body.dataset.mdColorScheme") == {"light": "default", "dark": "slate"}[scheme]
+    drawn = "e => e.querySelector('.katex') && !e.querySelector('.katex-error')"
+    assert browser.run(f"[...document.querySelectorAll('.arithmatex')].every({drawn})")
+    shown = browser.run("document.body.dataset.mdColorScheme")
+    assert shown == {"light": "default", "dark": "slate"}[scheme]
     assert not browser.complaints()
-    asked = [
-        e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"
-    ]
+    requests = [e["params"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    asked = [request["request"]["url"] for request in requests]
     assert asked and all(url.startswith(("data:", "blob:", built.as_uri())) for url in asked), asked
 
 

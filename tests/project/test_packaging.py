@@ -86,7 +86,8 @@ def test_wheel(checkout, python, tmp_path):
     for name in (
         "fastuda/py.typed",
         "fastuda/recipes/scenes.yaml",
-        "fastuda/report/report.html",
+        "fastuda/report/templates/report.html",
+        "fastuda/report/templates/style.css",
         "fastuda/kernels/__init__.py",
         "fastuda/train.py",
     ):

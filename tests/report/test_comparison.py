@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fastuda.config.resolve import resolve
+from tests.browser import CONTRAST, PROGRAM, Browser, Reader
 from tests.program import TINY, fastuda
 
 
@@ -60,6 +61,37 @@ def test_table_and_files(runs, tmp_path):
     assert svg in page and svg.count("<rect") == 2 and svg.count("<circle") == 4
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert (tmp_path / "out" / "comparison.md").read_text() == done.stdout
+
+
+def test_words_from_outside_stay_words(runs, tmp_path):
+    evil = "</svg></table><script>alert(1)</script>\"'&amp;{{ plot }}"
+    for folder in runs.iterdir():
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "split": evil, "iou": {evil: 1.0}}))
+    assert fastuda("compare", runs, "--out", tmp_path / "out", "--quiet").returncode == 0
+    text = (tmp_path / "out" / "comparison.html").read_text()
+    page = Reader(text)
+    assert page.open == [] and "<script" not in text and page.text.count(evil) == 3  # plot, title, class
+    svg = ElementTree.fromstring((tmp_path / "out" / "comparison.svg").read_text())
+    assert evil in svg.attrib["aria-label"] and any(evil in (e.text or "") for e in svg.iter())
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
+def test_a_browser_shows_it_on_a_phone_in_the_light_and_in_the_dark(runs, tmp_path):
+    assert fastuda("compare", runs, "--out", tmp_path / "out", "--quiet").returncode == 0
+    with Browser(tmp_path / "profile") as browser:
+        browser.call(
+            "Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True
+        )
+        browser.open((tmp_path / "out" / "comparison.html").as_uri())
+        assert browser.run("[innerWidth, document.scrollingElement.scrollWidth]") == [360, 360]
+        for scheme in ("light", "dark"):
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            browser.call("Emulation.setEmulatedMedia", features=[feature])
+            seen = browser.run(CONTRAST)
+            assert (seen["page"] > 0.8) if scheme == "light" else (seen["page"] < 0.05)
+            assert seen["count"] > 15 and seen["least"] >= 4.5
+        assert browser.complaints() == []
 
 
 def test_quiet_leaves_files_and_says_nothing(runs, tmp_path, monkeypatch):

@@ -4,18 +4,18 @@ import json
 import os
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 
 from fastuda.data.labels import CITYSCAPES
+from fastuda.methods.cycles import Cycles
 from fastuda.report.charts import Curve, chart, nice_ticks, thin
-from fastuda.report.cycles import Cycles, chosen, covered_picture, drawing
+from fastuda.report.cycles import chosen, covered_picture, drawing
 from fastuda.report.page import write_report
 from fastuda.system.random import rng_state
-from tests.browser import PROGRAM, Browser
+from tests.browser import CONTRAST, PROGRAM, Browser, Reader
 from tests.program import TINY, fastuda
 
 
@@ -27,33 +27,6 @@ def run(tmp_path_factory, scenes_root):
     done = fastuda("train", *args, "log.every=1", "eval.every=2", "log.tensorboard=false", "--quiet")
     assert done.returncode == 0 and "has no report" not in done.stderr, done.stderr
     return out
-
-
-class Reader(HTMLParser):
-    """Start tags with their attributes, headings, and whether every tag is closed in its turn."""
-
-    VOID = ("meta", "img", "input", "br", "line", "circle", "polyline", "path", "image")
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.text = [], [], ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, (tag, self.getpos())
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text += data
 
 
 def test_the_page_says_what_the_run_says(run):
@@ -73,6 +46,8 @@ def test_the_page_says_what_the_run_says(run):
         "Cycles",
         "Image pairs per second",
         "torch 2.",
+        "Feature cycles that close in their class",
+        "Learning rate",
     ):
         assert word in page.text, word
     assert "backbone: small" in page.text and "Peak memory" in page.text
@@ -102,19 +77,6 @@ def test_everything_that_moves_has_a_keyboard_and_a_name(run):
     assert all("alt" in a for tag, a in page.tags if tag == "img")
 
 
-CONTRAST = """(() => {
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => [r, g, b].map(v => linear(v / 255))
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const behind = e => { for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } };
-  const written = [...document.querySelectorAll("main *")].filter(e => e.getClientRects().length &&
-    [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && !e.closest("svg"));
-  const ratios = written.map(e => { const [a, b] = [parse(getComputedStyle(e).color), behind(e)].map(light);
-    return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); });
-  return {count: ratios.length, least: Math.min(...ratios), page: light(behind(document.body))};
-})()"""
 FOCUSED = """[...document.querySelectorAll("*")].indexOf(document.activeElement)"""
 FOCUSABLE = """[...document.querySelectorAll("button, input, summary, [tabindex]")]
   .filter(e => e.checkVisibility()).map(e => [...document.querySelectorAll("*")].indexOf(e))"""
@@ -222,16 +184,25 @@ def test_a_run_without_held_out_labels(scenes_root, tmp_path):
 def test_words_from_outside_stay_words(run, tmp_path):
     alone = tmp_path / "run"
     shutil.copytree(run, alone, ignore=shutil.ignore_patterns("source_only", "checkpoints"))
-    evil = "</script><script>alert(1)</script>{{pictures}}"
+    evil = "</script><script>alert(1)</script>{{pictures}}\"'&amp;"
     result = json.loads((alone / "result.json").read_text())
     result["iou"] = {evil: 1.0, **result["iou"]}
     (alone / "result.json").write_text(json.dumps(result))
     (alone / "env.txt").write_text(evil)
     picture = next((alone / "preds").iterdir())
-    picture.rename(picture.with_name("{{body}}<b>.png"))
+    picture.rename(picture.with_name("{{body}}<b>\"' onload=x.png"))
+    with (alone / "metrics.csv").open("a") as curves:
+        curves.write('1,"train/<b onload=""x"">",1\n')
     assert fastuda("report", alone).returncode == 0
     text = (alone / "report.html").read_text()
-    assert "<script>alert" not in text and text.count("<script") == 2 and Reader(text).open == []
+    page = Reader(text)
+    assert "<script>alert" not in text and text.count("<script") == 2 and page.open == []
+    assert evil in page.text and '<b onload="x">' in page.text
+    assert not any("onload" in attributes for _, attributes in page.tags)
+    labels = [attributes.get("aria-label", "") for _, attributes in page.tags]
+    assert "Show {{body}}<b>\"' onload=x" in labels
+    pictures = json.loads(re.search(r'id="pictures">(.*?)</script>', text, re.S)[1])
+    assert "{{body}}<b>\"' onload=x" in [picture["name"] for picture in pictures]
 
 
 def test_a_device_that_there_is_not_leaves_the_page_alone(run):
@@ -264,16 +235,17 @@ def test_ticks_enclose_and_curves_thin_to_means():
 
 def test_cycles_by_hand():
     """Four source pixels of two classes, three target pixels."""
+    source, target = np.zeros((2, 2, 3), np.uint8), np.full((1, 3, 3), 100, np.uint8)
     found = Cycles(
-        np.zeros((2, 2, 3), np.uint8), np.full((1, 3, 3), 100, np.uint8), (2, 2), (1, 3),
+        (2, 2), (1, 3),
         labels=np.array([0, 0, 1, 255]), there=np.array([0, 0, 2, 1]), back=np.array([1, 2, 2, 3]),
     )  # fmt: skip
     assert found.closed.tolist() == [True, False, True, False]
     assert found.covered.tolist() == [0, 255, 1]
     assert sorted(chosen(found, 9, True)) == [0, 2] and chosen(found, 9, False) == [1]
     assert len(chosen(found, 1, True)) == 1
-    shown = covered_picture(found, CITYSCAPES)
+    shown = covered_picture(found, target, CITYSCAPES)
     assert shown[0, 1].tolist() == [35, 35, 35]
     assert shown[0, 0].tolist() == [round(35 * 0.3 + 0.7 * c) for c in CITYSCAPES.palette[0]]
-    svg = drawing(found, CITYSCAPES, "data:a", "data:b")
+    svg = drawing(found, CITYSCAPES, source, target)
     assert svg.count('class="cycle closed"') == 2 and svg.count('class="cycle open"') == 1

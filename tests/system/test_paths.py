@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from fastuda.config.resolve import resolve
-from fastuda.config.settings import parse_overrides
 from fastuda.system.paths import at_home
+from fastuda.system.settings import parse_overrides
 from tests.program import fastuda
 
 

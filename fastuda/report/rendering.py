@@ -1,0 +1,22 @@
+"""The templates of the pages and of their drawings; every value that enters one is escaped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+TEMPLATES = Environment(
+    loader=PackageLoader("fastuda.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A file of ``templates/`` with its values; another template takes the result as it is."""
+    return Markup(TEMPLATES.get_template(template).render(values))
