@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from fastuda.data.domains import catalogue
 from fastuda.data.domains.open import open_domain
 from fastuda.methods import METHODS
+from fastuda.models import ModelConfig, backbones, build_model
 from tests.data.data_files import picture, save
 from tests.program import ROOT, TINY, fastuda
 
@@ -68,6 +70,17 @@ def test_the_example_data_set_is_read(tmp_path, monkeypatch):
     names = np.array([*domain.classes.names, *[None] * (256 - len(domain.classes))], object)
     assert (names[domain.read_label(0)] == np.vectorize(values.get, otypes=[object])(label)).all()
     assert len(open_domain(f"{entry.name}:{tmp_path}:test", role="target", data_root=".")) == 1
+
+
+def test_the_example_backbone_is_built(monkeypatch):
+    namespace: dict = {"__name__": "contributed"}
+    exec(example("Adding a backbone"), namespace)
+    monkeypatch.setitem(backbones.BACKBONES, "plain", lambda caffe: namespace["PlainNet"]())
+    model = build_model(ModelConfig(backbone="plain"), 5)
+    output = model(torch.randn(2, 3, 64, 96))
+    assert output.features.shape == (2, 128, 4, 6) and output.logits.shape == (2, 5, 4, 6)
+    output.logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_named_files_and_folders_are_there():
