@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 NONE = "not measured"
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>")
 MARK = re.compile(r"<!-- (measured|implementations|settings|section|reference) ([\w.]+) -->")
 
 
@@ -144,3 +145,9 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """MkDocs calls this with the text of every page."""
     makers = {maker.__name__: maker for maker in (measured, implementations, settings, section, reference)}
     return MARK.sub(lambda mark: makers[mark[1]](mark[2]), markdown)
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """MkDocs calls this with the page as HTML: Sphinx's roles in docstrings become the bare name, and a number
+    stays on one line with its deviation."""
+    return ROLE.sub(r"<code>\1</code>", html).replace(" ± ", "\u00a0±\u00a0")

@@ -77,6 +77,8 @@ def test_the_reference_has_every_op(built):
     text = (built / "reference" / "ops.html").read_text(encoding="utf-8")
     for name in ops.__all__:
         assert re.search(rf'id="[\w.]*\.{name}"', text), name
+    pages = [page.read_text(encoding="utf-8") for page in (built / "reference").glob("*.html")]
+    assert len(pages) == 5 and not [role for page in pages for role in re.findall(r":\w+:<code>", page)]
 
 
 @pytest.fixture(scope="module")
