@@ -148,6 +148,6 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """MkDocs calls this with the page as HTML: Sphinx's roles in docstrings become the bare name, and a number
-    stays on one line with its deviation."""
+    """MkDocs calls this with the page as HTML: Sphinx's roles in docstrings become the bare name, and a
+    number stays on one line with its deviation."""
     return ROLE.sub(r"<code>\1</code>", html).replace(" ± ", "\u00a0±\u00a0")
