@@ -265,15 +265,13 @@ def main() -> int:
         print("RESULT " + json.dumps(work(json.loads(args.worker))))
         return 0
     check_device(args.device)
-    if args.dtype is None:
-        device = torch.device(args.device)
-        found = support("bf16", device.type, device.index)
-        args.dtype = "bfloat16" if found.pays else "float32"
-        say(f"{args.dtype}: {found.reason}")
+    device = torch.device(args.device)
+    bf16 = support("bf16", device.type, device.index)
+    dtype = args.dtype or ("bfloat16" if bf16.pays else "float32")
     every = sorted(METHODS, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     jobs = [
         {"method": name, "backbone": args.backbone, "crop": list(args.crop), "batch": args.batch_size,
-         "dtype": args.dtype, "steps": args.steps, "device": args.device, "threads": args.threads,
+         "dtype": dtype, "steps": args.steps, "device": args.device, "threads": args.threads,
          "settings": parse_overrides(args.set), "workers": args.workers}
         for name in args.method or every
     ]  # fmt: skip
@@ -281,6 +279,8 @@ def main() -> int:
         config_of(job, Path())
     if args.csv:
         check_rows(args.csv, COLUMNS)
+    if args.dtype is None:
+        say(f"{dtype}: {bf16.reason}")
     deadline = time.monotonic() + args.budget
     failed = []
     with tempfile.TemporaryDirectory() as root, tqdm(jobs, unit="method", disable=None) as bar:

@@ -285,16 +285,16 @@ def test_configurations_that_extend_each_other(tmp_path):
      "model.aspp_init_std=-1"],
 )  # fmt: skip
 def test_senseless_numbers(setting):
-    refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], "must be at least")
+    refused(fastuda("train", setting, "--print-config"), setting.partition("=")[0], "must be ")
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (f"train.seed={10**20}", "must be at most 10000000000000000"),
-        ("data.flip=2", "must be at most 1"),
+        (f"train.seed={10**20}", "must be from 0 to 1e+16"),
+        ("data.flip=2", "must be from 0 to 1"),
         ("data.rare_temperature=0", "must be above 0"),
-        ("optim.betas=[0.9, 1]", "from 0 to below 1"),
+        ("optim.betas=[0.9, 1]", "must be at least 0 and below 1"),
         ("optim.lr=.inf", "must be a finite number"),
         ("optim.networks={model: {lr: .nan}}", "optim.networks.model.lr is nan; it must be a finite number"),
         ("method.lsr_weight=.inf", "must be a finite number"),
@@ -319,7 +319,10 @@ def test_numbers_of_a_method_out_of_range(method, setting):
 
 def test_settings_of_one_network(scenes_root, tmp_path):
     args = arguments(scenes_root, tmp_path / "run")
-    refused(fastuda("train", *args, "optim.networks={model: {lr: -1}}"), "Invalid learning rate: -1.0")
+    refused(
+        fastuda("train", *args, "optim.networks={model: {lr: -1}}"),
+        "optim.networks.model.lr is -1.0; it must be at least 0",
+    )
     refused(fastuda("train", *args, "optim.networks={model: 3}"), "optim.networks.model must be a section")
     assert not (tmp_path / "run").exists()
 
@@ -369,7 +372,7 @@ def test_a_signal_to_the_whole_group_stops_with_a_checkpoint(scenes_root, tmp_pa
 def test_a_loader_process_that_is_killed_anywhere(where, scenes_root, tmp_path, monkeypatch):
     """torch notices in its handler of SIGCHLD, which raises wherever the main thread is."""
     from fastuda.engine import trainer
-    from fastuda.inference.windows import evaluation
+    from fastuda.inference import evaluation
 
     def kill_a_worker():
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ def text_without_encoding(code: str) -> list[str]:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
         given = {keyword.arg: keyword.value for keyword in node.keywords}
-        if name in ("open", "fdopen") and owner not in ("os", "Image", "tarfile", "zipfile"):
+        if name in ("open", "fdopen") and owner not in ("os", "Image", "rasterio", "tarfile", "zipfile"):
             first = 0 if owner and name == "open" else 1
             mode = given.get("mode") or (node.args[first] if len(node.args) > first else None)
             binary = isinstance(mode, ast.Constant) and "b" in str(mode.value)
