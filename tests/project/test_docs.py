@@ -99,9 +99,7 @@ def test_pages_fit_the_screen_and_ask_nothing_of_the_network(browser, built, nam
     browser.call("Emulation.setEmulatedMedia", features=preferred)
     browser.events.clear()
     browser.open((built / name).with_suffix(".html").as_uri())
-    browser.run("localStorage.clear()")  # of the page before: the choice of a scheme is kept there
-    browser.events.clear()
-    browser.open((built / name).with_suffix(".html").as_uri())
+    browser.run("localStorage.clear()")  # the theme keeps its scheme there for the next page
     assert browser.run("document.scrollingElement.scrollWidth") <= width
     assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     drawn = "e => e.querySelector('.katex') && !e.querySelector('.katex-error')"
