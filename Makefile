@@ -67,7 +67,7 @@ bench-gpu-steps: build-gpu
 		--workers 8 --budget $(GPU_SECONDS) $(if $(CSV),$(GPU_CSV),--csv bench/results/end_to_end_gpu.csv)
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
 	@echo "open build/site/index.html"
 
 clean:

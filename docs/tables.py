@@ -1,14 +1,16 @@
 """Tables of the documentation, made while it is built: a MkDocs hook.
 
-In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op, and
-``<!-- settings METHOD -->`` the settings of a method with their defaults, so that neither is ever typed;
-``<!-- implementations OP -->`` says where an op's kernels are.
+In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op,
+``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those
+of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an
+op's kernels are, and ``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import sys
@@ -23,7 +25,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 NONE = "not measured"
-MARK = re.compile(r"<!-- (measured|implementations|settings) (\w+) -->")
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>")
+MARK = re.compile(r"<!-- (measured|implementations|settings|section|reference) ([\w.]+) -->")
 
 
 def measured(op: str) -> str:
@@ -86,16 +89,35 @@ def settings(method: str) -> str:
     from fastuda.methods import METHODS
 
     config = METHODS[method].Config
+    parents = [name for name, cls in METHODS.items() if cls.Config in config.__mro__[1:]]
+    return _fields(config, "method") + "".join(f"\n\nAnd all of [`{name}`]({name}.md)." for name in parents)
+
+
+def section(name: str) -> str:
+    """Key, default and meaning of every setting of a section of a configuration."""
+    from fastuda.config.schema import RunConfig
+
+    sections = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
+    return _fields(sections[name], name)
+
+
+def _fields(config: Any, prefix: str) -> str:
+    """The table of a dataclass's own fields."""
     own = inspect.get_annotations(config)
     texts = _field_docs(config)
     lines = [["key", "default", ""], ["---"] * 3]
     for field in dataclasses.fields(config):
         if field.name in own:
             text = texts.get(field.name, "")
-            lines.append([f"`method.{field.name}`", f"`{_shown(field)}`", text.replace("|", "\\|")])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    parents = [name for name, cls in METHODS.items() if cls.Config in config.__mro__[1:]]
-    return table + "".join(f"\n\nAnd all of [`{name}`]({name}.md)." for name in parents)
+            lines.append([f"`{prefix}.{field.name}`", f"`{_shown(field)}`", text.replace("|", "\\|")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reference(package: str) -> str:
+    """Directives of mkdocstrings for all that a package exports, functions before what they return."""
+    module = importlib.import_module(package)
+    exported = sorted((getattr(module, name) for name in module.__all__), key=inspect.isclass)
+    return "\n\n".join(f"::: {item.__module__}.{item.__qualname__}" for item in exported)
 
 
 def _shown(field: Any) -> str:
@@ -121,5 +143,11 @@ def _field_docs(config: type) -> dict[str, str]:
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """MkDocs calls this with the text of every page."""
-    makers = {"measured": measured, "implementations": implementations, "settings": settings}
+    makers = {maker.__name__: maker for maker in (measured, implementations, settings, section, reference)}
     return MARK.sub(lambda mark: makers[mark[1]](mark[2]), markdown)
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """MkDocs calls this with the page as HTML: Sphinx's roles in docstrings become the bare name, and a
+    number stays on one line with its deviation."""
+    return ROLE.sub(r"<code>\1</code>", html).replace(" ± ", "\u00a0±\u00a0")

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -24,10 +25,11 @@ from fastuda.__main__ import module as command_module
 from fastuda.config.resolve import shipped
 from fastuda.methods import METHODS
 from fastuda.system.settings import plain
+from tests.browser import PROGRAM, Browser
 from tests.program import ROOT, environment, fastuda
 
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = sorted(set(DOCS.rglob("*.md")) - {DOCS / "assets" / "README.md"})
 NAMES = [page.relative_to(DOCS).as_posix() for page in PAGES]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -51,25 +53,63 @@ def tables():
     return module
 
 
-def test_it_builds_without_a_warning_and_needs_no_network(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--site-dir",
-        tmp_path / "site",
-    ]
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The site's folder."""
+    site = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", site]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = sorted((tmp_path / "site").rglob("*.html"))
+    return site
+
+
+def test_it_builds_without_a_warning_and_needs_no_network(built):
+    pages = sorted(built.rglob("*.html"))
     assert len(pages) >= len(PAGES)
     for page in pages:
-        text = page.read_text()
-        assert not re.search(r"<!-- (measured|settings|implementations) ", text), page
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"<!-- (measured|settings|implementations|section|reference) ", text), page
         loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"([^\"]+)\"", text)
         assert loaded and not [url for url in loaded if url.startswith(("http", "//"))], page
+
+
+def test_the_reference_has_every_op(built):
+    text = (built / "reference" / "ops.html").read_text(encoding="utf-8")
+    for name in ops.__all__:
+        assert re.search(rf'id="[\w.]*\.{name}"', text), name
+    pages = [page.read_text(encoding="utf-8") for page in (built / "reference").glob("*.html")]
+    assert len(pages) == 5 and not [role for page in pages for role in re.findall(r":\w+:<code>", page)]
+
+
+@pytest.fixture(scope="module")
+def browser(built, tmp_path_factory):
+    if PROGRAM is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium here")
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        browser.call("Network.enable")
+        yield browser
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_pages_fit_the_screen_and_ask_nothing_of_the_network(browser, built, name, width, scheme):
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.call("Emulation.setDeviceMetricsOverride", **screen)
+    preferred = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.call("Emulation.setEmulatedMedia", features=preferred)
+    browser.events.clear()
+    browser.open((built / name).with_suffix(".html").as_uri())
+    browser.run("localStorage.clear()")  # the theme keeps its scheme there for the next page
+    assert browser.run("document.scrollingElement.scrollWidth") <= width
+    assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    drawn = "e => e.querySelector('.katex') && !e.querySelector('.katex-error')"
+    assert browser.run(f"[...document.querySelectorAll('.arithmatex')].every({drawn})")
+    shown = browser.run("document.body.dataset.mdColorScheme")
+    assert shown == {"light": "default", "dark": "slate"}[scheme]
+    assert not browser.complaints()
+    requests = [e["params"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    asked = [request["request"]["url"] for request in requests]
+    assert asked and all(url.startswith(("data:", "blob:", built.as_uri())) for url in asked), asked
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.program import fastuda, untrained_run
+from tests.program import TINY, fastuda, untrained_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -59,6 +59,18 @@ def test_segment_with_onnx(tmp_path):
     assert done.returncode == 0, done.stderr
     ours = np.asarray(Image.open(tmp_path / "p" / "color" / "a.png").convert("RGB"))
     assert (np.asarray(Image.open(tmp_path / "out.png")) == ours).all(-1).mean() > 0.99
+
+
+def test_before_and_after(tmp_path, scenes_root):
+    run = tmp_path / "run"
+    args = ["--method", "plca", "--data-root", scenes_root, "--out", run, "--steps", 1, "--quiet"]
+    done = fastuda("train", *args, *TINY[:7], "log.tensorboard=false", "log.report=false")
+    assert done.returncode == 0, done.stderr
+    page = load("before_and_after").main(str(tmp_path / "picture.png"), [str(run)], rows=2)
+    assert page.size == (5 * 64 + 4 * 6, 26 + 2 * 32 + 6)
+    shown = np.asarray(Image.open(tmp_path / "picture.png"))
+    target = np.asarray(Image.open(sorted((scenes_root / "scenes").rglob("val/**/*_leftImg8bit.png"))[0]))
+    assert (shown[26 : 26 + 32, 70 : 70 + 64] == target).all()
 
 
 def test_every_example_has_a_test():
