@@ -1,5 +1,6 @@
 // Translation unit of the ops that multiply features; see rows.cpp.
 #include "../cpu/aggregate_gradient.cpp"
+#include "../cpu/aspp.cpp"
 #include "../cpu/both_hops.cpp"
 #include "../cpu/category_pool.cpp"
 #include "../cpu/contrast_softmax.cpp"

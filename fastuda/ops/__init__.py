@@ -5,6 +5,7 @@ the others cannot.
 """
 
 from fastuda.ops._backends import BackendStatus, backends, release_memory
+from fastuda.ops.aspp import aspp
 from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
 from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
@@ -25,6 +26,7 @@ __all__ = [
     "CycleStats",
     "PrototypeBank",
     "affinity_cleaning_loss",
+    "aspp",
     "backends",
     "category_pool",
     "class_statistics",

@@ -198,3 +198,14 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, ignore_index: int, per
         error, order = (truth - p[:, c]).abs().sort(descending=True)
         losses.append(error @ lovasz_gradient(truth[order]))
     return torch.stack(losses).mean() if losses else p.sum() * 0
+
+
+def aspp(
+    features: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], biases: Sequence[Tensor] | None
+) -> Tensor:
+    """DeepLab's head: a dilated 3x3 convolution for each branch, summed."""
+    dtype = features.dtype
+    branches = zip(weights, dilations, strict=True)
+    outputs = [nnf.conv2d(features, w.to(dtype), padding=d, dilation=d) for w, d in branches]
+    outputs += [b.to(dtype)[:, None, None] for b in biases or ()]
+    return sum(outputs[1:], outputs[0])

@@ -85,6 +85,13 @@ def contrast(kind):
     return run
 
 
+HEAD = [normal(19, 40, 3, 3, seed=13 + r) / 20 for r in range(4)]
+
+
+def head(x, backend):
+    return F.aspp(x, [w.to(x) for w in HEAD], dilations=(6, 12, 18, 24), backend=backend)
+
+
 LOGITS = 3 * normal(2, 19, 11, 17)
 DOMAIN_LOGITS = 3 * normal(2, 38, 11, 17)
 PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
@@ -102,6 +109,7 @@ CASES = {
         4 * normal(2, 700, 19, seed=11),
         lambda x, b: F.category_pool(normal(2, 700, 40, seed=10).to(x), x, backend=b),
     ),
+    "head": ("aspp", normal(2, 40, 33, 50, seed=12), head),
     "association": ("cycle_association_loss", features(97), association),
     "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
     "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),
@@ -307,6 +315,8 @@ def operators(backend):
         ("bank_contrast_fwd", (features, classes, bank, count, 1.0, 255, True)),
         ("category_pool_fwd", (x, p)),
         ("category_pool_bwd", (pooled, x, p, pooled, plane, True, True)),
+        ("aspp_fwd", (z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), plane[0], [1, 2])),
+        ("aspp_bwd", (z, z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), [1, 2], True, True)),
     ]
 
 
@@ -334,11 +344,15 @@ def steps():
         "affinity": (PROBABILITIES, F.local_affinity),
         "cleaning": (PROBABILITIES, F.affinity_cleaning_loss),
         "pooling": (LOGITS, F.smooth_max_pool),
+        "head": (
+            normal(2, 40, 33, 50, seed=12),
+            partial(F.aspp, weights=[w.to(DEVICE) for w in HEAD], dilations=(6, 12, 18, 24)),
+        ),
     }
 
 
 STEPS = ("association", "aggregation", "predictions", "entropy", "lovasz", "domain", "affinity", "cleaning",
-         "pooling")  # fmt: skip
+         "pooling", "head")  # fmt: skip
 
 
 def stepped(function, x):
