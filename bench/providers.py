@@ -43,6 +43,9 @@ OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
     ),
     "smooth_max_pool": lambda t, b: F.smooth_max_pool(t["x"], backend=b),
     "category_pool": lambda t, b: F.category_pool(t["x"], t["seg"], backend=b),
+    "depthwise_conv2d": lambda t, b: F.depthwise_conv2d(
+        t["x"], t["weight"], padding=4, dilation=4, backend=b
+    ),
     "aspp": lambda t, b: F.aspp(t["x"], t["weight"].unbind(), dilations=DILATIONS, backend=b),
 }
 """Each memory-bound op of fastuda on one backend."""

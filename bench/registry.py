@@ -72,7 +72,7 @@ class Case:
 @dataclass(frozen=True)
 class MemoryBound:
     """An op that is bound by what it reads and writes. ``pixels`` of its case is the width of the output (2:1
-    or square), the number of features, or the pixels of a square map of them (aspp)."""
+    or square), the number of features, or the pixels of a square map of them."""
 
     inputs: Callable[[Case, int, torch.Generator], dict[str, torch.Tensor]]
     moved: Callable[[Case], int]
@@ -139,6 +139,13 @@ def _head(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Ten
     return {"x": x.to(memory_format=torch.channels_last), "weight": weight}
 
 
+def _depthwise(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    side = math.isqrt(n)
+    x = torch.randn(case.batch, case.channels, side, side, generator=generator)
+    weight = torch.randn(case.channels, 1, 3, 3, generator=generator)
+    return {"x": x.to(memory_format=torch.channels_last), "weight": weight}
+
+
 def _element(c: Case) -> int:
     """Bytes of one."""
     return torch.finfo(DTYPES[c.dtype]).bits // 8
@@ -191,6 +198,11 @@ MEMORY_BOUND = {
         lambda c: (1 if c.mode == "fwd" else 2) * 4 * c.batch * c.pixels * c.channels,
         lambda c: f"{c.batch}x{c.pixels}x{c.channels}, 19 classes",
     ),
+    "depthwise_conv2d": MemoryBound(
+        _depthwise,
+        lambda c: (2 if c.mode == "fwd" else 5) * _element(c) * c.batch * c.pixels * c.channels,
+        lambda c: f"{c.batch}x{c.channels}x{math.isqrt(c.pixels)}², 3x3 dilated by 4",
+    ),
     "aspp": MemoryBound(
         _head,
         lambda c: (1 if c.mode == "fwd" else 3) * _element(c) * c.batch * c.pixels * c.channels,
@@ -222,6 +234,7 @@ CASES = [
     Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512),
     Case("smooth_max_pool", "fwd+bwd", "float32", 1024, 19),
     Case("category_pool", "fwd+bwd", "float32", 8464, 2048),
+    *(Case("depthwise_conv2d", mode, "float32", 1024, 960) for mode in BOTH),
     *(Case("aspp", mode, "float32", 4096, 512) for mode in BOTH),
     *(Case("aspp", "fwd+bwd", dtype, 8464, 2048) for dtype in ("bfloat16", "float32")),
 ]

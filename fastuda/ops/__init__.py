@@ -10,6 +10,7 @@ from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
 from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
 from fastuda.ops.cycle_match import CycleMatch, cycle_match
+from fastuda.ops.depthwise_conv2d import depthwise_conv2d
 from fastuda.ops.domain_cross_entropy import domain_cross_entropy
 from fastuda.ops.local_affinity import affinity_cleaning_loss, local_affinity
 from fastuda.ops.lovasz_softmax import lovasz_softmax
@@ -33,6 +34,7 @@ __all__ = [
     "contrast_softmax",
     "cycle_association_loss",
     "cycle_match",
+    "depthwise_conv2d",
     "domain_cross_entropy",
     "local_affinity",
     "lovasz_softmax",
