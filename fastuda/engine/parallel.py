@@ -175,8 +175,7 @@ def _summed(x: Tensor) -> Tensor:
 def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """``module`` with every trained batch norm replaced by one that sees all ranks; same state names."""
     for name, child in list(module.named_children()):
-        # a frozen one has its own train(), and keeps its statistics
-        if type(child) is nn.BatchNorm2d and "train" not in child.__dict__:
+        if type(child) is nn.BatchNorm2d:  # a frozen one has its own class, and keeps its statistics
             if device.type == "cuda":
                 synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child)
             else:
