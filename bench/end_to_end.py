@@ -1,10 +1,11 @@
-"""Time training steps on the fused ops against the published formulations.
+"""Time training steps on the fused ops against the published formulations, and against plain torch networks.
 
 Each side runs the trainer in its own process (to measure its own peak memory), from the same seed on the same
-scenes: once with ``fastuda.ops``, once with the formulations of the authors' code (bench/published.py). The
-losses of both sides over the first steps must agree, or no time is reported. Memory is the peak above what
-remains between steps. The shares of the step's parts come from ``python -m fastuda.profile`` over one more
-step. If the ops' share of a published step is s, ops can speed up that step at most by 1 / (1 - s).
+scenes: once with ``fastuda.ops``, once with the formulations of the authors' code (bench/published.py), and
+once with the losses of ``fastuda.ops`` on a network of torch's own layers. The losses of all sides over the
+first steps must agree, or no time is reported. Memory is the peak above what remains between steps. The
+shares of the step's parts come from ``python -m fastuda.profile`` over one more step. If the ops' share of a
+published step is s, ops can speed up that step at most by 1 / (1 - s).
 
 Each method's row is written at once. If the published formulation fails, for example by running out of
 memory, the row has the other side only.
@@ -51,11 +52,13 @@ EXAMPLES = """\
   python -m bench.end_to_end --method sepico --set variant=bank --dtype float32
   python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README"""
 SIDES = ("fused", "published")
+PLAIN = "plain"
+"""The third side: the network of torch's own layers, the losses of ``fastuda.ops``."""
 COLUMNS = (
     *("method", "backbone", "crop", "batch", "dtype", "fused_s", "published_s", "ratio", "fused_mib"),
     *("published_mib", "loss_difference"),
     *(f"{side}_{part}" for side in SIDES for part in PARTS),
-    *("largest_op", "machine", "torch", "commit", "date"),
+    *("largest_op", "machine", "torch", "commit", "date", "plain_s", "plain_ratio", "plain_mib"),
 )
 COMPARED = 4
 """Number of steps whose losses are compared; later steps differ by rounding."""
@@ -108,6 +111,8 @@ def work(job: dict) -> dict[str, object]:
     shares."""
     if job["side"] == "published":
         published.use()
+    elif job["side"] == PLAIN:
+        published.plain()
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     setup_logging(quiet=True)
@@ -173,7 +178,7 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         Failed: the fused side failed, or the losses differ.
     """
     end = time.monotonic() + timeout
-    fused, truth = (side(job, name, max(end - time.monotonic(), 1.0)) for name in SIDES)
+    fused, truth, plain = (side(job, name, max(end - time.monotonic(), 1.0)) for name in (*SIDES, PLAIN))
     if "failed" in fused:
         raise Failed(f"{job['method']}, fused, {fused['failed']}")
     seconds = statistics.median(fused["seconds"])
@@ -194,6 +199,18 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         row |= {"published_s": f"{published:.3f}", "ratio": f"{published / seconds:.2f}",
                 "published_mib": f"{truth['mib']:.0f}", "loss_difference": f"{gap:.1e}",
                 "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
+    if "failed" in plain:
+        say(f"{job['method']}, plain torch, {plain['failed']}")
+        row |= dict.fromkeys(("plain_s", "plain_ratio", "plain_mib"), "")
+    else:
+        gap = difference(fused["losses"][:COMPARED], plain["losses"][:COMPARED])
+        if not gap <= TOLERANCE[job["dtype"]]:
+            raise Failed(
+                f"{job['method']}: the losses differ by {gap:.2g} from plain torch's; no time is given"
+            )
+        plain_s = statistics.median(plain["seconds"])
+        row |= {"plain_s": f"{plain_s:.3f}", "plain_ratio": f"{plain_s / seconds:.2f}",
+                "plain_mib": f"{plain['mib']:.0f}"}  # fmt: skip
     for name, result in zip(SIDES, (fused, truth), strict=True):
         row |= {f"{name}_{part}": f"{result['share'][part]:.3f}" for part in PARTS}
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"
@@ -209,6 +226,8 @@ def line_of(row: dict[str, object]) -> str:
     text = f"{row['method']}: {1 / float(str(row['fused_s'])):.2f} steps/s"
     if row["ratio"]:
         text += f" against {1 / float(str(row['published_s'])):.2f} ({row['ratio']} x)"
+    if row["plain_ratio"]:
+        text += f", {row['plain_ratio']} x plain torch"
     text += f", {row['fused_mib']} MiB"
     if row["ratio"]:
         text += f" against {row['published_mib']} MiB, losses within {row['loss_difference']}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastuda.ops as F
 from bench import published
-from bench.registry import Case
+from bench.registry import DILATIONS, Case
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], Tensor]
@@ -43,6 +43,10 @@ OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
     ),
     "smooth_max_pool": lambda t, b: F.smooth_max_pool(t["x"], backend=b),
     "category_pool": lambda t, b: F.category_pool(t["x"], t["seg"], backend=b),
+    "depthwise_conv2d": lambda t, b: F.depthwise_conv2d(
+        t["x"], t["weight"], padding=4, dilation=4, backend=b
+    ),
+    "aspp": lambda t, b: F.aspp(t["x"], t["weight"].unbind(), dilations=DILATIONS, backend=b),
 }
 """Each memory-bound op of fastuda on one backend."""
 

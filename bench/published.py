@@ -9,7 +9,8 @@ affinities, FADA's unused gradients, SePiCo's unused teacher logits) is not comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -167,6 +168,38 @@ def one_by_one(self: CategoryDiscriminators, pooled: Tensor, classes: Tensor | N
     return logits if classes is None else logits[:, classes]
 
 
+def aspp(
+    features: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    dilations: Sequence[int],
+    biases: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """A convolution for each branch, summed."""
+    added = biases or [None] * len(weights)
+    branches = zip(weights, dilations, added, strict=True)
+    outputs = [nnf.conv2d(features, w, b, padding=d, dilation=d) for w, d, b in branches]
+    return sum(outputs[1:], outputs[0])
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:
+    """torch's convolution; a dilated one in float32 on a CPU, where its gradient in bfloat16 is wrong."""
+    wide = x.device.type == "cpu" and dilation > 1
+    with torch.autocast(x.device.type, enabled=False) if wide else nullcontext():
+        return nnf.conv2d(x.float() if wide else x, weight, bias, stride, padding, dilation, x.shape[1])
+
+
+LAYERS: dict[str, Callable[..., Any]] = {"aspp": aspp, "depthwise_conv2d": depthwise_conv2d}
+"""The layers of networks as torch has them."""
+
 OPS: dict[str, Callable[..., Any]] = {
     "spatial_aggregate": spatial_aggregate,
     "cycle_association_loss": cycle_association_loss,
@@ -192,9 +225,16 @@ def widened(op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def plain(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """From here on this process's networks are made of torch's own layers; the losses stay."""
+    for name, layer in LAYERS.items():
+        replace(F, name, layer)
+
+
 def use(replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Let this process train on the published formulations."""
     replace(_backends, "DEFAULT_BACKEND", "reference")
     for name, op in OPS.items():
         replace(F, name, widened(op))
+    plain(replace)
     replace(CategoryDiscriminators, "forward", widened(one_by_one))

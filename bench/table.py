@@ -135,8 +135,8 @@ def step_rows() -> list[dict[str, str]]:
 def steps() -> str:
     """The tables of ``python -m bench.end_to_end``, and what limits methods that gain little."""
     rows = step_rows()
-    names = ("method", "backbone", "crop", "dtype", "steps/s", "published", "ratio", "MiB", "published",
-             "losses within", "machine")  # fmt: skip
+    names = ("method", "backbone", "crop", "dtype", "steps/s", "published", "ratio", "to plain torch", "MiB",
+             "published", "losses within", "machine")  # fmt: skip
     text = f"{STEPS}\n{_line(*names)}{'|---' * len(names)}|\n"
     if not rows:
         return text + _line(*["not measured"] * len(names))
@@ -147,7 +147,8 @@ def steps() -> str:
         ]
         what = (row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"])
         memory = (row["fused_mib"], row["published_mib"], row["loss_difference"], row["machine"])
-        text += _line(*what, *rates, row["ratio"] and f"**{row['ratio']}**", *memory)
+        ratios = (row["ratio"] and f"**{row['ratio']}**", row["plain_ratio"] or "not measured")
+        text += _line(*what, *rates, *ratios, *memory)
     names = ("method", "crop", *PARTS, "bound")
     text += f"{SHARES}\n{_line(*names)}{'|---' * len(names)}|\n"
     rows = [row for row in rows if row["ratio"]]

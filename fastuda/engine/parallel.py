@@ -178,8 +178,7 @@ def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """``module`` with every trainable batch norm replaced by a synchronised one; the state's names stay
     the same."""
     for name, child in list(module.named_children()):
-        # frozen layers override train() and keep their statistics
-        if type(child) is nn.BatchNorm2d and "train" not in child.__dict__:
+        if type(child) is nn.BatchNorm2d:  # a frozen one has its own class, and keeps its statistics
             if device.type == "cuda":
                 synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child)
             else:

@@ -28,6 +28,8 @@ from fastuda.models.segmentor import Segmentor
 from fastuda.system.files import written
 
 PREFIX = "fastuda."
+LAYERS = ("aspp", "depthwise_conv2d")
+"""Ops that count as what they are a part of: heads and backbones."""
 STEP = f"{PREFIX}step"
 PARTS = ("data", "backbone", "heads", "ops", "optimiser", "rest")
 """Waiting for the batch; backbones (also a teacher's); segmentation heads, projections and discriminators;
@@ -77,7 +79,7 @@ def _scopes(trainer: Trainer) -> Iterator[None]:
             _hook(stack, other, "heads")
         for name in F.__all__:
             op = getattr(F, name)
-            if callable(op) and not isinstance(op, type) and name != "backends":
+            if callable(op) and not isinstance(op, type) and name not in ("backends", *LAYERS):
                 setattr(F, name, _scoped(op, name))
                 stack.callback(setattr, F, name, op)
         yield

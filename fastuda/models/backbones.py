@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fastuda.models.frozen import freeze
 from fastuda.models.mobile import EfficientNetLite0, MobileNetV2
 from fastuda.models.resnet import BasicBlock, Bottleneck, ResNet
 from fastuda.models.vgg import VGG16
@@ -93,17 +94,17 @@ def init_scratch(module: nn.Module) -> None:
 
 
 def freeze_batch_norm(module: nn.Module, mode: str) -> None:
-    """``affine`` freezes scale and shift; ``frozen`` also freezes the statistics.
+    """``affine`` freezes scale and shift; ``frozen`` also freezes the statistics, and folds the norms into
+    the convolutions before them (:mod:`fastuda.models.frozen`).
 
     The layers keep their eps of 1e-5; FADA's authors divide by ``sqrt(variance)`` (core/models/layers.py).
     """
+    if mode == "frozen":
+        freeze(module)
+        return
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.weight.requires_grad_(False)
-            part.bias.requires_grad_(False)
-            if mode == "frozen":
-                part.eval()
-                part.train = lambda mode=True, part=part: part  # type: ignore[method-assign, misc]
+            part.requires_grad_(False)
 
 
 __all__ = ["BACKBONES", "VGG16", "MobileNetV2", "ResNet", "SmallNet", "freeze_batch_norm", "init_scratch"]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastuda.models.mobile import DilatedDepthwise
+from fastuda.models.mobile import DepthwiseConv2d
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = (DilatedDepthwise if groups > 1 else nn.Conv2d)(
+    conv = (DepthwiseConv2d if groups > 1 else nn.Conv2d)(
         inputs, outputs, kernel, 1, dilation * (kernel // 2), dilation, groups=groups, bias=False
     )
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

@@ -10,6 +10,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastuda.errors import UserError
+from fastuda.models.mobile import DepthwiseConv2d
 
 # widths of the four stages, blocks of each
 SIZES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
@@ -66,6 +67,8 @@ class MiT(nn.Module):
         for name, part in self.encoder.named_modules():
             if isinstance(part, nn.LayerNorm) and not PATCHES.search(name):
                 part.eps = 1e-6
+            if isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1:
+                part.__class__ = DepthwiseConv2d  # that of the Mix-FFN
 
     def init_scratch(self) -> None:
         """The published initialisation: truncated normal 0.02, and He by fan-out for convolutions."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import fastuda.ops as F
 from bench import end_to_end, loader, measure, published, table
@@ -17,6 +18,8 @@ from bench.registry import CASES, Case
 from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
+from fastuda.models import ModelConfig, build_model
+from fastuda.ops import _backends
 
 SMALL = list(dict.fromkeys(dataclasses.replace(c, pixels=96, channels=min(c.channels, 24)) for c in CASES))
 
@@ -97,6 +100,17 @@ def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatc
     assert end_to_end.difference(*found) < 1e-3 and len(found[0][0]) > 1
 
 
+def test_a_plain_network_has_none_of_our_layers(monkeypatch):
+    """Its logits are the same."""
+    model = build_model(ModelConfig(backbone="mobilenet_v2"), 5).eval()
+    x = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        wanted = model(x).logits
+        published.plain(monkeypatch.setattr)
+        monkeypatch.setattr(_backends, "select", lambda op, *_, **__: pytest.fail(f"{op} of fastuda ran"))
+        assert torch.allclose(model(x).logits, wanted, atol=1e-5)
+
+
 def test_a_step_is_timed_on_both_sides(tmp_path):
     rows = tmp_path / "rows.csv"
     args = ["--method", "plca", "--backbone", "small", "--crop", "64", "96", "--steps", "1"]
@@ -109,6 +123,7 @@ def test_a_step_is_timed_on_both_sides(tmp_path):
     with rows.open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert float(row["fused_s"]) > 0 and 0 < float(row["loss_difference"]) < 1e-3
+    assert float(row["plain_s"]) > 0 and float(row["plain_ratio"]) > 0 and "x plain torch" in done.stdout
     for side in end_to_end.SIDES:
         assert sum(float(row[f"{side}_{part}"]) for part in table.PARTS) == pytest.approx(1, abs=0.01)
 

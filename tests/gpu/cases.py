@@ -91,6 +91,7 @@ CASES = {
         4 * normal(2, 700, 19, seed=11),
         lambda x, b: F.category_pool(normal(2, 700, 40, seed=10).to(x), x, backend=b),
     ),
+    "head": ("aspp", normal(2, 40, 33, 50, seed=12), head),
     "association": ("cycle_association_loss", features(97), association),
     "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
     "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),

@@ -195,6 +195,8 @@ def operators(backend):
         ("bank_contrast_fwd", (features, classes, bank, count, 1.0, 255, True)),
         ("category_pool_fwd", (x, p)),
         ("category_pool_bwd", (pooled, x, p, pooled, plane, True, True)),
+        ("aspp_fwd", (z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), plane[0], [1, 2])),
+        ("aspp_bwd", (z, z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), [1, 2], True, True)),
     ]
 
 
@@ -222,11 +224,15 @@ def steps():
         "affinity": (PROBABILITIES, F.local_affinity),
         "cleaning": (PROBABILITIES, F.affinity_cleaning_loss),
         "pooling": (LOGITS, F.smooth_max_pool),
+        "head": (
+            normal(2, 40, 33, 50, seed=12),
+            partial(F.aspp, weights=[w.to(DEVICE) for w in HEAD], dilations=(6, 12, 18, 24)),
+        ),
     }
 
 
 STEPS = ("association", "aggregation", "predictions", "entropy", "lovasz", "domain", "affinity", "cleaning",
-         "pooling")  # fmt: skip
+         "pooling", "head")  # fmt: skip
 
 
 def stepped(function, x):
