@@ -79,6 +79,13 @@ PROBABILITIES = (4 * normal(2, 7, 45, 70)).softmax(1)
 
 
 # name: (op, input, function)
+HEAD = [normal(19, 40, 3, 3, seed=13 + r) / 20 for r in range(4)]
+
+
+def head(x, backend):
+    return F.aspp(x, [w.to(x) for w in HEAD], dilations=(6, 12, 18, 24), backend=backend)
+
+
 CASES = {
     "pooling": ("smooth_max_pool", LOGITS, lambda x, b: F.smooth_max_pool(x, k=3.0, backend=b)),
     "category features": (

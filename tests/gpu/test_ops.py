@@ -20,6 +20,7 @@ from tests.gpu.cases import (
     DEVICE,
     DOMAIN_LOGITS,
     DTYPES,
+    HEAD,
     LOGITS,
     PROBABILITIES,
     TRITON,
