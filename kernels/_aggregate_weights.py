@@ -74,7 +74,10 @@ def strip_similarity(s, rows, cols, scale, row, top, m, KL: tl.constexpr):
     return tl.where(cols[None, :] == rows[:, None], top[:, None], s), scale_col
 
 
-@triton.jit(do_not_specialize=["first", "blocks", "splits"])
+@triton.jit(
+    do_not_specialize=["first", "blocks", "splits"],
+    do_not_specialize_on_alignment=["row", "own", "temperature"],
+)
 def weight_panel(
     a,
     b,
@@ -119,5 +122,5 @@ def weight_panel(
         e = tl.where(col_ok[None, :], e, 0.0)
         total += tl.sum(e, 1)
         to = weights + rows.to(tl.int64)[:, None] * stride + cols[None, :]
-        tl.store(to, narrow(e, weights, UPCAST), mask=(rows < n)[:, None] & col_ok[None, :])
+        tl.store(to, narrow(e, weights, UPCAST), mask=(rows < n)[:, None] & (cols < stride)[None, :])
     tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)

@@ -30,7 +30,7 @@ from fastuda.kernels._common import (
     tile_product,
     tile_shape,
 )
-from fastuda.kernels._panels import Panel, project
+from fastuda.kernels._panels import Panel, panel_scale, project, saturate, without_vanishing
 
 
 class Hop(NamedTuple):
@@ -50,22 +50,31 @@ class Hop(NamedTuple):
 
 def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
     """Both gradients through the cosine."""
-    # float16 cannot hold the scale of H.
-    work = torch.float32 if source.dtype == torch.float16 else source.dtype
     grad_source, grad_target = torch.empty_like(source), torch.empty_like(target)
     s, t = prepare(source, "cosine"), prepare(target, "cosine")
     for b in range(source.shape[0]):
-        key, key_inv, inv = t.key[b].to(work), t.row[b], s.row[b]
+        key, key_inv, inv = t.key[b], t.row[b], s.row[b]
         gradient = torch.zeros_like(key, dtype=torch.float32)
         pull, push = forward.epilogue(b), backward.epilogue(b)
+        scale = None
+        if key.dtype == torch.float16:
+            scale = panel_scale(_largest_slope(pull[0], inv, push[0], key_inv))
+            pull, push = (pull[0] * scale, *pull[1:]), (push[0] * scale, *push[1:])
         for query, part, panel in _panels(s.query[b], key):
             y = gradient.new_empty(query.shape)
             _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, kl=False)
             product(panel, key, y)
             add_product(gradient, panel.T, query)
-            project(y, query, inv[part], grad_source[b, part])
-        project(gradient, key, key_inv, grad_target[b])
+            project(y, query, inv[part], grad_source[b, part], scale)
+        project(gradient, key, key_inv, grad_target[b], scale)
     return grad_source, grad_target
+
+
+def _largest_slope(pull: Tensor, inv: Tensor, push: Tensor, key_inv: Tensor) -> Tensor:
+    """[] what no element of H exceeds, but for those of vanishing features: a probability less its match is
+    at most 1."""
+    inv, key_inv = without_vanishing(inv), without_vanishing(key_inv)
+    return (pull.abs() * inv).amax() * key_inv.amax() + (push.abs() * key_inv).amax() * inv.amax()
 
 
 def divergence(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
@@ -90,12 +99,12 @@ def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Ten
 
 
 def _panels(source: Tensor, key: Tensor) -> Iterator[tuple[Tensor, slice, Tensor]]:
-    """``(rows in the key's dtype, their slice, scratch)`` panel by panel."""
+    """``(rows, their slice, scratch)`` panel by panel."""
     n, m = source.shape[0], key.shape[0]
     scratch = Panel(key, m, key.shape[1], n)
     for start in range(0, n, scratch.rows):
         part = slice(start, min(start + scratch.rows, n))
-        yield source[part].to(key.dtype), part, scratch.view(part.stop - start, m)
+        yield source[part], part, scratch.view(part.stop - start, m)
 
 
 def _fill(
@@ -136,7 +145,10 @@ def _fill(
     )
 
 
-@triton.jit(do_not_specialize=["first", "blocks", "splits"])
+@triton.jit(
+    do_not_specialize=["first", "blocks", "splits"],
+    do_not_specialize_on_alignment=["row_a", "row_b"],
+)
 def association_panel(
     a,
     b,
@@ -201,4 +213,7 @@ def association_panel(
             g += back_weight[None, :] * tl.where(hit, p - 1.0, p)
             g = g * scale[:, None] * scale_col[None, :]
         to = panel + rows.to(tl.int64)[:, None] * stride + cols[None, :]
-        tl.store(to, narrow(g, panel, UPCAST), mask=(rows < n)[:, None] & col_ok[None, :])
+        g = tl.where(col_ok[None, :], g, 0.0)
+        tl.store(
+            to, narrow(saturate(g, panel), panel, UPCAST), mask=(rows < n)[:, None] & (cols < stride)[None, :]
+        )

@@ -7,19 +7,21 @@ in registers), two library products consume it while it is in L2.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, PANEL_BYTES, narrow, tile_shape
+from fastuda.kernels._common import EPS_NORM, INTERPRETED, PANEL_BYTES, narrow, tile_shape
 
 
 class Panel:
     """Scratch for ``count`` matrices of a few rows and up to ``columns`` columns, used again and again."""
 
     def __init__(self, like: Tensor, columns: int, channels: int, rows: int, count: int = 1) -> None:
-        self.stride = triton.cdiv(columns, 8) * 8
-        """Rows begin on 16 bytes."""
+        self.stride = triton.cdiv(columns, 16) * 16
+        """What Triton knows to divide by 16 it stores 16 bytes at a time, if the mask does so too: kernels
+        write zeros up to the stride."""
         block = tile_shape(like)["BM"]
         fit = min(PANEL_BYTES // (count * self.stride * like.element_size()), PANEL_BYTES // (6 * channels))
         self.rows = min(max(fit // block, 1) * block, triton.cdiv(rows, block) * block)
@@ -35,11 +37,13 @@ def project(
     x: Tensor,
     inv_norm: Tensor,
     out: Tensor,
+    scale: Tensor | None = None,
     rest: tuple[Tensor, Tensor, float] | None = None,
 ) -> None:
     """``out = y - u (u . y)`` per row [R, C] with ``u = x inv_norm``: the gradient of the normalisation.
 
-    ``y`` is float32. ``rest = (g, v, alpha)`` adds ``(1 - alpha) g + alpha v``.
+    ``y`` is float32, ``scale`` times too large where that is given ([] float32). ``rest = (g, v, alpha)``
+    adds ``(1 - alpha) g + alpha v``.
     """
     g, v, alpha = rest or (x, y, 0.0)
     rows, channels = y.shape
@@ -50,11 +54,13 @@ def project(
         x,
         inv_norm,
         out,
+        y if scale is None else scale,
         g,
         v,
         alpha,
         rows,
         channels,
+        SCALED=scale is not None,
         REST=rest is not None,
         UPCAST=INTERPRETED,
         BR=height,
@@ -63,17 +69,38 @@ def project(
     )
 
 
+def panel_scale(bound: Tensor) -> Tensor:
+    """The power of two that takes ``bound`` [] up to half of float16's range, as float32 on its device."""
+    _, exponent = torch.frexp(bound)  # bound < 2 ** exponent
+    return torch.ldexp(torch.ones_like(bound), (15 - exponent).clamp(-100, 100))
+
+
+def without_vanishing(inv_norm: Tensor) -> Tensor:
+    """Inverse norms, 0 for vanishing features, whose own would leave the others nothing of float16."""
+    return torch.where(inv_norm < 0.5 / EPS_NORM, inv_norm, 0)
+
+
 @triton.jit
+def saturate(x, like):
+    """float32 ``x`` within the range of float16 where pointer ``like`` is that."""
+    if like.dtype.element_ty == tl.float16:
+        x = tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return x
+
+
+@triton.jit(do_not_specialize_on_alignment=["inv_norm"])
 def project_rows(
     y,
     x,
     inv_norm,
     out,
+    scale,
     g,
     v,
     alpha,
     rows,
     channels,
+    SCALED: tl.constexpr,
     REST: tl.constexpr,
     UPCAST: tl.constexpr,
     BR: tl.constexpr,
@@ -96,6 +123,8 @@ def project_rows(
         at = row[:, None] * channels + start + c[None, :]
         u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]
         value = tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None]
+        if SCALED:
+            value = value / tl.load(scale)
         if REST:
             value += (1 - alpha) * tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
             value += alpha * tl.load(v + at, mask=inside, other=0.0)

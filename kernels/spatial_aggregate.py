@@ -13,7 +13,7 @@ from fastuda.kernels import _temperature
 from fastuda.kernels._aggregate_gradient import fill_slopes
 from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
 from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, product
-from fastuda.kernels._panels import Panel, project
+from fastuda.kernels._panels import Panel, panel_scale, project, without_vanishing
 
 
 def aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,8 +48,7 @@ def aggregate_bwd(
     """Gradient of the input; the low-level op of the same name."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, n, c = x.shape
-    # float16 cannot hold the scale of the gradients.
-    work = x.float() if similarity == "kl" or x.dtype == torch.float16 else x
+    work = x.float() if similarity == "kl" else x
     grad_x = torch.empty_like(x)
     with on_device(x):
         side = prepare(work, similarity)
@@ -60,6 +59,10 @@ def aggregate_bwd(
             values, g = work[b], grad[b].to(work.dtype)
             by_similarity, by_values = own.new_zeros(2, n, c)
             centre = _centre(g, values, out[b], alpha, similarity)
+            step, scale = factor[b], None
+            if work.dtype == torch.float16:
+                scale = panel_scale(_largest_slope(g, values, step, side.row[b]))
+                step = step * scale
             by_query = by_similarity if similarity == "cosine" else torch.zeros_like(by_values)
             scratch = Panel(values, n, c, n, count=2)
             for start in range(0, n, scratch.rows):
@@ -77,7 +80,7 @@ def aggregate_bwd(
                     g,
                     values,
                     centre,
-                    factor,
+                    step,
                     similarity,
                 )
                 add_product(by_values, weights.T, g[part])
@@ -85,11 +88,21 @@ def aggregate_bwd(
                 add_product(by_query[part], slopes, side.key[b])
             rest = (g, by_values, alpha)
             if similarity == "cosine":
-                project(by_similarity, values, side.row[b], grad_x[b], rest=rest)
+                project(by_similarity, values, side.row[b], grad_x[b], scale, rest)
             else:
                 by_query += by_similarity / (values + EPS_KL)
                 grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
     return grad_x
+
+
+def _largest_slope(grad: Tensor, values: Tensor, factor: Tensor, inv_norm: Tensor) -> Tensor:
+    """[] what no slope of the cosine exceeds, but for those of vanishing features:
+    ``|w (g_i . x_j - centre_i)| <= |g_i| (|x_j| + max |x|)``."""
+    inv = without_vanishing(inv_norm)
+    factor = torch.where(inv > 0, factor, 0)
+    length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
+    largest = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32).amax()
+    return (length * factor.abs()).amax() * (1 + largest * inv.amax())
 
 
 def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float, similarity: str) -> Tensor:

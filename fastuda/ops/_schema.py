@@ -171,10 +171,10 @@ def _bank_contrast_fwd(
 
 
 def _smooth_max_pool_fwd(logits: Tensor, k: float):
-    return _stat(logits, *logits.shape[:2])
+    return _stat(logits, *logits.shape[:2]), _stat(logits, *logits.shape[:2])
 
 
-def _smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float):
+def _smooth_max_pool_bwd(grad: Tensor, logits: Tensor, lse: Tensor, k: float):
     return logits.new_empty(logits.shape)
 
 
@@ -299,10 +299,10 @@ define(
     " bool gradient) -> (Tensor, Tensor)",
     _bank_contrast_fwd,
 )
-define("smooth_max_pool_fwd", "(Tensor logits, float k) -> Tensor", _smooth_max_pool_fwd)
+define("smooth_max_pool_fwd", "(Tensor logits, float k) -> (Tensor, Tensor)", _smooth_max_pool_fwd)
 define(
     "smooth_max_pool_bwd",
-    "(Tensor grad, Tensor logits, Tensor pooled, float k) -> Tensor",
+    "(Tensor grad, Tensor logits, Tensor lse, float k) -> Tensor",
     _smooth_max_pool_bwd,
 )
 define("category_pool_fwd", "(Tensor features, Tensor logits) -> (Tensor, Tensor)", _category_pool_fwd)
