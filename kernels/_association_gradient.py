@@ -26,6 +26,7 @@ from fastuda.kernels._common import (
     narrow,
     prepare,
     product,
+    product_strip,
     quarters,
     tile_product,
     tile_shape,
@@ -48,8 +49,10 @@ class Hop(NamedTuple):
         return weight / temperature, LOG2E / temperature, lse * LOG2E, index.to(torch.int32)
 
 
-def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
-    """Both gradients through the cosine."""
+def cosine(
+    source: Tensor, target: Tensor, forward: Hop, backward: Hop, library: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both gradients through the cosine; ``library``: it multiplies in place of tiles."""
     grad_source, grad_target = torch.empty_like(source), torch.empty_like(target)
     s, t = prepare(source, "cosine"), prepare(target, "cosine")
     for b in range(source.shape[0]):
@@ -60,9 +63,9 @@ def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple
         if key.dtype == torch.float16:
             scale = panel_scale(_largest_slope(pull[0], inv, push[0], key_inv))
             pull, push = (pull[0] * scale, *pull[1:]), (push[0] * scale, *push[1:])
-        for query, part, panel in _panels(s.query[b], key):
+        for query, part, panel, products in _panels(s.query[b], key, library):
             y = gradient.new_empty(query.shape)
-            _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, kl=False)
+            _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, products, kl=False)
             product(panel, key, y)
             add_product(gradient, panel.T, query)
             project(y, query, inv[part], grad_source[b, part], scale)
@@ -77,34 +80,40 @@ def _largest_slope(pull: Tensor, inv: Tensor, push: Tensor, key_inv: Tensor) -> 
     return (pull.abs() * inv).amax() * key_inv.amax() + (push.abs() * key_inv).amax() * inv.amax()
 
 
-def divergence(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
+def divergence(
+    source: Tensor, target: Tensor, forward: Hop, backward: Hop, library: bool = False
+) -> tuple[Tensor, Tensor]:
     """Both gradients through minus the KL divergence: two independent hops, each with its own product."""
     s, t = prepare(source, "kl"), prepare(target, "kl")
     grad_source, grad_target = torch.zeros_like(s.query), torch.zeros_like(t.query)
-    _one_way(s, t, forward, grad_source, grad_target)
-    _one_way(t, s, backward, grad_target, grad_source)
+    _one_way(s, t, forward, grad_source, grad_target, library)
+    _one_way(t, s, backward, grad_target, grad_source, library)
     return grad_source.to(source.dtype), grad_target.to(target.dtype)
 
 
-def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Tensor) -> None:
+def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Tensor, library: bool) -> None:
     for b in range(query.query.shape[0]):
         k = key.key[b]
         residuals = hop.epilogue(b)
         gradient = torch.zeros_like(k)
-        for q, part, panel in _panels(query.query[b], k):
-            _fill(panel, q, k, part.start, query.row[b, part], key.row[b], residuals, residuals, kl=True)
+        for q, part, panel, products in _panels(query.query[b], k, library):
+            rows = query.row[b, part], key.row[b]
+            _fill(panel, q, k, part.start, *rows, residuals, residuals, products, kl=True)
             add_product(grad_query[b, part], panel, k)
             add_product(gradient, panel.T, q)
         grad_key[b] += gradient / (key.query[b] + EPS_KL)
 
 
-def _panels(source: Tensor, key: Tensor) -> Iterator[tuple[Tensor, slice, Tensor]]:
-    """``(rows, their slice, scratch)`` panel by panel."""
+def _panels(
+    source: Tensor, key: Tensor, library: bool
+) -> Iterator[tuple[Tensor, slice, Tensor, Tensor | None]]:
+    """``(rows, their slice, scratch, products or None)`` panel by panel."""
     n, m = source.shape[0], key.shape[0]
-    scratch = Panel(key, m, key.shape[1], n)
+    scratch = Panel(key, m, key.shape[1], n, products=int(library))
     for start in range(0, n, scratch.rows):
         part = slice(start, min(start + scratch.rows, n))
-        yield source[part], part, scratch.view(part.stop - start, m)
+        products = scratch.product(source[part], key) if library else None
+        yield source[part], part, scratch.view(part.stop - start, m), products
 
 
 def _fill(
@@ -116,6 +125,7 @@ def _fill(
     row_b: Tensor,
     pull: tuple[Tensor, ...],
     push: tuple[Tensor, ...],
+    products: Tensor | None,
     *,
     kl: bool,
 ) -> None:
@@ -130,6 +140,7 @@ def _fill(
         *pull,
         *push,
         panel,
+        panel if products is None else products,
         panel.stride(0),
         n,
         m,
@@ -138,6 +149,7 @@ def _fill(
         blocks,
         splits,
         KL=kl,
+        LIBRARY=products is not None,
         EVEN=divides(query, shape["BK"]),
         UPCAST=INTERPRETED,
         GROUP=8,
@@ -163,6 +175,7 @@ def association_panel(
     push_lse,
     push_index,
     panel,
+    products,
     stride,
     n,
     m,
@@ -171,6 +184,7 @@ def association_panel(
     blocks,
     splits,
     KL: tl.constexpr,
+    LIBRARY: tl.constexpr,
     EVEN: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
@@ -183,18 +197,22 @@ def association_panel(
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     rows = block * BM + tl.arange(0, BM)
     at_row = tl.minimum(rows, n - 1).to(tl.int64)
-    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
-    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
+    if not LIBRARY:
+        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+        s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
+        parts = quarters(s, BM, BN)
     scale = tl.load(row_a + at_row)
     weight = tl.load(pull_weight + first + at_row)
     inv = tl.load(pull_inv + first + at_row)
     lse = tl.load(pull_lse + first + at_row)
     match = tl.load(pull_index + first + at_row)
-    parts = quarters(s, BM, BN)
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
         col_ok = cols < m
-        s = parts[strip]
+        if LIBRARY:
+            s = product_strip(products, rows, cols, n, m, stride)
+        else:
+            s = parts[strip]
         if KL:
             s = s + scale[:, None]
         else:

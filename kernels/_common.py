@@ -129,6 +129,13 @@ def tile_product(
 
 
 @triton.jit
+def product_strip(products, rows, cols, n, m, stride):
+    """[BM, columns] of products that the library has left in a float32 panel, 0 outside."""
+    at = rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    return tl.load(products + at, mask=(rows < n)[:, None] & (cols < m)[None, :], other=0.0)
+
+
+@triton.jit
 def narrow(x, like, UPCAST: tl.constexpr):
     """float32 ``x`` in the element type of pointer ``like``, rounded to nearest even."""
     if UPCAST and like.dtype.element_ty == tl.bfloat16:  # the interpreter truncates

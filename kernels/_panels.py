@@ -12,24 +12,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import EPS_NORM, INTERPRETED, PANEL_BYTES, narrow, tile_shape
+from fastuda.kernels._common import EPS_NORM, INTERPRETED, PANEL_BYTES, narrow, product, tile_shape
 
 
 class Panel:
-    """Scratch for ``count`` matrices of a few rows and up to ``columns`` columns, used again and again."""
+    """Scratch for ``count`` matrices of a few rows and up to ``columns`` columns, used again and again, and
+    for ``products`` of as many rows in float32, which the library multiplies."""
 
-    def __init__(self, like: Tensor, columns: int, channels: int, rows: int, count: int = 1) -> None:
+    def __init__(
+        self, like: Tensor, columns: int, channels: int, rows: int, count: int = 1, products: int = 0
+    ) -> None:
         self.stride = triton.cdiv(columns, 16) * 16
         """What Triton knows to divide by 16 it stores 16 bytes at a time, if the mask does so too: kernels
         write zeros up to the stride."""
         block = tile_shape(like)["BM"]
-        fit = min(PANEL_BYTES // (count * self.stride * like.element_size()), PANEL_BYTES // (6 * channels))
+        row = self.stride * (count * like.element_size() + 4 * products)
+        fit = min(PANEL_BYTES // row, PANEL_BYTES // (6 * channels))
         self.rows = min(max(fit // block, 1) * block, triton.cdiv(rows, block) * block)
         self.memory = like.new_empty(count, self.rows, self.stride)
+        self.products = like.new_empty(products, self.rows, self.stride, dtype=torch.float32)
 
     def view(self, rows: int, columns: int, index: int = 0) -> Tensor:
         """[rows, columns] of one of the matrices."""
         return self.memory[index, :rows, :columns]
+
+    def product(self, a: Tensor, b: Tensor, first: int = 0, index: int = 0) -> Tensor:
+        """``a @ b.T`` [rows, columns] in float32 from column ``first`` on, by the library."""
+        out = self.products[index, : a.shape[0], : b.shape[0]]
+        product(a, b[first:].T, out[:, first:])
+        return out
 
 
 def project(

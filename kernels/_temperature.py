@@ -21,9 +21,11 @@ from fastuda.kernels._common import (
     Side,
     divides,
     grouped,
+    product_strip,
     tile_product,
     tile_shape,
 )
+from fastuda.kernels._panels import Panel
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Deviation of equal similarities that were rounded, at most, over their size or 1."""
@@ -40,20 +42,23 @@ def covariance_pays(channels: int, keys: int, dtype: torch.dtype) -> bool:
     return keys >= (4 if dtype == torch.float32 else 48) * channels
 
 
-def pair_temperatures(source: Side, target: Side, similarity: str) -> tuple[Tensor, Tensor]:
-    """``([B, N], [B, M])``: of the rows source -> target and of the rows target -> source."""
+def pair_temperatures(
+    source: Side, target: Side, similarity: str, library: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``([B, N], [B, M])``: of the rows source -> target and of the rows target -> source. ``library``: it
+    multiplies in place of tiles, for one image."""
     n, (m, c) = source.query.shape[1], target.query.shape[1:]
     if similarity == "kl" or covariance_pays(c, min(n, m), source.query.dtype):
         return _by_covariance(source, target, similarity), _by_covariance(target, source, similarity)
-    return _by_tiles(source, target)
+    return _by_tiles(source, target, library)
 
 
-def self_temperatures(side: Side, similarity: str) -> Tensor:
-    """[B, N] of the rows of an image against itself."""
+def self_temperatures(side: Side, similarity: str, library: bool = False) -> Tensor:
+    """[B, N] of the rows of an image against itself; ``library`` as above."""
     n, c = side.query.shape[1:]
     if similarity == "kl" or covariance_pays(c, n, side.query.dtype):
         return _by_covariance(side, side, similarity)
-    return _by_tiles(side, None)[0]
+    return _by_tiles(side, None, library)[0]
 
 
 def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
@@ -86,7 +91,7 @@ def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
     return out
 
 
-def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
+def _by_tiles(source: Side, target: Side | None, library: bool = False) -> tuple[Tensor, Tensor]:
     other = target or source
     batch, n, c = source.query.shape
     m = other.key.shape[1]
@@ -97,12 +102,21 @@ def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
     height, width = shape["BM"], shape["BN"]
     blocks, splits = triton.cdiv(n, height), triton.cdiv(m, width)
     chunk = min(blocks, max(1, PANEL_BYTES // (8 * batch * (splits * height + m))))
+    if library:
+        panel = Panel(source.row, m, c, n, count=0, products=1)
+        chunk = min(chunk, triton.cdiv(panel.rows, height))
     row_part = source.row.new_empty(2, batch, splits, chunk * height)
+    products, stride = row_part, 0  # any address: tiles read no products
     col_part = source.row.new_empty(2, batch, chunk, m)
     rows = source.row.new_empty(3, batch, n)
     cols = rows if square else source.row.new_empty(3, batch, m)
     for first in range(0, blocks, chunk):
         here = min(chunk, blocks - first)
+        if library:
+            part = slice(first * height, min((first + here) * height, n))
+            # with SQUARE the columns before the rows are not looked at
+            products = panel.product(source.query[0, part], other.key[0], part.start if square else 0)
+            stride = panel.stride
         tile_moments[(here * splits, batch)](
             source.query,
             other.key,
@@ -110,6 +124,8 @@ def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
             other.row,
             *row_part,
             *col_part,
+            products,
+            stride,
             n,
             m,
             c,
@@ -118,6 +134,7 @@ def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
             chunk,
             splits,
             SQUARE=square,
+            LIBRARY=library,
             EVEN=divides(source.query, shape["BK"]),
             UPCAST=INTERPRETED,
             GROUP=8,
@@ -177,6 +194,8 @@ def tile_moments(
     row_m2,
     col_mean,
     col_m2,
+    products,
+    product_stride,
     n,
     m,
     channels,
@@ -185,6 +204,7 @@ def tile_moments(
     stride,
     splits,
     SQUARE: tl.constexpr,
+    LIBRARY: tl.constexpr,
     EVEN: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
@@ -205,7 +225,10 @@ def tile_moments(
     col_ok = cols < m
     at_row = batch * n + tl.minimum(rows, n - 1)
     at_col = batch * m + tl.minimum(cols, m - 1)
-    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
+    if LIBRARY:
+        s = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)
+    else:
+        s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
     s = s * tl.load(inv_a + at_row)[:, None] * tl.load(inv_b + at_col)[None, :]
 
     count = tl.minimum(m - split * BN, BN).to(tl.float32)

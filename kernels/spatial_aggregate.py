@@ -16,25 +16,32 @@ from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, pro
 from fastuda.kernels._panels import Panel, panel_scale, project, without_vanishing
 
 
-def aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``(out, temperature, lse)``; the low-level op of the same name."""
+def aggregate_fwd(
+    x: Tensor, similarity: str, contrast: bool, alpha: float, library: bool = False
+) -> tuple[Tensor, ...]:
+    """``(out, temperature, lse)``; the low-level op of the same name. ``library``: panels that the library
+    multiplies in place of tiles."""
+    if library and len(x) > 1:  # its panels are of one image
+        results = [aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
+        return tuple(torch.cat(each) for each in zip(*results, strict=True))
     x = x.contiguous()
     batch, n, c = x.shape
     out = torch.empty_like(x)
     with on_device(x):
         side = prepare(x, similarity)
         if contrast:
-            temperature = _temperature.self_temperatures(side, similarity)
+            temperature = _temperature.self_temperatures(side, similarity, library)
         else:
             temperature = _temperature.ones(side)
         own = own_similarity(side, similarity)
         total = torch.empty_like(temperature)
         for b in range(batch):
-            scratch = Panel(side.query, n, c, n)
+            scratch = Panel(side.query, n, c, n, products=int(library))
             for start in range(0, n, scratch.rows):
                 part = slice(start, min(start + scratch.rows, n))
                 weights = scratch.view(part.stop - start, n)
-                total[b, part] = fill_weights(weights, side, b, start, own, temperature, similarity)
+                products = scratch.product(side.query[b, part], side.key[b]) if library else None
+                total[b, part] = fill_weights(weights, side, b, start, own, temperature, similarity, products)
                 y = total.new_empty(part.stop - start, c)
                 product(weights, side.query[b], y)
                 y *= (alpha / total[b, part])[:, None]
@@ -43,9 +50,16 @@ def aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float) -> t
 
 
 def aggregate_bwd(
-    grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor,
+    temperature: Tensor,
+    lse: Tensor,
+    similarity: str,
+    alpha: float,
+    library: bool = False,
 ) -> Tensor:
-    """Gradient of the input; the low-level op of the same name."""
+    """Gradient of the input; the low-level op of the same name. ``library`` as in :func:`aggregate_fwd`."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, n, c = x.shape
     work = x.float() if similarity == "kl" else x
@@ -64,10 +78,14 @@ def aggregate_bwd(
                 scale = panel_scale(_largest_slope(g, values, step, side.row[b]))
                 step = step * scale
             by_query = by_similarity if similarity == "cosine" else torch.zeros_like(by_values)
-            scratch = Panel(values, n, c, n, count=2)
+            scratch = Panel(values, n, c, n, count=2, products=2 * library)
             for start in range(0, n, scratch.rows):
                 part = slice(start, min(start + scratch.rows, n))
                 weights, slopes = (scratch.view(part.stop - start, n, i) for i in (0, 1))
+                products = None
+                if library:
+                    pixels = scratch.product(side.query[b, part], side.key[b])
+                    products = pixels, scratch.product(g[part], values, index=1)
                 fill_slopes(
                     weights,
                     slopes,
@@ -82,6 +100,7 @@ def aggregate_bwd(
                     centre,
                     step,
                     similarity,
+                    products,
                 )
                 add_product(by_values, weights.T, g[part])
                 add_product(by_similarity, slopes.T, values[part])

@@ -1,9 +1,9 @@
 """Every registered operator: its schema, once, and its fake. Torch only; no kernel is imported here.
 
-An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton`` and ``.cuda``, with the
-same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``; the Triton launchers are attached by
-:mod:`fastuda.ops._backends` when they are first needed. What a forward saves for its backward is part of the
-schema, so that any forward pairs with any backward.
+An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton``, ``.library`` and
+``.cuda``, with the same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``; the Triton launchers
+are attached by :mod:`fastuda.ops._backends` when they are first needed. What a forward saves for its backward
+is part of the schema, so that any forward pairs with any backward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-IMPLEMENTATIONS = ("cpu", "triton", "cuda")
+IMPLEMENTATIONS = ("cpu", "triton", "library", "cuda")
 
 library = torch.library.Library("fastuda", "DEF")
 
