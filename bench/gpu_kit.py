@@ -1,8 +1,8 @@
-"""Build, on a machine without a GPU, what a machine with one would spend its first minutes on: the CUDA library,
-and the Triton kernels that the tests and the bench need, compiled.
+"""Build, on a machine without a GPU, what a machine with one would spend its first minutes on: the CUDA
+library, and the Triton kernels that the tests and the bench need, compiled.
 
-The kernels are found again where the same Triton of the same Python (3.12 and 3.13 have each their own) and the
-same commit run: make the kit with them, e.g. ``make gpu-kit PYTHON=python3.12``. The check tells where the kit
+The kernels are found again where the same Triton of the same Python and the same commit run, so make the
+kit with the GPU machine's versions, e.g. `make gpu-kit PYTHON=python3.12`. bench.gpu_check says where the kit
 does not fit, and compiles as usual.
 """
 
@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,8 +41,11 @@ def triton_identity() -> str:
 
 
 def build_library(folder: Path, arch: int) -> str:
-    """``_cuda.so`` in ``folder``, and why it is not there otherwise. A torch without CUDA has no library to link
-    against: an empty one of its name stands for it, and the loader takes the real one."""
+    """``_cuda.so`` in ``folder``, and why it is not there otherwise.
+
+    A torch without CUDA has no library to link against: an empty one of its name stands for it, and the
+    loader takes the real one.
+    """
     recipe = runpy.run_path(str(ROOT / "csrc" / "cuda" / "build.py"))
     compiler = recipe["nvcc"]()
     if compiler is None:
@@ -69,9 +74,8 @@ def build_library(folder: Path, arch: int) -> str:
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tests/gpu and the bench launch, by name; on CPU tensors, whose pointers are aligned alike."""
-    from functools import partial
-
     import fastuda.ops as F
+    from bench.gpu_check import variants
     from bench.providers import public
     from bench.registry import CASES, make_inputs
     from bench.run import GPU_FIRST
@@ -103,16 +107,30 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         for name, function in on_gpu.WIDE.items():
             yield f"many panels {name} {dtype}", partial(both_ways, function, on_gpu.wide(1500, 0).to(dtype))
     for case in dict.fromkeys([*GPU_FIRST, *CASES]):
-        small = type(case)(**vars(case) | {"pixels": 272 if case.pixels % 16 == 0 else 265})
+        small = replace(case, pixels=272 if case.pixels % 16 == 0 else 265)
 
         def step(small=small) -> None:
             inputs = make_inputs(small, "cpu")
             leaves = [x for x in inputs.values() if x.requires_grad]
-            value = public(small, "triton")(inputs)
-            if leaves:
-                torch.autograd.grad(value.float().sum(), leaves)
+            for backend in ("triton", "library"):
+                rows = F.backends(small.op, next(iter(inputs.values())))
+                if backend in {row.name for row in rows if row.usable}:
+                    value = public(small, backend)(inputs)
+                    if leaves:
+                        torch.autograd.grad(value.float().sum(), leaves)
 
         yield f"bench {case.op} {case.mode} {case.dtype} {case.shape}", step
+    for name, change in variants().items():
+        for case in GPU_FIRST[:2]:
+
+            def changed(case=case, name=name, change=change) -> None:
+                small = replace(case, pixels=272)
+                inputs = make_inputs(small, "cpu")
+                with change():
+                    value = public(small, name.split(" ")[0].replace("tiles", "triton").strip(","))(inputs)
+                    torch.autograd.grad(value.float().sum(), [x for x in inputs.values() if x.requires_grad])
+
+            yield f"choice {case.op} {name}", changed
 
 
 def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]:
@@ -123,9 +141,11 @@ def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]
     from tqdm import tqdm
 
     from fastuda.kernels import _common
+    from fastuda.ops import _backends
     from tests.kernels.aot import LIMIT, Driver
 
     triton.runtime.driver.set_active(Driver(arch))
+    _backends.INTERPRETED = True  # that is: Triton's backends take tensors of the CPU
     _common.generation = lambda x: arch // 10
     _common.shared_memory = lambda x: LIMIT[arch]
     failed = []
@@ -141,8 +161,8 @@ def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]
 
 
 def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Put the kit's library into ``package`` where there is none, and return what the environment needs for its
-    kernels. ``say`` is told what does not fit."""
+    """Put the kit's library into ``package`` where there is none, and return what the environment needs for
+    its kernels. ``say`` is told what does not fit."""
     facts = kit / "kit.json"
     if not facts.is_file():
         say(f"no kit in {kit}: kernels are compiled on the way (python -m bench.gpu_kit makes one)")

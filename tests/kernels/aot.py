@@ -137,6 +137,10 @@ def tile_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         calls[f"association backward {kind}"] = partial(association.association_bwd, y, y, *residuals, kind)
         calls[f"aggregate forward {kind}"] = partial(aggregate.aggregate_fwd, y, kind, True, 0.5)
         calls[f"aggregate backward {kind}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+        if kind == "cosine" and dtype == torch.bfloat16:
+            named = {name: call for name, call in calls.items() if not name.startswith("match")}
+            for name, call in named.items():
+                calls[name.replace("cosine", "library")] = partial(call, library=True)
     return calls
 
 

@@ -19,16 +19,17 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 BUILDER = type(interpreter.interpreter_builder)
 
 
-def launched_kernels() -> set[str]:
-    """The names of all kernels that a launcher in ``kernels/`` starts: every ``name[grid](...)``."""
-    names = set()
+def all_kernels() -> set[str]:
+    """The names of all jitted functions in ``kernels/`` that no other one calls: what is launched."""
+    jitted: dict[str, ast.FunctionDef] = {}
     for path in KERNELS.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
-                value = node.func.value
-                if isinstance(value, ast.Name) and value.id[0].islower():
-                    names.add(value.id)
-    return names
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and any(
+                "triton.jit" in ast.unparse(d) for d in node.decorator_list
+            ):
+                jitted[node.name] = node
+    calls = (node.func for body in jitted.values() for node in ast.walk(body) if isinstance(node, ast.Call))
+    return set(jitted) - {called.id for called in calls if isinstance(called, ast.Name)}
 
 
 class Access(NamedTuple):

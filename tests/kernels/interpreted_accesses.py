@@ -21,7 +21,7 @@ from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import lovasz_softmax as lovasz
 from fastuda.kernels import smooth_max_pool as smooth_max
-from tests.kernels.instruments import launched_kernels, watched
+from tests.kernels.instruments import all_kernels, watched
 from tests.kernels.interpreted_losses import launchers
 
 
@@ -69,6 +69,17 @@ def similarities():
     loss, _ = F.cycle_association_loss(p, q, labels, similarity="kl", backend="triton")
     torch.autograd.grad(loss, q)
     torch.autograd.grad(F.spatial_aggregate(q, similarity="kl", backend="triton").sum(), q)
+
+
+def products_by_the_library():
+    """The same ops with products in panels."""
+    for dtype in (torch.float32, torch.float16):
+        source, target = torch.rand(1, 97, 512).to(dtype), torch.rand(1, 135, 512).to(dtype)
+        leaf = source.requires_grad_()
+        loss, _ = F.cycle_association_loss(leaf, target, labels_of(1, 97), backend="library")
+        torch.autograd.grad(loss, leaf)
+        leaf = target.clone().requires_grad_()
+        torch.autograd.grad(F.spatial_aggregate(leaf, backend="library").float().sum(), leaf)
 
 
 def upsamplings():
@@ -130,12 +141,12 @@ def prototypes():
 
 def test_no_kernel_errs(monkeypatch):
     with monkeypatch.context() as patch, watched(patch) as (faults, launched):
-        for run in (similarities, upsamplings, maps, prototypes):
+        for run in (similarities, products_by_the_library, upsamplings, maps, prototypes):
             run()
         for call in launchers():
             call()
     assert faults == {}
-    assert launched >= launched_kernels()
+    assert launched >= all_kernels()
 
 
 @triton.jit
