@@ -153,8 +153,8 @@ class Check:
         if rehearsed:
             yield "--collect-only"
         if self.rehearse and stage.command[:2] == ("-m", "bench.end_to_end"):
-            yield from ("--backbone", "small", "--crop", "64", "64", "--batch-size", "1", "--steps", "1",
-                        "--workers", "0", "--budget", "300")  # fmt: skip
+            yield from ("--backbone", "small", "--crop", "64", "96", "--batch-size", "1", "--steps", "1",
+                        "--workers", "0", "--budget", "300", "--dtype", "float32")  # fmt: skip
 
     def _failed(self) -> list[str]:
         """The tests that failed so far, as pytest named them."""

@@ -14,7 +14,6 @@ from fastuda.kernels._common import (
     divides,
     grouped,
     narrow,
-    product_strip,
     quarters,
     tile_shape,
 )
@@ -35,16 +34,13 @@ def fill_slopes(
     centre: Tensor,
     factor: Tensor,
     similarity: str,
-    products: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """The softmax ``weights`` of the rows from ``start``, and ``slopes``, the gradient with respect to their
     products with the keys (raw features for the cosine: the inverse norms of the columns are in it, those of
     the rows and what scales the panel in ``factor``).
 
     ``centre`` [N] is the mean gradient of a row's weights under the weights. For KL an estimate does: it is
-    corrected in a second step, since logarithms would magnify its rounding. ``products``: those of the pixels
-    and of ``grad`` with the keys and the values, where the library has multiplied them.
-    """
+    corrected in a second step, since logarithms would magnify its rounding."""
     shape = tile_shape(weights)
     rows, n = weights.shape
     blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
@@ -64,7 +60,6 @@ def fill_slopes(
         weights,
         slopes,
         sums,
-        *(products or (weights, slopes)),
         weights.stride(0),
         start,
         rows,
@@ -73,7 +68,6 @@ def fill_slopes(
         blocks,
         splits,
         KL=kl,
-        LIBRARY=products is not None,
         LOG2E=LOG2E,
         EVEN=divides(side.query, shape["BK"]),
         UPCAST=INTERPRETED,
@@ -161,8 +155,6 @@ def slope_panel(
     weights,
     slopes,
     sums,
-    products,
-    value_products,
     stride,
     first,
     n,
@@ -171,7 +163,6 @@ def slope_panel(
     blocks,
     splits,
     KL: tl.constexpr,
-    LIBRARY: tl.constexpr,
     LOG2E: tl.constexpr,
     EVEN: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -185,31 +176,24 @@ def slope_panel(
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     rows = block * BM + tl.arange(0, BM)
     at_row = first + tl.minimum(rows, n - 1).to(tl.int64)
-    if not LIBRARY:
-        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
-        s, d = pair_product(a, b, g, v, at_row, at_col, channels, not KL, BM, BN, BK, EVEN, UPCAST)
-        parts = quarters(s, BM, BN)
-        d_parts = quarters(d, BM, BN)
+    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+    s, d = pair_product(a, b, g, v, at_row, at_col, channels, not KL, BM, BN, BK, EVEN, UPCAST)
     scale = tl.load(row + at_row)
     top = tl.load(own + at_row)
     inv = LOG2E / tl.load(temperature + at_row)
     norm = tl.load(log_sum + at_row) * LOG2E
     middle = tl.load(centre + at_row)
     step = tl.load(factor + at_row)
+    parts = quarters(s, BM, BN)
+    d_parts = quarters(d, BM, BN)
     total = tl.zeros((BM,), tl.float32)
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
         col_ok = cols < m
-        if LIBRARY:
-            part = product_strip(products, rows, cols, n, m, stride)
-            d_part = product_strip(value_products, rows, cols, n, m, stride)
-        else:
-            part = parts[strip]
-            d_part = d_parts[strip]
-        s, scale_col = strip_similarity(part, first + rows, cols, scale, row, top, m, KL)
+        s, scale_col = strip_similarity(parts[strip], first + rows, cols, scale, row, top, m, KL)
         w = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None] - norm[:, None], 0.0))
         w = tl.where(col_ok[None, :], w, 0.0)
-        d = d_part - middle[:, None]
+        d = d_parts[strip] - middle[:, None]
         if KL:
             total += tl.sum(w * d, 1)
             d = tl.where(col_ok[None, :], d, 0.0)

@@ -31,6 +31,7 @@ from fastuda.kernels._common import (
     tile_product,
     tile_shape,
 )
+from fastuda.kernels._narrow import WIDEST, hop_gradient
 from fastuda.kernels._panels import Panel, panel_scale, project, saturate, without_vanishing
 
 
@@ -95,6 +96,11 @@ def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Ten
     for b in range(query.query.shape[0]):
         k = key.key[b]
         residuals = hop.epilogue(b)
+        if k.shape[1] <= WIDEST:
+            by_query, gradient = hop_gradient(query.query[b], k, query.row[b], residuals)
+            grad_query[b] += by_query
+            grad_key[b] += gradient / (key.query[b] + EPS_KL)
+            continue
         gradient = torch.zeros_like(k)
         for q, part, panel, products in _panels(query.query[b], k, library):
             rows = query.row[b, part], key.row[b]

@@ -27,7 +27,8 @@ class Panel:
         write zeros up to the stride."""
         block = tile_shape(like)["BM"]
         row = self.stride * (count * like.element_size() + 4 * products)
-        fit = min(PANEL_BYTES // row, PANEL_BYTES // (6 * channels))
+        # as much again for products: they are narrow, and the library needs rows for all multiprocessors
+        fit = min((1 + (products > 0)) * PANEL_BYTES // row, PANEL_BYTES // (6 * channels))
         self.rows = min(max(fit // block, 1) * block, triton.cdiv(rows, block) * block)
         self.memory = like.new_empty(count, self.rows, self.stride)
         self.products = like.new_empty(products, self.rows, self.stride, dtype=torch.float32)

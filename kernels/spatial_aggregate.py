@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fastuda.kernels import _temperature
 from fastuda.kernels._aggregate_gradient import fill_slopes
+from fastuda.kernels._aggregate_symmetric import symmetric_gradient
 from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
 from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, product
+from fastuda.kernels._narrow import WIDEST, mixed, mixed_gradient
 from fastuda.kernels._panels import Panel, panel_scale, project, without_vanishing
 
 
@@ -36,6 +38,10 @@ def aggregate_fwd(
         own = own_similarity(side, similarity)
         total = torch.empty_like(temperature)
         for b in range(batch):
+            if similarity == "kl" and c <= WIDEST:
+                y, total[b] = mixed(side.query[b], side.key[b], side.row[b], temperature[b])
+                out[b] = (y * (alpha / total[b])[:, None]).add_(x[b], alpha=1 - alpha)
+                continue
             scratch = Panel(side.query, n, c, n, products=int(library))
             for start in range(0, n, scratch.rows):
                 part = slice(start, min(start + scratch.rows, n))
@@ -59,7 +65,8 @@ def aggregate_bwd(
     alpha: float,
     library: bool = False,
 ) -> Tensor:
-    """Gradient of the input; the low-level op of the same name. ``library`` as in :func:`aggregate_fwd`."""
+    """Gradient of the input; the low-level op of the same name. ``library`` as in :func:`aggregate_fwd`,
+    of the cosine."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, n, c = x.shape
     work = x.float() if similarity == "kl" else x
@@ -71,21 +78,29 @@ def aggregate_bwd(
         factor = alpha / temperature * (side.row if similarity == "cosine" else 1.0)
         for b in range(batch):
             values, g = work[b], grad[b].to(work.dtype)
-            by_similarity, by_values = own.new_zeros(2, n, c)
             centre = _centre(g, values, out[b], alpha, similarity)
+            if similarity == "kl" and c <= WIDEST:
+                vectors = side.row[b], temperature[b], log_sum[b]
+                by_query, by_key, by_values = mixed_gradient(
+                    side.query[b], side.key[b], *vectors, g, centre, factor[b]
+                )
+                by_query += by_key / (values + EPS_KL)
+                grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
+                continue
             step, scale = factor[b], None
             if work.dtype == torch.float16:
                 scale = panel_scale(_largest_slope(g, values, step, side.row[b]))
                 step = step * scale
+            if library and similarity == "cosine":
+                vectors = own[b], temperature[b], log_sum[b], centre, step
+                symmetric_gradient(side, b, *vectors, g, alpha, scale, grad_x[b])
+                continue
+            by_similarity, by_values = own.new_zeros(2, n, c)
             by_query = by_similarity if similarity == "cosine" else torch.zeros_like(by_values)
-            scratch = Panel(values, n, c, n, count=2, products=2 * library)
+            scratch = Panel(values, n, c, n, count=2)
             for start in range(0, n, scratch.rows):
                 part = slice(start, min(start + scratch.rows, n))
                 weights, slopes = (scratch.view(part.stop - start, n, i) for i in (0, 1))
-                products = None
-                if library:
-                    pixels = scratch.product(side.query[b, part], side.key[b])
-                    products = pixels, scratch.product(g[part], values, index=1)
                 fill_slopes(
                     weights,
                     slopes,
@@ -100,7 +115,6 @@ def aggregate_bwd(
                     centre,
                     step,
                     similarity,
-                    products,
                 )
                 add_product(by_values, weights.T, g[part])
                 add_product(by_similarity, slopes.T, values[part])

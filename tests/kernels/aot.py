@@ -127,20 +127,23 @@ def tile_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
     x = torch.rand(2, 265, 2048).to(dtype)
     p = torch.rand(1, 265, 19).softmax(-1).to(dtype)
+    wide = torch.rand(1, 265, 80).softmax(-1).to(dtype)
     calls: dict[str, Callable[[], object]] = {}
-    for kind, y in (("cosine", x), ("kl", p)):
+    for name, y in (("cosine", x), ("kl", p), ("kl wide", wide), ("kl 64", wide[..., :64].contiguous())):
+        kind = name.split(" ")[0]
         stat = torch.rand(y.shape[:2]) + 0.5
         index = torch.randint(0, 265, y.shape[:2])
         residuals = (stat, stat, index, index, stat, stat, stat, stat)
-        calls[f"match {kind}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
-        calls[f"association forward {kind}"] = partial(association.association_fwd, y, y, kind, True)
-        calls[f"association backward {kind}"] = partial(association.association_bwd, y, y, *residuals, kind)
-        calls[f"aggregate forward {kind}"] = partial(aggregate.aggregate_fwd, y, kind, True, 0.5)
-        calls[f"aggregate backward {kind}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+        if " " not in name:  # of other widths only the gradients are kernels of their own
+            calls[f"match {name}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
+            calls[f"association forward {name}"] = partial(association.association_fwd, y, y, kind, True)
+        calls[f"association backward {name}"] = partial(association.association_bwd, y, y, *residuals, kind)
+        calls[f"aggregate forward {name}"] = partial(aggregate.aggregate_fwd, y, kind, name == "cosine", 0.5)
+        calls[f"aggregate backward {name}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
         if kind == "cosine" and dtype == torch.bfloat16:
-            named = {name: call for name, call in calls.items() if not name.startswith("match")}
-            for name, call in named.items():
-                calls[name.replace("cosine", "library")] = partial(call, library=True)
+            multiplied = {key: call for key, call in calls.items() if not key.startswith("match")}
+            for key, call in multiplied.items():
+                calls[key.replace("cosine", "library")] = partial(call, library=True)
     return calls
 
 

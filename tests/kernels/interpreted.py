@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from fastuda.kernels import _panels, _search, _temperature
+from fastuda.kernels import _narrow, _panels, _search, _temperature
 from fastuda.kernels import cycle_association_loss as association
 from fastuda.kernels._common import prepare
 from fastuda.ops import reference
@@ -111,6 +111,9 @@ def test_association_in_many_panels_and_chunks(monkeypatch):
     source = pixels(1, 150, 9, "cosine", torch.float32)
     target = pixels(1, 300, 9, "cosine", torch.float32, seed=1)
     check_association(source, target, torch.randint(0, 3, (1, 150)), "cosine")
+    wide = _narrow.WIDEST + 3
+    source, target = (pixels(1, n, wide, "kl", torch.float32, seed=n) for n in (150, 300))
+    check_association(source, target, torch.randint(0, 3, (1, 150)), "kl")
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "kl"])
@@ -187,7 +190,8 @@ def test_aggregate_of_odd_sizes(n):
 @pytest.mark.parametrize("similarity", ["cosine", "kl"])
 def test_aggregate_in_many_panels(similarity, monkeypatch):
     monkeypatch.setattr(_panels, "PANEL_BYTES", 1)
-    check_aggregate(pixels(1, 200, 6, similarity, torch.float32), similarity)
+    channels = 6 if similarity == "cosine" else _narrow.WIDEST + 3
+    check_aggregate(pixels(1, 200, channels, similarity, torch.float32), similarity)
 
 
 @pytest.mark.parametrize("dtype", BAND)
@@ -317,3 +321,14 @@ def test_moments_in_chunks_are_those_of_one(monkeypatch):
         chunked = [*_temperature._by_tiles(source, target), *_temperature._by_tiles(target, None)]
         for one, other in zip(whole, chunked, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+
+
+def test_a_walk_in_one_span_is_one_in_many(monkeypatch):
+    """Of narrow features: programs that own a block share the walk over the others."""
+    source, target = (pixels(2, n, 19, "kl", torch.float32, seed=n) for n in (97, 300))
+    labels = torch.randint(0, 3, (2, 97))
+    for programs in (1, 10**6):
+        monkeypatch.setattr(_narrow, "PROGRAMS", programs)
+        assert (_narrow.Walk(300, 300, 19).splits == 1) == (programs == 1)
+        check_association(source, target, labels, "kl")
+        check_aggregate(target, "kl", contrast=False)

@@ -69,6 +69,10 @@ def similarities():
     loss, _ = F.cycle_association_loss(p, q, labels, similarity="kl", backend="triton")
     torch.autograd.grad(loss, q)
     torch.autograd.grad(F.spatial_aggregate(q, similarity="kl", backend="triton").sum(), q)
+    wide = torch.rand(1, 135, 70).softmax(-1).requires_grad_()  # too wide for sums in registers
+    loss, _ = F.cycle_association_loss(wide[:, :97], wide, labels, similarity="kl", backend="triton")
+    torch.autograd.grad(loss, wide)
+    torch.autograd.grad(F.spatial_aggregate(wide, similarity="kl", backend="triton").sum(), wide)
 
 
 def products_by_the_library():
