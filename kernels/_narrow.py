@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastuda.kernels._common import INTERPRETED, LOG2E, padded_classes
 
-WIDEST = 64
+WIDEST = 32
 """Most channels; their sums and the operands of a tile are in registers."""
 
 PROGRAMS = 1024
@@ -28,7 +28,7 @@ class Walk:
 
     def __init__(self, owned: int, others: int, channels: int) -> None:
         self.block = 64 if INTERPRETED else 32
-        tile = 128 if INTERPRETED else 64
+        tile = 128 if INTERPRETED else 32
         self.blocks, tiles = triton.cdiv(owned, self.block), triton.cdiv(others, tile)
         splits = max(1, min(tiles, PROGRAMS // self.blocks))
         self.span = triton.cdiv(tiles, splits) * tile
