@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastuda.kernels._common import INTERPRETED, LOG2E, padded_classes
 
-WIDEST = 32
+WIDEST = 64
 """Most channels; their sums and the operands of a tile are in registers."""
 
 PROGRAMS = 1024
@@ -35,7 +35,7 @@ class Walk:
         self.splits = triton.cdiv(others, self.span)
         self.grid = (self.blocks, self.splits)
         width = padded_classes(channels)
-        self.shape = dict(CP=width, BO=self.block, BT=tile, num_warps=4, num_stages=2)
+        self.shape = dict(CP=width, BO=self.block, BT=tile, num_warps=4 if width <= 32 else 8, num_stages=2)
 
     def sums(self, like: Tensor, owned: int, *width: int) -> Tensor:
         """[splits, owned, ...] float32 for partial sums."""
