@@ -106,6 +106,8 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"confusion {classes} {dtype}", partial(F.upsample_confusion, x, labels, backend="triton")
         for name, function in on_gpu.WIDE.items():
             yield f"many panels {name} {dtype}", partial(both_ways, function, on_gpu.wide(1500, 0).to(dtype))
+            x = on_gpu.wide(1500, 0, 512).to(dtype)
+            yield f"many panels by the library {name} {dtype}", partial(both_ways, function, x, "library")
     for case in dict.fromkeys([*GPU_FIRST, *CASES]):
         small = replace(case, pixels=272 if case.pixels % 16 == 0 else 265)
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ class StepProfile:
     """Of the step's time, by part; they add up to 1."""
     ops: dict[str, float] = field(default_factory=dict)
     """Of the step's time, by op, forward and backward."""
+    launches: float = 0.0
+    """Kernels, copies and graphs that the host starts on a GPU in a step; 0 on a CPU."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types."""
-        return {"method": self.method, "seconds": self.seconds, "share": self.share, "ops": self.ops}
+        return asdict(self)
 
 
 class _Watched:
@@ -153,12 +155,23 @@ def profile_step(
             made = Path(folder) / trace.name
             profiler.export_chrome_trace(str(made))
             place.write_bytes(made.read_bytes())
-    total, found = _times(profiler.events() or [], cuda)
+    events = list(profiler.events() or [])
+    total, found = _times(events, cuda)
     share = {part: found[part] / total for part in PARTS[:-1]}
     share["rest"] = max(0.0, 1 - sum(share.values()))
     prefix = "ops."
     ops = {key.removeprefix(prefix): found[key] / total for key in sorted(found) if key.startswith(prefix)}
-    return StepProfile(str(trainer.config.method["name"]), statistics.median(seconds), share, ops)
+    return StepProfile(str(trainer.config.method["name"]), statistics.median(seconds), share, ops,
+                       count_launches(events) / steps)  # fmt: skip
+
+
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
+"""What the names of the calls begin with that start work on a GPU."""
+
+
+def count_launches(events: Iterable[Any]) -> int:
+    """How often the host has started work on a GPU."""
+    return sum(event.name.startswith(LAUNCHES) for event in events if event.device_type == DeviceType.CPU)
 
 
 @contextmanager
@@ -234,12 +247,15 @@ def _walk(
 
 
 def table(profiles: list[StepProfile]) -> str:
-    """Markdown: a row per method."""
-    lines = ["| method | step | " + " | ".join(PARTS) + " | largest ops |"]
-    lines.append("|---" * (len(PARTS) + 3) + "|")
+    """Markdown: a row per method; the launches where a GPU was profiled."""
+    on_gpu = any(found.launches for found in profiles)
+    more = ["launches"] if on_gpu else []
+    lines = ["| " + " | ".join(["method", "step", *PARTS, *more, "largest ops"]) + " |"]
+    lines.append("|---" * (len(PARTS) + len(more) + 3) + "|")
     for found in profiles:
         largest = sorted(found.ops.items(), key=lambda item: -item[1])[:3]
         said = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in largest)
         shares = " | ".join(f"{100 * found.share[part]:.1f}%" for part in PARTS)
+        shares += f" | {found.launches:.0f}" if on_gpu else ""
         lines.append(f"| `{found.method}` | {1e3 * found.seconds:.0f} ms | {shares} | {said} |")
     return "\n".join(lines)

@@ -46,6 +46,15 @@ def association(x, backend):
     return loss
 
 
+def predictions(n, seed=12):
+    return (2 * normal(2, n, 19, seed=seed)).softmax(-1)
+
+
+def match_of_predictions(x, backend):
+    labels, target = classes_of(2, 97, classes=3), predictions(130, seed=13).to(x)
+    return F.cycle_association_loss(x, target, labels, similarity="kl", backend=backend)[0]
+
+
 def entropy(x, backend, **options):
     return F.upsample_cross_entropy(x, classes_of(2, 61, 93), backend=backend, **options)
 
@@ -104,6 +113,12 @@ CASES = {
     ),
     "association": ("cycle_association_loss", features(97), association),
     "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
+    "association of predictions": ("cycle_association_loss", predictions(97), match_of_predictions),
+    "aggregation of predictions": (
+        "spatial_aggregate",
+        predictions(97),
+        lambda x, b: F.spatial_aggregate(x, similarity="kl", contrast=False, backend=b),
+    ),
     "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),
     "entropy": ("upsample_cross_entropy", LOGITS, entropy),
     "soft entropy": ("upsample_cross_entropy", LOGITS, soft_entropy),
@@ -137,9 +152,10 @@ CASES = {
 }
 
 TRITON = {
-    "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
-    "affinity", "far affinity", "product", "cleaning", "domain", "hard domain",
-    "proto", "dist", "bank", "lovasz", "category features", "category attention",
+    "affinity", "aggregation", "aggregation of predictions", "association", "association of predictions",
+    "bank", "category attention", "category features", "cleaning", "contrast", "dist", "domain", "entropy",
+    "far affinity", "hard domain", "lovasz", "pooling", "product", "proto", "soft entropy",
+    "weighted entropy",
 }  # fmt: skip
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
 
@@ -181,13 +197,13 @@ def judge(function, x, backend, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
 
 
-def wide(n, seed):
-    return normal(1, n, 256, seed=seed) + torch.linspace(0, 1, 256)
+def wide(n, seed, width=256):
+    return normal(1, n, width, seed=seed) + torch.linspace(0, 1, width)
 
 
 WIDE = {
     "cycle_association_loss": lambda x, b: F.cycle_association_loss(
-        x, wide(1700, 1).to(x), classes_of(1, 1500, classes=3), backend=b
+        x, wide(1700, 1, x.shape[2]).to(x), classes_of(1, 1500, classes=3), backend=b
     )[0],
     "spatial_aggregate": CASES["aggregation"][2],
 }
@@ -195,13 +211,14 @@ WIDE = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", sorted(WIDE))
-def test_many_panels_of_whole_tiles(op, dtype, monkeypatch):
+@pytest.mark.parametrize(("backend", "width"), [("triton", 256), ("library", 512)])
+def test_many_panels_of_whole_tiles(backend, width, op, dtype, monkeypatch):
     """The loads and the panels of training, which need widths of whole tiles and more rows than fit one."""
-    x = wide(1500, 0).to(DEVICE, dtype)
-    require(op, "triton", x)
+    x = wide(1500, 0, width).to(DEVICE, dtype)
+    require(op, backend, x)
     for module in ("_panels", "_search", "_temperature"):
         monkeypatch.setattr(f"fastuda.kernels.{module}.PANEL_BYTES", 1 << 16)
-    judge(WIDE[op], x, "triton", dtype)
+    judge(WIDE[op], x, backend, dtype)
 
 
 def test_the_cuda_kernels_are_built_where_they_can_be():
