@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, LOG2E, Side, narrow, product, product_strip, tile_shape
+from fastuda.kernels._common import INTERPRETED, LOG2E, Side, narrow, product, product_strip
 from fastuda.kernels._panels import Panel, project, saturate
 
 
@@ -34,8 +34,7 @@ def symmetric_gradient(
     x = side.query[b]
     n, c = x.shape
     inv_norm = side.row[b]
-    height = tile_shape(x)["BM"]
-    width = 128 if INTERPRETED else 32
+    height, width = (64, 128) if INTERPRETED else (64, 32)
     scratch = Panel(x, n, c, n, count=2, products=3)
     for start in range(0, n, scratch.rows):
         part = slice(start, min(start + scratch.rows, n))
