@@ -96,7 +96,8 @@ def test_every_kernel_compiles_without_spills(arch):
         "pooled_features_gradient",
         "pooled_logits_gradient",
     }
-    assert {row["kernel"] for row in rows} >= (everything if arch != 120 else TILES)
+    wanted = {80: everything, 90: everything - {"centre_slopes"}, 120: TILES}  # KL is the same for all
+    assert {row["kernel"] for row in rows} >= wanted[arch]
     for row in rows:
         assert row["stack"] == 0, row
         assert row["shared"] <= SHARED_MEMORY[arch], row
