@@ -252,7 +252,9 @@ class Work:
         self.measured(GPU_FIRST[:2], ("fastuda", "graph", "triton", "reference", "authors", "sdpa"))
         kl = [case for case in GPU_FIRST if case.similarity == "kl"]
         self.measured(kl, ("fastuda", "graph", "reference", "authors"))
-        self.measured([case for case in GPU_FIRST if case.op == "cycle_match"], ("fastuda", "reference"))
+        self.measured(
+            [case for case in GPU_FIRST if case.op == "cycle_match"], ("fastuda", "triton", "reference")
+        )
 
     def others(self) -> None:
         """All other ops, the full frame, the headline in float32."""

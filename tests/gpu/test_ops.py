@@ -231,12 +231,13 @@ def test_the_cuda_kernels_are_built_where_they_can_be():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["cosine", "kl"])
-def test_match(kind, dtype):
-    source, target = (normal(2, n, 19, seed=n).to(DEVICE, dtype) for n in (97, 130))
+@pytest.mark.parametrize(("backend", "width"), [("triton", 19), ("library", 512)])
+def test_match(backend, width, kind, dtype):
+    source, target = (normal(2, n, width, seed=n).to(DEVICE, dtype) for n in (97, 130))
     if kind == "kl":
         source, target = source.softmax(-1), target.softmax(-1)
-    require("cycle_match", "triton", source)
-    match = F.cycle_match(source, target, similarity=kind, backend="triton")
+    require("cycle_match", backend, source)
+    match = F.cycle_match(source, target, similarity=kind, backend=backend)
     s, t = source.double(), target.double()
     if kind == "cosine":
         sim = torch.nn.functional.normalize(s, dim=-1) @ torch.nn.functional.normalize(t, dim=-1).mT

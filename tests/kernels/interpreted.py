@@ -17,6 +17,7 @@ from fastuda.kernels import _narrow, _panels, _search, _temperature
 from fastuda.kernels import cycle_association_loss as association
 from fastuda.kernels._common import prepare
 from fastuda.ops import reference
+from tests.helpers import as_good_match
 
 BAND = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 """One rounding, as a share of the norm (the scale of float32 accumulation for float32)."""
@@ -277,6 +278,11 @@ def test_products_by_the_library(similarity, dtype, monkeypatch):
     labels = torch.randint(0, 3, (2, 150))
     labels[:, ::5] = 255
     check_association(source, target, labels, similarity, backend="library")
+    match = F.cycle_match(source, target, similarity=similarity, backend="library")
+    exact = reference.pair_similarity(source.double(), target.double(), similarity)
+    as_good_match(match.forward_index, exact, 1e-5)
+    if similarity == "cosine":
+        as_good_match(match.backward_index, exact.mT, 1e-5)
     check_aggregate(target, similarity, similarity == "cosine", backend="library")
 
 

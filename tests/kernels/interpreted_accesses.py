@@ -79,6 +79,7 @@ def products_by_the_library():
     """The same ops with products in panels."""
     for dtype in (torch.float32, torch.float16):
         source, target = torch.rand(1, 97, 512).to(dtype), torch.rand(1, 135, 512).to(dtype)
+        F.cycle_match(source, target, backend="library")
         leaf = source.requires_grad_()
         loss, _ = F.cycle_association_loss(leaf, target, labels_of(1, 97), backend="library")
         torch.autograd.grad(loss, leaf)
