@@ -203,6 +203,7 @@ def test_the_gpu_check_says_where_there_is_no_gpu(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_gpu_check_is_rehearsed_on_the_cpu(tmp_path):
     """Every stage of both parts runs, so that no slip of the pen costs a GPU's time: small, in the
