@@ -295,7 +295,7 @@ class Work:
 
     def choices(self, names: tuple[str, ...] | None = None) -> None:
         """Tile shapes, panel sizes and who multiplies, beside each other: rows of ``choices.csv``."""
-        for case in GPU_FIRST[:2]:
+        for case in GPU_FIRST[1:2] if self.rehearse else GPU_FIRST[:2]:
             for name, change in variants().items():
                 if names is None or name in names:
                     with change():
@@ -315,7 +315,7 @@ class Work:
         best = {}
         for row in sorted((row for row in rows if row["ms"]), key=lambda row: -float(row["ms"])):
             best[row["op"]] = row["choice"]
-        for _ in range(2):
+        for _ in range(1 if self.rehearse else 2):
             self.choices((*dict.fromkeys([*best.values(), next(iter(variants()))]),))
 
 
