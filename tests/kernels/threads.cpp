@@ -66,9 +66,7 @@ void confusion(int64_t classes) {
 int main(int count, char**) {
   emulated::barriers = count == 1;
   affinities(8, 1);
-  affinities(4, 1);
-  affinities(8, 3);
-  affinities(4, 20);
+  affinities(4, 3);
   statistics();
   confusion(5);    // counts in shared memory
   confusion(120);  // and straight in the matrix
