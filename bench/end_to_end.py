@@ -1,14 +1,14 @@
-"""Time training steps on the fused ops against the published formulations.
+"""Time training steps on the fused ops against the published formulations, and against plain torch networks.
 
-Each side runs in its own process (its peak memory is its own): the trainer itself, from the same seed on the
-same scenes, once on ``fastuda.ops`` and once on the formulations of the authors' code (bench/published.py).
-The losses of both sides are compared over the first steps before any time is believed. Memory is the peak
-above what stays between the steps. The shares of the step's parts are those of ``python -m fastuda.profile``,
-over one more step; where the ops' share of a published step is s, no ops make that step more than 1 / (1 - s)
-times as fast.
+Each side runs the trainer in its own process (to measure its own peak memory), from the same seed on the same
+scenes: once with ``fastuda.ops``, once with the formulations of the authors' code (bench/published.py), and
+once with the losses of ``fastuda.ops`` on a network of torch's own layers. The losses of all sides over the
+first steps must agree, or no time is reported. Memory is the peak above what remains between steps. The
+shares of the step's parts come from ``python -m fastuda.profile`` over one more step. If the ops' share of a
+published step is s, ops can speed up that step at most by 1 / (1 - s).
 
-A row is written as soon as a method is through. Where the published formulation fails, by running out of
-memory say, the row has the other side alone.
+Each method's row is written at once. If the published formulation fails, for example by running out of
+memory, the row has the other side only.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ import torch
 from tqdm import tqdm
 
 from bench import published, table
+from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
-from bench.run import append_rows, check_device, check_rows, commit, machine, machine_flags, say
+from bench.rows import append_rows, check_rows, say
 from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.config.schema import RunConfig
@@ -51,16 +52,18 @@ EXAMPLES = """\
   python -m bench.end_to_end --method sepico --set variant=bank --dtype float32
   python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README"""
 SIDES = ("fused", "published")
+PLAIN = "plain"
+"""The third side: the network of torch's own layers, the losses of ``fastuda.ops``."""
 COLUMNS = (
     *("method", "backbone", "crop", "batch", "dtype", "fused_s", "published_s", "ratio", "fused_mib"),
     *("published_mib", "loss_difference"),
     *(f"{side}_{part}" for side in SIDES for part in PARTS),
-    *("largest_op", "machine", "torch", "commit", "date"),
+    *("largest_op", "machine", "torch", "commit", "date", "plain_s", "plain_ratio", "plain_mib"),
 )
 COMPARED = 4
-"""Steps whose losses are compared: later ones part by rounding alone."""
+"""Number of steps whose losses are compared; later steps differ by rounding."""
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
-"""What the time is spent on first."""
+"""The methods to measure first."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 SETTINGS = {
     "source_only": {"lovasz_weight": 0.0},
@@ -68,12 +71,12 @@ SETTINGS = {
     "sepico": {"contrast_start": 0, "width": 512},
     "weakseg": {"category_width": None},
 }
-"""The published ones, and SePiCo's contrast on from the first step, where the shipped configuration of the
-scenes has others."""
+"""The published settings where the shipped configuration of the scenes differs, and SePiCo's contrast from
+the first step."""
 
 
 def trainer(job: dict, folder: Path) -> Trainer:
-    """Of one method on scenes of the crop's size, read in the trainer's own process."""
+    """The trainer of one method on scenes of the crop's size, with the loader in the same process."""
     scenes = ScenesConfig(source=4, target=4, evaluation=1, height=job["crop"][0], width=job["crop"][1])
     root = Path(job.get("root") or folder)
     ensure_scenes(root / "scenes", scenes, quiet=True)
@@ -81,7 +84,7 @@ def trainer(job: dict, folder: Path) -> Trainer:
 
 
 def config_of(job: dict, root: Path) -> RunConfig:
-    """What is trained.
+    """The configuration of a job.
 
     Raises:
         UserError: an unknown method, backbone or setting.
@@ -99,14 +102,17 @@ def config_of(job: dict, root: Path) -> RunConfig:
 
 
 def losses(run: Trainer) -> dict[str, float]:
-    """Every term of the step that was made last."""
-    return {name: value for name, value in run._take_means().items() if name.startswith("train/")}
+    """The loss terms of the last step."""
+    return {name: value for name, value in run.take_means().items() if name.startswith("train/")}
 
 
 def work(job: dict) -> dict[str, object]:
-    """One side: seconds and losses of each step, the peak memory above the network's, the shares."""
+    """Measure one side: seconds and losses of each step, peak memory above the network's, and the parts'
+    shares."""
     if job["side"] == "published":
         published.use()
+    elif job["side"] == PLAIN:
+        published.plain()
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     setup_logging(quiet=True)
@@ -117,26 +123,26 @@ def work(job: dict) -> dict[str, object]:
         run.method.train()
         before = highest = 0.0
         for step in range(job["steps"] + 3):
-            if step == 1:  # the first one pays for compilation and caches
+            if step == 1:  # the first step includes compilation and caches
                 before = start_peak(device)
             elif step == 2:
                 highest = peak(device)
-                if device == "cpu":  # as the trainer does; this step takes what the later ones use again
+                if device == "cpu":  # as the trainer does; this step allocates what later ones reuse
                     keep_freed_memory()
             began = time.perf_counter()
-            run._train_step()
+            run.step()
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
             terms.append(losses(run))
-        found = profile_step(run, warm_up=0, steps=1)
+        profile = profile_step(run, warm_up=0, steps=1)
         run.loader.close()
-    return {"seconds": times[3:], "losses": terms, "mib": highest - before, "share": found.share,
-            "ops": found.ops}  # fmt: skip
+    return {"seconds": times[3:], "losses": terms, "mib": highest - before, "share": profile.share,
+            "ops": profile.ops}  # fmt: skip
 
 
 def side(job: dict, name: str, timeout: float = math.inf) -> dict:
-    """The answer of one side's process, or why there is none."""
+    """Run one side in its own process."""
     command = [sys.executable, "-m", "bench.end_to_end", "--worker", json.dumps({**job, "side": name})]
     try:
         done = subprocess.run(
@@ -153,7 +159,7 @@ def side(job: dict, name: str, timeout: float = math.inf) -> dict:
 
 
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
-    """The largest relative difference of any loss term at any step."""
+    """Largest relative difference of any loss term at any step."""
     return max(
         abs(a[name] - b[name]) / max(abs(b[name]), 1e-2)
         for a, b in zip(fused, truth, strict=True)
@@ -162,17 +168,17 @@ def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> 
 
 
 class Failed(Exception):
-    """There is no row."""
+    """A method has no row."""
 
 
 def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
-    """One row, of both sides within ``timeout`` seconds.
+    """Measure both sides within ``timeout`` seconds, as one row.
 
     Raises:
-        Failed: the fused side did not end well, or the losses differ.
+        Failed: the fused side failed, or the losses differ.
     """
     end = time.monotonic() + timeout
-    fused, truth = (side(job, name, max(end - time.monotonic(), 1.0)) for name in SIDES)
+    fused, truth, plain = (side(job, name, max(end - time.monotonic(), 1.0)) for name in (*SIDES, PLAIN))
     if "failed" in fused:
         raise Failed(f"{job['method']}, fused, {fused['failed']}")
     seconds = statistics.median(fused["seconds"])
@@ -193,8 +199,20 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         row |= {"published_s": f"{published:.3f}", "ratio": f"{published / seconds:.2f}",
                 "published_mib": f"{truth['mib']:.0f}", "loss_difference": f"{gap:.1e}",
                 "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
-    for name, found in zip(SIDES, (fused, truth), strict=True):
-        row |= {f"{name}_{part}": f"{found['share'][part]:.3f}" for part in PARTS}
+    if "failed" in plain:
+        say(f"{job['method']}, plain torch, {plain['failed']}")
+        row |= dict.fromkeys(("plain_s", "plain_ratio", "plain_mib"), "")
+    else:
+        gap = difference(fused["losses"][:COMPARED], plain["losses"][:COMPARED])
+        if not gap <= TOLERANCE[job["dtype"]]:
+            raise Failed(
+                f"{job['method']}: the losses differ by {gap:.2g} from plain torch's; no time is given"
+            )
+        plain_s = statistics.median(plain["seconds"])
+        row |= {"plain_s": f"{plain_s:.3f}", "plain_ratio": f"{plain_s / seconds:.2f}",
+                "plain_mib": f"{plain['mib']:.0f}"}  # fmt: skip
+    for name, result in zip(SIDES, (fused, truth), strict=True):
+        row |= {f"{name}_{part}": f"{result['share'][part]:.3f}" for part in PARTS}
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"
     return row | {
         "machine": f"{machine(job['device'])}{threads}", "torch": torch.__version__,
@@ -202,12 +220,14 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
     }  # fmt: skip
 
 
-def told(row: dict[str, object]) -> str:
-    """A row in a line."""
+def line_of(row: dict[str, object]) -> str:
+    """A row as one line of text."""
     shares = ", ".join(f"{part} {100 * float(str(row[f'fused_{part}'])):.0f}%" for part in PARTS)
     text = f"{row['method']}: {1 / float(str(row['fused_s'])):.2f} steps/s"
     if row["ratio"]:
         text += f" against {1 / float(str(row['published_s'])):.2f} ({row['ratio']} x)"
+    if row["plain_ratio"]:
+        text += f", {row['plain_ratio']} x plain torch"
     text += f", {row['fused_mib']} MiB"
     if row["ratio"]:
         text += f" against {row['published_mib']} MiB, losses within {row['loss_difference']}"
@@ -221,14 +241,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--backbone", default="resnet18", help="as of fastuda.train (default: resnet18)")
     p.add_argument(
         "--crop", nargs=2, type=int, default=(512, 512), metavar=("H", "W"),
-        help="of source and target images, in pixels (default: 512 512)",
+        help="size of the crops in pixels (default: 512 512)",
     )  # fmt: skip
     p.add_argument(
         "--batch-size",
         type=cli.number(int, 1),
         default=1,
         metavar="N",
-        help="source and target images each (default: 1)",
+        help="number of source and of target images (default: 1)",
     )
     p.add_argument(
         "--dtype", choices=("float32", "bfloat16"),
@@ -239,7 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=cli.number(int, 1),
         default=3,
         metavar="N",
-        help="timed steps, after three that are not (default: 3)",
+        help="timed steps after three untimed ones (default: 3)",
     )
     machine_flags(p, "all methods")
     p.add_argument(
@@ -251,9 +271,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=cli.number(int, 0),
         default=0,
         metavar="N",
-        help="loader processes of either side (default: 0)",
+        help="loader processes of each side (default: 0)",
     )
-    p.add_argument("--csv", type=cli.a_path, metavar="FILE", help="put the rows behind those of this file")
+    p.add_argument("--csv", type=cli.a_path, metavar="FILE", help="append the rows to this CSV")
     p.add_argument("--worker", help=argparse.SUPPRESS)
     return p
 
@@ -275,7 +295,7 @@ def main() -> int:
          "settings": parse_overrides(args.set), "workers": args.workers}
         for name in args.method or every
     ]  # fmt: skip
-    for job in jobs:  # before any is measured
+    for job in jobs:  # check all before the first measurement
         config_of(job, Path())
     if args.csv:
         check_rows(args.csv, COLUMNS)
@@ -295,7 +315,7 @@ def main() -> int:
                 failed.append(str(reason))
                 say(str(reason))
                 continue
-            say(told(row))
+            say(line_of(row))
             if args.csv:
                 append_rows(args.csv, COLUMNS, [row])
     if args.csv and args.csv.resolve().parent == HERE / "results":

@@ -1,11 +1,11 @@
 """Images per second of the loaders on large street photos, against the decoder alone.
 
-Copies of one photo, shifted a little, are written as 2048 x 1024 JPEG and PNG with palette labels. Measured:
-the drawing of the built-in scenes on one core, the decoder alone on one core (the floor), the torch and the
-DALI loader with the same number of processes, and both on the copies that ``python -m fastuda.data cache``
-makes. Every figure of a loader is the median of three runs after a warm-up. Beside it, what that means for
-training: the seconds that a step of the trainer waits for its batch, and those of the whole step
-(source_only on the smallest network: any other waits less).
+Measured on slightly shifted copies of one photo, as 2048 x 1024 JPEG and PNG with palette labels: the
+drawing of the built-in scenes and the decoder alone (the floor), each on one core; the torch and the DALI
+loader with the same number of processes; and both on the copies made by ``python -m fastuda.data cache``.
+A loader's figure is the median of three runs after a warm-up. Training steps of source_only on the
+smallest network show the effect: the seconds that a step waits for its batch, and those of the whole step.
+Other methods wait less.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bench.run import say
+from bench.rows import say
 from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.data.config import DataConfig
@@ -68,7 +68,7 @@ def write_photos(root: Path, photo: Image.Image, count: int) -> None:
 
 
 def decode_rate(domain: Domain) -> float:
-    """Images per second that Pillow decodes from memory on one core, nothing else done."""
+    """Images per second that Pillow decodes from memory on one core."""
     data = [item.image.read_bytes() for item in domain.items]
     began = time.perf_counter()
     for encoded in data:
@@ -77,7 +77,7 @@ def decode_rate(domain: Domain) -> float:
 
 
 def drawing_rate(count: int) -> float:
-    """Scenes per second of the built-in domains that are drawn on one core."""
+    """Scenes of the built-in domains drawn per second on one core."""
     began = time.perf_counter()
     for index in range(count):
         draw_scene(("synthetic", "real")[index % 2], 0, index, (128, 256))
@@ -85,7 +85,7 @@ def drawing_rate(count: int) -> float:
 
 
 def loader_rate(kind: type[TorchLoader], domain: Domain, config: DataConfig, batches: int) -> float:
-    """Images (source and target) per second of a loader in its stride."""
+    """Source and target images per second of a warmed-up loader."""
     loader = kind(domain, domain, config, IMAGENET, seed=0)
     for _ in range(3 * max(config.workers, 1)):
         next(loader)
@@ -110,21 +110,20 @@ def data_wait(name: str, source: str, config: DataConfig, steps: int) -> tuple[f
     with tempfile.TemporaryDirectory() as out:
         run = Trainer(resolve("scenes", chosen, {}), Path(out), distributed.start("cpu"), quiet=True)
         run.method.train()
-        found = []
+        means = []
         for _ in range(steps + 2 * max(config.workers, 1)):
-            run._train_step()
-            found.append(run._take_means())
+            run.step()
+            means.append(run.take_means())
         run.loader.close()
-    kept = found[-steps:]  # those before find the batches that were read while the workers started
-    return tuple(statistics.median(step[f"perf/{key}"] for step in kept) for key in ("data_s", "step_s"))
+    timed = means[-steps:]  # earlier steps get batches that were read while the workers started
+    return tuple(statistics.median(step[f"perf/{key}"] for step in timed) for key in ("data_s", "step_s"))
 
 
 Row = tuple[str, int, str, float, str, str]
 
 
 def measure(root: Path, photo: Image.Image, workers: int, count: int, batches: int) -> Iterator[Row]:
-    """All rows, one after the other: file, crop, loader, images per second, seconds that a step waits and
-    takes."""
+    """Yield all rows: file, crop, loader, images per second, and the seconds that a step waits and takes."""
     write_photos(root, photo, count)
     loaders = {"torch": TorchLoader} | ({"dali-cpu": DaliLoader} if available() else {})
 
@@ -150,8 +149,8 @@ def measure(root: Path, photo: Image.Image, workers: int, count: int, batches: i
     yield from all_loaders("1024x512 cached jpg", f"folder:{root / 'cache'}", 512)
 
 
-def told(row: Row) -> str:
-    """A row in a line."""
+def line_of(row: Row) -> str:
+    """A row as one line of text."""
     file, crop, name, rate, wait, step = row
     waits = f", a step waits {wait} s of {step} s" if wait else ""
     return f"{file:22} {crop or '':5}  {name:15} {rate:8.1f} images/s{waits}"
@@ -176,9 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="batches of 2 + 2 images per run (default: 8)",
     )
-    p.add_argument(
-        "--csv", type=cli.a_path, metavar="FILE", help="write the rows here, in place of what it holds"
-    )
+    p.add_argument("--csv", type=cli.a_path, metavar="FILE", help="write the rows to this CSV, replacing it")
     return p
 
 
@@ -203,7 +200,7 @@ def main() -> int:
                 raise UserError(f"cannot write {args.csv}: {error.strerror}") from error
         rows = measure(Path(folder), photo, args.workers, args.count, args.batches)
         for row in tqdm(rows, total=ROWS[available()], unit="row", disable=None):
-            say(told(row))
+            say(line_of(row))
             if table:
                 table.writerow(row)
     return 0

@@ -1,10 +1,10 @@
-"""One provider on one case: check, time, peak memory. Prints one JSON line.
+"""Measures one provider on one case: correctness, time, peak memory. Prints one JSON line.
 
     python -m bench.measure JOB      # a process for this job alone, so that its peak memory is its own
     python -m bench.measure --serve  # a line of JSON per job from the standard input, for a GPU
 
-On a CPU time is wall time. On a GPU it is that between two events around each run, the inputs taken in turn
-from copies that together do not fit the L2 cache.
+On a CPU, time is wall time. On a GPU it is the time between two events around each run, with inputs from
+copies that together exceed the L2 cache.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fastuda.system.memory import give_back_freed_memory, keep_freed_memory
 
 CHECK_PIXELS = 384
 LONGEST, MOST = 0.5, 100
-"""Seconds that a measurement on a GPU takes at most beyond its ``repeats`` runs, and its runs."""
+"""Longest extra time of a GPU measurement beyond its ``repeats`` runs, in seconds, and its number of runs."""
 COPIES = 12
-"""Copies of the inputs at most."""
+"""Largest number of copies of the inputs."""
 
 
 def seconds(run: Callable[[], object], repeats: int, device: str) -> list[float]:
-    """Time of each of ``repeats`` runs after one warm-up, sorted."""
+    """Sorted times of ``repeats`` runs after one warm-up."""
     if device == "cuda":
         return device_seconds([run], repeats)
     times = []
@@ -47,8 +47,8 @@ def seconds(run: Callable[[], object], repeats: int, device: str) -> list[float]
 
 
 def device_seconds(runs: list[Callable[[], object]], repeats: int) -> list[float]:
-    """As :func:`seconds`, between events, the ``runs`` in turn: at least ``repeats`` of them, more of what is
-    short. The host does not wait in between."""
+    """As :func:`seconds`, measured with events, alternating between the ``runs``: at least ``repeats``,
+    and more of short ones. The host does not wait in between."""
     for run in runs * (3 if len(runs) == 1 else 1):
         run()
     torch.cuda.synchronize()
@@ -68,11 +68,11 @@ def device_seconds(runs: list[Callable[[], object]], repeats: int) -> list[float
 
 
 kept_inputs = lru_cache(maxsize=2)(make_inputs)
-"""On a GPU one process takes all providers of a case: its inputs are drawn once."""
+"""The inputs of a case, drawn once: on a GPU one process measures all its providers."""
 
 
 def copies(inputs: Inputs) -> list[Inputs]:
-    """The inputs and copies of them, together twice the L2 cache."""
+    """The inputs and copies of them, together at least twice the L2 cache."""
     held = sum(x.numel() * x.element_size() for x in inputs.values())
     count = min(COPIES, 1 + 2 * torch.cuda.get_device_properties(0).L2_cache_size // max(held, 1))
     others = [
@@ -83,11 +83,11 @@ def copies(inputs: Inputs) -> list[Inputs]:
 
 
 def captured(step: Callable[[], object], pool: object) -> Callable[[], object]:
-    """``step`` as a CUDA graph whose memory is of ``pool``."""
+    """``step`` as a CUDA graph with memory from ``pool``."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):  # what happens once, compilation and tables, is no part of the graph
+        for _ in range(3):  # compilation and tables happen once and must not be captured
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -97,7 +97,7 @@ def captured(step: Callable[[], object], pool: object) -> Callable[[], object]:
 
 
 def _weight(out: torch.Tensor) -> torch.Tensor:
-    """What the result's gradient is taken to be."""
+    """The gradient that is passed to the result."""
     return torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape).to(out.dtype)
 
 
@@ -114,8 +114,8 @@ def error_of(case: Case, provider: str, device: str) -> float:
     """Largest error against the float64 reference at a small size, relative to the largest value.
 
     Raises:
-        ValueError: it is over four roundings' worth of the dtype (the plain formulation's own error,
-            widened).
+        ValueError: the error exceeds four roundings of the dtype (a margin on the plain formulation's own
+            error).
     """
     draw = kept_inputs if device == "cuda" else make_inputs
     small = draw(case, device, CHECK_PIXELS)
@@ -133,16 +133,16 @@ def error_of(case: Case, provider: str, device: str) -> float:
     error = max(((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item() for a, b in pairs)
     limit = {"float32": 2e-4, "bfloat16": 6e-2}[case.dtype]
     if case.op == "upsample_confusion":
-        limit = 1e-2  # single pixels whose two best scores are equal up to rounding
+        limit = 1e-2  # single pixels may have two best scores that are equal up to rounding
     if provider in ("authors", "sdpa", "compile") and case.dtype == "bfloat16":
-        limit = 0.6  # similarities kept in bf16 choose other matches
+        limit = 0.6  # similarities rounded to bf16 give other matches
     if not error <= limit:
         raise ValueError(f"error {error:.2g} is over {limit:.2g}")
     return error
 
 
 def resident(key: str) -> float:
-    """MiB of VmRSS or VmHWM."""
+    """VmRSS or VmHWM of this process in MiB."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(key):
             return int(line.split()[1]) / 1024
@@ -150,25 +150,23 @@ def resident(key: str) -> float:
 
 
 def start_peak(device: str) -> float:
-    """MiB in use; the peak counts from here."""
+    """Reset the peak; returns the memory in use in MiB."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    release_memory()  # what earlier calls left for later ones counts as the measured call's own
+    release_memory()  # memory cached by earlier calls must count as the measured call's own
     give_back_freed_memory()
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # VmHWM starts again from what is resident now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM to the current VmRSS
     return resident("VmRSS")
 
 
 def peak(device: str) -> float:
-    """MiB at the worst moment."""
+    """Peak memory in MiB since :func:`start_peak`."""
     return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resident("VmHWM")
 
 
 def settle(step: Callable[[], object], seconds: float = 5.0) -> None:
-    """Runs until a step needs no page that the system has to clear; ten times or ``seconds`` at most."""
+    """Run until a step needs no page that the system has to clear, at most ten times or for ``seconds``."""
     end = time.perf_counter() + seconds
     for _ in range(10):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -190,7 +188,7 @@ def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, o
         _gradients(case, run(inputs), inputs, weight)
 
     if device == "cuda":
-        step()  # compilation, tables and the library's workspace are not the step's own
+        step()  # excludes compilation, tables and the library's workspace
     before = start_peak(device)
     step()
     extra = peak(device) - before
@@ -212,8 +210,8 @@ def measure(case: Case, provider: str, device: str, repeats: int) -> dict[str, o
 
 
 def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
-    """The case's least milliseconds: on a CPU from a product and a copy of its own sizes, now; on a GPU from
-    the rates that it reaches."""
+    """The case's floor in milliseconds: on a CPU from a product and a copy of its own sizes, measured now;
+    on a GPU from the measured rates."""
     if device == "cuda":
         rate, copied = _rates(case.dtype)
         work = 2.0 * case.products * case.batch * case.pixels**2 * case.channels
@@ -231,14 +229,14 @@ def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
 
 
 def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
-    """What the machine reaches: the rate of a plain product of random values per dtype, and of a copy."""
+    """Measure the machine's rates: a product of random values per dtype, and a copy."""
     size, moved = (8192, 2**30) if device == "cuda" else (2048, 2**28)
-    found: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
 
     def add(op: str, dtype: str, shape: str, amount: float, unit: str, run: Callable[[], object]) -> None:
         times = [1e3 * t for t in seconds(run, 5 * repeats, device)]
         median = statistics.median(times)
-        found.append({"op": op, "dtype": dtype, "shape": shape, "p20": times[len(times) // 5], "p50": median,
+        rows.append({"op": op, "dtype": dtype, "shape": shape, "p20": times[len(times) // 5], "p50": median,
                       "p80": times[4 * len(times) // 5],
                       "note": f"{amount / median / 1e6:.1f} {unit}"})  # fmt: skip
 
@@ -250,18 +248,18 @@ def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
     x = torch.randn(moved // 8, device=device)
     y = torch.empty_like(x)
     add("ceiling: copy", "float32", f"{moved >> 20} MiB read and written", moved, "GB/s", lambda: y.copy_(x))
-    return found
+    return rows
 
 
 @cache
 def _rates(dtype: str) -> tuple[float, float]:
-    """A GPU's operations per second in products of ``dtype``, and bytes per second in a copy."""
+    """A GPU's operations per second in products of ``dtype``, and its bytes per second in a copy."""
     rows = {(row["op"], row["dtype"]): 1e-3 * row["p50"] for row in ceilings("cuda", 3)}
     return 2 * 8192**3 / rows["ceiling: product", dtype], 2**30 / rows["ceiling: copy", "float32"]
 
 
 def answer(job: dict) -> dict[str, object]:
-    """What ``job`` (case, provider, device, repeats, threads) measured, or why there is nothing."""
+    """The result of ``job`` (case, provider, device, repeats, threads), or the reason for none."""
     torch.manual_seed(0)
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
@@ -274,29 +272,29 @@ def answer(job: dict) -> dict[str, object]:
         return measure(case, job["provider"], job["device"], job["repeats"])
     except CannotExpress as reason:
         return {"skipped": str(reason) or "cannot express it"}
-    except Exception as reason:  # whatever a provider raises: the next one is measured all the same
-        said = str(reason).strip().splitlines() or [""]
-        return {"failed": f"{type(reason).__name__}: {said[0]}"[:200]}
+    except Exception as reason:  # a provider may raise anything; the next one is still measured
+        lines = str(reason).strip().splitlines() or [""]
+        return {"failed": f"{type(reason).__name__}: {lines[0]}"[:200]}
 
 
 def serve() -> None:
-    """Answers jobs until the input ends, or a GPU no longer works after an error: another process takes the
-    next job then."""
+    """Answer jobs until the input ends, or until an error leaves the GPU unusable; then another process
+    continues."""
     for line in sys.stdin:
         job = json.loads(line)
-        found = answer(job)
+        result = answer(job)
         gc.collect()
         if job["device"] == "cuda":
             try:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
             except RuntimeError:
-                found["broken"] = True
-        print("RESULT " + json.dumps(found), flush=True)
+                result["broken"] = True
+        print("RESULT " + json.dumps(result), flush=True)
 
 
 def main() -> None:
-    """Entry of a process that measures."""
+    """Command line of a measuring process."""
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print(f"{__doc__}\nbench.run starts it; it is no command for the hand.")
     elif sys.argv[1] == "--serve":

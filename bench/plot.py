@@ -1,5 +1,5 @@
-"""Draw time and extra memory against N, of the machine measured last, from the rows of bench.run --sweep, as
-bench/results/scaling.png, and put it into bench/README.md."""
+"""Plots time and extra memory against N as bench/results/scaling.png, from the newest rows of bench.run
+--sweep, and adds it to bench/README.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLES = """\
 
 
 def main() -> int:
-    """Draw and write."""
+    """Draw the plot and write it."""
     cli.parser("bench.plot", __doc__ or "", EXAMPLES).parse_args()
     try:
         import matplotlib

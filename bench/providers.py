@@ -1,5 +1,5 @@
-"""Who computes an op: fastuda, its reference, the authors' formulation, the compiler, SDPA, KeOps, FAISS; on
-a GPU also fastuda's second backend, and fastuda replayed as a CUDA graph."""
+"""Implementations to compare: fastuda, its reference, the authors' formulation, torch.compile, SDPA,
+KeOps, FAISS; on a GPU also fastuda's second backend, and fastuda as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 import fastuda.ops as F
 from bench import published
-from bench.registry import Case
+from bench.registry import DILATIONS, Case
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], Tensor]
 
 
 class CannotExpress(Exception):
-    """The provider has no way to say this op, mode or dtype."""
+    """The provider cannot express this op, mode or dtype."""
 
 
 def _prototypes(t: Inputs) -> F.ClassStatistics:
@@ -43,6 +43,10 @@ OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
     ),
     "smooth_max_pool": lambda t, b: F.smooth_max_pool(t["x"], backend=b),
     "category_pool": lambda t, b: F.category_pool(t["x"], t["seg"], backend=b),
+    "depthwise_conv2d": lambda t, b: F.depthwise_conv2d(
+        t["x"], t["weight"], padding=4, dilation=4, backend=b
+    ),
+    "aspp": lambda t, b: F.aspp(t["x"], t["weight"].unbind(), dilations=DILATIONS, backend=b),
 }
 """Each memory-bound op of fastuda on one backend."""
 
@@ -68,7 +72,8 @@ def public(case: Case, backend: str) -> Run:
 
 
 def authors(case: Case) -> Run:
-    """Every matrix stored, in the inputs' dtype; see :mod:`bench.published`."""
+    """The authors' formulation, which stores every matrix in the inputs' dtype; see
+    :mod:`bench.published`."""
 
     runs: dict[str, Run] = {
         "spatial_aggregate": lambda t: published.spatial_aggregate(
@@ -91,7 +96,7 @@ def authors(case: Case) -> Run:
 
 
 def sdpa(case: Case) -> Run:
-    """Attention with the temperatures, given, folded into the query."""
+    """Scaled dot-product attention with the given temperatures folded into the query."""
     if case.op != "spatial_aggregate" or case.similarity != "cosine":
         raise CannotExpress
     temperature: dict[int, Tensor] = {}
@@ -99,10 +104,10 @@ def sdpa(case: Case) -> Run:
     def run(t: Inputs) -> Tensor:
         x = t["x"]
         unit = nnf.normalize(x, dim=-1)
-        if x.shape[1] not in temperature:  # outside the timing: the first call is the warm-up
+        if x.shape[1] not in temperature:  # not timed: the first call is the warm-up
             temperature[x.shape[1]] = _row_std(unit.detach().float()).to(x.dtype)
         query = unit / temperature[x.shape[1]]
-        # with a dimension of heads: without one torch takes the path that stores the matrix
+        # with a head dimension: without one torch stores the matrix
         heads = (z[:, None] for z in (query, unit, x))
         return 0.5 * x + 0.5 * nnf.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]
 
@@ -115,7 +120,7 @@ def _row_std(unit: Tensor) -> Tensor:
 
 
 def faiss_flat(case: Case) -> Run:
-    """Both hops by an exact inner-product index."""
+    """Both hops with an exact inner-product index (FAISS)."""
     if case.op != "cycle_match" or case.dtype != "float32" or case.similarity != "cosine":
         raise CannotExpress
     try:
@@ -136,7 +141,7 @@ def faiss_flat(case: Case) -> Run:
 
 
 def keops(case: Case) -> Run:
-    """Both hops by a symbolic matrix."""
+    """Both hops with a symbolic matrix (KeOps)."""
     if case.op != "cycle_match" or case.dtype != "float32" or case.similarity != "cosine":
         raise CannotExpress
     try:
@@ -153,13 +158,13 @@ def keops(case: Case) -> Run:
 
 
 def compiled(case: Case) -> Run:
-    """torch.compile of the reference."""
-    torch._dynamo.reset()  # else the cases before count as recompilations, and it gives up after a few
+    """The reference compiled with torch.compile."""
+    torch._dynamo.reset()  # otherwise earlier cases count as recompilations, whose number is limited
     return torch.compile(public(case, "reference"), dynamic=False)
 
 
 def triton(case: Case) -> Run:
-    """fastuda's Triton kernels, where ``auto`` takes CUDA C++."""
+    """fastuda's Triton kernels for ops where ``auto`` uses CUDA C++."""
     op = public(case, "triton")
 
     def run(t: Inputs) -> Tensor:
@@ -173,7 +178,8 @@ def triton(case: Case) -> Run:
 
 
 def graph(case: Case) -> Run:
-    """fastuda on a GPU; :mod:`bench.measure` captures its steps and replays them: the host has no share."""
+    """fastuda on a GPU as a CUDA graph, which :mod:`bench.measure` captures and replays, so that host time
+    does not count."""
     op = public(case, "auto")
 
     def run(t: Inputs) -> Tensor:

@@ -1,14 +1,16 @@
-"""The ops as the authors' code has them, to train the methods on: every matrix, plane and product stored.
+"""The ops as in the authors' code, for training the methods on them: every matrix, plane and product is
+stored.
 
-Written from the methods' descriptions, in float32 outside of autocast, which none of the authors' code knows.
-What is not here is published as the reference has it: Lovasz-Softmax class by class, ASANet's affinities as a
-stack of planes, WeakSegDA's poolings. Where authors compute something twice or throw it away (ASANet's
-affinities of the target, FADA's unused gradients, SePiCo's unused teacher logits), the methods here do not.
+Written from the methods' descriptions, in float32 outside of autocast, which the authors' code does not
+use. Ops that are not here run as their reference: Lovasz-Softmax class by class, ASANet's affinities as a
+stack of planes, WeakSegDA's poolings. What the authors compute twice or discard (ASANet's target
+affinities, FADA's unused gradients, SePiCo's unused teacher logits) is not computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -141,7 +143,7 @@ def prototype_contrast(
     ignore_index: int = 255,
 ) -> Tensor:
     """Inner products and variance terms as N x K x A products (DistCL, ProtoCL)."""
-    if isinstance(prototypes, F.PrototypeBank):  # class by class, as the reference has it
+    if isinstance(prototypes, F.PrototypeBank):  # class by class, as in the reference
         return AS_IT_IS(features, labels, prototypes, kind=kind, tau=tau, ignore_index=ignore_index)
     q, y = features[labels != ignore_index], labels[labels != ignore_index]
     if not len(y):
@@ -155,16 +157,48 @@ def prototype_contrast(
 
 
 def one_by_one(self: CategoryDiscriminators, pooled: Tensor, classes: Tensor | None = None) -> Tensor:
-    """WeakSegDA's discriminators as K networks in a loop, those of absent classes run as well."""
-    found = []
+    """WeakSegDA's discriminators as K networks in a loop, including those of absent classes."""
+    columns = []
     for k in range(self.num_classes):
         x = pooled[..., k]
         for number, layer in enumerate(self.layers):
             x = torch.addmm(layer.bias[k], x if number == 0 else x.relu(), layer.weight[k])
-        found.append(x)
-    logits = torch.cat(found, 1)
+        columns.append(x)
+    logits = torch.cat(columns, 1)
     return logits if classes is None else logits[:, classes]
 
+
+def aspp(
+    features: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    dilations: Sequence[int],
+    biases: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """A convolution for each branch, summed."""
+    added = biases or [None] * len(weights)
+    branches = zip(weights, dilations, added, strict=True)
+    outputs = [nnf.conv2d(features, w, b, padding=d, dilation=d) for w, d, b in branches]
+    return sum(outputs[1:], outputs[0])
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:
+    """torch's convolution; a dilated one in float32 on a CPU, where its gradient in bfloat16 is wrong."""
+    wide = x.device.type == "cpu" and dilation > 1
+    with torch.autocast(x.device.type, enabled=False) if wide else nullcontext():
+        return nnf.conv2d(x.float() if wide else x, weight, bias, stride, padding, dilation, x.shape[1])
+
+
+LAYERS: dict[str, Callable[..., Any]] = {"aspp": aspp, "depthwise_conv2d": depthwise_conv2d}
+"""The layers of networks as torch has them."""
 
 OPS: dict[str, Callable[..., Any]] = {
     "spatial_aggregate": spatial_aggregate,
@@ -177,7 +211,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 
 def widened(op: Callable[..., Any]) -> Callable[..., Any]:
-    """``op`` outside of autocast, its half-precision tensors in float32."""
+    """``op`` outside of autocast, with half-precision tensors converted to float32."""
 
     def wide(value: Any) -> Any:
         half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
@@ -191,9 +225,16 @@ def widened(op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def plain(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """From here on this process's networks are made of torch's own layers; the losses stay."""
+    for name, layer in LAYERS.items():
+        replace(F, name, layer)
+
+
 def use(replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """From here on this process trains on the published formulations."""
+    """Let this process train on the published formulations."""
     replace(_backends, "DEFAULT_BACKEND", "reference")
     for name, op in OPS.items():
         replace(F, name, widened(op))
+    plain(replace)
     replace(CategoryDiscriminators, "forward", widened(one_by_one))

@@ -1,7 +1,8 @@
-"""What is measured: the ops as data, one case per line, and the floor of each."""
+"""The cases of the bench: ops as data, one case per line, and the floor of each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ import torch
 import fastuda.ops as F
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+DILATIONS = (6, 12, 18, 24)
+ASPP_CLASSES = 19
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Case:
     @property
     def products(self) -> float:
         """Tile products that no exact method without N x N storage avoids."""
+        if self.op == "aspp":
+            # the pixels whose output is inside, of every tap; backward: features and weights
+            share = _inside(math.isqrt(self.pixels)) * ASPP_CLASSES / self.pixels**2
+            return 3 * share if self.mode == "fwd+bwd" else share
         if self.op == "contrast_softmax" or self.op in MEMORY_BOUND:
             return 0.0
         if self.op == "cycle_match":
@@ -49,9 +57,8 @@ class Case:
             return MEMORY_BOUND[self.op].moved(self)
         if self.op != "contrast_softmax":
             return 0
-        element = torch.finfo(DTYPES[self.dtype]).bits // 8
         arrays = 2 if self.mode == "fwd" else 5
-        return arrays * element * self.batch * self.pixels * self.channels
+        return arrays * _element(self) * self.batch * self.pixels * self.channels
 
     @property
     def shape(self) -> str:
@@ -64,8 +71,8 @@ class Case:
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """An op that is bound by what it reads and writes. ``pixels`` of its case is the width of the output (2:1
-    or square), or the number of features."""
+    """Cases of an op that is bound by memory traffic. ``pixels`` is the width of the output (2:1 or
+    square), the number of features, or the pixels of a square map of them."""
 
     inputs: Callable[[Case, int, torch.Generator], dict[str, torch.Tensor]]
     moved: Callable[[Case], int]
@@ -109,14 +116,39 @@ def _features(case: Case, n: int, generator: torch.Generator) -> dict[str, torch
 
 
 def _prototypes(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    made = _features(case, n, generator)
-    found = F.class_statistics(made["x"], made["labels"], 19, backend="reference")
-    return {**made, "mean": found.mean, "variance": found.variance}
+    features = _features(case, n, generator)
+    statistics = F.class_statistics(features["x"], features["labels"], 19, backend="reference")
+    return {**features, "mean": statistics.mean, "variance": statistics.variance}
 
 
 def _attention(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     x = torch.randn(case.batch, n, case.channels, generator=generator).relu_()
     return {"x": x, "seg": 4 * torch.randn(case.batch, n, 19, generator=generator)}
+
+
+def _inside(side: int) -> int:
+    """Pairs of a pixel and one of DeepLab's taps that meet in a square image; the middle taps are one."""
+    shifts = {(i * d, j * d) for d in DILATIONS for i in (-1, 0, 1) for j in (-1, 0, 1)}
+    return sum(max(side - abs(i), 0) * max(side - abs(j), 0) for i, j in shifts)
+
+
+def _head(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    side = math.isqrt(n)
+    x = torch.randn(case.batch, case.channels, side, side, generator=generator).relu_()
+    weight = torch.randn(len(DILATIONS), ASPP_CLASSES, case.channels, 3, 3, generator=generator) * 0.01
+    return {"x": x.to(memory_format=torch.channels_last), "weight": weight}
+
+
+def _depthwise(case: Case, n: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    side = math.isqrt(n)
+    x = torch.randn(case.batch, case.channels, side, side, generator=generator)
+    weight = torch.randn(case.channels, 1, 3, 3, generator=generator)
+    return {"x": x.to(memory_format=torch.channels_last), "weight": weight}
+
+
+def _element(c: Case) -> int:
+    """Bytes of one."""
+    return torch.finfo(DTYPES[c.dtype]).bits // 8
 
 
 def _square_shape(c: Case) -> str:
@@ -166,6 +198,16 @@ MEMORY_BOUND = {
         lambda c: (1 if c.mode == "fwd" else 2) * 4 * c.batch * c.pixels * c.channels,
         lambda c: f"{c.batch}x{c.pixels}x{c.channels}, 19 classes",
     ),
+    "depthwise_conv2d": MemoryBound(
+        _depthwise,
+        lambda c: (2 if c.mode == "fwd" else 5) * _element(c) * c.batch * c.pixels * c.channels,
+        lambda c: f"{c.batch}x{c.channels}x{math.isqrt(c.pixels)}², 3x3 dilated by 4",
+    ),
+    "aspp": MemoryBound(
+        _head,
+        lambda c: (1 if c.mode == "fwd" else 3) * _element(c) * c.batch * c.pixels * c.channels,
+        lambda c: f"{c.batch}x{c.channels}x{math.isqrt(c.pixels)}², {len(DILATIONS)} branches, 19 classes",
+    ),
 }
 BOTH = ("fwd", "fwd+bwd")
 CASES = [
@@ -192,6 +234,9 @@ CASES = [
     Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512),
     Case("smooth_max_pool", "fwd+bwd", "float32", 1024, 19),
     Case("category_pool", "fwd+bwd", "float32", 8464, 2048),
+    *(Case("depthwise_conv2d", mode, "float32", 1024, 960) for mode in BOTH),
+    *(Case("aspp", mode, "float32", 4096, 512) for mode in BOTH),
+    *(Case("aspp", "fwd+bwd", dtype, 8464, 2048) for dtype in ("bfloat16", "float32")),
 ]
 SWEEP = [
     Case(op, "fwd+bwd", "float32", pixels, 256)
@@ -207,7 +252,9 @@ def make_inputs(case: Case, device: str, pixels: int | None = None) -> dict[str,
     generator = torch.Generator().manual_seed(0)
     if case.op in MEMORY_BOUND:
         made = {k: v.to(device) for k, v in MEMORY_BOUND[case.op].inputs(case, n, generator).items()}
-        made["x"] = made["x"].to(DTYPES[case.dtype]).requires_grad_(case.mode != "fwd")
+        made["x"] = made["x"].to(DTYPES[case.dtype])
+        for name in made.keys() & {"x", "weight"}:
+            made[name].requires_grad_(case.mode != "fwd")
         return made
 
     def rows(shift: float) -> torch.Tensor:

@@ -1,33 +1,22 @@
 """Measure ops and providers, write a CSV, and generate the table of bench/README.md.
 
-On a CPU every measurement runs in its own process, so that its peak memory is its own; a GPU's allocator
-tells the peak of one measurement, so that one process takes them all, and another one goes on where it ended.
-The ceilings of the machine are measured first, the floor of a case right before its providers. A provider
-whose result is wrong, that fails or that runs out of memory gets no number, and the rest goes on.
+On a CPU every measurement runs in its own process, to measure its own peak memory. On a GPU the allocator
+reports the peak of each measurement, so one process does them all, and another replaces it if it dies. The
+machine's ceilings are measured first, and a case's floor just before its providers. A provider that fails,
+runs out of memory or returns a wrong result gets no number.
 
-On a GPU the sizes that matter most come first, and torch.compile, which compiles for long, after everything
-else. Rows are written as they come: where the time ends, what is there stays.
+On a GPU the most important sizes are first, and torch.compile, which compiles for long, is last. Rows are
+written at once, so that an expired budget keeps them.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import errno
-import json
-import math
 import os
-import platform
-import queue
 import re
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +24,11 @@ import torch
 from tqdm import tqdm
 
 from bench import table
+from bench.machine import check_device, machine, machine_flags, place_of
 from bench.providers import PROVIDERS
 from bench.registry import CASES, SWEEP, Case
+from bench.rows import append_rows, check_rows, say
+from bench.server import Server, child
 from fastuda import cli
 from fastuda.errors import UserError, nearest
 
@@ -70,140 +62,19 @@ GPU_FIRST = [
     Case("spatial_aggregate", "fwd", "bfloat16", 16836, 2048),
     *(case for case in CASES if case.op not in ("cycle_association_loss", "spatial_aggregate")),
 ]
-"""The order on a GPU, before the other cases: training's crop (and a batch of four), a full frame, the level
-of the predictions, the test image, then all other ops."""
-
-
-class Server:
-    """A process that measures job after job, and its successor where one ends or takes too long."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.answers: queue.Queue[str | None] = queue.Queue()
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the server)
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench.measure", "--serve"]
-        self.errors.truncate(0)
-        process = subprocess.Popen(
-            command, cwd=HERE.parent, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.errors,
-        )  # fmt: skip
-        self.process, self.answers = process, queue.Queue()
-        threading.Thread(target=self._read, args=(process.stdout, self.answers), daemon=True).start()
-        return process
-
-    @staticmethod
-    def _read(lines: Iterable[str], answers: queue.Queue[str | None]) -> None:
-        for line in lines:
-            if line.startswith("RESULT "):
-                answers.put(line[7:])
-        answers.put(None)
-
-    def ask(self, job: dict, timeout: float) -> dict:
-        """The answer to one job."""
-        process = self.process
-        if process is None or process.poll() is not None:
-            process = self._start()
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job) + "\n")
-            found = self.answers.get(timeout=timeout)
-        except queue.Empty:
-            self.close()
-            return {"failed": f"took over {timeout:.0f} s"}
-        except BrokenPipeError:
-            found = None
-        if found is None:
-            code = process.wait()
-            self.process = None
-            self.errors.seek(0)
-            said = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
-            return {"failed": f"ended with {code}: {' '.join(said)}"[:200]}
-        result = json.loads(found)
-        if result.get("broken"):
-            self.close()
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bar, at once."""
-    tqdm.write(line)
-    sys.stdout.flush()
-
-
-def child(case: Case, provider: str, args: argparse.Namespace) -> dict:
-    """The answer of one measurement."""
-    job = {"case": asdict(case), "provider": provider, "device": args.device, "repeats": args.repeats,
-           "threads": args.threads}  # fmt: skip
-    timeout = min(args.timeout, max(args.deadline - time.monotonic(), 1.0))
-    if args.device == "cuda":
-        found = args.server.ask(job, timeout)
-        late = "failed" in found and time.monotonic() > args.deadline
-        return {"skipped": "time is over"} if late else found
-    command = [sys.executable, "-m", "bench.measure", json.dumps(job)]
-    try:
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took over {timeout:.0f} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line[7:])
-    return {"failed": f"ended with {done.returncode} (out of memory?)"}
-
-
-def machine(device: str) -> str:
-    """A short name of the processor or card."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    lines = (line.split(":", 1) for line in told.splitlines() if ":" in line)
-    of = {key.strip(): value.strip() for key, value in lines}
-    if "model name" in of:
-        # a virtual machine's processor often has no number in its name
-        model = "".join(f"{key.split()[-1]} {of[key]}, " for key in ("cpu family", "model") if key in of)
-        units = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-        flags = of.get("flags", "").split()
-        unit = next((name for flag, name in units.items() if flag in flags), "no AVX2")
-        return f"{of['model name']} ({model}{unit})"
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The short commit of the checkout; nothing where that cannot be told."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def place_of(args: argparse.Namespace) -> dict[str, object]:
-    """Where and when a row was measured."""
-    threads = "" if args.device == "cuda" else f" x{args.threads or torch.get_num_threads()}"
-    return {"machine": f"{machine(args.device)}{threads}",
-            "device": args.device, "torch": torch.__version__, "commit": commit(),
-            "date": datetime.date.today().isoformat()}  # fmt: skip
+"""The first cases on a GPU: training's crop (and a batch of four), a full frame, the predictions' level,
+the test image, then all other ops."""
 
 
 def ceiling_rows(args: argparse.Namespace) -> list[dict[str, object]]:
-    """The rates that the machine reaches, as rows."""
-    found = child(CASES[0], "ceilings", args)
-    if "failed" in found:
-        say(f"the machine's ceilings: {found['failed']}")
+    """Measure the rates that the machine reaches; returns them as rows."""
+    answer = child(CASES[0], "ceilings", args)
+    if "failed" in answer:
+        say(f"the machine's ceilings: {answer['failed']}")
     rows = [
         {**row, **{key: round(row[key], 2) for key in ("p20", "p50", "p80")}, "provider": "torch", "mode": "",
          **place_of(args)}
-        for row in found.get("ceilings", [])
+        for row in answer.get("ceilings", [])
     ]  # fmt: skip
     for row in rows:
         say(f"{row['op']} {row['dtype']} {row['shape']}: {row['note']}")
@@ -215,18 +86,18 @@ def measure(
     providers: list[str],
     args: argparse.Namespace,
     append: Callable[[list[dict[str, object]]], None],
-    known: dict[Case, tuple[float, float]],
+    times: dict[Case, tuple[float, float]],
     bar: tqdm,
 ) -> None:
-    """Measure the floor and some providers of a case. ``known``: floors and the reference's times so far."""
+    """Measure the floor and some providers of a case. ``times`` caches floors and the reference's times."""
     common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": case.shape}
     title = " ".join(common.values())
-    floor, reference = known.get(case, (0.0, 0.0))
+    floor, reference = times.get(case, (0.0, 0.0))
     if not floor:
-        found = child(case, "floor", args)
-        floor = found.get("floor", 0.0)
+        answer = child(case, "floor", args)
+        floor = answer.get("floor", 0.0)
         if not floor:
-            say(f"{title}: no floor, {found.get('failed')}")
+            say(f"{title}: no floor, {answer.get('failed')}")
     place = place_of(args)
     digits = 4 if args.device == "cuda" else 2
     for provider in providers:
@@ -253,11 +124,11 @@ def measure(
             f"{name}: {row['p50']} ms, {row['to_floor']} of floor, {row['to_reference']} of reference,"
             f" {row['extra_mib']} MiB"
         )
-    known[case] = floor, reference
+    times[case] = floor, reference
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    """The cases to measure, in their order."""
+    """The selected cases, in the order of measurement."""
     cases = SWEEP if args.sweep else CASES
     if args.device == "cuda" and not args.sweep:
         cases = list(dict.fromkeys([*GPU_FIRST, *CASES]))
@@ -272,92 +143,31 @@ def chosen(args: argparse.Namespace) -> list[Case]:
     ]
 
 
-def check_rows(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a CSV that rows cannot be put behind, before hours are spent on them.
-
-    Raises:
-        UserError: it cannot be written, or has other columns.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if os.access(path.parent, os.W_OK):
-                return
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if not path.is_file():
-            raise UserError(f"cannot write {path}: it is no file")
-        with path.open("r+", newline="", encoding="utf-8") as stream:
-            found = next(csv.reader(stream), None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    if found is not None and tuple(found) != tuple(columns):
-        raise UserError(f"{path} has other columns than this bench; choose another --csv")
-
-
-def append_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Put rows behind those of a CSV.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        fresh = not path.exists() or not path.stat().st_size
-        with path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns)
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def check_device(device: str) -> None:
-    """Refuse a GPU where there is none.
-
-    Raises:
-        UserError: torch finds none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
-
-
-def machine_flags(p: argparse.ArgumentParser, of_all: str) -> None:
-    """Flags of where a bench runs, and for how long: ``of_all`` is what shares the time."""
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
-    p.add_argument(
-        "--threads",
-        type=cli.number(int, 0),
-        default=0,
-        metavar="N",
-        help="torch threads (default: 0, as they are)",
-    )
-    p.add_argument(
-        "--budget", type=cli.number(float, 0), default=math.inf, metavar="S",
-        help=f"seconds for {of_all}; what is left then has no row (default: no end)",
-    )  # fmt: skip
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = cli.parser("bench.run", __doc__ or "", EXAMPLES)
     p.add_argument("--op", action="append", metavar="OP", help="only this op (repeatable)")
     p.add_argument(
-        "--mode", choices=("fwd", "fwd+bwd"), help="only the forward pass, or only both (default: either)"
+        "--mode", choices=("fwd", "fwd+bwd"), help="only fwd cases or only fwd+bwd cases (default: both)"
     )
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="only inputs of it (default: either)")
+    p.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="only inputs of this type (default: both)"
+    )
     p.add_argument(
         "--pixels", type=int, metavar="N",
-        help="only cases of this size: pixels of a feature map (8464: of a crop of 730), width of an image",
+        help="only this size: pixels of a feature map (8464 for a crop of 730), or the width of an image",
     )  # fmt: skip
     p.add_argument(
         "--provider", action="append", choices=list(PROVIDERS), metavar="NAME",
         help=f"only this one (repeatable): {', '.join(PROVIDERS)}",
     )  # fmt: skip
-    p.add_argument("--sweep", action="store_true", help="the sizes of the plot instead of the table's")
+    p.add_argument(
+        "--sweep", action="store_true", help="measure the sizes of the plot instead of the table's"
+    )
     machine_flags(p, "all of them")
     p.add_argument(
         "--repeats", type=cli.number(int, 1), default=5, metavar="N",
-        help="timed runs, of which the median is taken; on a GPU at least so many (default: 5)",
+        help="timed runs, at least this many on a GPU; the median is reported (default: 5)",
     )  # fmt: skip
     p.add_argument(
         "--timeout",
@@ -368,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--csv", type=cli.a_path, metavar="FILE",
-        help="where to put the rows (default: bench/results/<machine>_<date>.csv)",
+        help="CSV to append the rows to (default: bench/results/<machine>_<date>.csv)",
     )  # fmt: skip
     return p
 
@@ -385,7 +195,7 @@ def main() -> int:
     if not cases:
         sizes = sorted({case.pixels for case in (SWEEP if args.sweep else CASES)})
         raise UserError(
-            "no case is of all that was asked for by --op, --mode, --dtype and --pixels; there are sizes of "
+            "no case matches --op, --mode, --dtype and --pixels together; there are sizes of "
             + ", ".join(map(str, sizes))
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads or torch.get_num_threads()))
@@ -395,12 +205,12 @@ def main() -> int:
     path = args.csv or HERE / "results" / f"{name}_{datetime.date.today().isoformat()}.csv"
     check_rows(path, table.COLUMNS)
     append = partial(append_rows, path, table.COLUMNS)
-    # torch.compile takes most of a GPU's time, and each case is worth a row without it first
+    # torch.compile takes most of a GPU's time, so every case is measured without it first
     names = sorted(args.provider or PROVIDERS, key=lambda name: name != "reference")
     late = [name for name in names if name == "compile" and args.device == "cuda"]
-    known: dict[Case, tuple[float, float]] = {}
+    times: dict[Case, tuple[float, float]] = {}
     try:
-        # a bar only on a terminal: elsewhere the lines tell how far it is
+        # the bar is shown only on a terminal; elsewhere the printed lines show the progress
         with tqdm(total=len(cases) * len(names), unit="measurement", disable=None) as bar:
             if not (args.op or args.sweep or args.provider):
                 append(ceiling_rows(args))
@@ -409,7 +219,7 @@ def main() -> int:
                     if providers and time.monotonic() > args.deadline:
                         say(f"time is over: {len(cases) - number} cases left without {', '.join(providers)}")
                         break
-                    measure(case, providers, args, append, known, bar)
+                    measure(case, providers, args, append, times, bar)
     finally:
         args.server.close()
     table.write()

@@ -1,4 +1,4 @@
-"""Write bench/README.md from the CSV files in bench/results, as bench.run does when it ends."""
+"""Writes bench/README.md from the CSV files in bench/results, as bench.run does at its end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ The floor is of the rates that the card reached in the same run: the products' o
 
 
 def load() -> list[dict[str, str]]:
-    """All rows of all result files; of equal keys the last one stands."""
+    """All rows of all result files; the last row of each key wins."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted((HERE / "results").glob("*.csv")):
         with path.open(encoding="utf-8") as stream:
@@ -61,12 +61,12 @@ def _line(*cells: str) -> str:
 
 
 def _ms(time: float, device: str) -> str:
-    """Whole milliseconds, and three digits of a GPU's, which are few."""
+    """Milliseconds as integers, or with three digits on a GPU."""
     return f"{time:.3g}" if device == "cuda" and time < 100 else f"{time:.0f}"
 
 
 def section(device: str, rows: list[dict[str, str]]) -> str:
-    """The tables of one kind of device; where nothing was measured it says so."""
+    """The tables of one kind of device, or a note that nothing was measured."""
     title = {"cpu": "CPU", "cuda": "GPU"}[device]
     text = f"\n## {title}\n"
     rows = [row for row in rows if row["device"] == device]
@@ -123,7 +123,7 @@ KEYS = ("method", "backbone", "crop", "batch", "dtype", "machine")
 
 
 def step_rows() -> list[dict[str, str]]:
-    """All rows of ``python -m bench.end_to_end``; of equal keys the last one stands."""
+    """All rows of ``python -m bench.end_to_end``; the last row of each key wins."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted((HERE / "results").glob("end_to_end*.csv")):
         with path.open(newline="", encoding="utf-8") as stream:
@@ -133,10 +133,10 @@ def step_rows() -> list[dict[str, str]]:
 
 
 def steps() -> str:
-    """The tables of ``python -m bench.end_to_end``, and what bounds the methods that gain little."""
+    """The tables of ``python -m bench.end_to_end``, and what limits methods that gain little."""
     rows = step_rows()
-    names = ("method", "backbone", "crop", "dtype", "steps/s", "published", "ratio", "MiB", "published",
-             "losses within", "machine")  # fmt: skip
+    names = ("method", "backbone", "crop", "dtype", "steps/s", "published", "ratio", "to plain torch", "MiB",
+             "published", "losses within", "machine")  # fmt: skip
     text = f"{STEPS}\n{_line(*names)}{'|---' * len(names)}|\n"
     if not rows:
         return text + _line(*["not measured"] * len(names))
@@ -147,7 +147,8 @@ def steps() -> str:
         ]
         what = (row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"])
         memory = (row["fused_mib"], row["published_mib"], row["loss_difference"], row["machine"])
-        text += _line(*what, *rates, row["ratio"] and f"**{row['ratio']}**", *memory)
+        ratios = (row["ratio"] and f"**{row['ratio']}**", row["plain_ratio"] or "not measured")
+        text += _line(*what, *rates, *ratios, *memory)
     names = ("method", "crop", *PARTS, "bound")
     text += f"{SHARES}\n{_line(*names)}{'|---' * len(names)}|\n"
     rows = [row for row in rows if row["ratio"]]
@@ -159,12 +160,12 @@ def steps() -> str:
 
 
 def bound(row: dict[str, str]) -> float:
-    """The ratio with ops that take no time."""
+    """The ratio if ops took no time."""
     return 1 / max(1 - float(row["published_ops"]), 1e-3)
 
 
 def reason(row: dict[str, str]) -> str:
-    """What keeps a step from being ``GOAL`` times as fast as the published one."""
+    """Why a step is not ``GOAL`` times as fast as the published one."""
     others = sorted((part for part in PARTS if part != "ops"), key=lambda part: -float(row[f"fused_{part}"]))
     first, second = (f"{part} {100 * float(row[f'fused_{part}']):.0f}%" for part in others[:2])
     share = 100 * float(row["published_ops"])
@@ -193,7 +194,7 @@ def write() -> None:
 
 
 def main() -> int:
-    """Write and say where."""
+    """Write the file and print its path."""
     cli.parser("bench.table", __doc__ or "", EXAMPLES).parse_args()
     write()
     print(f"wrote {HERE / 'README.md'}")

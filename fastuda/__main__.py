@@ -47,9 +47,9 @@ def main() -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}{nearest(command, COMMANDS)}")
-    found = importlib.import_module(module(command))
+    command_module = importlib.import_module(module(command))
     del sys.argv[1]
-    return int(found.main())
+    return int(command_module.main())
 
 
 def console() -> None:

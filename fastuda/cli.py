@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""What the command lines share: parsers, flags, and how errors end a command."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastuda.errors import UserError
 from fastuda.system.paths import at_home
@@ -25,17 +25,38 @@ if TYPE_CHECKING:
 
 
 LESS_MEMORY = "slide a --window over each image, lower --scales or the size of the images, or take --amp"
-"""What to do where an image is too large."""
+"""Advice for images that are too large for the memory."""
 
 AMP_CHOICES = ("off", "bf16", "fp16", "force-bf16", "force-fp16")
-"""Values of --amp. Half precision that the machine only emulates becomes float32, unless it is forced."""
+"""Values of --amp. Emulated half precision becomes float32 unless it is forced."""
+
+FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "method": ("method.name", "name of a method, several joined by +, or package.module:Class", {}),
+    "source": ("data.source", "labelled domain: name or name:path[:split]; scenes is built in", {}),
+    "target": ("data.target", "unlabelled domain, likewise", {}),
+    "data_root": ("data.data_root", "folder of domains without a path (default: data)", {}),
+    "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
+    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small", {}),
+    "weights": ("model.weights", ".pth or .safetensors file with initial weights", {}),
+    "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
+    "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
+    "steps": ("train.steps", "optimiser steps; with --stages, per stage", {"type": int}),
+    "lr": ("optim.lr", "learning rate", {"type": float}),
+    "amp": ("train.amp", "mixed precision if it is faster than float32; --amp alone: bf16",
+            {"nargs": "?", "const": "bf16", "choices": AMP_CHOICES}),
+    "device": ("train.device", "auto, cpu, cuda, cuda:N", {}),
+    "seed": ("train.seed", "seed of weights, samples and augmentation", {"type": int}),
+    "loader": ("data.loader", "auto, torch or dali", {}),
+    "workers": ("data.workers", "loader processes", {"type": int}),
+}  # fmt: skip
+"""Flag to its dotted setting, its help text and its arguments for argparse."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses a word in one line, as everything else is refused."""
+    """Reports a wrong argument in one line, as all errors are reported."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("argument ") and ": is " in message:  # what number() says of a value
+        if message.startswith("argument ") and ": is " in message:  # from number()
             raise UserError(message.removeprefix("argument ").replace(": is ", " is ", 1))
         raise UserError(f"{message}; see --help")
 
@@ -75,31 +96,48 @@ def number(kind: type[int] | type[float], least: float, most: float = math.inf) 
 
 
 def bare_amp(words: list[str]) -> list[str]:
-    """The command line with ``--amp=bf16`` for an ``--amp`` before another word than a precision, which
-    argparse would take for its value."""
+    """The command line with ``--amp=bf16`` for every ``--amp`` without a precision after it, where
+    argparse would take the next word as its value."""
     out = []
     for word, after in zip(words, [*words[1:], ""], strict=False):
         out.append("--amp=bf16" if word == "--amp" and after not in AMP_CHOICES else word)
     return out
 
 
+def setting_flag(p: argparse.ArgumentParser, name: str, help: str | None = None, **arguments: Any) -> None:
+    """Add a flag of :data:`FLAGS`, with other help or other arguments for argparse if they are given."""
+    _, text, usual = FLAGS[name]
+    p.add_argument(f"--{name.replace('_', '-')}", help=help or text, **(usual | arguments))
+
+
+def flag_settings(args: argparse.Namespace, without: Collection[str] = ()) -> dict[str, Any]:
+    """The dotted settings of the flags of :data:`FLAGS` that were given."""
+    values = {name: getattr(args, name) for name in FLAGS if name not in without}
+    return {FLAGS[name][0]: value for name, value in values.items() if value is not None}
+
+
 def inference_flags(p: argparse.ArgumentParser) -> None:
-    """Flags of how an image goes through the network; :func:`inference` reads them."""
+    """Add the flags for windows, scales, mirroring and precision; :func:`inference` reads them."""
     p.add_argument("--window", nargs=2, type=int, metavar=("H", "W"), help="slide a window of this size")
-    p.add_argument("--overlap", type=float, default=1 / 3, help="share of it that the next one covers (1/3)")
+    p.add_argument(
+        "--overlap",
+        type=float,
+        default=1 / 3,
+        help="overlap of neighbouring windows as a share of the window (default: 1/3)",
+    )
     p.add_argument(
         "--scales", type=float, nargs="+", default=[1.0], metavar="S",
-        help="mean of the probabilities over these scales, e.g. 0.75 1 1.25",
+        help="average the probabilities over these scales, e.g. 0.75 1 1.25",
     )  # fmt: skip
-    p.add_argument("--flip", action="store_true", help="and over the mirrored image")
+    p.add_argument("--flip", action="store_true", help="average over the mirrored image as well")
     p.add_argument(
         "--amp", nargs="?", const="bf16", choices=AMP_CHOICES, default="off",
-        help="half precision where it is faster than float32; bf16 without a value",
+        help="half precision if it is faster than float32 (default: off; --amp alone: bf16)",
     )  # fmt: skip
 
 
 def inference(args: argparse.Namespace, device: torch.device) -> Inference:
-    """The :class:`~fastuda.inference.windows.Inference` that the flags ask for on a device."""
+    """The :class:`~fastuda.inference.windows.Inference` that the flags describe."""
     from fastuda.inference.windows import Inference
     from fastuda.system.precision import DTYPES, choose
 
@@ -108,15 +146,14 @@ def inference(args: argparse.Namespace, device: torch.device) -> Inference:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command line: a :class:`UserError`, or what the system refuses, becomes one clear message and
-    exit code 2."""
+    """Run a command line. A :class:`UserError` or an error of the system becomes one line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # files and classes may be named in letters that the terminal's encoding lacks
+        # names of files and classes may contain letters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk says so here, and not while the interpreter ends
+            sys.stdout.flush()  # report a full disk here, not while the interpreter exits
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -124,7 +161,7 @@ def run(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        _drop_output()  # its reader went away
+        _drop_output()  # the reader closed the pipe
         code = 1
     except OSError as error:
         if error.filename is None:
@@ -137,16 +174,17 @@ def run(main: Callable[[], int]) -> None:
 
 
 def _drop_output() -> None:
-    """Keep the interpreter from writing at its end what could not be written."""
+    """Discard output that could not be written, so that the interpreter does not retry at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(code: int) -> NoReturn:
-    """End a process of many: exit handlers and flushed streams, then no finalisation of the interpreter.
+    """End one of several processes: run exit handlers, flush streams, and skip the interpreter's
+    finalisation.
 
-    DDP's reducer keeps Gloo's threads past ``destroy_process_group``; one that still wants the GIL to drop
-    a tensor while Python finalises is unwound through C++ and aborts the process.
+    DDP's reducer keeps Gloo's threads after ``destroy_process_group``. A thread that waits for the GIL to
+    drop a tensor while Python finalises is unwound through C++ and aborts the process.
     """
     logging.shutdown()
     atexit._run_exitfuncs()

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="of classes that the target has and the runs lack (default: the runs' own)",
+        help="treatment of target classes that the runs lack (default: the runs' own)",
     )
     p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
@@ -52,13 +52,13 @@ def main() -> int:
         if not args.quiet:
             print(f"written to {args.out}", file=sys.stderr)
     if args.json:
-        said = [
+        rows = [
             {"domains": g.domains, "method": g.method, "seeds": g.seeds,
              "scores": {n: {"mean": _plain(g.mean(n)), "spread": _plain(g.spread(n)),
                             "values": [_plain(v) for v in g.scores[n]]} for n in g.scores}}
             for g in groups
         ]  # fmt: skip
-        print(json.dumps(said, indent=1))
+        print(json.dumps(rows, indent=1))
     elif not args.quiet:
         print(markdown(groups), end="")
     return 0

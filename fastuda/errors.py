@@ -1,4 +1,4 @@
-"""The one exception that a command line turns into a single clear line."""
+"""The exception that command lines report in one line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file, key or shape, and says what to do."""
+    """An error that the user can fix. The message names the file, key or shape and says what to do."""
 
 
 def cannot_write(path: object, error: BaseException | str) -> UserError:
-    """``cannot write PATH: REASON``, with the reason as the system gives it: ``No space left on device``."""
+    """An error ``cannot write PATH: REASON``, with the system's reason, e.g. ``No space left on device``."""
     reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
     return UserError(f"cannot write {path}: {reason}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known names, or all of them where none is near."""
-    names = sorted(known)
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """The end of an error message: the closest candidates, or all of them if none is close."""
+    names = sorted(candidates)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"

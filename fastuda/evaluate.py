@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -22,11 +21,11 @@ EXAMPLES = """\
   python -m fastuda.evaluate runs/plca --classes road sidewalk car
   python -m fastuda.evaluate runs/synthia_plca eval.protocol=confusion19
 
-A target that lacks some of the run's classes is scored on the others: 13 of 19 on Cross-City.
-A target with classes that the run lacks (terrain, truck and train of Cityscapes, after SYNTHIA) is scored by
-two protocols: ignore leaves their pixels out (PLCA, FADA), confusion19 counts what is predicted there as
-false positives (ASANet, WeakSegDA, SePiCo). The classes' IoU is by the run's own, eval.protocol; the means
-by the other one have its name behind theirs."""
+A target without some of the run's classes is scored on the others, for example 13 of 19 on Cross-City.
+For a target with classes that the run lacks (after SYNTHIA: terrain, truck and train of Cityscapes) there are
+two protocols: ignore leaves their pixels out (PLCA, FADA), confusion19 counts predictions there as false
+positives (ASANet, WeakSegDA, SePiCo). The IoU per class uses eval.protocol; means by the other protocol end
+with its name."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,23 +33,28 @@ def build_parser() -> argparse.ArgumentParser:
     p = parser("fastuda.evaluate", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
     p.add_argument("--target", type=at_home, help="domain to score on (default: the run's target)")
-    p.add_argument("--split", help="its split (default: the run's data.eval_split)")
+    p.add_argument("--split", help="split of the target (default: the run's data.eval_split)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="score these classes only (default: all)")
-    p.add_argument("--data-root", type=at_home, help="where domains without a path lie")
+    p.add_argument("--data-root", type=at_home, help="folder of domains without a path")
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument(
-        "--pictures", type=number(int, 0), default=0, help="pictures to leave in RUN/preds_<split>"
+        "--pictures",
+        type=number(int, 0),
+        default=0,
+        help="number of pictures to save in RUN/preds_<split> (default: 0)",
     )
-    p.add_argument("--ccd", action="store_true", help="class-centre distances of the features, too (FADA)")
+    p.add_argument(
+        "--ccd", action="store_true", help="compute the class-centre distances of the features as well (FADA)"
+    )
     p.add_argument(
         "--csv",
         type=a_path,
-        help="write class,iou rows to this file; iou by the other protocol where it differs, and ccd with"
-        " --ccd, are further columns",
+        help="write the scores to this CSV file: class, iou, iou by the other protocol if it differs, and ccd"
+        " with --ccd",
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    p.add_argument("--quiet", action="store_true", help="no progress bar, only errors (and --json)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar, print only errors (and --json)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
     return p
 
@@ -62,9 +66,8 @@ def main() -> int:
     from fastuda.data.domains.open import NO_SPLIT, open_domain
     from fastuda.inference.evaluation import evaluate
     from fastuda.inference.saved import load_run, override
-    from fastuda.inference.scores import ccd_table, protocol_line, table
+    from fastuda.inference.scores import ccd_table, protocol_line, table, write_csv
     from fastuda.system import distributed
-    from fastuda.system.files import written
     from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
@@ -77,9 +80,9 @@ def main() -> int:
     if data.eval_split == NO_SPLIT:
         raise UserError(f"{args.run} was trained with data.eval_split={NO_SPLIT}: name a split with --split")
     domain = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    domain, known = domain.in_classes(classes, data.class_alias)
+    domain, labelled = domain.in_classes(classes, data.class_alias)
     domain.check_labels(data.check_labels)
-    missing = [name for name in classes.names if name not in known]
+    missing = [name for name in classes.names if name not in labelled]
     if missing and world.first:
         print(f"not scored, {data.target} has no such class: {', '.join(missing)}", file=sys.stderr)
     folder = args.run / f"preds_{domain.split.replace('.', '_')}" if args.pictures else None
@@ -88,7 +91,7 @@ def main() -> int:
         scores = evaluate(
             method, domain, data, world, how=how, pictures=folder, count=args.pictures,
             ccd=args.ccd, protocol=config.eval.protocol, quiet=args.quiet,
-        ).only(tuple(dict.fromkeys(args.classes or known)))  # fmt: skip
+        ).only(tuple(dict.fromkeys(args.classes or labelled)))  # fmt: skip
     distributed.stop()
     if not world.first:
         return 0
@@ -101,11 +104,7 @@ def main() -> int:
         if args.ccd:
             print(f"\n{ccd_table(scores)}")
     if args.csv:
-        columns = {"class": scores.classes, "iou": scores.iou}
-        columns |= {f"iou_{scores.other_protocol}": scores.other_iou} if scores.other_iou else {}
-        columns |= {"ccd": scores.ccd} if scores.ccd else {}
-        with written(args.csv) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+        write_csv(args.csv, scores)
     return 0
 
 

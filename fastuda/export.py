@@ -24,7 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.export", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=a_path, help="run folder with config.yaml and model.safetensors")
-    p.add_argument("--format", choices=["onnx", "torch", "safetensors"], help="default: by the name of --out")
+    p.add_argument(
+        "--format", choices=["onnx", "torch", "safetensors"], help="format (default: by the suffix of --out)"
+    )
     p.add_argument("--out", type=a_path, required=True, help="file to write")
     p.add_argument("--json", action="store_true", help="print what was written as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -46,7 +48,7 @@ def main() -> int:
     kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
     kind = args.format or kinds.get(args.out.suffix)
     if kind is None:
-        raise UserError(f"{args.out} ends in none of {', '.join(kinds)}; say which by --format")
+        raise UserError(f"{args.out} ends in none of {', '.join(kinds)}; choose one with --format")
     if args.out.is_dir():
         raise UserError(f"--out {args.out} is a folder; name the file to write")
     if not args.out.parent.is_dir():

@@ -19,12 +19,12 @@ EXAMPLES = """\
   python -m fastuda.predict runs/plca images --out predictions --save labels --ids cityscapes
   python -m fastuda.predict runs/plca images --out predictions --scales 0.75 1 1.25 --flip
   python -m fastuda.predict runs/plca aerial.tif --out predictions --window 512 512 --save probabilities
-                                  over 178 million pixels it is read by windows: pip install 'fastuda[large]'
+                                  images over 178 million pixels need pip install 'fastuda[large]'
   python -m fastuda.predict runs/plca images --out predictions method.test_aggregation=false
 
-A run is a folder with config.yaml and model.safetensors; it needs nothing else. A file written by
-fastuda export --format safetensors is one as well.
-Exit code 0: all were labelled, 1: some could not be read and are named, 2: nothing could be done."""
+A run is a folder with config.yaml and model.safetensors, or a file written by
+fastuda export --format safetensors.
+Exit codes: 0: all files were labelled, 1: some could not be read and were named, 2: no output."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,15 +32,18 @@ def build_parser() -> argparse.ArgumentParser:
     p = parser("fastuda.predict", __doc__ or "", EXAMPLES)
     p.add_argument("run", type=a_path, help="run folder, or exported .safetensors file")
     p.add_argument(
-        "images", nargs="+", type=a_path, help="images, videos, folders of them; and key=value of method.*"
+        "images",
+        nargs="+",
+        type=a_path,
+        help="images, videos, folders of them, and key=value settings of method.*",
     )
     p.add_argument("--out", type=a_path, required=True, help="folder for labels/, color/ and overlay/")
     p.add_argument(
         "--save", nargs="+", choices=["labels", "color", "overlay", "probabilities"],
         default=["labels", "color", "overlay"],
         help="labels: one-channel PNG of class numbers, named in classes.yaml; color: palette PNG; overlay:"
-        " colours over the image; probabilities: float16 [K, H, W] as .npy. Of a video, color and overlay are"
-        " videos, the others a file per frame",
+        " colours over the image; probabilities: float16 [K, H, W] as .npy. For a video, color and"
+        " overlay are videos, the others are a file per frame",
     )  # fmt: skip
     p.add_argument(
         "--ids", choices=IDS, default="train",
@@ -48,12 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
         " labelIds, which its official scripts score",
     )  # fmt: skip
     p.add_argument(
-        "--size", nargs=2, type=number(int, 1), metavar=("H", "W"), help="size that the network sees"
+        "--size",
+        nargs=2,
+        type=number(int, 1),
+        metavar=("H", "W"),
+        help="size of the network's input (default: the run's data.eval_size)",
     )
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--json", action="store_true", help="print what was done as JSON")
-    p.add_argument("--quiet", action="store_true", help="no progress bar, nothing printed but errors")
+    p.add_argument("--json", action="store_true", help="print a summary as JSON")
+    p.add_argument("--quiet", action="store_true", help="no progress bar, print only errors")
     return p
 
 
@@ -61,9 +68,12 @@ def main() -> int:
     """Parse, load, predict."""
     args = build_parser().parse_intermixed_args(bare_amp(sys.argv[1:]))
 
-    from fastuda.inference.prediction import Predictor, describe, find_files, label_ids, predict_files
+    from fastuda.inference.prediction import describe, predict_files
+    from fastuda.inference.predictor import Predictor, label_ids
+    from fastuda.inference.reading import find_files
     from fastuda.inference.saved import load_run, override
     from fastuda.system.distributed import pick_device
+    from fastuda.system.files import clean
     from fastuda.system.log import setup_logging
     from fastuda.system.memory import memory_suffices
 
@@ -78,12 +88,15 @@ def main() -> int:
     size = tuple(args.size) if args.size else config.data.eval_size
     ids = label_ids(args.ids, classes)
     predictor = Predictor(method, classes, device, size, how, config.data.resampling, ids)
+    clean(args.out)
+    for kind in args.save:
+        clean(args.out / kind, recursive=True)
     with memory_suffices(device, LESS_MEMORY):
         done = predict_files(predictor, files, args.out, set(args.save), quiet=args.quiet)
     describe(args.out, classes, ids)
     if args.json:
-        said = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}
-        print(json.dumps(said, indent=1))
+        report = done.as_dict() | {"out": str(args.out), "saved": sorted(args.save)}
+        print(json.dumps(report, indent=1))
     elif not args.quiet:
         left_out = f", {len(done.bad)} left out" if done.bad else ""
         print(f"{done.images} images, {done.rate:.2f} images/s{left_out}, written to {args.out}")

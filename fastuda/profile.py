@@ -1,6 +1,6 @@
 """Where the time of a training step goes: backbone, heads, ops, data, optimiser, rest.
 
-Takes the settings of fastuda.train, trains some steps without leaving a run, and prints a row per method."""
+Takes the settings of fastuda.train, trains a few steps without a run folder, and prints a row per method."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastuda.cli import a_path, bare_amp, number, parser, run
+from fastuda.cli import FLAGS, a_path, bare_amp, flag_settings, number, parser, run, setting_flag
 from fastuda.errors import UserError
 from fastuda.system.paths import at_home
-from fastuda.train import FLAGS
 
 EXAMPLES = """\
   python -m fastuda.profile --method plca --amp
@@ -22,25 +21,30 @@ EXAMPLES = """\
   python -m fastuda.profile --method fada,sepico --json > profile.json
   python -m fastuda.profile --config runs/plca/config.yaml --trace plca.json
 
-The trace is for chrome://tracing or ui.perfetto.dev. The rest is augmentation, averages of weights, guards
-and copies; on a GPU also what its kernels leave of the step."""
+Open the trace in chrome://tracing or ui.perfetto.dev. The rest is augmentation, averages of weights, guards
+and copies; on a GPU also the time without kernels."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.profile", __doc__ or "", EXAMPLES)
-    for name, (_, text, more) in FLAGS.items():
+    for name in FLAGS:
         if name == "method":
             text = "name of a method, several joined by commas, or all (default: the configuration's)"
-        if name == "steps":
-            text, more = (
-                "steps to time, and as many to profile (default: 5)",
-                {"type": number(int, 1), "default": 5},
-            )
-        p.add_argument(f"--{name.replace('_', '-')}", help=text, **more)
-    p.add_argument("--config", metavar="FILE|NAME", type=at_home, help="YAML file, or one that is shipped")
+            setting_flag(p, name, text)
+        elif name == "steps":
+            text = "steps to time without the profiler, and then with it (default: 5)"
+            setting_flag(p, name, text, type=number(int, 1), default=5)
+        else:
+            setting_flag(p, name)
+    p.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        type=at_home,
+        help="YAML file, or the name of a shipped configuration",
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    p.add_argument("--trace", type=a_path, metavar="FILE", help="leave a Chrome trace of one method")
+    p.add_argument("--trace", type=a_path, metavar="FILE", help="write a Chrome trace of one method")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train, dotted")
     return p
 
@@ -58,23 +62,21 @@ def main() -> int:
     from fastuda.system.settings import parse_overrides
 
     setup_logging(quiet=True)
-    asked = [None] if args.method is None else args.method.split(",")
-    names = list(METHODS) if args.method == "all" else asked
+    names = list(METHODS) if args.method == "all" else args.method.split(",") if args.method else [None]
     if args.trace and len(names) > 1:
-        raise UserError("--trace takes one --method: a trace is of one")
+        raise UserError("--trace takes a single --method")
     world = distributed.start(args.device or "auto")
     if world.size > 1:
-        raise UserError("fastuda.profile takes one process: start it without torchrun")
-    found = []
+        raise UserError("fastuda.profile runs in one process: start it without torchrun")
+    profiles = []
     for name in names:
-        flags = {key: getattr(args, key) for key in FLAGS if key not in ("method", "steps")}
-        chosen = {FLAGS[key][0]: value for key, value in flags.items() if value is not None}
+        chosen = flag_settings(args, without=("method", "steps"))
         chosen |= {} if name is None else {"method.name": name}
         config = resolve(args.config, chosen, parse_overrides(args.overrides))
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(config, Path(folder), world)
             try:
-                found.append(profile_step(trainer, steps=args.steps, trace=args.trace))
+                profiles.append(profile_step(trainer, steps=args.steps, trace=args.trace))
                 config = trainer.config  # with the precision that it took
             finally:
                 trainer.loader.close()
@@ -82,9 +84,9 @@ def main() -> int:
         about: dict[str, object] = {"device": str(world.device), "machine": platform.machine()}
         about |= {"crop": list(config.data.crop), "batch_size": config.data.batch_size}
         about |= {"amp": config.train.amp}
-        print(json.dumps({**about, "profiles": [one.as_dict() for one in found]}, indent=1))
+        print(json.dumps({**about, "profiles": [one.as_dict() for one in profiles]}, indent=1))
     else:
-        print(table(found))
+        print(table(profiles))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Configurations of runs: their schema, and how they are resolved."""

@@ -1,4 +1,4 @@
-"""A run's configuration from its layers.
+"""Resolves a run's configuration from its layers.
 
 Order: dataclass defaults < the method's own defaults < ``--config`` < flags < ``key=value``.
 """
@@ -17,16 +17,16 @@ from fastuda.system.yaml import read_yaml
 
 
 def shipped() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Names of the shipped configurations."""
     folder = resources.files("fastuda.recipes")
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A configuration file, or a shipped one by name, with what it ``extends`` underneath.
+    """Load a configuration file, or a shipped one by name, on top of the one that it ``extends``.
 
     Raises:
-        UserError: there is no such file or name, or it is not a YAML dictionary.
+        UserError: the file or name does not exist, or is not a YAML dictionary.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -39,10 +39,10 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     elif name in shipped():
         text = resources.files("fastuda.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise UserError(f"no configuration is named {name!r}{nearest(name, shipped())}")
+        raise UserError(f"there is no configuration named {name!r}{nearest(name, shipped())}")
     values = read_yaml(text, name) or {}
     if not isinstance(values, dict):
-        raise UserError(f"{name} must be a dictionary of sections, it is a {type(values).__name__}")
+        raise UserError(f"{name} must be a dictionary of sections, got a {type(values).__name__}")
     parent = values.pop("extends", None)
     if parent is None:
         return values
@@ -51,15 +51,14 @@ def load_yaml(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     beside = path.parent / parent
     base = str(beside) if beside.is_file() else str(parent)
     if base in above or base == name:
-        raise UserError(f"{name} extends {base}, which extends it in turn")
+        raise UserError(f"{name} extends {base}, which extends it")
     return merge(load_yaml(base, (*above, name)), values)
 
 
 def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
-    """The configuration of a run from its layers.
+    """Resolve the configuration of a run.
 
-    Where no ``--config`` is given and the source is the built-in scenes, the shipped ``scenes`` configuration
-    is taken.
+    Without ``--config``, the shipped configuration ``scenes`` is used if the source is the built-in scenes.
 
     Raises:
         UserError: an unknown setting, a value of the wrong type, an unknown method.
@@ -78,10 +77,10 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
         per_method = {part: methods[part] for part in name.split("+") if part in methods}
     file.pop("methods", None)
     if name != for_file:
-        of_file = {}  # a file for another method lends none of its settings
+        of_file = {}  # settings of another method do not apply
     stages = _section(file, "stages")
     if stages:
-        # what a file says of a stage yields to what the user says of the run
+        # flags and key=value override the stages of the file
         file["stages"] = {
             stage: without(nest(of_stage), user) if isinstance(of_stage, dict) else of_stage
             for stage, of_stage in stages.items()
@@ -95,7 +94,7 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    found = values.get(name, {})
-    if not isinstance(found, dict):
-        raise UserError(f"{name} must be a section of settings, got {found!r}")
-    return found
+    section = values.get(name, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{name} must be a section of settings, got {section!r}")
+    return section

@@ -1,1 +1,1 @@
-"""Domains, transforms and loaders: everything that turns files into a batch."""
+"""Data: domains, transforms and loaders, from files to batches."""

@@ -1,5 +1,4 @@
-"""Class sets, and what the values in label files mean: names, palettes and ids, the single source of all
-three."""
+"""Class sets and label maps: class names, colours, and what the values in label files mean."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ Color = tuple[int, int, int]
 
 IGNORE = 255
 UNKNOWN = 254
-"""What :meth:`LabelMap.decode` puts where a value is not in the map; no class has this id."""
+"""Result of :meth:`LabelMap.decode` for a value that is not in the map; never a train id."""
 
 
 @dataclass(frozen=True)
 class ClassSet:
-    """The classes a label map can hold; a train id is a position in ``names``."""
+    """Names and colours of classes; a train id is a position in ``names``."""
 
     names: tuple[str, ...]
     palette: tuple[Color, ...]
@@ -39,39 +38,41 @@ class ClassSet:
         kept = [self.names.index(name) for name in names]
         return ClassSet(names, tuple(self.palette[i] for i in kept))
 
-    def colorize(self, labels: np.ndarray) -> np.ndarray:
-        """RGB picture [H, W, 3] of train ids [H, W]; ignored pixels are black."""
+    @cached_property
+    def _color_table(self) -> np.ndarray:
         table = np.zeros((256, 3), np.uint8)
         table[: len(self.palette)] = self.palette
-        return table[labels]
+        return table
+
+    def colorize(self, labels: np.ndarray) -> np.ndarray:
+        """Colours ``uint8 [H, W, 3]`` of train ids [H, W]; ignored pixels are black."""
+        return self._color_table[labels]
 
     def flat_palette(self) -> list[int]:
         """The 768 numbers of a PNG palette."""
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(self.palette)] = self.palette
-        return table.ravel().tolist()
+        return self._color_table.ravel().tolist()
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Raw label values to train ids.
+    """Maps the raw values of label files to train ids.
 
-    A label file with one channel (grey, palette or 16-bit) holds raw ids. One with three holds colours, or
-    the raw id in its first channel (``channel_zero``: SYNTHIA's 16-bit files, CARLA's raw ones).
+    A label file with one channel (grey, palette or 16-bit) holds raw ids. A file with three channels holds
+    colours, or the raw id in its first channel (``channel_zero``).
     """
 
     ids: Mapping[int, int]
-    """Every raw id that may occur, any int32; those without a class map to 255."""
+    """Train id of every valid raw id, which may be any int32; 255 for one without a class."""
     colors: Mapping[Color, int] = field(default_factory=dict)
-    """Train id of every colour, for files with colours."""
+    """Train id of every valid colour; 255 for one without a class."""
     channel_zero: bool = False
+    """The first channel holds the raw id (SYNTHIA's 16-bit files, raw files of CARLA)."""
     names: Mapping[str, int] = field(default_factory=dict)
-    """Train id of every name, for files that name classes: polygons (Cityscapes' and IDD's JSON), weak
-    labels."""
+    """Train id of every class name, for polygons (JSON of Cityscapes and IDD) and weak labels."""
     id_colors: Mapping[int, Color] = field(default_factory=dict)
-    """The data set's own colours of raw ids, where several share one, which ``colors`` gives to a class."""
-    before: LabelMap | None = None
-    """The map that :meth:`remap` began from, which knows every class of the files."""
+    """Colour of every raw id, for data sets in which several ids share a colour."""
+    original: LabelMap | None = None
+    """The map before :meth:`remap`, with every class of the data set."""
 
     @cached_property
     def _id_table(self) -> np.ndarray:
@@ -89,8 +90,8 @@ class LabelMap:
         return table
 
     def decode(self, raw: np.ndarray) -> np.ndarray:
-        """uint8 train ids [H, W] of raw ids [H, W] or colours [H, W, 3 or 4]; 254 where a value is not in
-        the map."""
+        """Train ids ``uint8 [H, W]`` of raw ids [H, W] or colours [H, W, 3 or 4]; 254 for a value that is
+        not in the map."""
         if raw.ndim == 3 and not self.channel_zero:
             packed = raw[..., 0].astype(np.int32) << 16 | raw[..., 1].astype(np.int32) << 8 | raw[..., 2]
             return self._color_table[packed]
@@ -106,21 +107,21 @@ class LabelMap:
         return label
 
     def decode_indexed(self, raw: np.ndarray, palette: np.ndarray) -> np.ndarray:
-        """uint8 train ids [H, W] of a palette file: by its indices, which are raw ids, or by its colours.
+        """Train ids ``uint8 [H, W]`` of a palette file, read by its indices (raw ids) or by its colours.
 
-        The colours count where every one in use is in the map and some index has another class by its colour
-        than by its number: an image editor has renumbered them. A file without a class colour in use is
-        judged by its whole palette; one whose colours are mostly unknown is read by its indices.
+        Image editors renumber the palette. The file is therefore read by colour if all colours in use are in
+        the map and the colour of some index is another class than its number. If no colour in use is that of
+        a class, the whole palette is compared. If most colours are unknown, the file is read by index.
 
         Args:
-            raw: uint8 [H, W], the indices.
-            palette: uint8 [N, 3], their colours.
+            raw: ``uint8 [H, W]`` indices.
+            palette: ``uint8 [N, 3]`` colours of the indices.
 
         Raises:
             ValueError: the two readings differ, and neither is certain.
         """
         used = [i for i, count in enumerate(Image.fromarray(raw).histogram()) if count]
-        if not (self.before or self)._reads_colors(used, list(map(tuple, palette.tolist()))):
+        if not (self.original or self)._reads_colors(used, list(map(tuple, palette.tolist()))):
             return self.decode(raw)
         table = np.full(256, UNKNOWN, np.uint8)
         for index in used:
@@ -128,44 +129,45 @@ class LabelMap:
         return table[raw]
 
     def _reads_colors(self, used: list[int], palette: list[Color]) -> bool:
-        """Whether the colours of a palette file count, and not the indices; see :meth:`decode_indexed`."""
-
-        def of(index: int) -> int:
-            return self.colors.get(palette[index], UNKNOWN) if index < len(palette) else UNKNOWN
-
+        """Whether a palette file is read by its colours; see :meth:`decode_indexed`."""
         if not self.colors or not palette:
             return False
 
-        def differs(index: int) -> bool:
-            if of(index) < UNKNOWN:
-                return of(index) != self.ids.get(index) and palette[index] != self.id_colors.get(index)
-            # void by its colour, if that is no padding, and not a value at all
-            alone = judged is used and palette.count(palette[min(index, len(palette) - 1)]) == 1
-            return of(index) == IGNORE and index not in self.ids and alone
+        def by_color(index: int) -> int:
+            return self.colors.get(palette[index], UNKNOWN) if index < len(palette) else UNKNOWN
 
-        judged = used if any(of(i) < UNKNOWN for i in used) else list(range(len(palette)))
-        differ = list(filter(differs, judged))
-        unknown = sum(of(i) == UNKNOWN for i in judged)
-        if not differ and len(palette) == 1 and used == [0] and of(0) == IGNORE != self.ids.get(0):
-            differ = [0]  # void alone in its own palette, or the first class in black
-        elif not differ or 2 * unknown > len(judged) or (unknown and judged is not used):
+        def differs(index: int) -> bool:
+            if by_color(index) < UNKNOWN:
+                return by_color(index) != self.ids.get(index) and palette[index] != self.id_colors.get(index)
+            # a void colour counts only if it does not pad the palette and its index is no raw id
+            single = compared is used and palette.count(palette[min(index, len(palette) - 1)]) == 1
+            return by_color(index) == IGNORE and index not in self.ids and single
+
+        compared = used if any(by_color(i) < UNKNOWN for i in used) else list(range(len(palette)))
+        differing = list(filter(differs, compared))
+        unknown = sum(by_color(i) == UNKNOWN for i in compared)
+        if not differing and len(palette) == 1 and used == [0] and by_color(0) == IGNORE != self.ids.get(0):
+            differing = [0]  # either all void with its own palette, or the first class shown in black
+        elif not differing or 2 * unknown > len(compared) or (unknown and compared is not used):
             return False
         elif not unknown:
             return True
-        first = differ[0]
+        first = differing[0]
         raise ValueError(
-            f"index {first} is {self._called(self.ids.get(first, UNKNOWN))} by its number and"
-            f" {self._called(of(first))} by its colour #{bytes(palette[first]).hex()}"
+            f"index {first} is {self._describe(self.ids.get(first, UNKNOWN))} by its number and"
+            f" {self._describe(by_color(first))} by its colour #{bytes(palette[first]).hex()}"
         )
 
-    def _called(self, train: int) -> str:
-        """A train id in words."""
-        names = [name for name, known in self.names.items() if known == train]
+    def _describe(self, train: int) -> str:
+        """Class name of a train id, for messages."""
+        names = [name for name, number in self.names.items() if number == train]
         return {IGNORE: "ignored", UNKNOWN: "unknown"}.get(train) or (names[0] if names else f"class {train}")
 
     def remap(self, table: Mapping[int, int], rest: int = IGNORE) -> LabelMap:
-        """The same files with the train ids renumbered; classes that the table lacks become ``rest``, 255
-        stays."""
+        """The same map with train ids renumbered by ``table``.
+
+        A class that is not in the table becomes ``rest``; 255 stays 255.
+        """
 
         def renumber(train: int) -> int:
             return IGNORE if train == IGNORE else table.get(train, rest)
@@ -176,23 +178,23 @@ class LabelMap:
             self.channel_zero,
             {name: renumber(train) for name, train in self.names.items()},
             self.id_colors,
-            self.before or self,
+            self.original or self,
         )
 
     def unknown(self, raw: np.ndarray) -> list[int] | list[str]:
-        """The values of a raw label that are not in the map, most frequent first: ids, or colours as
-        #rrggbb."""
+        """Values of a raw label that are not in the map, most frequent first: ids, or colours as
+        ``#rrggbb``."""
         bad = raw[self.decode(raw) == UNKNOWN]
         colored = bad.ndim == 2 and not self.channel_zero
         if bad.ndim == 2:
             bad = bad @ np.array([1 << 16, 1 << 8, 1], np.int64) if colored else bad[:, 0]
         values, counts = np.unique(bad, return_counts=True)
-        found = values[np.argsort(-counts, kind="stable")].tolist()
-        return [f"#{value:06x}" for value in found] if colored else found
+        by_frequency = values[np.argsort(-counts, kind="stable")].tolist()
+        return [f"#{value:06x}" for value in by_frequency] if colored else by_frequency
 
 
 class Row(NamedTuple):
-    """One line of the Cityscapes table."""
+    """One row of Cityscapes' table of labels."""
 
     name: str
     id: int
@@ -245,7 +247,7 @@ def _classes(rows: Iterable[Row]) -> ClassSet:
 
 
 def _colors(rows: Iterable[Row]) -> dict[Color, int]:
-    """Colours to train ids; a colour that a class shares with an ignored row is the class's."""
+    """Train id of every colour; a colour of both a class and an ignored row belongs to the class."""
     colors: dict[Color, int] = {}
     for row in sorted(rows, key=lambda row: row.train_id):
         colors.setdefault(row.color, row.train_id)
@@ -256,117 +258,22 @@ CITYSCAPES = _classes(CITYSCAPES_ROWS)
 CITYSCAPES_IDS = tuple(
     row.id for row in sorted(CITYSCAPES_ROWS, key=lambda row: row.train_id) if row.train_id != IGNORE
 )
-"""The labelIds of the 19 classes, in train-id order; GTA5 uses the same."""
+"""labelIds of the 19 classes in the order of their train ids; GTA5 uses the same."""
 CITYSCAPES_LABELS = LabelMap(
     {row.id: row.train_id for row in CITYSCAPES_ROWS} | {IGNORE: IGNORE},
     _colors(CITYSCAPES_ROWS) | {(20, 20, 20): IGNORE},
     names={row.name: row.train_id for row in CITYSCAPES_ROWS},
     id_colors={row.id: row.color for row in CITYSCAPES_ROWS},
 )
-"""Label files with labelIds, or with Cityscapes' colours; GTA5's are such."""
+"""Label files with labelIds or with Cityscapes' colours, as in Cityscapes and GTA5."""
 
 SYNTHIA_16 = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
 SYNTHIA_13 = (0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
-"""Train ids of the 16- and 13-class protocols of SYNTHIA -> Cityscapes."""
-
-SYNTHIA = CITYSCAPES.pick(*(CITYSCAPES.names[i] for i in SYNTHIA_16))
-_SYNTHIA_NAMES = {
-    1: "sky",
-    2: "building",
-    3: "road",
-    4: "sidewalk",
-    5: "fence",
-    6: "vegetation",
-    7: "pole",
-    8: "car",
-    9: "traffic sign",
-    10: "person",
-    11: "bicycle",
-    12: "motorcycle",
-    15: "traffic light",
-    17: "rider",
-    19: "bus",
-    21: "wall",
-}
-SYNTHIA_LABELS = LabelMap(
-    {i: SYNTHIA.names.index(_SYNTHIA_NAMES[i]) if i in _SYNTHIA_NAMES else IGNORE for i in range(23)},
-    channel_zero=True,
-)
-"""SYNTHIA-RAND-CITYSCAPES: the class is the first channel of a 16-bit file. Terrain (16), truck (18) and
-train (20) are no classes of its benchmark; 13, 14 and 22 are parking, road work and lane marking."""
-
-CAMVID = ClassSet(
-    names=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
-    palette=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (0, 0, 192),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
-)
-
-CAMVID_COLORS: dict[tuple[int, int, int], int] = {
-    (128, 128, 128): 0,
-    (0, 128, 64): 1,
-    (128, 0, 0): 1,
-    (64, 192, 0): 1,
-    (64, 0, 64): 1,
-    (192, 0, 128): 1,
-    (192, 192, 128): 2,
-    (0, 0, 64): 2,
-    (128, 64, 128): 3,
-    (128, 0, 192): 3,
-    (192, 0, 64): 3,
-    (0, 0, 192): 4,
-    (64, 192, 128): 4,
-    (128, 128, 192): 4,
-    (128, 128, 0): 5,
-    (192, 192, 0): 5,
-    (192, 128, 128): 6,
-    (128, 128, 64): 6,
-    (0, 64, 64): 6,
-    (64, 64, 128): 7,
-    (64, 0, 128): 8,
-    (64, 128, 192): 8,
-    (192, 128, 192): 8,
-    (192, 64, 128): 8,
-    (128, 64, 64): 8,
-    (64, 64, 0): 9,
-    (192, 128, 64): 9,
-    (64, 0, 192): 9,
-    (64, 128, 64): 9,
-    (0, 128, 192): 10,
-    (192, 0, 192): 10,
-    (0, 0, 0): IGNORE,
-}
-"""The 32 colours of the original CamVid labels, merged into the customary 11 classes."""
-
-
-CAMVID_LABELS = LabelMap({**{i: i for i in range(len(CAMVID))}, 11: IGNORE, IGNORE: IGNORE}, CAMVID_COLORS)
-"""SegNet's ids with 11 for void, or the original files' 32 colours."""
+"""Cityscapes train ids of the 16- and 13-class protocols of SYNTHIA -> Cityscapes."""
 
 
 def train_ids(classes: ClassSet) -> LabelMap:
-    """The map of files that already hold train ids, or the class set's colours."""
+    """Label map of files that hold train ids or the colours of the class set."""
     ids = {i: i for i in range(len(classes))} | {IGNORE: IGNORE}
     return LabelMap(ids, {(0, 0, 0): IGNORE} | {color: i for i, color in enumerate(classes.palette)})
 

@@ -1,4 +1,4 @@
-"""Curves and lines: metrics.csv, TensorBoard, the log file and the progress bar."""
+"""Curves of a run: metrics.csv and TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ HEADER = ("step", "name", "value")
 class CsvLogger:
     """``metrics.csv``, one row per value: step, name, value.
 
-    ``size()`` goes into a checkpoint; resuming cuts the file back to it, so that no row comes twice or is
-    missing.
+    A checkpoint stores ``size()``. Resuming truncates the file to it, so that no row is repeated or lost.
     """
 
     def __init__(self, path: Path, size: int | None = None):
-        found = path.stat().st_size if path.is_file() else 0
-        if size is None or found == 0:
+        present = path.stat().st_size if path.is_file() else 0
+        if size is None or present == 0:
             self.file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
             csv.writer(self.file).writerow(HEADER)
             return
-        if found < size:
+        if present < size:
             log.warning("%s is shorter than when the checkpoint was written: rows are missing", path)
-        os.truncate(path, min(size, found))
+        os.truncate(path, min(size, present))
         self.file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -42,7 +41,7 @@ class CsvLogger:
         self.file.flush()
 
     def size(self) -> int:
-        """Bytes so far, all of them on the disk."""
+        """Bytes written so far, all of them on the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
         return os.path.getsize(self.file.name)
@@ -58,7 +57,7 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         self.hook, threading.excepthook = threading.excepthook, self._thread_failed
-        # the resumed step's own points were written before its checkpoint
+        # the points of the resumed step were written before its checkpoint
         purge = None if resume_step is None else resume_step + 1
         try:
             self.writer = SummaryWriter(str(folder), purge_step=purge)
@@ -77,13 +76,13 @@ class TensorBoardLogger:
             threading.excepthook = self.hook
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """The error of TensorBoard's writing thread is raised again by the next call."""
+        """Raises an error of TensorBoard's writing thread at the next call."""
         if type(failure.thread).__name__ != "_AsyncWriterThread":
             self.hook(failure)
 
 
 class Loggers:
-    """All of them as one."""
+    """Several loggers as one."""
 
     def __init__(self, *loggers: CsvLogger | TensorBoardLogger):
         self.loggers = loggers
@@ -93,7 +92,7 @@ class Loggers:
             logger.log(step, values)
 
     def size(self) -> int | None:
-        """Bytes of metrics.csv, where this process writes it."""
+        """Bytes of metrics.csv if this process writes it."""
         return next((logger.size() for logger in self.loggers if isinstance(logger, CsvLogger)), None)
 
     def close(self) -> None:
@@ -102,7 +101,7 @@ class Loggers:
 
 
 class RunningMeans:
-    """Means of logged values over the steps since they were last taken, and over all ranks."""
+    """Means of logged values over the steps since the last :meth:`take`, and over all ranks."""
 
     def __init__(self, world: World):
         self.world = world
@@ -110,13 +109,13 @@ class RunningMeans:
         self.steps = 0
 
     def add(self, name: str, value: Tensor | float) -> None:
-        """Count a value of the current step."""
+        """Add a value of the current step."""
         value = torch.as_tensor(value, dtype=torch.float32)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def take(self) -> dict[str, float]:
-        """The means; counting begins anew. A step, and a rank, without a value of a name counts as 0."""
-        # a rank that sums other numbers than the others never meets them
+        """The means; the sums start again from zero. A step or rank without a value of a name counts as 0."""
+        # all ranks must reduce the same values in the same order, or they wait for each other
         names = sorted(set().union(*self.world.gather(list(self.sums))))
         none = torch.zeros(())
         stacked = torch.stack([self.sums.get(name, none).to(self.world.device) for name in names])

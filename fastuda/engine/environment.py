@@ -1,4 +1,4 @@
-"""What this machine, this build and these packages are: for a bug report."""
+"""The machine, the build and the package versions, for a bug report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _version(package: str) -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, devices, the extensions, and every op with what can run it here, in plain types."""
+    """Versions, devices, the extensions, and for every op the backends that can run it here, as plain
+    types."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(len(gpus)))]
     return {
@@ -53,22 +54,22 @@ def facts() -> dict[str, Any]:
 
 
 def environment() -> str:
-    """The same as text."""
-    said = facts()
-    lines = [f"fastuda {said['fastuda']}", f"python {said['python']} on {said['platform']}"]
-    lines += [f"{package} {version}" for package, version in said["packages"].items()]
-    lines.append(f"CPU: {said['cpu']['cores']} cores, {said['cpu']['capability']}")
-    for index, gpu in enumerate(said["gpus"]):
+    """The facts as text."""
+    values = facts()
+    lines = [f"fastuda {values['fastuda']}", f"python {values['python']} on {values['platform']}"]
+    lines += [f"{package} {version}" for package, version in values["packages"].items()]
+    lines.append(f"CPU: {values['cpu']['cores']} cores, {values['cpu']['capability']}")
+    for index, gpu in enumerate(values["gpus"]):
         lines.append(f"GPU {index}: {gpu['name']}, {gpu['mib']} MiB, sm_{gpu['sm']}")
-    if not said["gpus"]:
-        lines.append(f"GPU: none that torch can use (built for CUDA {said['built_for_cuda']})")
-    for device, halves in said["precision"].items():
+    if not values["gpus"]:
+        lines.append(f"GPU: none that torch can use (built for CUDA {values['built_for_cuda']})")
+    for device, halves in values["precision"].items():
         lines.append(f"--amp on {device}: {'; '.join(half['reason'] for half in halves.values())}")
-    build = f" ({said['extension_build']})" if said["extension_build"] else ""
-    lines += [f"C++ extension: {said['extension']}{build}", f"CUDA kernels: {said['cuda_kernels']}"]
-    lines += [f"{key}={value}" for key, value in said["variables"].items()]
+    build = f" ({values['extension_build']})" if values["extension_build"] else ""
+    lines += [f"C++ extension: {values['extension']}{build}", f"CUDA kernels: {values['cuda_kernels']}"]
+    lines += [f"{key}={value}" for key, value in values["variables"].items()]
     lines.append("ops:")
-    for op, rows in said["ops"].items():
+    for op, rows in values["ops"].items():
         lines.append(f"  {op}")
         lines += [f"    {row['name']:10} {row['reason']}" for row in rows]
-    return "\n".join([*lines, f"command: {said['command']}"]) + "\n"
+    return "\n".join([*lines, f"command: {values['command']}"]) + "\n"

@@ -1,4 +1,4 @@
-"""Losses that are not finite: found without waiting for the device at every step, and named."""
+"""Detects losses that are not finite, without a device sync at every step."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.data.loading.batch import Batch
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
+from fastuda.system.files import written
 
 DUMP = "not_finite.json"
 SMALLEST_SCALE = 1.0
-"""Of fp16's losses: it starts at 65536, and every overflow halves it."""
+"""Smallest scale of fp16 losses. The scaler starts at 65536 and halves at every overflow."""
 
 
 class LossGuard:
-    """Holds the losses of the last steps until :meth:`check` looks at them.
+    """Stores the losses of recent steps until :meth:`check` examines them.
 
-    On the CPU each is looked at as it comes, before its backward; elsewhere the trainer checks before every
+    On the CPU each loss is checked before its backward pass. On other devices the trainer checks before every
     row of curves and every checkpoint, so that no checkpoint is written after a broken step.
 
     Args:
-        out: folder for a small dump of what was found.
-        eager: look at once.
-        scaler: of the losses, where there is one.
+        out: folder for a report of losses that are not finite.
+        eager: check each loss when it is stored.
+        scaler: the losses' scaler, if any.
     """
 
     def __init__(self, out: Path, eager: bool, scaler: torch.amp.GradScaler | None = None):
@@ -37,18 +37,18 @@ class LossGuard:
         self.waiting: list[tuple[int, tuple[str, ...], Tensor, tuple[Sequence[str], Sequence[str]]]] = []
 
     def watch(self, step: int, losses: dict[str, Tensor], batch: Batch) -> None:
-        """Take note of the losses of one phase."""
+        """Store the losses of one phase."""
         values = torch.stack([value.detach().float() for value in losses.values()])
         self.waiting.append((step, tuple(losses), values, (batch.source_files, batch.target_files)))
         if self.eager:
             self.check()
 
     def check(self) -> None:
-        """Look at everything noted since the last look.
+        """Check all stored losses.
 
         Raises:
-            UserError: a loss is not finite; step, term and files are named and left in ``not_finite.json``.
-                Or the gradients overflow float16 however small the losses are scaled.
+            UserError: a loss is not finite; ``not_finite.json`` names the step, the term and the files. Or
+                the gradients overflow float16 at every scale of the losses.
         """
         waiting, self.waiting = self.waiting, []
         if waiting and self.scaler is not None and self.scaler.get_scale() < SMALLEST_SCALE:
@@ -59,12 +59,12 @@ class LossGuard:
         if not waiting or bool(torch.isfinite(torch.cat([entry[2] for entry in waiting])).all()):
             return
         for step, names, values, files in waiting:
-            found = dict(zip(names, values.tolist(), strict=True))
-            broken = [f"{name} = {value}" for name, value in found.items() if not math.isfinite(value)]
+            terms = dict(zip(names, values.tolist(), strict=True))
+            broken = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
             if broken:
                 self._dump({
                     "step": step,
-                    "losses": {name: str(value) for name, value in found.items()},
+                    "losses": {name: str(value) for name, value in terms.items()},
                     "source_files": list(files[0]),
                     "target_files": list(files[1]),
                 })  # fmt: skip
@@ -76,10 +76,10 @@ class LossGuard:
                 )
 
     def check_weights(self, step: int, networks: dict[str, nn.Module]) -> None:
-        """Look at what the last steps have made of the networks; it waits for the device.
+        """Check the networks' weights; this waits for the device.
 
         Raises:
-            UserError: a weight is not finite. It may be so while every loss was: a gradient overflows alone.
+            UserError: a weight is not finite. Gradients can overflow while every loss is finite.
         """
         for name, network in networks.items():
             finite = [torch.isfinite(p.detach()).all() for p in network.parameters()]
@@ -89,8 +89,7 @@ class LossGuard:
                     " lower optim.lr or use --amp off. The last checkpoint is untouched"
                 )
 
-    def _dump(self, found: dict[str, Any]) -> None:
+    def _dump(self, report: dict[str, Any]) -> None:
         if self.out.is_dir():
-            write_atomic(
-                self.out / DUMP, lambda draft: draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            )
+            with written(self.out / DUMP, fsync=True) as draft:
+                draft.write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -16,7 +16,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
     """The optimiser of one network.
 
     Raises:
-        UserError: the implementation is not installed, or torch refuses a number.
+        UserError: the implementation is not installed, or torch rejects a number.
     """
     if hasattr(network, "param_groups"):
         groups = network.param_groups(config.lr, config.head_lr_mult)  # type: ignore[operator]
@@ -38,7 +38,7 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
     try:
         optimizer = cls(groups, **kwargs)
     except ValueError as error:
-        raise UserError(f"{config.name} refuses what optim or optim.networks says: {error}") from error
+        raise UserError(f"{config.name} rejects the settings of optim or optim.networks: {error}") from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
         if cls is torch.optim.SGD and group["momentum"] and kwargs.get("fused"):
@@ -54,7 +54,7 @@ def _apex(name: str) -> Any:
 
         if name == "sgd":
             return optimizers.FusedSGD
-        # apex's Adam decays weights as AdamW does unless told not to
+        # apex's FusedAdam is AdamW by default
         return functools.partial(optimizers.FusedAdam, adam_w_mode=name == "adamw")
     except (ImportError, AttributeError) as error:
         raise UserError(
@@ -63,7 +63,7 @@ def _apex(name: str) -> Any:
 
 
 def lr_factor(config: OptimConfig, step: int, steps: int) -> float:
-    """What the learning rate of ``step`` (from 0) is multiplied with."""
+    """Factor of the learning rate at ``step``, counted from 0."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
         return warm

@@ -1,8 +1,9 @@
-"""A method's networks under several processes: one gradient, one set of running statistics.
+"""Data-parallel training of a method's networks: shared gradients and batch-norm statistics.
 
-Every network of ``Method.networks()`` gets a DDP wrap of its own, and only its last backward of a step is
-reduced. Which phase that is, the first step tells; a network that its last phase does not reach as a whole
-is reduced by hand instead, after the step's last backward, and so is any network whose phases change.
+Every network of ``Method.networks()`` has its own DDP wrapper, which reduces gradients only in the
+network's last backward of a step. The first step shows which phase that is. A network whose last phase
+does not reach all of its parameters is reduced manually after the step's last backward; so is a network
+whose phases change.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from fastuda.methods.base import Method
 from fastuda.system.ddp import CallsThrough
 from fastuda.system.distributed import World
 
-# torch 2.13 renamed the argument and warns of the old name
+# torch 2.13 renamed the argument and deprecates the old name
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 BUCKET = 16 << 20
-"""Elements of one all-reduce done by hand."""
+"""Elements per manual all-reduce."""
 
 
 def all_reduce_mean(tensors: list[Tensor], world: World) -> None:
@@ -40,10 +41,10 @@ def all_reduce_mean(tensors: list[Tensor], world: World) -> None:
 
 
 class Parallel:
-    """Keeps the ranks' gradients and running statistics one; does nothing in a single process.
+    """Averages gradients and running statistics over the ranks; does nothing in a single process.
 
-    Use: :meth:`before` each phase is computed, :meth:`after` its backward, :meth:`reduce` after the step's
-    last phase, :meth:`share_statistics` after the optimisers' step.
+    Call :meth:`before` each phase is computed, :meth:`after` its backward, :meth:`reduce` after the step's
+    last phase, and :meth:`share_statistics` after the optimisers' step.
     """
 
     def __init__(self, method: Method, networks: dict[str, nn.Module], world: World):
@@ -59,7 +60,7 @@ class Parallel:
             return
         self.reached = {}
         for name, net in networks.items():
-            # the parts of a composition hold the network, too
+            # the parts of a composition contain the network as well
             places = [(m, key) for m in method.modules() for key, child in m.named_children() if child is net]
             if places and any(p.requires_grad for p in net.parameters()):
                 self.wraps[name] = DistributedDataParallel(net, **NO_BUFFERS)
@@ -76,11 +77,11 @@ class Parallel:
     def before(self) -> None:
         """The next phase is about to be computed."""
         for name, wrap in self.wraps.items():
-            # what DDP's no_sync() sets; it must hold from the forward on, before the phase says its network
+            # as DDP's no_sync(), but set before the forward: the phase's network is not known yet
             wrap.require_backward_grad_sync = self.last_phase.get(name) == len(self.sequence)
 
     def after(self, net: str) -> None:
-        """The backward of a phase of ``net`` is done."""
+        """The backward of a phase of ``net`` has run."""
         if self.reached is not None:
             self.called[len(self.sequence)] = {name for name, shell in self.shells.items() if shell.called}
             for shell in self.shells.values():
@@ -88,7 +89,7 @@ class Parallel:
         self.sequence.append(net)
 
     def reduce(self) -> None:
-        """Mean gradients for every network that its last backward did not reduce already."""
+        """Average the gradients of every network that its last backward did not reduce."""
         if self.world.size == 1:
             return
         final = {name: index for index, name in enumerate(self.sequence)}
@@ -101,8 +102,8 @@ class Parallel:
         self.sequence = []
 
     def _learn(self, final: dict[str, int], reached: dict[int, set[nn.Parameter]]) -> None:
-        """DDP may reduce a network in its last phase when that calls it, and reaches all of its parameters,
-        on every rank."""
+        """Let DDP reduce a network in its last phase if that phase calls it and reaches all of its
+        parameters on every rank."""
         for name, index in final.items():
             wanted = {p for p in self.networks[name].parameters() if p.requires_grad}
             missed = not wanted <= reached.get(index, set()) or name not in self.called[index]
@@ -113,19 +114,20 @@ class Parallel:
             hook.remove()
 
     def share_statistics(self) -> None:
-        """Batch norm's running statistics become the mean over the ranks, so that all evaluate one model."""
+        """Average batch norm's running statistics over the ranks, so that all ranks evaluate the same
+        model."""
         if self.world.size == 1:
             return
-        buffers = [(n.running_mean, n.running_var) for n in self.norms if n.training]
-        found = [b for pair in buffers for b in pair if b is not None]
-        all_reduce_mean(found, self.world)
+        pairs = [(n.running_mean, n.running_var) for n in self.norms if n.training]
+        statistics = [b for pair in pairs for b in pair if b is not None]
+        all_reduce_mean(statistics, self.world)
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the images of all ranks, on any device (torch's own needs CUDA).
+    """Batch norm over the images of all ranks on any device. torch's own needs CUDA.
 
-    In training ``y = (x - m) / sqrt(v + eps) * weight + bias`` with ``m`` and ``v`` the mean and biased
-    variance of every rank's pixels; the variance in a second, centred pass.
+    In training ``y = (x - m) / sqrt(v + eps) * weight + bias``, where ``m`` and ``v`` are the mean and
+    biased variance over all ranks' pixels. A second, centred pass computes the variance.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,10 +175,10 @@ def _summed(x: Tensor) -> Tensor:
 
 
 def sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` with every trained batch norm replaced by one that sees all ranks; same state names."""
+    """``module`` with every trainable batch norm replaced by a synchronised one; the state's names stay
+    the same."""
     for name, child in list(module.named_children()):
-        # a frozen one has its own train(), and keeps its statistics
-        if type(child) is nn.BatchNorm2d and "train" not in child.__dict__:
+        if type(child) is nn.BatchNorm2d:  # a frozen one has its own class, and keeps its statistics
             if device.type == "cuda":
                 synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(child)
             else:

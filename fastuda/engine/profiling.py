@@ -1,5 +1,5 @@
-"""Where the time of a training step goes, by torch's profiler: the forward's parts by scopes put around them,
-the backward's by the forward that each of its nodes came from."""
+"""Measures the parts of a training step with torch's profiler: scopes mark the parts of the forward, and
+each backward node is assigned to the forward that created it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from fastuda.models.segmentor import Segmentor
 from fastuda.system.files import written
 
 PREFIX = "fastuda."
+LAYERS = ("aspp", "depthwise_conv2d")
+"""Ops that count as what they are a part of: heads and backbones."""
 STEP = f"{PREFIX}step"
 PARTS = ("data", "backbone", "heads", "ops", "optimiser", "rest")
-"""Waiting for the batch; backbones, a teacher's too; segmentation heads, projections and discriminators;
-fastuda.ops; the optimisers; and what is in none of them: augmentation, averages, guards, copies."""
+"""Waiting for the batch; backbones (also a teacher's); segmentation heads, projections and discriminators;
+fastuda.ops; the optimisers; and everything else: augmentation, averages, guards, copies."""
 
 
 @dataclass
@@ -42,9 +44,9 @@ class StepProfile:
     seconds: float
     """Median wall time of a step, measured without the profiler."""
     share: dict[str, float]
-    """Of the step's time, by part; they add up to 1."""
+    """Part to its share of the step's time; the shares add up to 1."""
     ops: dict[str, float] = field(default_factory=dict)
-    """Of the step's time, by op, forward and backward."""
+    """Op to its share of the step's time, forward and backward."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types."""
@@ -52,7 +54,7 @@ class StepProfile:
 
 
 class _Watched:
-    """A loader whose batches are waited for in a scope."""
+    """A loader that waits for each batch in a profiler scope."""
 
     def __init__(self, loader: Any):
         self.loader = loader
@@ -77,7 +79,7 @@ def _scopes(trainer: Trainer) -> Iterator[None]:
             _hook(stack, other, "heads")
         for name in F.__all__:
             op = getattr(F, name)
-            if callable(op) and not isinstance(op, type) and name != "backends":
+            if callable(op) and not isinstance(op, type) and name not in ("backends", *LAYERS):
                 setattr(F, name, _scoped(op, name))
                 stack.callback(setattr, F, name, op)
         yield
@@ -124,15 +126,15 @@ def _scoped(op: Callable[..., Any], name: str) -> Callable[..., Any]:
 def profile_step(
     trainer: Trainer, *, warm_up: int = 2, steps: int = 5, trace: Path | None = None
 ) -> StepProfile:
-    """Time ``steps`` steps, then profile as many, of a trainer whose run has not begun.
+    """Time ``steps`` steps without the profiler, then profile as many, of a trainer whose run has not begun.
 
-    On a GPU the time of a part is that of its kernels, and what they leave of the step is ``rest``.
+    On a GPU the time of a part is the time of its kernels; the rest of the step counts as ``rest``.
 
     Args:
-        trainer: of the method; its weights move on by all these steps.
-        warm_up: steps before.
-        steps: of each kind.
-        trace: where to leave a Chrome trace (chrome://tracing, Perfetto).
+        trainer: trains the method; all these steps change its weights.
+        warm_up: steps before the timed ones.
+        steps: number of steps, with and without the profiler.
+        trace: file for a Chrome trace (chrome://tracing, Perfetto).
 
     Raises:
         UserError: the trace cannot be written, or a loader process died.
@@ -140,32 +142,36 @@ def profile_step(
     cuda = trainer.world.device.type == "cuda"
     trainer.method.train()
     for _ in range(warm_up):
-        trainer._train_step()
+        trainer.step()
     seconds = [_seconds(trainer, cuda) for _ in range(steps)]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with _scopes(trainer), _quiet(), profile(activities=activities, acc_events=True) as profiler:
         for _ in range(steps):
             with record_function(STEP):
-                trainer._train_step()
+                trainer.step()
                 if cuda:
                     torch.cuda.synchronize()
     if trace is not None:
         with tempfile.TemporaryDirectory() as folder, written(trace) as place:
-            # torch only logs what it cannot write, and renames its file over a device
+            # torch only logs a failed write, and would replace a device by a file
             made = Path(folder) / trace.name
             profiler.export_chrome_trace(str(made))
             place.write_bytes(made.read_bytes())
-    total, found = _times(profiler.events() or [], cuda)
-    share = {part: found[part] / total for part in PARTS[:-1]}
+    total, microseconds = _times(profiler.events() or [], cuda)
+    share = {part: microseconds[part] / total for part in PARTS[:-1]}
     share["rest"] = max(0.0, 1 - sum(share.values()))
     prefix = "ops."
-    ops = {key.removeprefix(prefix): found[key] / total for key in sorted(found) if key.startswith(prefix)}
+    ops = {
+        key.removeprefix(prefix): microseconds[key] / total
+        for key in sorted(microseconds)
+        if key.startswith(prefix)
+    }
     return StepProfile(str(trainer.config.method["name"]), statistics.median(seconds), share, ops)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's lines about the start and the end of a profile, which no setting of it turns off."""
+    """Suppress torch's messages about the start and end of a profile, which no setting turns off."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -179,19 +185,19 @@ def _quiet() -> Iterator[None]:
 
 def _seconds(trainer: Trainer, cuda: bool) -> float:
     began = time.perf_counter()
-    trainer._train_step()
+    trainer.step()
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def _times(events: Iterable[Any], cuda: bool) -> tuple[float, Counter[str]]:
-    """Microseconds of all steps, and by part and by op in them."""
-    # a GPU's own events repeat the scopes, with the gaps between their kernels
+    """Microseconds of all steps, and of each part and op."""
+    # GPU events repeat the scopes, including the gaps between kernels
     events = [event for event in events if event.device_type == DeviceType.CPU]
     roots = sorted((e for e in events if e.cpu_parent is None), key=lambda e: e.time_range.start)
     origin: dict[int, str] = {}
-    # of the events with one number the last is the one that made the node: others only read the counter
+    # of the events with the same number, the last one created the node; the others only read the counter
     for event, part in _walk(roots, _scope):
         if event.sequence_nr >= 0 and not event.fwd_thread:
             origin[event.sequence_nr] = part or ""
@@ -201,18 +207,18 @@ def _times(events: Iterable[Any], cuda: bool) -> tuple[float, Counter[str]]:
             return origin.get(event.sequence_nr, "")
         return _scope(event)
 
-    found: Counter[str] = Counter()
+    microseconds: Counter[str] = Counter()
     for event, part in _walk(roots, classify, descend=False):
         if part:
             spent = event.device_time_total if cuda and part != "data" else event.time_range.elapsed_us()
-            found[part.partition(".")[0]] += spent
+            microseconds[part.partition(".")[0]] += spent
             if "." in part:
-                found[part] += spent
-    return sum(e.time_range.elapsed_us() for e in events if e.name == STEP), found
+                microseconds[part] += spent
+    return sum(e.time_range.elapsed_us() for e in events if e.name == STEP), microseconds
 
 
 def _scope(event: Any) -> str | None:
-    """The part that an event's own name tells."""
+    """The part that an event's name stands for."""
     if event.name.startswith("Optimizer."):
         return "optimiser"
     if event.name.startswith(PREFIX) and event.name != STEP:
@@ -223,8 +229,8 @@ def _scope(event: Any) -> str | None:
 def _walk(
     roots: list[Any], classify: Callable[[Any], str | None], descend: bool = True
 ) -> Iterator[tuple[Any, str | None]]:
-    """Events in the order of their begin, each with the outermost part around it; those below a part only
-    where ``descend``."""
+    """Events by start time, each with the outermost part around it. Events inside a part are included only
+    if ``descend``."""
     stack: list[tuple[Any, str | None]] = [(event, None) for event in reversed(roots)]
     while stack:
         event, part = stack.pop()
@@ -236,12 +242,12 @@ def _walk(
 
 
 def table(profiles: list[StepProfile]) -> str:
-    """Markdown: a row per method."""
+    """A Markdown table with a row per method."""
     lines = ["| method | step | " + " | ".join(PARTS) + " | largest ops |"]
     lines.append("|---" * (len(PARTS) + 3) + "|")
-    for found in profiles:
-        largest = sorted(found.ops.items(), key=lambda item: -item[1])[:3]
-        said = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in largest)
-        shares = " | ".join(f"{100 * found.share[part]:.1f}%" for part in PARTS)
-        lines.append(f"| `{found.method}` | {1e3 * found.seconds:.0f} ms | {shares} | {said} |")
+    for one in profiles:
+        largest = sorted(one.ops.items(), key=lambda item: -item[1])[:3]
+        largest_ops = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in largest)
+        shares = " | ".join(f"{100 * one.share[part]:.1f}%" for part in PARTS)
+        lines.append(f"| `{one.method}` | {1e3 * one.seconds:.0f} ms | {shares} | {largest_ops} |")
     return "\n".join(lines)

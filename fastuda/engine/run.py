@@ -1,4 +1,4 @@
-"""From a configuration to a finished run folder, with the source-only run beside it where one is wanted."""
+"""Trains a configuration into a run folder, and the source-only baseline beside it if requested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from fastuda.config.schema import RunConfig
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
@@ -18,6 +17,7 @@ from fastuda.inference.scores import Scores, table
 from fastuda.methods import BASELINE, get_method
 from fastuda.report.page import write_report
 from fastuda.system import distributed
+from fastuda.system.files import written
 from fastuda.system.log import kept_lines, log_file
 from fastuda.system.memory import memory_suffices
 from fastuda.system.settings import build
@@ -37,7 +37,7 @@ def default_folder(config: RunConfig) -> Path:
 
 
 def wants_baseline(config: RunConfig) -> bool:
-    """Whether the baseline is trained as well."""
+    """Whether to train the baseline as well."""
     choice = config.train.baseline
     if config.method["name"] == BASELINE or choice == "off":
         return False
@@ -45,13 +45,14 @@ def wants_baseline(config: RunConfig) -> bool:
 
 
 def supervised(run: RunConfig, of: RunConfig) -> RunConfig:
-    """``run`` by the baseline: the supervised objective of the method of ``of`` without the adaptation."""
+    """``run`` with the baseline method: the supervised objective of ``of``'s method without the
+    adaptation."""
     settings = build(get_method(BASELINE).Config, of.method_config().supervised(), "method")
     return dataclasses.replace(run, method={"name": BASELINE, **dataclasses.asdict(settings)})
 
 
 def finished(out: Path, steps: int = 0) -> Scores | None:
-    """The scores of a run that ended after ``steps`` or more, or none."""
+    """The scores of a run that finished after at least ``steps`` steps, else None."""
     path = out / "result.json"
     if not path.is_file() or not (out / "model.safetensors").is_file():
         return None
@@ -66,7 +67,7 @@ def finished(out: Path, steps: int = 0) -> Scores | None:
 def train(
     config: RunConfig, out: Path, *, resume: str | None = None, quiet: bool = False
 ) -> dict[str, Scores]:
-    """Train into ``out``; returns the scores by method name, the baseline first where it was trained.
+    """Train into ``out``. Returns the scores by method name, the baseline first if it was trained.
 
     Args:
         config: the run.
@@ -79,7 +80,7 @@ def train(
         Interrupted: the run was asked to stop.
     """
     if resume is None and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+        raise UserError(f"{out} is not empty; choose another --out, or continue it with --resume auto")
     if resume not in (None, "auto"):
         given = Path(str(resume))
         if not given.is_file():
@@ -97,9 +98,8 @@ def train(
                 scores[BASELINE] = _one(base, out / BASELINE, world, resume and "auto", quiet)
             scores[name] = _one(config, out, world, resume, quiet)
         if world.first:
-            write_atomic(
-                out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
-            )
+            with written(out / "table.txt", fsync=True) as draft:
+                draft.write_text(table(scores) + "\n", encoding="utf-8")
         return scores
     except OSError as error:
         raise cannot_write(error.filename or out, error) from error
@@ -131,15 +131,16 @@ def _one(config: RunConfig, out: Path, world: distributed.World, resume: str | N
     else:
         out.mkdir(parents=True, exist_ok=True)
         with log_file(out / "log.txt", lines):
-            write_atomic(out / "env.txt", lambda draft: draft.write_text(environment(), encoding="utf-8"))
+            with written(out / "env.txt", fsync=True) as draft:
+                draft.write_text(environment(), encoding="utf-8")
             scores = trainer.fit()
             _report(config, out, world)
-    world.barrier()  # nobody leaves the group while the first one still writes
+    world.barrier()  # no rank leaves the group while the first one writes
     return scores
 
 
 def _report(config: RunConfig, out: Path, world: distributed.World) -> None:
-    """Write report.html; a run that has ended does not fail for want of it."""
+    """Write report.html. A failure is logged and does not fail the run."""
     if config.log.report and world.first:
         try:
             write_report(out, str(world.device))

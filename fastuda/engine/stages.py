@@ -1,7 +1,7 @@
-"""Training in stages, as FADA is published: source only, adaptation from there, self-distillation.
+"""Training in the three stages of FADA: source only, adversarial adaptation, self-distillation.
 
-Every stage is a run folder of its own; a stage that has ended is not run again, one that was interrupted goes
-on from its checkpoint, and so does one that ended before the steps that are asked for.
+Every stage is a run folder of its own. Finished stages are skipped; interrupted ones, and ones with fewer
+steps than requested, are resumed from their checkpoints.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from fastuda.config.schema import RunConfig, TrainConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.open import classes_of, open_domain
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
-from fastuda.inference.prediction import Predictor, describe, predict_files
+from fastuda.inference.prediction import describe, predict_files
+from fastuda.inference.predictor import Predictor
 from fastuda.inference.saved import load_run
 from fastuda.inference.scores import Scores, table
 from fastuda.system import distributed
+from fastuda.system.files import clean, written
 from fastuda.system.settings import build, merge, nest
 
 log = logging.getLogger("fastuda")
@@ -32,7 +33,7 @@ STAGES = ("source", "adapt", "distill")
 
 
 def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
-    """The settings of one stage: those of the run, with what ``stages.<stage>`` says in their place.
+    """The settings of one stage: the run's, updated with ``stages.<stage>``.
 
     Raises:
         UserError: ``stages`` names an unknown stage or setting.
@@ -54,8 +55,8 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
 
 
 def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
-    """The settings that make the labelled target the source: read as the target was, and its classes, those
-    of the run, found by the target's names."""
+    """Settings that make the pseudo-labelled target the source: it is read as the target was, and the
+    run's classes are selected by the target's names."""
     changes: dict[str, Any] = {
         "source": f"folder:{labels.resolve()}",
         "sampling": "uniform",
@@ -76,7 +77,7 @@ def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
 def train_stages(
     config: RunConfig, out: Path, *, resume: str | None = None, quiet: bool = False
 ) -> dict[str, Scores]:
-    """Train all three stages into ``out``; returns the scores by stage.
+    """Train all three stages into ``out``. Returns the scores by stage.
 
     1. ``1_source``: source_only.
     2. ``2_adapt``: the run's method, from the first stage's weights.
@@ -84,20 +85,20 @@ def train_stages(
        on them, from the run's own weights (FADA, train_self_distill.py: hard labels, no threshold).
 
     Args:
-        config: the run; ``config.stages`` holds what differs in a stage.
+        config: the run; ``config.stages`` holds the settings that differ in a stage.
         out: folder of the stages; must be empty or absent, unless resuming.
-        resume: ``auto`` to go on, or ``None``.
+        resume: ``auto`` to continue, or ``None``.
         quiet: no progress bar.
 
     Raises:
-        UserError: the folder is not empty, a stage that others began from is to go on, or a stage fails; see
-            :func:`fastuda.engine.run.train`.
+        UserError: the folder is not empty, a stage with later stages is to be continued, or a stage fails;
+            see :func:`fastuda.engine.run.train`.
         Interrupted: the run was asked to stop.
     """
     if resume not in (None, "auto"):
-        raise UserError("--stages goes on with --resume auto, not from a single checkpoint")
+        raise UserError("--stages continues with --resume auto, not from a single checkpoint")
     if resume is None and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out, or go on with it by --resume auto")
+        raise UserError(f"{out} is not empty; choose another --out, or continue it with --resume auto")
     plan = {stage: stage_config(config, stage, out) for stage in STAGES}
     scores: dict[str, Scores] = {}
     for number, (stage, settings) in enumerate(plan.items(), 1):
@@ -112,15 +113,14 @@ def train_stages(
             done = next(reversed(train(settings, folder, resume="auto", quiet=quiet).values()))
         scores[stage] = done
     if int(os.environ.get("RANK", 0)) == 0:
-        write_atomic(
-            out / "table.txt", lambda draft: draft.write_text(table(scores) + "\n", encoding="utf-8")
-        )
+        with written(out / "table.txt", fsync=True) as draft:
+            draft.write_text(table(scores) + "\n", encoding="utf-8")
     return scores
 
 
 def _check_last(folder: Path, steps: int, stage: str) -> None:
     """Raises:
-    UserError: a later stage has begun from what ``folder`` was after fewer steps.
+    UserError: a later stage started from the shorter training in ``folder``.
     """
     later = sorted(path.name for path in folder.parent.glob("[1-3]_*") if path.name[0] > folder.name[0])
     if later:
@@ -131,14 +131,14 @@ def _check_last(folder: Path, steps: int, stage: str) -> None:
 
 
 def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = False) -> None:
-    """A ``folder:`` data set of the run's target training images with the run's predictions as labels.
+    """Write a ``folder:`` data set of the run's target training images with the run's predictions as labels.
 
-    Under torchrun the processes share the images.
+    Under torchrun each process predicts a share of the images.
 
     Args:
-        run: the run's folder.
-        out: the data set's.
-        train: the device, and how long the processes wait for each other.
+        run: the run folder.
+        out: folder of the data set.
+        train: gives the device and the timeout between processes.
         quiet: no progress bar.
 
     Raises:
@@ -146,6 +146,8 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
     """
     world = distributed.start(train.device, train.timeout)
     try:
+        if world.first:
+            clean(out, recursive=True)
         if world.agree((out / "classes.yaml").is_file()):
             return
         config, method, classes = load_run(run, world.device)
@@ -160,14 +162,14 @@ def write_pseudo_labels(run: Path, out: Path, train: TrainConfig, quiet: bool = 
             predict_files(predictor, files, out, {"labels"}, quiet=quiet or not world.first, strict=True)
         world.barrier()
         if world.first:
-            # written last: what has no description is not whole
+            # written last: a data set without it is incomplete
             describe(out, classes)
     finally:
         distributed.stop()
 
 
 def _link(source: Path, place: Path) -> None:
-    """A symbolic link, or a copy where links are refused."""
+    """A symbolic link, or a copy if links are not possible."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         return

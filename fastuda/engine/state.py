@@ -1,4 +1,4 @@
-"""What a run is at one step: gathered from its objects into a checkpoint, and put back into them."""
+"""The state of a run at one step, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from fastuda.errors import UserError
 from fastuda.methods import Method
 from fastuda.system.ddp import bare_state
 from fastuda.system.distributed import World
-from fastuda.system.precision import choose
 from fastuda.system.random import rng_state, set_rng_state
 
 log = logging.getLogger("fastuda")
@@ -29,7 +28,7 @@ LAST, BEST = "last.pt", "best.pt"
 
 @dataclass
 class RunState:
-    """The step, the best score so far, and everything whose state a resumed run needs."""
+    """The step, the best score so far, and all objects whose state a resumed run needs."""
 
     config: RunConfig
     world: World
@@ -39,17 +38,16 @@ class RunState:
     loader: TorchLoader
     means: RunningMeans
     asked_amp: str = "off"
-    """``train.amp`` as the user gave it; the configuration has the precision that the machine was found to
-    run faster in."""
+    """``train.amp`` as the user set it. The configuration holds the precision that the run uses."""
     step: int = 0
     best: float = -math.inf
     owed: bool = False
-    """Whether the step is still to be evaluated: a signal came before that was done."""
+    """Whether the step still has to be evaluated, because a signal came first."""
     curves: int | None = None
-    """Bytes of metrics.csv when the checkpoint that was resumed from was written."""
+    """Size of metrics.csv in bytes when the checkpoint was written."""
 
     def save(self, folder: Path, name: str, curves: int | None) -> None:
-        """Write the checkpoint ``name``; every rank gives its part, the first writes."""
+        """Write the checkpoint ``name``. Every rank contributes its state; the first one writes."""
         ranks = self.world.gather({"rng": rng_state(), "means": self.means.state_dict()})
         if not self.world.first:
             return
@@ -74,27 +72,27 @@ class RunState:
         checkpoint.save(folder / name, state)
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint, which was read from ``path``.
+        """Continue from a checkpoint, which was read from ``path``.
 
         Raises:
-            UserError: it was written by another method, network or number of processes.
+            UserError: another method, network or number of processes wrote the checkpoint.
         """
         try:
-            theirs, ranks = state["config"]["method"]["name"], state["ranks"]
-            if theirs != self.config.method["name"]:
-                raise UserError(f"{path} is of method {theirs!r}, this run is {self.config.method['name']!r}")
+            method, ranks = state["config"]["method"]["name"], state["ranks"]
+            if method != self.config.method["name"]:
+                raise UserError(f"{path} is of method {method!r}, this run is {self.config.method['name']!r}")
             if len(ranks) != self.world.size:
                 raise UserError(
                     f"{path} was written by {len(ranks)} processes and this run has {self.world.size};"
-                    " resume with as many: samples and random numbers are dealt out by rank"
+                    " resume with as many: samples and random numbers are distributed by rank"
                 )
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
-                kept = ("params", "lr")  # a step sets its lr from initial_lr
-                said = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
+                excluded = ("params", "lr")  # the trainer sets lr from initial_lr at every step
+                current = [{k: v for k, v in g.items() if k not in excluded} for g in optimizer.param_groups]
                 optimizer.load_state_dict(state["optimizers"][name])
-                # the moments are the checkpoint's; rates and the like are what the settings say now
-                for group, own in zip(optimizer.param_groups, said, strict=True):
+                # the moments come from the checkpoint, learning rates and the like from the current settings
+                for group, own in zip(optimizer.param_groups, current, strict=True):
                     group.update(own)
             self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
@@ -108,36 +106,21 @@ class RunState:
         log.info("resumed from %s at step %d", path, self.step)
 
 
-def with_precision(config: RunConfig, world: World, begun: dict[str, Any] | None = None) -> RunConfig:
-    """The configuration with the precision that the run takes in place of the one that was asked for.
-
-    A run that goes on from the checkpoint ``begun`` keeps its precision, unless another one is asked for than
-    at its beginning: no measurement comes between it and its first steps.
-    """
-    asked = config.train.amp
-    if begun is not None:
-        used = begun.get("config", {}).get("train", {}).get("amp")
-        if used is not None and asked in (used, begun.get("asked_amp")):
-            return config.with_train(amp=used)
-    chosen = world.agree(choose(asked, world.device, "train.amp"))
-    return config.with_train(amp=asked if asked.startswith("force-") else chosen)
-
-
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoints that ``checkpoint.keep`` keeps, newest first."""
-    found = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
+    """The numbered checkpoints of ``checkpoint.keep``, newest first."""
+    paths = [path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", path.name)]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest readable checkpoint of a run, or none where there is none at all.
+    """The newest readable checkpoint of a run, or None if there is none.
 
     Raises:
-        UserError: there are some, and none can be read.
+        UserError: none of the existing ones can be read.
     """
-    found = [path for path in [folder / LAST, *numbered(folder)] if path.is_file()]
+    paths = [path for path in [folder / LAST, *numbered(folder)] if path.is_file()]
     problems = []
-    for path in found:
+    for path in paths:
         try:
             checkpoint.load(path)
             return path
@@ -146,6 +129,10 @@ def newest(folder: Path) -> Path | None:
             log.warning("%s", error)
     if problems:
         best = folder / BEST
-        way = f"go on from the best by --resume {best}" if best.is_file() else f"begin anew without {folder}"
+        way = (
+            f"continue from the best with --resume {best}"
+            if best.is_file()
+            else f"start again without {folder}"
+        )
         raise UserError(f"{problems[0]}; {way}")
     return None

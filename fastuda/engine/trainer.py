@@ -1,4 +1,4 @@
-"""The loop: batches in, phases of losses backwards, networks stepped; curves, checkpoints and scores out."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.open import absolute, open_domain, share_classes
+from fastuda.data.domains.open import absolute
 from fastuda.data.loading.augment import jitter_source
 from fastuda.data.loading.batch import Batch
-from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.torch_loader import workers_alive
-from fastuda.engine import checkpoint
+from fastuda.engine import checkpoint, setup
 from fastuda.engine.curves import CsvLogger, Loggers, RunningMeans, TensorBoardLogger
 from fastuda.engine.guard import LossGuard
-from fastuda.engine.optim import build_optimizer, lr_factor, set_lr
-from fastuda.engine.parallel import Parallel, sync_batch_norm
-from fastuda.engine.state import BEST, LAST, RunState, with_precision
+from fastuda.engine.optim import lr_factor, set_lr
+from fastuda.engine.parallel import Parallel
+from fastuda.engine.state import BEST, LAST, RunState
 from fastuda.errors import UserError
 from fastuda.inference.evaluation import Stopped, evaluate
-from fastuda.inference.prediction import Predictor, leave_pictures
+from fastuda.inference.predictor import Predictor, leave_pictures
 from fastuda.inference.saved import save_model
 from fastuda.inference.scores import Scores
 from fastuda.inference.windows import Inference
-from fastuda.methods import get_method
 from fastuda.methods.base import phases_of
-from fastuda.models import build_model
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
+from fastuda.system.files import clean, written
 from fastuda.system.log import progress
-from fastuda.system.memory import keep_freed_memory, peak_memory
+from fastuda.system.memory import peak_memory
 from fastuda.system.precision import DTYPES
 from fastuda.system.random import seed_everything
 
@@ -46,72 +44,30 @@ log = logging.getLogger("fastuda")
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
+    """The run was asked to stop; its checkpoint has been written."""
 
 
 class Trainer:
-    """One run in one folder. ``fit()`` trains from where the folder's checkpoint left off, if asked to
-    resume."""
+    """One run in one folder. :meth:`fit` trains it, from a checkpoint if one is given."""
 
     def __init__(
         self, config: RunConfig, out: Path, world: World, *, resume: Path | None = None, quiet: bool = False
     ):
-        # a run is evaluated and gone on with from any folder
+        # a run can be evaluated or resumed from any folder
         config = dataclasses.replace(config, data=absolute(config.data))
         begun = None if resume is None else checkpoint.load(resume)
         asked = config.train.amp
-        config = with_precision(config, world, begun)
+        config = setup.with_precision(config, world, begun)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
-        root = config.data.data_root
-        with world.first_goes_ahead():  # the first one may have to draw the scenes
-            source = open_domain(config.data.source, role="source", data_root=root)
-            target = open_domain(config.data.target, role="target", data_root=root)
-        held_out = open_domain(
-            config.data.target, role="evaluation", data_root=root, split=config.data.eval_split
-        )
-        self.source, self.target, self.held_out = share_classes(
-            source, target, held_out, classes=config.data.classes, aliases=config.data.class_alias
-        )
-        for domain in (self.source, self.held_out):
-            domain.check_labels(config.data.check_labels)
-        held_out.check_files()
-
-        if world.device.type == "cpu" and config.train.keep_memory:
-            keep_freed_memory()
-        seed_everything(config.train.seed)
-        classes = len(self.source.classes)
-        model = build_model(config.model, classes)
-        method = get_method(config.method["name"])(config.method_config(), model, classes)
-        if config.train.sync_bn and world.size > 1:
-            sync_batch_norm(method, world.device)
-        method.horizon = config.optim.horizon or config.train.steps
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.method = method.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
-        self.input = model.input
+        self.source, self.target, self.held_out = setup.open_domains(config.data, world)
+        self.method = setup.build_method(config, len(self.source.classes), world)
+        self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}
-        horizon = config.optim.horizon or config.train.steps
-        if config.optim.schedule == "poly" and horizon < config.train.steps:
-            log.warning(
-                "optim.horizon is %d: the learning rate is 0 from there to train.steps=%d; raise it as well",
-                horizon,
-                config.train.steps,
-            )
-        self.optimizers = {
-            name: build_optimizer(self.settings[name], net) for name, net in self.networks.items()
-        }
+        self.optimizers = setup.build_optimizers(self.settings, self.networks)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
-        self.loader = build_loader(
-            self.source,
-            self.target,
-            config.data,
-            model.input,
-            seed=config.train.seed,
-            rank=world.rank,
-            world=world.size,
-            pin=world.device.type == "cuda",
-        )
+        self.loader = setup.build_run_loader(config, self.source, self.target, self.method, world)
         self.means = RunningMeans(world)
         self.guard = LossGuard(out, eager=world.device.type == "cpu", scaler=self.scaler)
         self.stop_signal = 0
@@ -123,21 +79,21 @@ class Trainer:
         if resume is not None and begun is not None:
             self.state.restore(begun, resume)
         else:
-            # every rank draws its own randomness from here on; the weights above were drawn alike
+            # the weights above are the same on every rank; from here on each rank draws its own numbers
             seed_everything(config.train.seed * 1000 + world.rank)
         self.resumed = resume is not None
         if config.train.compile:
-            model.compile()
+            self.method.model.compile()
         self.parallel = Parallel(self.method, self.networks, world)
 
     @workers_alive()
     def fit(self) -> Scores:
-        """Train to the last step, evaluate, and leave the weights.
+        """Train to the last step, evaluate, and save the weights.
 
         Raises:
             UserError: a loss is not finite, too many files are unreadable, the disk is full, a loader
                 process died.
-            Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
+            Interrupted: SIGTERM or SIGINT was received; a checkpoint was written.
         """
         config, world, state = self.config, self.world, self.state
         loggers = self._loggers()
@@ -149,14 +105,14 @@ class Trainer:
             while state.step < config.train.steps:
                 logging_now = False
                 if not state.owed:
-                    self._train_step()
+                    self.step()
                     world.beat(state.step)
                     bar.update()
                     logging_now = state.step % config.log.every == 0 or state.step == config.train.steps
                 done = state.step == config.train.steps
                 if logging_now:
                     self.guard.check()
-                    values = self._take_means()
+                    values = self.take_means()
                     loggers.log(state.step, values)
                     bar.set_postfix({"loss": f"{values['train/loss']:.3f}"}, refresh=False)
                 due = config.eval.every and state.step % config.eval.every == 0 and not done
@@ -165,14 +121,14 @@ class Trainer:
                     self._evaluate(loggers)
                 if (config.checkpoint.every and state.step % config.checkpoint.every == 0) or done:
                     self._checkpoint(LAST, loggers)
-                # asking all ranks makes the device wait, so several of them ask now and then
+                # this needs a device sync with several ranks, so it is done only with the curves
                 if (world.size == 1 or logging_now) and world.any(bool(self.stop_signal)):
                     self._stop(loggers)
             bar.close()
             curves, best = loggers.size(), state.best
             scores = self._evaluate(loggers, pictures=True)
             if state.best != best:
-                # for a run that goes on from here; if this one is scored again, its rows come again as well
+                # a resumed run continues from here; the rows of this evaluation are written again
                 state.save(self.out / "checkpoints", LAST, curves)
             self._finish(scores)
             return scores
@@ -183,7 +139,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _train_step(self) -> None:
+    def step(self) -> None:
         """One optimiser step of every network."""
         began = time.perf_counter()
         config, state = self.config, self.state
@@ -217,7 +173,7 @@ class Trainer:
         self.means.add("perf/step_s", time.perf_counter() - began)
 
     def _backward(self, batch: Batch) -> None:
-        """The phases of one batch, a backward each."""
+        """Run the phases of one batch, each with its backward."""
         share = 1 / self.config.train.accumulate
         total: Tensor | float = 0.0
         for phase in self._phases(batch):
@@ -232,7 +188,7 @@ class Trainer:
         self.means.add("train/loss", total * share)
 
     def _phases(self, batch: Batch) -> Iterator[Any]:
-        """The method's phases, each computed under autocast; the backward runs outside of it."""
+        """The method's phases, each computed under autocast. The backward runs outside of it."""
         phases = phases_of(self.method, batch, self.state.step)
         while True:
             self.parallel.before()
@@ -248,7 +204,7 @@ class Trainer:
             yield phase
 
     def _too_small(self, batch: Batch) -> NoReturn:
-        """For batch norm that has met a single value."""
+        """Raise the error for batch norm that gets a single value per channel."""
         height, width = batch.source_image.shape[2:]
         least = 2 * bare(self.method.model).stride
         raise UserError(
@@ -257,7 +213,8 @@ class Trainer:
             " least, or data.batch_size to 2"
         )
 
-    def _take_means(self) -> dict[str, float]:
+    def take_means(self) -> dict[str, float]:
+        """Means of losses and metrics over the steps since the last call, by the names of the curves."""
         values = self.means.take()
         if self.scaler.is_enabled():
             values["train/loss_scale"] = self.scaler.get_scale()
@@ -277,7 +234,7 @@ class Trainer:
                 count=self.config.eval.pictures,
                 protocol=self.config.eval.protocol,
                 stop=lambda: bool(self.stop_signal),
-                quiet=self.quiet or not pictures,  # in between, the bar of the training is there
+                quiet=self.quiet or not pictures,  # during training its own bar is shown
             )
         except Stopped:
             self._stop(loggers)
@@ -298,7 +255,7 @@ class Trainer:
         return scores
 
     def _look(self, folder: Path) -> None:
-        """Pictures of the training images, for want of held-out ones."""
+        """Save pictures of training images, if there are no held-out ones."""
         how = Inference(amp=self.amp)
         size = self.config.data.eval_size
         self.method.eval()
@@ -319,11 +276,10 @@ class Trainer:
         if not self.world.first:
             return Loggers()
         (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(self.out)
-        checkpoint.clean(self.out / "checkpoints")
-        checkpoint.write_atomic(
-            self.out / "config.yaml", lambda draft: draft.write_text(self.config.to_yaml(), encoding="utf-8")
-        )
+        clean(self.out)
+        clean(self.out / "checkpoints")
+        with written(self.out / "config.yaml", fsync=True) as draft:
+            draft.write_text(self.config.to_yaml(), encoding="utf-8")
         state = self.state
         loggers: list[CsvLogger | TensorBoardLogger] = [CsvLogger(self.out / "metrics.csv", state.curves)]
         if self.config.log.tensorboard:
@@ -342,7 +298,5 @@ class Trainer:
         result = {"step": self.state.step, "target": self.held_out.name, "split": self.held_out.split}
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
-        text = json.dumps(result, indent=1)
-        checkpoint.write_atomic(
-            self.out / "result.json", lambda draft: draft.write_text(text, encoding="utf-8")
-        )
+        with written(self.out / "result.json", fsync=True) as draft:
+            draft.write_text(json.dumps(result, indent=1), encoding="utf-8")

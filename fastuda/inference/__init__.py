@@ -1,0 +1,1 @@
+"""Finished runs at work: evaluation, prediction and export."""

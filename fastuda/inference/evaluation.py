@@ -1,4 +1,4 @@
-"""Scores of a method on a labelled domain, at the labels' resolution."""
+"""Evaluates a method on a labelled domain, at the resolution of the labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastuda.system.log import progress
 
 
 class Stopped(Exception):
-    """An evaluation was asked to end before it had seen every image."""
+    """The evaluation was asked to stop before it had seen every image."""
 
 
 @workers_alive()
@@ -46,31 +46,26 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = True,
 ) -> Scores:
-    """Confusion over all images (shared out over the ranks), and ``count`` evenly spread pictures.
+    """Score a method on all images, shared among the ranks, and save ``count`` evenly spread pictures.
 
-    Pixels whose label is 255 do not count. Those of the domain's ``others``, classes that the run does not
-    have, count by ``protocol`` (see :class:`~fastuda.inference.scores.Scores`). The prediction is upsampled
-    to the label's size inside the op.
-    With ``ccd`` the class-centre distances, too: of the segmentor's features [B, C, h, w], each with the
-    label of the pixel at its place (nearest).
+    Pixels with label 255 are ignored. ``protocol`` decides about pixels of the domain's ``others``, classes
+    that the run does not have (see :class:`~fastuda.inference.scores.Scores`). The op upsamples the
+    prediction to the label's size. With ``ccd`` the class-centre distances of the segmentor's features [B, C,
+    h, w] are computed as well; each feature gets the nearest pixel's label.
 
     Args:
-        how: windows, scales, mirror image and precision; none: one pass over the whole image in float32.
-        stop: asked before every image.
+        how: windows, scales, mirroring and precision; None: one float32 pass over the whole image.
+        stop: called before every image; True stops the evaluation.
         quiet: no progress bar.
 
     Raises:
         UserError: a label is not a class of the method.
-        Stopped: ``stop`` said so on some rank.
+        Stopped: ``stop`` returned True on some rank.
     """
-    how = how or Inference()
-    classes = method.num_classes
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    elsewhere = torch.zeros(classes, dtype=torch.int64, device=world.device)
-    shown = (
-        set(np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist()) if count else set()
-    )
-    statistics: F.ClassStatistics | None = None
+    tally = _Tally(method, domain, how or Inference(), world.device, ccd)
+    shown = set()
+    if pictures is not None and count:
+        shown = set(np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist())
     was_training, stopped = method.training, False
     method.eval()
     bar = progress(len(domain), 0, "evaluating", quiet or not world.first, unit="image")
@@ -82,21 +77,7 @@ def evaluate(
                 break
             image = image.to(world.device, memory_format=torch.channels_last)
             label = label.to(world.device)
-            other = label == classes if domain.others else None
-            if other is not None:
-                label = label.masked_fill(other, IGNORE)
-            predicted_scores = how(method, image).scores
-            if int((label[label != 255]).max() if (label != 255).any() else 0) >= classes:
-                raise UserError(f"the label of {name} has a class beyond the {classes} of this run")
-            matrix, predicted = F.upsample_confusion(
-                predicted_scores, label, align_corners=method.model.align_corners, return_labels=True
-            )
-            confusion += matrix
-            if other is not None:
-                elsewhere += torch.bincount(predicted[other], minlength=classes)
-            if ccd:
-                found = feature_statistics(method, image, label, how.amp)
-                statistics = found if statistics is None else statistics.merge(found)
+            predicted, label = tally.add(image, label, name)
             index = position * world.size + world.rank
             if pictures is not None and index in shown:
                 _picture(pictures, method, image[0], predicted[0], label[0], domain, index)
@@ -106,32 +87,69 @@ def evaluate(
         method.train(was_training)
     if world.any(stopped):
         raise Stopped
-    counts = world.sum(torch.cat([confusion, elsewhere[None]])).cpu()
-    others = counts[-1] if domain.others and len(domain) else None
-    scores = Scores.of(counts[:-1], domain.classes.names, others, protocol)
-    if not ccd:
-        return scores
-    if statistics is None:  # more ranks than images
-        width = method.model.feature_channels
-        zeros = torch.zeros(classes, width, dtype=torch.float64, device=world.device)
-        statistics = F.ClassStatistics(zeros[:, 0], zeros, zeros)
-    distances = class_centre_distance(statistics.all_reduce()).tolist()
-    return dataclasses.replace(scores, ccd=tuple(distances))
+    return tally.scores(world, protocol)
+
+
+class _Tally:
+    """Counts over the images of this rank."""
+
+    def __init__(self, method: Method, domain: Domain, how: Inference, device: torch.device, ccd: bool):
+        self.method, self.domain, self.how, self.ccd = method, domain, how, ccd
+        classes = method.num_classes
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+        self.elsewhere = torch.zeros(classes, dtype=torch.int64, device=device)
+        """Predictions at pixels of the domain's ``others``."""
+        width = method.model.feature_channels if ccd else 0
+        zeros = torch.zeros(classes, width, dtype=torch.float64, device=device)
+        self.statistics = F.ClassStatistics(zeros.sum(1), zeros, zeros)
+
+    def add(self, image: torch.Tensor, label: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict an image and count its pixels. Returns the prediction, and the label without ``others``."""
+        classes = self.method.num_classes
+        other = label == classes if self.domain.others else None
+        if other is not None:
+            label = label.masked_fill(other, IGNORE)
+        scores = self.how(self.method, image).scores
+        if int((label[label != IGNORE]).max() if (label != IGNORE).any() else 0) >= classes:
+            raise UserError(f"the label of {name} has a class that is not among the run's {classes}")
+        matrix, predicted = F.upsample_confusion(
+            scores, label, align_corners=self.method.model.align_corners, return_labels=True
+        )
+        self.confusion += matrix
+        if other is not None:
+            self.elsewhere += torch.bincount(predicted[other], minlength=classes)
+        if self.ccd:
+            self.statistics = self.statistics.merge(
+                feature_statistics(self.method, image, label, self.how.amp)
+            )
+        return predicted, label
+
+    def scores(self, world: World, protocol: str) -> Scores:
+        """The scores over the images of all ranks."""
+        counts = world.sum(torch.cat([self.confusion, self.elsewhere[None]])).cpu()
+        others = counts[-1] if self.domain.others and len(self.domain) else None
+        scores = Scores.of(counts[:-1], self.domain.classes.names, others, protocol)
+        if not self.ccd:
+            return scores
+        distances = class_centre_distance(self.statistics.all_reduce()).tolist()
+        return dataclasses.replace(scores, ccd=tuple(distances))
 
 
 def feature_statistics(
     method: Method, image: torch.Tensor, label: torch.Tensor, amp: torch.dtype | None
 ) -> F.ClassStatistics:
-    """Of one image's features by class; float64, so that thousands of images merge without loss. Pixels of
-    classes that the run does not have do not count."""
+    """Statistics of one image's features by class, in float64 so that thousands of images merge without
+    loss. Pixels of classes that the run does not have are ignored."""
     with torch.autocast(image.device.type, dtype=amp, enabled=amp is not None):
         features = method.model(image).features
-    small = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()
-    small = small.masked_fill(small == method.num_classes, IGNORE)
-    found = F.class_statistics(
-        features.permute(0, 2, 3, 1).flatten(0, 2), small.flatten(), method.num_classes
+    resized = nnf.interpolate(label[:, None].float(), features.shape[2:])[:, 0].long()
+    resized = resized.masked_fill(resized == method.num_classes, IGNORE)
+    statistics = F.class_statistics(
+        features.permute(0, 2, 3, 1).flatten(0, 2), resized.flatten(), method.num_classes
     )
-    return F.ClassStatistics(found.count.double(), found.mean.double(), found.variance.double())
+    return F.ClassStatistics(
+        statistics.count.double(), statistics.mean.double(), statistics.variance.double()
+    )
 
 
 def _picture(

@@ -1,4 +1,4 @@
-"""A finished run as one file that other programs run: ONNX, torch.export's .pt2, or safetensors."""
+"""Exports a finished run as one file for other programs: ONNX, torch.export's .pt2, or safetensors."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from torch import Tensor, nn
 
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.saved import save_model
 from fastuda.inference.windows import probabilities
 from fastuda.methods import Method
 from fastuda.ops._backends import default_backend
+from fastuda.system.files import written
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-"""Format to the suffix of its files."""
+"""Format to file suffix."""
 TOLERANCE = 1e-3
-"""Largest difference of a probability that still counts as the same network."""
+"""Largest allowed difference of a probability between the file and the run."""
 
 
 class Deployed(nn.Module):
     """``image [B, 3, H, W] -> (labels int64 [B, H, W], probabilities float32 [B, K, H, W])``.
 
-    The image is float32 RGB in 0..255; the normalisation, the method's test-time steps, the upsampling and
-    the softmax are inside.
+    The image is float32 RGB in 0..255. The module contains the normalisation, the method's test-time
+    steps, the upsampling and the softmax.
     """
 
     mean: Tensor
@@ -61,13 +61,13 @@ class Deployed(nn.Module):
 
 
 def about(config: RunConfig, classes: ClassSet) -> str:
-    """What a reader of the file needs to know, as JSON: classes, palette, and the size of images, if any."""
+    """JSON for readers of the file: classes, palette, and the evaluation size, if any."""
     size = config.data.eval_size
     return json.dumps({"classes": classes.names, "palette": classes.palette, "size": size})
 
 
 def trace(method: Method) -> torch.export.ExportedProgram:
-    """The method's prediction as a graph with free batch, height and width.
+    """Trace the method's prediction with dynamic batch, height and width.
 
     Raises:
         UserError: the method computes something that torch.export cannot follow.
@@ -84,42 +84,43 @@ def trace(method: Method) -> torch.export.ExportedProgram:
 
 
 def export_torch(path: Path, method: Method, described: str) -> float:
-    """Write torch.export's .pt2 file; returns the largest difference of a probability from the method's.
+    """Write a .pt2 file of torch.export. Returns the largest difference of a probability from the method's.
 
-    ``torch.export.load(path).module()`` gives it back; ``fastuda.json`` in it is :func:`about`.
+    ``torch.export.load(path).module()`` loads it; its extra file ``fastuda.json`` is :func:`about`.
 
     Raises:
-        UserError: as :func:`trace`; or what the file computes differs; or it cannot be written.
+        UserError: see :func:`trace`; or the file's results differ; or it cannot be written.
     """
     program = trace(method)
     graph = program.module()
     worst = check(method, lambda image: graph(image))
     extra = {"fastuda.json": described}
 
-    whole = io.BytesIO()  # torch's writer ends the process where the disk is full
+    whole = io.BytesIO()  # torch's writer ends the process if the disk is full
     with _hushed():
         torch.export.save(program, whole, extra_files=extra)
-    write_atomic(path, lambda draft: draft.write_bytes(whole.getbuffer()))
+    with written(path, fsync=True) as draft:
+        draft.write_bytes(whole.getbuffer())
     return worst
 
 
 def export_onnx(path: Path, method: Method, described: str) -> float:
-    """Write an ONNX file with free batch, height and width; returns the largest difference of a probability
-    between onnxruntime and torch.
+    """Write an ONNX file with dynamic batch, height and width. Returns the largest difference of a
+    probability between onnxruntime and torch.
 
     The metadata entry ``fastuda`` is :func:`about`.
 
     Raises:
-        UserError: onnx, onnxscript or onnxruntime is missing; as :func:`trace`; what the file computes
-            differs; or it cannot be written.
+        UserError: onnx, onnxscript or onnxruntime is missing; see :func:`trace`; or the file's results
+            differ; or it cannot be written.
     """
     onnx, runtime = (_needed(name) for name in ("onnx", "onnxruntime"))
     _needed("onnxscript")
     program = trace(method)
     try:
         with _hushed(), torch.no_grad():
-            # not optimised: onnxscript 0.7 takes the 1e-10 inside logarithms for a zero and drops it;
-            # onnxruntime optimises when it loads the file
+            # not optimised: onnxscript 0.7 treats the 1e-10 inside logarithms as zero and drops it;
+            # onnxruntime optimises the file when it loads it
             made = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, optimize=False,
                 input_names=["image"], output_names=["labels", "probabilities"],
@@ -139,39 +140,41 @@ def export_onnx(path: Path, method: Method, described: str) -> float:
         return torch.from_numpy(labels), torch.from_numpy(p)
 
     worst = check(method, run)
-    write_atomic(path, lambda draft: draft.write_bytes(data))
+    with written(path, fsync=True) as draft:
+        draft.write_bytes(data)
     return worst
 
 
 def export_safetensors(path: Path, config: RunConfig, method: Method, classes: ClassSet) -> None:
-    """Write the segmentor's weights with classes, normalisation and configuration; ``load_run`` reads it."""
+    """Write the segmentor's weights with classes, normalisation and configuration. ``load_run`` reads the
+    file."""
     save_model(path, method.model, classes, config)
 
 
 def check(method: Method, run: Any) -> float:
-    """The largest difference of a probability between ``run`` and the method on images of three sizes.
+    """The largest difference of a probability between ``run`` and the method, on images of three sizes.
 
     Raises:
-        UserError: it is over :data:`TOLERANCE`.
+        UserError: the difference is larger than :data:`TOLERANCE`.
     """
     worst = 0.0
     for size in ((1, 64, 96), (1, 97, 131), (2, 128, 72)):
         image = pictures(*size)
         with torch.no_grad(), default_backend("reference"):
             truth = Deployed(method).eval()(image)[1]
-            labels, found = run(image)
-        if not torch.equal(found.argmax(1), labels):
-            raise UserError("what was exported gives labels that are not those of the largest probabilities")
-        worst = max(worst, (found - truth).abs().max().item())
+            labels, p = run(image)
+        if not torch.equal(p.argmax(1), labels):
+            raise UserError("the exported model's labels are not those of the largest probabilities")
+        worst = max(worst, (p - truth).abs().max().item())
     if not worst <= TOLERANCE:
         raise UserError(
-            f"what was exported differs from the run: a probability by {worst:.3g}; nothing written"
+            f"the exported model differs from the run: a probability by {worst:.3g}; nothing written"
         )
     return worst
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
-    """Smooth random images in 0..255, the same for the same size."""
+    """Smooth random images in 0..255, deterministic for each size."""
     coarse = np.random.default_rng(count * height * width).uniform(0, 255, (count, 3, 5, 7))
     x = torch.from_numpy(coarse.astype(np.float32))
     return nnf.interpolate(x, (height, width), mode="bilinear")
@@ -188,7 +191,7 @@ def _needed(package: str) -> Any:
 
 
 def _name_dimensions(model: Any) -> None:
-    """Call the free dimensions batch, height and width instead of what tracing called them."""
+    """Name the dynamic dimensions batch, height and width."""
     shape = model.graph.input[0].type.tensor_type.shape
     traced = [dim.dim_param for dim in shape.dim]
     names = {old: new for old, new in zip(traced, ("batch", "", "height", "width"), strict=True) if old}
@@ -201,7 +204,7 @@ def _name_dimensions(model: Any) -> None:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not there."""
+    """Suppress the exporter's notes on packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

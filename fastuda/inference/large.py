@@ -1,7 +1,7 @@
-"""Images that are too large to be decoded at once: read, labelled and written window by window.
+"""Predicts images that are too large to decode at once, window by window.
 
-rasterio (the extra ``large``) reads the windows, of tiled TIFF files without touching the rest. What is held
-in memory is a row of windows; labels, overlay and probabilities grow in files.
+rasterio (the extra ``large``) reads the windows; of tiled TIFF files it reads only the tiles that it
+needs. Memory holds one row of windows; labels, overlay and probabilities are built in files.
 """
 
 from __future__ import annotations
@@ -13,26 +13,23 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from fastuda.data.domains.decode import BadFile, orientation
-from fastuda.engine.checkpoint import open_for_library, write_atomic
 from fastuda.errors import cannot_write
-from fastuda.inference.pictures import overlay
+from fastuda.inference.pictures import overlay, save_array
+from fastuda.inference.predictor import Predictor
 from fastuda.inference.windows import probabilities, starts
-
-if TYPE_CHECKING:
-    from fastuda.inference.prediction import Predictor
+from fastuda.system.files import written
 
 
 def most_pixels() -> float:
-    """Pixels from which Pillow refuses an image."""
+    """Number of pixels above which Pillow rejects an image."""
     return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else math.inf
 
 
@@ -91,14 +88,14 @@ class LargeImage:
         return pixels.transpose(1, 2, 0) if self._table is None else self._table[pixels[0]]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 def _is_turned(path: Path) -> bool:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as image:  # its header alone
+        with Image.open(path) as image:  # reads only the header
             return orientation(image) != 1
     except (OSError, SyntaxError, ValueError):
         return False
@@ -116,14 +113,13 @@ def predict_large(
 ) -> None:
     """Label an image window by window and write what ``save`` names.
 
-    Where windows overlap, their probabilities are averaged, as
-    :class:`~fastuda.inference.windows.Inference` does; scales and mirror images are of every window.
-    ``overlay`` is an RGBA picture.
+    Probabilities are averaged where windows overlap, as by :class:`~fastuda.inference.windows.Inference`.
+    Scales and mirroring apply to each window. ``overlay`` is an RGBA picture.
 
     Args:
-        out: the folder of all files, for what grows meanwhile.
-        place: kind and suffix to the file.
-        tell: called with the number of windows done, and of all.
+        out: the folder of all files; temporary files are created there.
+        place: returns the path for a kind and a suffix.
+        tell: called with the number of finished windows and their total.
 
     Raises:
         BadFile: a window cannot be read.
@@ -140,13 +136,13 @@ def predict_large(
             shape = (len(classes), height, width)
             scores = files.enter_context(_file_array(out, np.float16, shape))
         for rows, p in _rows(predictor, image, tell):
-            found = p.argmax(0).to(torch.uint8).cpu().numpy()
-            labels[rows] = found
+            predicted = p.argmax(0).to(torch.uint8).cpu().numpy()
+            labels[rows] = predicted
             if scores is not None:
                 scores[:, rows] = p.half().cpu().numpy()
             if shown is not None:
                 pixels = image.read(rows.start, 0, rows.stop - rows.start, width)
-                shown[rows, :, :3] = overlay(pixels, found, classes)
+                shown[rows, :, :3] = overlay(pixels, predicted, classes)
                 shown[rows, :, 3] = 255
         if "color" in save:
             picture = Image.fromarray(labels)
@@ -155,7 +151,8 @@ def predict_large(
         if shown is not None:
             _save(Image.fromarray(shown), place("overlay", "png"))
         if scores is not None:
-            _put(place("probabilities", "npy"), partial(_save_array, scores))
+            with written(place("probabilities", "npy"), fsync=True) as draft:
+                save_array(draft, scores)
         if "labels" in save:
             if predictor.ids is not None:
                 table = np.array(predictor.ids, np.uint8)
@@ -185,7 +182,7 @@ def _rows(
             tell(number * len(lefts) + position + 1, len(tops) * len(lefts))
         done = after - top
         yield slice(top, after), total[:, :done].div_(count[:done])
-        # the rows that the next windows show again move up
+        # rows that the next windows overlap move up
         for buffer in (total.unbind(0), (count,)):
             for plane in buffer:
                 plane[: height - done] = plane[done:].clone()
@@ -194,7 +191,7 @@ def _rows(
 
 @contextlib.contextmanager
 def _file_array(folder: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """An array in a file without a name in ``folder``.
+    """An array in an unnamed file in ``folder``.
 
     Raises:
         UserError: the disk is full.
@@ -202,25 +199,13 @@ def _file_array(folder: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[n
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            # what a full disk refuses to a mapped file later ends the process
+            # allocated now: a mapped file on a full disk would kill the process later
             os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
             yield np.memmap(file, dtype, "r+", shape=shape)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def _save_array(array: np.ndarray, draft: Path) -> None:
-    with open_for_library(draft) as file:
-        np.save(file, array)
-
-
 def _save(picture: Image.Image, path: Path) -> None:
-    _put(path, lambda draft: picture.save(draft, "PNG", compress_level=1))
-
-
-def _put(path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-    write_atomic(path, write)
+    with written(path, fsync=True) as draft:
+        picture.save(draft, "PNG", compress_level=1)

@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from fastuda.data.labels import IGNORE, ClassSet
+from fastuda.system.files import open_for_library
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassSet, opacity: float = 0.5) -> np.ndarray:
-    """The picture [H, W, 3] with the classes' colours laid over it, both uint8; ignored pixels stay bare."""
+    """Blend the classes' colours into a picture [H, W, 3], both uint8. Ignored pixels stay unchanged."""
     colors = classes.colorize(labels).astype(np.float32)
     mixed = (image * (1 - opacity) + colors * opacity).round().astype(np.uint8)
     return np.where((labels == IGNORE)[..., None], image, mixed)
@@ -20,7 +21,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassSet, opacity: f
 def panels(
     image: np.ndarray, prediction: np.ndarray, label: np.ndarray | None, classes: ClassSet
 ) -> np.ndarray:
-    """Image, prediction and, where there is one, label side by side."""
+    """Image, prediction and label (if given) side by side."""
     parts = [image, classes.colorize(prediction)] + ([] if label is None else [classes.colorize(label)])
     gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
     row = [parts[0]]
@@ -30,7 +31,17 @@ def panels(
 
 
 def save_palette_png(path: Path, labels: np.ndarray, classes: ClassSet) -> None:
-    """Train ids as a palette PNG: the values are the ids, a viewer shows the colours."""
+    """Save train ids as a palette PNG: the values are the ids, and viewers show the colours."""
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(classes.flat_palette())
     picture.save(path, "PNG")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Save an array as .npy.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with open_for_library(path) as file:
+        np.save(file, array)

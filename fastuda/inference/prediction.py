@@ -1,4 +1,4 @@
-"""Label maps, pictures and probabilities of image and video files."""
+"""Writes label maps, pictures and probabilities of image and video files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,155 +14,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-import fastuda.ops as F
-from fastuda.data.domains.classes import canonical
-from fastuda.data.domains.decode import BadFile, open_rgb
-from fastuda.data.domains.domain import Domain
-from fastuda.data.domains.layouts import IMAGE_SUFFIXES
-from fastuda.data.labels import CITYSCAPES_ROWS, ClassSet
-from fastuda.data.loading.transforms import resize_image
-from fastuda.engine.checkpoint import open_for_library, write_atomic
-from fastuda.errors import UserError, cannot_write
+from fastuda.data.domains.decode import BadFile
+from fastuda.data.labels import ClassSet
+from fastuda.errors import UserError
 from fastuda.inference.large import LargeImage, predict_large
-from fastuda.inference.pictures import overlay, panels, save_palette_png
-from fastuda.inference.video import VIDEO_SUFFIXES, Video, VideoWriter, opencv
-from fastuda.inference.windows import Inference, probabilities
-from fastuda.methods import Method
+from fastuda.inference.pictures import overlay, save_array, save_palette_png
+from fastuda.inference.predictor import Predictor
+from fastuda.inference.reading import File, count_images, is_video, read_ahead
+from fastuda.inference.video import Video, new_video, opencv
+from fastuda.system.files import written
 from fastuda.system.yaml import to_yaml
 
 log = logging.getLogger("fastuda")
 
 KINDS = ("labels", "color", "overlay", "probabilities")
 WRITERS = 4
-"""Threads that encode and write while the network goes on."""
-
-File = tuple[Path, Path]
-"""A file, and its name below the output folder."""
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A method with what it needs to label an RGB image."""
-
-    method: Method
-    classes: ClassSet
-    device: torch.device
-    size: tuple[int, int] | None = None
-    """Height and width that the network sees; none: the image's own."""
-    inference: Inference = field(default_factory=Inference)
-    resampling: str = "bilinear"
-    """How images are brought to that size."""
-    ids: tuple[int, ...] | None = None
-    """What stands for each class in label files; none: its train id, the position in ``classes``."""
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray, with_probabilities: bool = False) -> tuple[np.ndarray, Any]:
-        """Train ids ``uint8 [H, W]`` of an image ``uint8 [H, W, 3]``, and float16 probabilities ``[K, H, W]``
-        where they are asked for."""
-        model = self.method.model
-        seen = torch.from_numpy(resize_image(image, self.size, self.resampling).copy()).permute(2, 0, 1)
-        prediction = self.inference(self.method, model.input.apply(seen)[None].to(self.device))
-        size = (image.shape[0], image.shape[1])
-        if with_probabilities:
-            p = probabilities(prediction, size, model.align_corners)[0]
-            return p.argmax(0).to(torch.uint8).cpu().numpy(), p.half().cpu().numpy()
-        nothing = torch.full((1, *size), 255, dtype=torch.int64, device=self.device)
-        found = F.upsample_confusion(
-            prediction.scores, nothing, align_corners=model.align_corners, return_labels=True
-        )
-        return found[1][0].cpu().numpy(), None
-
-
-def label_ids(numbering: str, classes: ClassSet) -> tuple[int, ...] | None:
-    """The ids of the classes by a numbering, ``train`` (then none) or ``cityscapes``: its labelIds.
-
-    Raises:
-        UserError: a class is none of Cityscapes'.
-    """
-    if numbering == "train":
-        return None
-    official = {canonical(row.name): row.id for row in CITYSCAPES_ROWS}
-    missing = [name for name in classes.names if canonical(name) not in official]
-    if missing:
-        raise UserError(f"--ids cityscapes: Cityscapes has no class named {', '.join(missing)}")
-    return tuple(official[canonical(name)] for name in classes.names)
-
-
-def leave_pictures(predictor: Predictor, domain: Domain, folder: Path, count: int) -> None:
-    """Image and prediction side by side, of ``count`` evenly spread images of a domain, its labels unread; a
-    file that cannot be read is left out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in np.linspace(0, len(domain) - 1, min(count, len(domain)), dtype=int).tolist():
-        try:
-            image = domain.read_image(index)
-        except BadFile:
-            continue
-        row = panels(image, predictor(image)[0], None, predictor.classes)
-        Image.fromarray(row).save(folder / f"{domain.short_name(index)}.png")
+"""Threads that encode and write files during prediction."""
 
 
 @dataclass
 class Outcome:
-    """What :func:`predict_files` did."""
+    """The result of :func:`predict_files`."""
 
     images: int = 0
-    """Images and frames that were labelled."""
+    """Number of labelled images and frames."""
     seconds: float = 0.0
     bad: list[str] = field(default_factory=list)
-    """What is wrong with every file that was left out."""
+    """An error message for every file that was skipped."""
 
     @property
     def rate(self) -> float:
-        """Images per second, reading and writing included."""
+        """Images per second, including reading and writing."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """The result as a dictionary for JSON."""
         return {
             "images": self.images,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.rate, 3),
             "bad": self.bad,
         }
-
-
-def find_files(paths: Sequence[Path], out: Path) -> list[File]:
-    """Image and video files among ``paths`` and in the folders among them, but none below ``out``.
-
-    Raises:
-        UserError: a path is not there, nothing is found, or two files would be written under one name.
-    """
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    files: list[File] = []
-    for path in paths:
-        if path.is_dir():
-            # a name with a dot in front is hidden: drafts, macOS's resource forks
-            every = (f for f in path.rglob("*") if f.suffix.lower() in known and f.name[0] != ".")
-            found = sorted(f for f in every if f.is_file())
-            files += [(f, f.relative_to(path)) for f in found if out.resolve() not in f.resolve().parents]
-        elif path.is_file():
-            files.append((path, Path(path.name)))
-        else:
-            raise UserError(f"no image, video or folder at {path}")
-    if not paths:
-        raise UserError("no image, video or folder is given")
-    within = [path for path in paths if path.is_dir() and out.resolve() in (r := path.resolve(), *r.parents)]
-    if not files and within:
-        raise UserError(f"{within[0]} is --out or lies in it, where nothing is read; choose another --out")
-    if not files:
-        raise UserError(f"no images in {', '.join(map(str, paths))} ({', '.join(known)})")
-    taken: dict[Path, Path] = {}
-    for path, name in files:
-        twin = taken.setdefault(name.with_suffix(""), path)
-        if twin.resolve() != path.resolve():
-            raise UserError(
-                f"{twin} and {path} would be written under one name; give each an --out of its own"
-            )
-    return list({path.resolve(): (path, name) for path, name in files}.values())
 
 
 def predict_files(
@@ -174,29 +69,29 @@ def predict_files(
     quiet: bool = False,
     strict: bool = False,
 ) -> Outcome:
-    """Write what ``save`` names (of :data:`KINDS`) for every file as ``out/<kind>/<name>``.
+    """Write the outputs in ``save`` (of :data:`KINDS`) for every file as ``out/<kind>/<name>``.
 
-    Of a video, ``color`` and ``overlay`` are MP4 files, ``labels`` and ``probabilities`` folders with a file
-    per frame. A file that cannot be read is named and left out.
+    For a video, ``color`` and ``overlay`` are MP4 files; ``labels`` and ``probabilities`` are folders with a
+    file per frame. A file that cannot be read is reported and skipped.
 
     Args:
-        strict: stop at the first file that cannot be read instead.
+        strict: raise the error of the first file that cannot be read.
 
     Raises:
         UserError: no file could be read, OpenCV is missing for a video, or the folder cannot be written.
     """
     outcome = Outcome()
     for path, _ in files:
-        if _is_video(path):
+        if is_video(path):
             opencv(path)
     began = time.perf_counter()
     shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    total = sum(_count(path) for path, _ in files)
+    total = sum(count_images(path) for path, _ in files)
     with (
         tqdm(total=total, desc="predicting", unit=" images", disable=quiet, bar_format=shape) as bar,
         _Writers() as writers,
     ):
-        for (path, name), image in _ahead(files):
+        for (path, name), image in read_ahead(files):
             try:
                 if isinstance(image, BadFile):
                     raise image
@@ -223,17 +118,18 @@ def predict_files(
 
 
 def describe(out: Path, classes: ClassSet, ids: tuple[int, ...] | None = None) -> None:
-    """``out/classes.yaml``, what the ids in ``labels`` mean, as a ``folder:`` domain has it."""
+    """Write ``out/classes.yaml``, the meaning of the ids in ``labels`` in the format of a ``folder:``
+    domain."""
     palette = [list(color) for color in classes.palette]
     values: dict[str, object] = {"names": list(classes.names), "palette": palette, "ignore": 255}
     if ids is not None:
         values["ids"] = list(ids)
-    text = to_yaml(values)
-    write_atomic(out / "classes.yaml", lambda draft: draft.write_text(text, encoding="utf-8"))
+    with written(out / "classes.yaml", fsync=True) as draft:
+        draft.write_text(to_yaml(values), encoding="utf-8")
 
 
 class _Writers:
-    """Files encoded and written by threads, not more at a time than memory should hold."""
+    """Encodes and writes files in threads, with a bounded queue."""
 
     def __enter__(self) -> _Writers:
         self.pool = ThreadPoolExecutor(WRITERS)
@@ -258,60 +154,15 @@ class _Writers:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-    write_atomic(path, write)
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _count(path: Path) -> int:
-    """Images of a file, as far as it says."""
-    if not _is_video(path):
-        return 1
-    try:
-        video = Video(path)
-    except UserError:
-        return 1
-    video.close()
-    return video.count
-
-
-def _ahead(files: Sequence[File]) -> Iterator[tuple[File, np.ndarray | LargeImage | BadFile | None]]:
-    """Every file with its image (a video: none; a file that cannot be read: why), the next one being read
-    meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_read, files[0][0])
-        for file, after in zip(files, [*files[1:], None], strict=True):
-            image = coming.result()
-            if after is not None:
-                coming = pool.submit(_read, after[0])
-            yield file, image
-
-
-def _read(path: Path) -> np.ndarray | LargeImage | BadFile | None:
-    if _is_video(path):
-        return None
-    try:
-        return np.asarray(open_rgb(path))
-    except BadFile as error:
-        if not isinstance(error.__cause__, Image.DecompressionBombError):
-            return error
-    try:
-        return LargeImage(path)
-    except BadFile as error:
-        return error
+    with written(path, fsync=True) as draft:
+        write(draft)
 
 
 def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save: set[str], bar: Any) -> None:
     """Label an image that is read by windows.
 
     Raises:
-        BadFile: no window is asked for, or the network is to see the whole image at another size.
+        BadFile: no window is set, or the network's input is the whole image at another size.
     """
 
     def tell(done: int, windows: int) -> None:
@@ -333,7 +184,7 @@ def _large(predictor: Predictor, image: LargeImage, out: Path, name: Path, save:
 def _image(
     predictor: Predictor, image: np.ndarray, out: Path, name: Path, save: set[str], writers: _Writers
 ) -> np.ndarray:
-    """Label one image and hand over what is to be written of it; returns its labels."""
+    """Label one image and queue its files for writing. Returns its labels."""
     classes = predictor.classes
     labels, scores = predictor(image, "probabilities" in save)
     if "labels" in save:
@@ -346,7 +197,7 @@ def _image(
         picture = partial(_save_overlay, image=image, labels=labels, classes=classes)
         writers.put(_place(out, "overlay", name, "png"), picture)
     if scores is not None:
-        writers.put(_place(out, "probabilities", name, "npy"), partial(_save_array, scores))
+        writers.put(_place(out, "probabilities", name, "npy"), partial(save_array, array=scores))
     return labels
 
 
@@ -363,24 +214,20 @@ def _video(
     """Label a video frame by frame.
 
     Raises:
-        BadFile: it cannot be read, or holds no frame.
+        BadFile: the video cannot be read, or has no frame.
     """
     try:
         video = Video(path)
     except UserError as error:
         raise BadFile(path, str(error).removeprefix(f"{path} ")) from error
     name = name.with_suffix("")
-    films = {k: VideoWriter(_place(out, k, name, "mp4"), video.fps) for k in save & {"color", "overlay"}}
     single = save & {"labels", "probabilities"}
-    done = False
-
-    def close(film: VideoWriter) -> None:
-        film.close(whole=done)
-
-    with contextlib.ExitStack() as closing:
-        closing.callback(video.close)
-        for film in films.values():
-            closing.callback(close, film)
+    with contextlib.ExitStack() as files:
+        files.callback(video.close)
+        films = {
+            kind: files.enter_context(new_video(_place(out, kind, name, "mp4"), video.fps))
+            for kind in save & {"color", "overlay"}
+        }
         number = -1
         for number, frame in enumerate(video):
             labels = _image(predictor, frame, out, name / f"{number:06d}", single, writers)
@@ -394,11 +241,10 @@ def _video(
             raise BadFile(path, "holds no frame that can be read")
         if number + 1 < video.count:
             log.warning("%s: %d of its %d frames could be read", path, number + 1, video.count)
-        done = True
 
 
 def _place(out: Path, kind: str, name: Path, suffix: str) -> Path:
-    # not with_suffix: a name may have dots of its own
+    # not with_suffix: names may contain dots
     return out / kind / name.with_name(f"{name.name}.{suffix}")
 
 
@@ -408,8 +254,3 @@ def _save_png(picture: Image.Image, path: Path) -> None:
 
 def _save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: ClassSet) -> None:
     Image.fromarray(overlay(image, labels, classes)).save(path, "PNG", compress_level=1)
-
-
-def _save_array(array: np.ndarray, path: Path) -> None:
-    with open_for_library(path) as file:
-        np.save(file, array)

@@ -1,4 +1,4 @@
-"""A finished run, ready to predict: ``config.yaml`` and ``model.safetensors`` are all it takes."""
+"""Loads finished runs: ``config.yaml`` and ``model.safetensors`` are enough to predict."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from safetensors.torch import save
 from fastuda.config.resolve import load_yaml
 from fastuda.config.schema import RunConfig
 from fastuda.data.labels import ClassSet
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.errors import UserError
 from fastuda.inference.scores import PROTOCOLS, Scores
 from fastuda.methods import Method, get_method
 from fastuda.models import Segmentor, build_model
 from fastuda.models.normalization import Normalization
+from fastuda.system.files import written
 from fastuda.system.settings import build, merge, parse_overrides
 from fastuda.system.yaml import read_yaml
 
 
 def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfig | None = None) -> None:
-    """The segmentor's weights, with the classes, the input normalisation and, where it is given, the
-    configuration in the file's metadata."""
+    """Save the segmentor's weights, with the classes, the input normalisation and the configuration (if
+    given) in the metadata."""
     about = {"classes": classes.names, "palette": classes.palette, "input": dataclasses.asdict(model.input)}
     if config is not None:
         about["config"] = config.to_yaml()
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    # not save_file, whose file is for its owner's eyes only, whatever the umask
+    # not save_file, which ignores the umask and makes the file private
     content = save(weights, {"fastuda": json.dumps(about)})
-    write_atomic(path, lambda draft: draft.write_bytes(content))
+    with written(path, fsync=True) as draft:
+        draft.write_bytes(content)
 
 
 def load_config(run: Path) -> RunConfig:
-    """The configuration of a run folder.
+    """Load the configuration of a run folder.
 
     Raises:
-        UserError: there is none, or it does not fit this version.
+        UserError: there is none, or this version does not support it.
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
+        raise UserError(f"{run} is not a run folder: it has no config.yaml")
     config = build(RunConfig, load_yaml(str(path)), "")
     if not isinstance(config.method.get("name"), str):
         raise UserError(f"{path} names no method: method.name is missing")
@@ -53,10 +54,10 @@ def load_config(run: Path) -> RunConfig:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a run left in ``result.json``, its scores as floats: NaN for a class that is absent.
+    """Read ``result.json`` of a run. Scores become floats, NaN for an absent class.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: there is none.
         UserError: it is damaged.
     """
     try:
@@ -79,7 +80,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def scores_of(result: dict[str, Any]) -> Scores:
-    """The scores that :func:`read_result` read.
+    """The scores in a result of :func:`read_result`.
 
     Raises:
         KeyError: a class has no score.
@@ -97,8 +98,8 @@ def _score(value: Any) -> float:
 
 
 def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassSet]:
-    """Configuration, method in evaluation mode, and classes of a run folder, or of a file that ``fastuda
-    export --format safetensors`` wrote.
+    """Load configuration, method in evaluation mode, and classes of a run folder or of a file written by
+    ``fastuda export --format safetensors``.
 
     Raises:
         UserError: a file is missing, unreadable or does not fit the configuration.
@@ -107,7 +108,9 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
     path = run if alone else run / "model.safetensors"
     config = None if alone else load_config(run)
     if not path.is_file():
-        raise UserError(f"{run} has no model.safetensors; the run has not ended: go on with --resume auto")
+        raise UserError(
+            f"{run} has no model.safetensors; the run has not finished: continue it with --resume auto"
+        )
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["fastuda"])
@@ -131,10 +134,10 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
 
 
 def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
-    """The configuration with ``key=value`` put in, and the method told of its own.
+    """Apply ``key=value`` settings to the configuration and to the method.
 
     Raises:
-        UserError: a setting is unknown or out of its range, or no ``key=value``.
+        UserError: a setting is unknown, not allowed, or not of the form ``key=value``.
     """
     config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
     method.configure(config.method_config())

@@ -1,9 +1,11 @@
-"""Scores from a confusion matrix, and the tables that show them."""
+"""Scores computed from a confusion matrix, and their tables."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,17 +13,18 @@ from torch import Tensor
 from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
 from fastuda.errors import UserError, nearest
 from fastuda.ops import ClassStatistics
+from fastuda.system.files import written
 
 PROTOCOLS = ("ignore", "confusion19")
-"""What counts where the target has a class that the run does not have, see :class:`Scores`."""
+"""Protocols for target classes that the run does not have, see :class:`Scores`."""
 
 
 def iou_per_class(confusion: Tensor, others: Tensor | None = None) -> Tensor:
-    """``tp / (tp + fp + fn)`` per class, float64 [K]; NaN for a class that is neither there nor predicted.
+    """``tp / (tp + fp + fn)`` per class, float64 [K]; NaN for a class that neither occurs nor is predicted.
 
     Args:
         confusion: [K, K], rows = truth, columns = prediction.
-        others: [K], predictions of each class at pixels of no class of these, which are false positives.
+        others: [K], predictions of each class at pixels of other classes, which are false positives.
     """
     matrix = confusion.double()
     hit = matrix.diagonal()
@@ -30,15 +33,15 @@ def iou_per_class(confusion: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def class_centre_distance(statistics: ClassStatistics) -> Tensor:
-    """Class-centre distance of every class, float64 [K]; the lower, the tighter its features lie.
+    """Class-centre distance of every class, float64 [K]; lower is more compact.
 
     ``CCD_i = mean over j != i of (1 / |S_i|) sum_{x in S_i} |x - mu_i|^2 / |mu_i - mu_j|^2``: the variance
-    within the class over the squared distance between centres, j over the classes that occur. NaN for a
-    class without features, and where there is no other. Source: Wang et al. (FADA), ECCV 2020; there the
-    centres are those of source and target together, here of the given features.
+    within the class over the squared distance between centres, for all classes j that occur. NaN for a class
+    without features, and if there is no other. Source: Wang et al. (FADA), ECCV 2020, who use the centres of
+    source and target together; this uses the centres of the given features.
 
     Args:
-        statistics: of the features of K classes.
+        statistics: of the features, for K classes.
     """
     present = statistics.count > 0
     mean = statistics.mean.double()
@@ -53,32 +56,32 @@ def class_centre_distance(statistics: ClassStatistics) -> Tensor:
 class Scores:
     """Per-class IoU in percent, and its means.
 
-    Where the target labels classes that the run does not have (terrain, truck and train of Cityscapes, after
-    SYNTHIA), there are two protocols. ``ignore`` leaves their pixels out (PLCA, FADA). ``confusion19`` counts
-    what is predicted there as false positives, as the 16 IoUs picked from Cityscapes' 19 x 19 confusion
-    matrix do (ASANet, WeakSegDA, SePiCo). The two are one where there is no such class.
+    Two protocols differ if the target has classes that the run does not have (after SYNTHIA: terrain,
+    truck and train of Cityscapes). ``ignore`` leaves their pixels out (PLCA, FADA). ``confusion19`` counts
+    predictions there as false positives, like the 16 IoUs taken from Cityscapes' 19 x 19 confusion matrix
+    (ASANet, WeakSegDA, SePiCo). Otherwise the two are equal.
     """
 
     classes: tuple[str, ...]
     iou: tuple[float, ...]
-    """By ``protocol``; NaN where a class neither occurs nor is predicted."""
+    """IoU by ``protocol``; NaN if a class neither occurs nor is predicted."""
     ccd: tuple[float, ...] | None = None
-    """Class-centre distances, where they were asked for; NaN where a class has no feature."""
+    """Class-centre distances if computed; NaN for a class without features."""
     protocol: str = "ignore"
     """One of ``PROTOCOLS``."""
     other_iou: tuple[float, ...] | None = None
-    """IoU by the other protocol; none where the two are one."""
+    """IoU by the other protocol; None if the two are equal."""
 
     @staticmethod
     def of(
         confusion: Tensor, classes: Sequence[str], others: Tensor | None = None, protocol: str = "ignore"
     ) -> Scores:
-        """The scores of a confusion matrix.
+        """Compute the scores of a confusion matrix.
 
         Args:
             confusion: [K, K], rows = truth, columns = prediction.
-            others: [K], how often each class is predicted at pixels of classes that are not among these;
-                none where the target has no such class.
+            others: [K], predictions of each class at pixels of other classes; None if the target has no
+                other classes.
         """
         ignoring = tuple((100 * iou_per_class(confusion)).tolist())
         if others is None:
@@ -89,25 +92,27 @@ class Scores:
 
     @property
     def other_protocol(self) -> str:
-        """The name of the protocol that ``other_iou`` is by."""
+        """The protocol of ``other_iou``."""
         return PROTOCOLS[1 - PROTOCOLS.index(self.protocol)]
 
     def only(self, names: Sequence[str]) -> Scores:
-        """The scores of these classes alone, in their order.
+        """The scores of the named classes, in that order.
 
         Raises:
-            UserError: one that is not there.
+            UserError: there is no such class.
         """
         unknown = [name for name in names if name not in self.classes]
         if unknown:
-            raise UserError(f"no score of a class {unknown[0]!r}{nearest(unknown[0], self.classes)}")
+            raise UserError(
+                f"there is no score for a class {unknown[0]!r}{nearest(unknown[0], self.classes)}"
+            )
         kept = [self.classes.index(name) for name in names]
         ccd = None if self.ccd is None else tuple(self.ccd[i] for i in kept)
         other = None if self.other_iou is None else tuple(self.other_iou[i] for i in kept)
         return Scores(tuple(names), tuple(self.iou[i] for i in kept), ccd, self.protocol, other)
 
     def mean(self, over: Sequence[int] | None = None) -> float:
-        """Mean IoU over the classes that occur (all, or the given ones)."""
+        """Mean IoU over the classes that occur, among all or the given ones."""
         chosen = self.iou if over is None else [self.iou[i] for i in over]
         return torch.tensor(chosen, dtype=torch.float64).nanmean().item()
 
@@ -116,8 +121,8 @@ class Scores:
         return self.mean()
 
     def protocols(self) -> dict[str, float]:
-        """mIoU by name; where they are among the classes also over SYNTHIA's 16 and 13. Those by the other
-        protocol, where it differs, have its name behind theirs: ``mIoU16_ignore``."""
+        """mIoU by name, also over SYNTHIA's 16 and 13 classes if they are among the run's. Names of the
+        other protocol's means end with it: ``mIoU16_ignore``."""
         out = {f"mIoU{len(self.classes)}": self.miou}
         for chosen in (SYNTHIA_16, SYNTHIA_13):
             names = [CITYSCAPES.names[i] for i in chosen]
@@ -129,8 +134,8 @@ class Scores:
         return out | {f"{name}_{self.other_protocol}": value for name, value in others.items()}
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON: means and per-class IoU, absent classes as null; where the protocols differ, the one that
-        counts and the IoU by the other."""
+        """Means and per-class IoU for JSON, with null for absent classes. If the protocols differ, the
+        result names the protocol and includes the other one's IoU."""
 
         def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
             return {name: None if v != v else round(v, 3) for name, v in values.items()}
@@ -152,14 +157,14 @@ class Scores:
 
 
 def protocol_line(scores: Scores, others: Sequence[str]) -> str:
-    """Which protocol the scores are by, for a target that has ``others``, classes that the run lacks."""
+    """A line that names the protocol, for a target with ``others``, classes that the run does not have."""
     named = ", ".join(others[:5]) + (f" and {len(others) - 5} more classes" if len(others) > 5 else "")
     how = {"ignore": "are left out", "confusion19": "count what is predicted there as false positives"}
     return f"by {scores.protocol}: pixels of {named} {how[scores.protocol]}"
 
 
 def ccd_table(scores: Scores) -> str:
-    """Class-centre distance per class, and its mean."""
+    """A table of the class-centre distances and their mean."""
     names = ["class", *scores.classes, "mean CCD"]
     rows = list(zip(names, ["CCD", *_distances([*(scores.ccd or ()), scores.mean_ccd])], strict=True))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
@@ -172,8 +177,24 @@ def _distances(values: Sequence[float]) -> list[str]:
     return ["-" if value != value else f"{value:.3g}" for value in values]
 
 
+def write_csv(path: Path, scores: Scores) -> None:
+    """Write a CSV with the columns class and iou, and columns for the other protocol and for class-centre
+    distances if there are any.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns: dict[str, Sequence[object]] = {"class": scores.classes, "iou": scores.iou}
+    if scores.other_iou is not None:
+        columns[f"iou_{scores.other_protocol}"] = scores.other_iou
+    if scores.ccd is not None:
+        columns["ccd"] = scores.ccd
+    with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
+
+
 def table(columns: dict[str, Scores]) -> str:
-    """Per-class IoU of several runs side by side; with two, their difference as well."""
+    """A table of the per-class IoU of several runs, with the difference if there are two."""
     runs = list(columns.values())
     heads = ["class", *columns] + (["gain"] if len(runs) == 2 else [])
     rows = [[name, *_cells([run.iou[i] for run in runs])] for i, name in enumerate(runs[0].classes)]

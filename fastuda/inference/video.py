@@ -1,26 +1,28 @@
-"""Frames of video files in, video files out, through OpenCV (the extra ``video``)."""
+"""Reads and writes video files through OpenCV (the extra ``video``)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastuda.errors import UserError, cannot_write
+from fastuda.system.files import written
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
 
 def opencv(path: Path) -> Any:
-    """The module cv2, which ``path`` needs.
+    """Import cv2 for the video ``path``.
 
     Raises:
         UserError: it is not installed.
     """
-    # what goes wrong is said here, in one line
+    # errors are reported by this module, in one line
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
@@ -46,11 +48,11 @@ class Video:
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise UserError(
-                f"{path} cannot be read as a video; is it whole, and of a codec that OpenCV knows?"
+                f"{path} cannot be read as a video; it may be truncated, or OpenCV may lack its codec"
             )
         self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
         self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        """What the file says; the frames that come may be fewer. 0: it does not say."""
+        """Number of frames in the header, 0 if unknown. Fewer may be readable."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """RGB frames ``uint8 [H, W, 3]``, upright."""
@@ -61,7 +63,7 @@ class Video:
             yield frame[..., ::-1]
 
     def count_frames(self) -> int:
-        """The frames from here to the end, and the file is let go of."""
+        """Count the remaining frames, and close the file."""
         count = 0
         while self._capture.grab():
             count += 1
@@ -69,21 +71,15 @@ class Video:
         return count
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._capture.release()
 
 
 class VideoWriter:
-    """An MP4 file that is there when it is whole.
+    """Writes frames to a draft of an MP4 file; see :func:`new_video`."""
 
-    Args:
-        path: ends in .mp4.
-        fps: frames per second.
-    """
-
-    def __init__(self, path: Path, fps: float):
-        self.path, self.fps = path, fps
-        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+    def __init__(self, path: Path, draft: Path, fps: float):
+        self.path, self.draft, self.fps = path, draft, fps
         self._writer: Any = None
         self.frames = 0
 
@@ -95,51 +91,53 @@ class VideoWriter:
         """
         if self._writer is None:
             cv2 = opencv(self.path)
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(self.path.parent, error) from error
             code = cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._draft), code, self.fps, (frame.shape[1], frame.shape[0]))
+            self._writer = cv2.VideoWriter(str(self.draft), code, self.fps, (frame.shape[1], frame.shape[0]))
             if not self._writer.isOpened():
-                self._draft.unlink(missing_ok=True)
                 raise cannot_write(self.path, "OpenCV cannot open it for writing")
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
         self.frames += 1
 
-    def close(self, whole: bool = True) -> None:
-        """Put the file into place if it holds every frame, else remove what there is of it.
+    def close(self) -> None:
+        """Flush and close the draft."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
 
-        Raises:
-            UserError: frames are missing from a file that should be whole.
-        """
-        if self._writer is None:
-            return
-        self._writer.release()
-        self._writer = None
-        try:
-            if whole:
-                self._check()
-                os.replace(self._draft, self.path)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        finally:
-            self._draft.unlink(missing_ok=True)
-
-    def _check(self) -> None:
-        """OpenCV says nothing of a write that failed: read the frames back.
+    def check(self) -> None:
+        """Read the frames back: OpenCV does not report a failed write.
 
         Raises:
             OSError: the system refuses to write more to the file.
             UserError: frames are missing for another reason.
         """
         try:
-            written = Video(self._draft).count_frames()
+            count = Video(self.draft).count_frames()
         except UserError:
-            written = 0
-        if written < self.frames:
-            with open(self._draft, "ab") as file:
+            count = 0
+        if count < self.frames:
+            with open(self.draft, "ab") as file:
                 file.write(bytes(1 << 20))
                 file.flush()
                 os.fsync(file.fileno())
-            raise UserError(f"cannot write {self.path}: it holds {written} of {self.frames} frames")
+            raise UserError(f"cannot write {self.path}: it holds {count} of {self.frames} frames")
+
+
+@contextmanager
+def new_video(path: Path, fps: float) -> Iterator[VideoWriter]:
+    """Write an MP4 file, which replaces ``path`` if the block succeeds and every frame was written.
+
+    Args:
+        path: ends in .mp4.
+        fps: frames per second.
+
+    Raises:
+        UserError: the file cannot be written, or frames are missing from it.
+    """
+    with written(path) as draft:
+        writer = VideoWriter(path, draft, fps)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        writer.check()

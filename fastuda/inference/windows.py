@@ -1,4 +1,4 @@
-"""How an image goes through a method: whole or in windows, at one scale or several, mirrored or not."""
+"""Applies a method to an image: whole or in windows, at several scales, mirrored."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fastuda.methods.tensors import at_least_float32
 
 @dataclass(frozen=True)
 class Inference:
-    """Scores of one image; with nothing set, one pass over the whole of it.
+    """Computes the scores of one image; by default in one pass over the whole image.
 
-    Otherwise the mean of the class probabilities over scales, mirror images and, where windows overlap, over
-    the windows: ``p = mean_s mean_f resize(mean_w softmax(upsample(logits)))``.
+    Otherwise averages the class probabilities over scales, mirrored images and overlapping windows: ``p =
+    mean_s mean_f resize(mean_w softmax(upsample(logits)))``.
 
     Raises:
         UserError: a value is out of its range.
     """
 
     window: tuple[int, int] | None = None
-    """Height and width of the windows; none: the whole image at once."""
+    """Height and width of the windows; None: the whole image at once."""
     overlap: float = 1 / 3
-    """Share of a window that its neighbour covers again."""
+    """Overlap of neighbouring windows as a share of the window."""
     scales: tuple[float, ...] = (1.0,)
-    """Factors to the size that the network sees otherwise."""
+    """Factors of the network's input size."""
     flip: bool = False
-    """The mirrored image as well."""
+    """Whether to average over the mirrored image as well."""
     amp: torch.dtype | None = None
-    """Autocast's precision, or none."""
+    """Autocast's dtype, or None."""
 
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 8:
@@ -46,8 +46,8 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, method: Method, image: Tensor) -> SegPrediction:
-        """The method's own low-resolution scores [1, K, h, w] of a normalised image [1, 3, H, W] where
-        nothing is averaged, else float32 probabilities [1, K, H, W]."""
+        """The method's low-resolution scores [1, K, h, w] of a normalised image [1, 3, H, W] if nothing is
+        averaged, else float32 probabilities [1, K, H, W]."""
         if self.window is None and self.scales == (1.0,) and not self.flip:
             return self._pass(method, image)
         size = (image.shape[2], image.shape[3])
@@ -70,7 +70,7 @@ class Inference:
             return method.predict(image)
 
     def _windows(self, method: Method, image: Tensor) -> Tensor:
-        """Probabilities [1, K, H, W], every pixel's the mean over the windows that show it."""
+        """Probabilities [1, K, H, W], averaged over overlapping windows."""
         size = (image.shape[2], image.shape[3])
         height, width = size
         if self.window is not None:
@@ -96,13 +96,13 @@ def probabilities(prediction: SegPrediction, size: tuple[int, int], align_corner
 
 
 def upsample(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """``x`` bilinearly at ``size``, itself where it has that already."""
+    """``x`` resized bilinearly to ``size``, or ``x`` itself if it has that size."""
     if x.shape[-2:] == size:
         return x
     return nnf.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """First pixels of windows that cover a length, the last one flush with its end."""
+    """Start positions of windows that cover a length; the last window ends with it."""
     stride = max(1, round(window * (1 - overlap)))
     return [*range(0, length - window, stride), length - window]

@@ -10,5 +10,5 @@ SOURCE, TARGET = 0.0, 1.0
 
 
 def domain_loss(logits: Tensor, domain: float) -> Tensor:
-    """Binary cross-entropy of patch logits with one domain, mean over patches; float32."""
+    """Binary cross-entropy of patch logits with one domain label, averaged over patches, in float32."""
     return nnf.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits.float(), domain))

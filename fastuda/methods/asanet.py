@@ -1,7 +1,7 @@
 """ASANet: adaptation in the affinity space (Zhou et al., IEEE TIP 2020, arXiv 2009.12559).
 
-What adapts is how neighbouring pixels' predictions relate: by cleaning (ASC), or by a discriminator that
-tells the affinities of the domains apart (ASA).
+The method adapts the relation of neighbouring pixels' predictions: by cleaning (ASC), or with a
+discriminator of the two domains' affinities (ASA).
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class ASANet(Method):
     the discriminator ``1/2 BCE(D(a(p_s)), source) + 1/2 BCE(D(a(p_t)), target)``.
     ``asc``: ``CE + w_c mean(1 - sum_c p_i p_j)`` on the target, without a discriminator.
 
-    Predictions are upsampled to the image before the affinities are taken, as published.
+    As published, predictions are upsampled to the image size before the affinities are computed.
     """
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         strategy: Literal["asa", "asc"] = "asa"
-        """The paper reports the two apart."""
+        """The strategy; the paper reports the two separately."""
         neighbours: Literal[4, 8] = 8
-        """Published: 8."""
+        """Neighbours of a pixel; published 8."""
         adversarial_weight: float = 1e-3
-        """Of ASA; damped linearly to 0 over the schedule."""
+        """Weight of ASA's loss, decreasing linearly to 0 over the schedule."""
         damping: bool = True
-        """The linear damping of the adversarial weight."""
+        """Whether the adversarial weight decreases linearly."""
         cleaning_weight: float = 0.1
-        """Of ASC. Not published: the authors' code defines the loss and never calls it."""
+        """Weight of ASC's loss. Not published: the authors' code defines the loss but never calls it."""
         width: Count = 64
-        """Of the discriminator's first layer."""
+        """Width of the discriminator's first layer."""
 
     config: Config
     target_second = True

@@ -1,5 +1,5 @@
-"""What a method is: a module that generates losses. Backward, scaling, stepping and logging are the
-trainer's."""
+"""The interface of methods: a module that yields losses. The trainer does backward, scaling, optimiser
+steps and logging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastuda.system.settings import check
 
 @dataclass(frozen=True)
 class Phase:
-    """One backward pass: the weighted losses that are summed for it, and what to log beside them."""
+    """One backward pass: the weighted losses to sum, and metrics to log."""
 
     net: str
     """The entry of ``networks()`` that the losses train."""
@@ -29,7 +29,7 @@ class Phase:
 
 
 class SegPrediction(NamedTuple):
-    """What an evaluated image gives, at low resolution; the evaluator upsamples it and takes the argmax."""
+    """A method's low-resolution prediction of an image; the evaluator upsamples it and takes the argmax."""
 
     scores: Tensor
     """[B, K, h, w]."""
@@ -39,13 +39,13 @@ class SegPrediction(NamedTuple):
 class Method(nn.Module):
     """The base of every method.
 
-    State beyond parameters is kept in buffers, so that checkpoints and resuming need nothing from the method.
+    All state is in parameters and buffers, so that checkpoints and resuming need no code in the method.
     """
 
     @dataclass(frozen=True)
     class Config:
-        """The method's own settings, under ``method:`` in a configuration; their types say what is allowed
-        (see fastuda.system.settings)."""
+        """The method's settings, under ``method:`` in a configuration. Their types declare the allowed
+        values (see fastuda.system.settings)."""
 
         def supervised(self) -> dict[str, Any]:
             """Settings of the baseline that train the same supervised objective without the adaptation;
@@ -54,12 +54,12 @@ class Method(nn.Module):
 
     name: ClassVar[str] = ""
     optim_defaults: ClassVar[dict[str, Any]] = {}
-    """Dotted settings that the method wants where the user says nothing."""
+    """Dotted settings that the method changes from their defaults; the user's settings override them."""
     titles: ClassVar[dict[str, str]] = {}
     """A loss or metric to the title of its curve in the report; without one, its name with spaces."""
     target_second: ClassVar[bool] = False
-    """Whether the second phase trains the segmentor on the batch's target images, the first having met the
-    source's alone: a composition takes both at once where another part needs both images at once."""
+    """Whether the second phase trains the segmentor on target images and the first on source images alone.
+    A composition merges the two phases if another part needs both images at once."""
 
     def __init__(self, config: Any, model: Segmentor, num_classes: int):
         super().__init__()
@@ -68,23 +68,23 @@ class Method(nn.Module):
         self.model = model
         self.num_classes = num_classes
         self.horizon = 0
-        """Steps over which schedules run, set by the trainer; 0: not known."""
+        """Length of the schedules in steps, set by the trainer; 0: unknown."""
 
     def configure(self, config: Any) -> None:
-        """Take other settings; what was built by the old ones stays."""
+        """Replace the settings; modules that were built with the old ones stay."""
         self.config = config
 
     def networks(self) -> dict[str, nn.Module]:
-        """What gets an optimiser, and a DDP wrap of its own. A teacher is not in it."""
+        """The networks that get an optimiser and a DDP wrapper. A teacher is not one of them."""
         return {"model": self.model}
 
     @abstractmethod
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        """The losses of one step, a backward pass each; a generator, so that one graph is freed before the
-        next."""
+        """Yield the losses of one step, one :class:`Phase` per backward pass. A generator frees each graph
+        before the next is built."""
 
     def after_step(self, step: int) -> None:
-        """What follows the optimisers' step: averages, prototypes, banks."""
+        """Called after the optimisers' step, for averages, prototypes and banks."""
         return
 
     def predict(self, images: Tensor) -> SegPrediction:
@@ -98,10 +98,10 @@ class Method(nn.Module):
 
 
 def _checked(phase: Any, networks: Collection[str], of: str) -> Phase:
-    """A phase that can be trained.
+    """Check that a phase can be trained.
 
     Raises:
-        UserError: it is no phase, of none of the networks, or without a loss that has a gradient.
+        UserError: it is not a Phase, names an unknown network, or has no loss with a gradient.
     """
     if not isinstance(phase, Phase):
         raise UserError(f"phases() of {of} gave a {type(phase).__name__}: yield Phase(network, losses)")
@@ -126,10 +126,10 @@ def _checked(phase: Any, networks: Collection[str], of: str) -> Phase:
 
 
 def phases_of(method: Method, batch: Batch, step: int) -> Iterator[Phase]:
-    """The method's phases, each of which can be trained.
+    """The phases of a method, each checked.
 
     Raises:
-        UserError: the method gives something else.
+        UserError: the method yields anything else.
     """
     of = method.name or type(method).__name__
     phases: Any = method.phases(batch, step)
@@ -142,7 +142,7 @@ def phases_of(method: Method, batch: Batch, step: int) -> Iterator[Phase]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Graphs built in the block reach through ``module`` to its input, but leave its parameters alone."""
+    """Within the block, gradients pass through ``module`` to its input but do not reach its parameters."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Methods together: ``--method plca+self_training`` trains one segmentor with the phases of both."""
+"""Combines methods: ``--method plca+self_training`` trains one segmentor with the phases of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from fastuda.models.segmentor import Segmentor, SegOutput
 
 @contextmanager
 def shared_forwards(model: Segmentor) -> Iterator[dict[int, tuple[Tensor, SegOutput]]]:
-    """In the block, the segmentor runs once for the same tensor of images; the caller clears what is kept."""
+    """Within the block, the segmentor runs once per tensor of images; the caller clears the cached
+    outputs."""
     kept: dict[int, tuple[Tensor, SegOutput]] = {}
     plain = type(model).forward
 
@@ -40,8 +41,8 @@ def shared_forwards(model: Segmentor) -> Iterator[dict[int, tuple[Tensor, SegOut
 
 
 class Composition(Method):
-    """The parts' phases in step with each other: of every round, those that train the same network are one
-    phase, with their losses weighted and summed; forwards of the same images are shared.
+    """Runs the parts' phases in parallel. In every round, phases that train the same network become one phase
+    with the weighted sum of their losses; forwards of the same images are shared.
 
     The first part predicts.
     """
@@ -49,7 +50,7 @@ class Composition(Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
         weights: dict[str, float] = field(default_factory=dict)
-        """Part to the factor of all its losses; 1 where nothing is said."""
+        """Factor of all losses of a part; default 1."""
 
         def supervised(self) -> dict[str, Any]:
             """Of every setting the largest that a part asks for."""
@@ -79,20 +80,23 @@ class Composition(Method):
         return {name: member for name, member in self.members.items() if isinstance(member, Method)}
 
     def _name(self, part: str, net: str) -> str:
-        """A network's name among all: prefixed by its part where two parts have one of that name."""
+        """A network's unique name, prefixed with its part if two parts use the same name."""
         if net == "model":
             return net
         owners = Counter(name for member in self._members().values() for name in member.networks())
         return net if owners[net] == 1 else f"{part}_{net}"
 
     def networks(self) -> dict[str, nn.Module]:
-        # a part may train more than the segmentor as its model: the largest holds the others
+        # a part's model may contain more than the segmentor: the largest contains the others
         models = [member.networks()["model"] for member in self._members().values()]
         largest = max(models, key=lambda m: sum(p.numel() for p in m.parameters()))
         held = {id(p) for p in largest.parameters()}
         for model in models:
             if any(id(p) not in held for p in model.parameters()):
-                raise UserError(f"{' and '.join(self.parts)} each train a head of their own on the segmentor")
+                raise UserError(
+                    f"{' and '.join(self.parts)} each train their own head on the segmentor, so they"
+                    " cannot be combined"
+                )
         others = {
             self._name(part, net): module
             for part, member in self._members().items()
@@ -113,7 +117,7 @@ class Composition(Method):
                 for name in list(running):
                     self._take(name, running, merged)
                 if first and id(batch.target_image) in kept:
-                    # later its graph would be gone, and the forward would be run again
+                    # later its graph would be freed, and the forward would have to run again
                     for name, member in self._members().items():
                         if member.target_second:
                             self._take(name, running, merged)
@@ -128,7 +132,7 @@ class Composition(Method):
         running: dict[str, Iterator[Phase]],
         merged: dict[str, tuple[dict[str, Tensor], dict[str, Tensor | float]]],
     ) -> None:
-        """Add a part's next phase, weighted, to those of the round; a part without any is done."""
+        """Add a part's next phase, weighted, to the round. A part without a next phase is finished."""
         phase = next(running[name], None)
         if phase is None:
             del running[name]
@@ -153,10 +157,10 @@ class Composition(Method):
 
 @cache
 def compose(names: tuple[str, ...], classes: tuple[type[Method], ...]) -> type[Method]:
-    """The class of a composition; its settings are the parts' own, each under its name.
+    """Build the class of a composition. Its settings are the parts' settings, each under the part's name.
 
     Raises:
-        UserError: a method twice.
+        UserError: a method is named twice.
     """
     if len(set(names)) != len(names):
         raise UserError(f"{'+'.join(names)} has a method twice")

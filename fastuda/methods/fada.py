@@ -1,7 +1,7 @@
 """FADA: class-wise adversarial adaptation (Wang et al., Classes Matter, ECCV 2020, arXiv 2007.09222).
 
-A discriminator of 2 K channels models class and domain of a feature at once; its soft labels are the
-segmenter's own predictions. This is the adversarial stage; ``fastuda.engine.stages`` runs all three.
+A discriminator with 2 K channels models class and domain of a feature jointly; its soft labels are the
+segmenter's predictions. This is the adversarial stage; ``fastuda.engine.stages`` runs all three.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ class FADA(Method):
     ``1/2 SCE(D(F(x_s)), [a_s; 0]) + 1/2 SCE(D(F(x_t)), [0; a_t])`` for the discriminator.
 
     ``a = min(softmax(logits / temperature), clip)``, detached; see :func:`fastuda.ops.domain_cross_entropy`.
-    The discriminator sees the features from before the segmenter's step, as published.
+    As published, the discriminator gets the features from before the segmenter's step.
     """
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         adversarial_weight: float = 1e-3
-        """Of the segmenter's domain loss; published 0.001."""
+        """Weight of the segmenter's domain loss; published 0.001."""
         temperature: Positive = 1.8
-        """Divides the segmentation logits in the encodings and, as in the authors' code, in the segmentation
-        loss."""
+        """Temperature of the segmentation logits in the encodings and, as in the authors' code, in the
+        segmentation loss."""
         clip: Annotated[float, Bounds(0, 1, open_below=True)] = 0.9
-        """Largest entry of an encoding; the rest is not renormalised."""
+        """Largest entry of an encoding; the others are not renormalised."""
         hard_threshold: Share | None = None
-        """The paper's hard variant (not in the authors' code): one-hot encodings where the probability
-        reaches this, none elsewhere. None: soft encodings."""
+        """Threshold of the paper's hard variant (not in the authors' code): one-hot encodings of
+        probabilities that reach it, no encoding otherwise. None: soft encodings."""
         width: Count = 256
-        """Of the discriminator's first layer."""
+        """Width of the discriminator's first layer."""
 
     config: Config
     target_second = True

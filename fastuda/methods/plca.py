@@ -1,9 +1,8 @@
 """Pixel-Level Cycle Association (Kang et al., NeurIPS 2020, arXiv 2011.00147).
 
-A source pixel is matched to its most similar target pixel, and that one back to a source pixel; where the
-cycle ends in the class it began in, both hops are pulled together against all other pixels of the other
-image. This is done on features (cosine) and on predictions (KL), the target having been spatially aggregated
-first.
+Each source pixel is matched to its most similar target pixel, and that one back to a source pixel. If the
+cycle ends in the class in which it began, both matches are contrasted with all other pixels of the other
+image. This is done for features (cosine) and predictions (KL), after a spatial aggregation of the target.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ ALL = slice(None)
 def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:
     """``mean_i delta_i l_i`` with ``l_i = -1/K sum_c log p_ic`` and ``delta_i = l_i / gamma - 1``, detached.
 
-    A cross-entropy to the uniform distribution whose sign turns at ``l = gamma``: it smooths pixels that are
-    surer than that and sharpens the others. Negative in normal operation. Source: PLCA, eq. 13.
+    A cross-entropy with the uniform distribution whose sign changes at ``l = gamma``: it smooths more
+    confident pixels and sharpens the others. It is usually negative. Source: PLCA, eq. 13.
 
     Args:
-        logits: [B, K, h, w] at any resolution; no pixel is left out.
+        logits: [B, K, h, w] at any resolution; every pixel counts.
         gamma: the published 10.
     """
     uniform = -at_least_float32(logits).log_softmax(1).mean(1)
@@ -44,7 +43,7 @@ def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:
 
 
 def _at_size_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Labels [B, H, W] at the pixels of the logits [B, K, h, w]: [B, h w]."""
+    """Labels [B, H, W] sampled at the pixels of the logits [B, K, h, w]: [B, h w]."""
     return nnf.interpolate(labels[:, None].float(), logits.shape[2:])[:, 0].long().flatten(1)
 
 
@@ -52,43 +51,43 @@ def _at_size_of(logits: Tensor, labels: Tensor) -> Tensor:
 class PLCA(Method):
     """``CE + lovasz_weight Lovasz + association_weight (L_feature + L_prediction) + lsr_weight LSR``.
 
-    The rows of the paper's ablation table (CE; + Lovasz; + feature association; + prediction association; +
-    LSR; without aggregation; Sim-PLCA) are reached by setting ``lovasz_weight``, ``feature_association``,
-    ``prediction_association``, ``lsr_weight``, ``aggregation`` and ``contrast``.
+    The settings ``lovasz_weight``, ``feature_association``, ``prediction_association``, ``lsr_weight``,
+    ``aggregation`` and ``contrast`` give the rows of the paper's ablation table (CE; + Lovasz; + feature
+    association; + prediction association; + LSR; without aggregation; Sim-PLCA).
     """
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         lovasz_weight: float = 0.75
-        """beta 1. The paper and the authors' config say 0.75; their code multiplies by world size and
-        accumulation steps, which makes 3.0 in the published two-GPU run and 1.5 on one GPU. The published
-        runs' configs here say 3.0."""
+        """Weight of Lovasz-Softmax (beta 1). The paper and the authors' configuration say 0.75; their code
+        multiplies it by the world size and the accumulation steps: 3.0 in the published two-GPU run, 1.5
+        on one GPU. The configurations of the published runs use 3.0."""
         association_weight: float = 0.1
-        """beta 2, of each of the two associations."""
+        """Weight of each of the two associations (beta 2)."""
         lsr_weight: float = 0.01
-        """beta 3. 0 leaves LSR out."""
+        """Weight of LSR (beta 3); 0 disables it."""
         lsr_gamma: float = 10.0
-        """The uniform cross-entropy where LSR turns its sign."""
+        """Uniform cross-entropy at which LSR changes its sign."""
         feature_association: bool = True
-        """Cosine association of the backbone's features."""
+        """Whether to associate the backbone's features (cosine)."""
         prediction_association: bool = True
-        """KL association of the predictions."""
+        """Whether to associate the predictions (KL)."""
         contrast: bool = True
         """Contrast normalisation of the similarities in the associations and in the feature aggregation.
-        False is this project's reading of Sim-PLCA: raw similarities under the softmax. The paper does not
-        define it further."""
+        False is this project's reading of Sim-PLCA, which the paper does not define further: a softmax of
+        the raw similarities."""
         aggregation: bool = True
-        """Aggregate the target spatially before it is associated (training)."""
+        """Whether to aggregate the target spatially before the association in training."""
         aggregation_alpha: Share = 0.5
         """Share of the aggregated part, in training and at test time."""
         prediction_aggregation_contrast: bool = False
-        """Contrast normalisation when predictions are aggregated. The paper's text has it, the authors'
-        code has not."""
+        """Contrast normalisation in the aggregation of predictions. The paper's text has it; the authors'
+        code does not."""
         test_aggregation: bool = True
-        """Aggregate features and probabilities at test time, as the published numbers were measured."""
+        """Whether to aggregate features and probabilities at test time, as for the published numbers."""
         pixel_share: Annotated[float, Bounds(0, 1, open_below=True)] = 1.0
-        """Share of the pixels of each side that are associated, drawn at random per step: the authors' way
-        out of memory (USE_CROP), not needed here. 1 is all of them."""
+        """Share of each side's pixels to associate, drawn at random per step. The authors use it to save
+        memory (USE_CROP); it is not needed here. 1: all pixels."""
 
         def supervised(self) -> dict[str, Any]:
             return {"lovasz_weight": self.lovasz_weight}
@@ -106,7 +105,7 @@ class PLCA(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config
-        # the target goes first, as published: the running statistics of batch norm end on the source
+        # as published, the target is first: batch norm's running statistics then end with the source
         target = self.model(batch.target_image)
         source = self.model(batch.source_image)
         losses, metrics = self._supervised(source.logits, batch.source_label), {}
@@ -190,7 +189,8 @@ class PLCA(Method):
         return torch.randperm(count, device=logits.device)[:keep]
 
     def predict(self, images: Tensor) -> SegPrediction:
-        """Test-time aggregation: of the features before the head, and of the probabilities after it."""
+        """Predict with test-time aggregation of the features before the head and of the probabilities
+        after it."""
         if not self.config.test_aggregation:
             return super().predict(images)
         alpha = self.config.aggregation_alpha

@@ -1,4 +1,4 @@
-"""Methods by name: what --method takes."""
+"""The registry of methods that --method reads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastuda.methods.base import Method
 METHODS: dict[str, type[Method]] = {}
 """Name to class, in the order of registration."""
 DEFAULT = "plca"
-"""The method of a run that names none."""
+"""Default method of a run."""
 BASELINE = "source_only"
-"""The method that every adaptation is measured against."""
+"""Method with which adaptations are compared."""
 
 M = TypeVar("M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a method known to ``--method``."""
+    """Class decorator that registers a method under a name."""
 
     def add(cls: M) -> M:
         cls.name = name
@@ -36,7 +36,7 @@ def get_method(name: str) -> type[Method]:
     """The class of a registered method, of ``package.module:Class``, or of several joined by ``+``.
 
     Raises:
-        UserError: no such method.
+        UserError: there is no such method.
     """
     if name in METHODS:
         return METHODS[name]
@@ -44,20 +44,22 @@ def get_method(name: str) -> type[Method]:
         from fastuda.methods.compose import compose
 
         parts = name.split("+")
-        # settings of package.module:Class stand under Class
+        # the settings of package.module:Class are under Class
         own = tuple(part.rpartition(":")[2] for part in parts)
         return compose(own, tuple(get_method(part) for part in parts))
     module, colon, attribute = name.partition(":")
     if not colon or not module or module.startswith("."):
         raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # python -m has it, the command fastuda has not
+        sys.path.append(os.getcwd())  # python -m adds it, the command fastuda does not
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        method = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"method {name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
-    if "__dataclass_fields__" not in vars(found.Config):
-        raise UserError(f"{name!r} has a Config that is no dataclass; write @dataclass(frozen=True) over it")
-    return found
+    if "__dataclass_fields__" not in vars(method.Config):
+        raise UserError(
+            f"{name!r} has a Config that is not a dataclass; decorate it with @dataclass(frozen=True)"
+        )
+    return method

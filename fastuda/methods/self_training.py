@@ -1,6 +1,6 @@
 """Self-training with a mean teacher and ClassMix (DACS, Tranheden et al., WACV 2021, arXiv 2007.08702).
 
-The constants are those of its successors (DAFormer, SePiCo), whose base it is.
+The constants are those of its successors, DAFormer and SePiCo.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fastuda.system.settings import Natural, NonNegative, Share
 
 
 class PseudoLabel(NamedTuple):
-    """The teacher's opinion of target images."""
+    """Pseudo-labels of target images."""
 
     label: Tensor
     """[B, H, W] int64."""
     weight: Tensor
-    """[B, H, W]: one share for the whole batch, 0 in the rows that are not trusted."""
+    """[B, H, W]: one weight for the whole batch, 0 in rows that are not used."""
     confident: Tensor
     """Share of the batch's pixels whose probability reaches the threshold."""
 
@@ -44,7 +44,8 @@ def pixel_mean_ce(
     weight: Tensor | None = None,
     class_weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy summed over the labelled pixels and divided by all pixels (mmsegmentation's mean)."""
+    """Cross-entropy summed over the labelled pixels and divided by the number of all pixels, as
+    mmsegmentation's mean."""
     total = F.upsample_cross_entropy(
         logits,
         labels,
@@ -68,22 +69,22 @@ def rarity_weights(frequencies: Sequence[float], spread: float) -> Tensor:
 def fuse_matched(
     own: Tensor, match: Tensor, static: Sequence[int], share: float = 0.8, threshold: float = 0.4
 ) -> Tensor:
-    """Probabilities of a night image with those of its day image mixed in, for classes that stay in place.
+    """Mix the probabilities of a day image into those of its night image, for static classes.
 
-    ``a P_day + (1 - a) P_night`` of static classes, with a = ``share`` where P_day exceeds the threshold and
-    ``1 - share`` elsewhere; other classes keep P_night. Not normalised again, as published.
+    ``a P_day + (1 - a) P_night`` for static classes, where a is ``share`` if P_day exceeds the threshold and
+    ``1 - share`` otherwise. Other classes keep P_night. As published, the result is not normalised.
 
     Args:
-        own: [B, K, H, W] of the target image.
-        match: the same of the matched image.
-        static: numbers of the static classes.
+        own: [B, K, H, W], probabilities of the target image.
+        match: probabilities of the matched image.
+        static: the static classes.
         share: published 0.8.
         threshold: published 0.4.
 
     Source: SePiCo, authors' sepico_dark.py, after DANNet.
     """
     mixed = own.clone()
-    for k in static:  # one by one: a list of them would have to be copied to the device
+    for k in static:  # one by one: indexing with a list would copy it to the device
         day, night = match[:, k], own[:, k]
         weight = torch.full_like(day, 1 - share).masked_fill(day > threshold, share)
         mixed[:, k] = weight * day + (1 - weight) * night
@@ -92,44 +93,45 @@ def fuse_matched(
 
 @register("self_training")
 class SelfTraining(Method):
-    """``CE(source) + ssl_weight CE(mixed)``: half of a source image's classes are pasted onto a target image,
-    whose other pixels carry the teacher's label, weighted by the share of confident pixels in the batch.
+    """``CE(source) + ssl_weight CE(mixed)``: half of a source image's classes are pasted onto a target
+    image. The other pixels have the teacher's label, weighted by the share of confident pixels in the
+    batch.
     """
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         ema_decay: Share = 0.999
-        """Cap of the teacher's ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
+        """Decay of the teacher: ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
         threshold: NonNegative = 0.968
-        """Probability from which a pixel counts as confident."""
+        """Smallest probability of a confident pixel."""
         ssl_weight: float = 1.0
-        """Of the loss on the mixed image."""
+        """Weight of the loss on the mixed image."""
         ignore_top: Natural = 0
-        """Rows at the top whose pseudo-labels get weight 0 (published: 15 of a 640 crop of Cityscapes)."""
+        """Rows at the top without pseudo-labels (published: 15 of a 640 crop of Cityscapes)."""
         ignore_bottom: Natural = 0
-        """Rows at the bottom (published: 120)."""
+        """Rows at the bottom without pseudo-labels (published: 120)."""
         mix_share: Share = 0.5
-        """Share of a source image's classes that is pasted onto the target, rounded up."""
+        """Share of a source image's classes to paste onto the target, rounded up."""
         jitter_share: Share = 0.8
-        """Share of images whose colours are jittered."""
+        """Share of images with colour jitter."""
         jitter_strength: NonNegative = 0.2
-        """Of brightness, contrast, saturation, and the hue in circles."""
+        """Strength of the jitter of brightness, contrast, saturation, and hue (in turns)."""
         blur_share: Share = 0.5
-        """Share of images that are blurred."""
+        """Share of blurred images."""
         static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
-        """Numbers of the classes whose pseudo-labels learn from a matched image (``data.pairs``): Cityscapes'
-        road, sidewalk, building, wall, fence, vegetation, terrain and sky."""
+        """Classes whose pseudo-labels also use a matched image (``data.pairs``): Cityscapes' road,
+        sidewalk, building, wall, fence, vegetation, terrain and sky."""
         match_share: Share = 0.8
-        """Weight of the matched image's probability where that is above ``match_threshold``; below it, the
-        target image's own."""
+        """Weight of the matched image's probability if it exceeds ``match_threshold``; otherwise the
+        weight of the target image's own."""
         match_threshold: Share = 0.4
-        """Probability that the matched image's must exceed; published 0.4."""
+        """Threshold of the matched image's probability; published 0.4."""
         class_frequencies: tuple[float, ...] | None = None
-        """Share of the source's pixels of each class, for the weights of rare classes; none: all weigh 1."""
+        """Share of the source's pixels per class, for class weights; None: equal weights."""
         class_spread: float = 0.05
-        """Spread of those weights in the losses and the pseudo-labels (published for Dark Zurich)."""
+        """Spread of the class weights in losses and pseudo-labels (published for Dark Zurich)."""
         test_spread: float = 0.0
-        """Spread of those weights in predictions (published for Dark Zurich: 0.16)."""
+        """Spread of the class weights in predictions (published for Dark Zurich: 0.16)."""
 
     config: Config
     class_weight: Tensor | None
@@ -138,7 +140,7 @@ class SelfTraining(Method):
         super().__init__(config, model, num_classes)
         self.teacher = EMATeacher(model, config.ema_decay)
         self.followed = -1
-        """The step that the teacher has met: it moves once a step, however many batches that has."""
+        """The step of the last teacher update: it moves once a step, however many batches a step has."""
         self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
 
     def _rarity(self, spread: float) -> Tensor | None:
@@ -156,7 +158,7 @@ class SelfTraining(Method):
         weight = self._rarity(self.config.test_spread)
         if weight is None:
             return prediction
-        # the weights multiply probabilities: in logits, which are upsampled after this, they are added
+        # factors of probabilities are sums of logits, which are upsampled after this
         return SegPrediction(prediction.scores + weight.log().to(images.device)[:, None, None], False)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
@@ -204,7 +206,7 @@ class SelfTraining(Method):
         return PseudoLabel(label, weight, confident)
 
     def _mixed(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
-        """The loss on source classes pasted onto the target images of the pseudo-labels."""
+        """The loss on target images with pasted source classes."""
         if target.shape != batch.source_image.shape:
             of_target, of_source = (f"{x.shape[2]} x {x.shape[3]}" for x in (target, batch.source_image))
             raise UserError(

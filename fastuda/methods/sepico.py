@@ -1,7 +1,7 @@
 """SePiCo: semantic-guided pixel contrast (Xie et al., TPAMI 2022, arXiv 2204.08808).
 
-On top of self-training, pixels of both domains are pulled to prototypes of their classes, gathered from
-the teacher's embeddings of labelled source pixels.
+In addition to self-training, pixels of both domains are attracted to prototypes of their classes, which
+are computed from the teacher's embeddings of labelled source pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Phase
+from fastuda.methods.crops import balanced_crops, cut
 from fastuda.methods.registry import register
 from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
 from fastuda.methods.tensors import at_least_float32
@@ -31,16 +32,16 @@ from fastuda.system.settings import Count, Natural, Positive, Share, Size
 
 
 class StudentOutput(NamedTuple):
-    """Of a segmentor with a projection head."""
+    """Output of a segmentor with a projection head."""
 
     logits: Tensor
     """[B, K, h, w]."""
     embedding: Tensor | None
-    """[B, A, h, w] unit vectors, where asked for."""
+    """[B, A, h, w] unit vectors, if requested."""
 
 
 class Student(nn.Module):
-    """A segmentor with the projection head that is dropped after training."""
+    """A segmentor with a projection head, which is dropped after training."""
 
     def __init__(self, segmentor: Segmentor, width: int, hidden: int | None = None):
         super().__init__()
@@ -52,19 +53,19 @@ class Student(nn.Module):
         return StudentOutput(out.logits, self.projection(out.features) if project else None)
 
     def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
-        """The segmentor's groups, and the projection head at the head's rate."""
+        """The segmentor's parameter groups and the projection head's, which has the head's learning rate."""
         groups = self.segmentor.param_groups(lr, head_lr_mult)
         return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
 
 
 def _averaged(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """[B, count, h, w]: each value's share of each cell, cells that may overlap."""
+    """[B, count, h, w]: the share of each value in each cell; cells may overlap."""
     values = torch.arange(count, device=index.device)[:, None, None]
     return nnf.adaptive_avg_pool2d((index[:, None] == values).float(), size)
 
 
 def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """The same for cells that divide the image, without a plane per value."""
+    """The same as :func:`_averaged` for cells that divide the image, without a plane per value."""
     batch, height, width = index.shape
     h, w = size
     pixels = index.view(batch, h, height // h, w, width // w)
@@ -77,14 +78,15 @@ def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
 def downsample_labels(
     labels: Tensor, size: tuple[int, int], num_classes: int, min_share: Share, ignore_index: int = 255
 ) -> Tensor:
-    """The class that fills a feature's cell, if its share of the cell is at least ``min_share``.
+    """Downsample labels: a cell gets its most frequent class if that fills at least ``min_share`` of the
+    cell.
 
     Args:
         labels: [B, H, W].
-        size: of the feature map.
+        size: height and width of the feature map.
         num_classes: K.
         min_share: published 0.75.
-        ignore_index: given where no class fills the cell, or where it is the majority itself.
+        ignore_index: label of cells without such a class, or in which it is the majority itself.
 
     Returns:
         [B, h, w] int64. Source: SePiCo, authors' losses/contrastive_loss.py.
@@ -100,43 +102,44 @@ def downsample_labels(
 class SePiCo(SelfTraining):
     """``CE(source) + CE(mixed) + sum over domains of contrast_weight (L_cl + regularizer_weight L_reg)``.
 
-    ``L_cl`` is one of the three of :func:`fastuda.ops.prototype_contrast`;
-    ``L_reg = 1 / (K ln K) sum_k ln softmax_k(Q mu / tau)`` of the batch's mean embedding Q. At the published
-    tau of 100 the contrast sits near ln K and moves by about 0.01: the curve that tells something is
-    ``contrast_gap`` (``L_cl - ln K``), and ``centroid_accuracy``, the share of pixels whose nearest prototype
-    is their class's.
+    ``L_cl`` is one of the three losses of :func:`fastuda.ops.prototype_contrast`; ``L_reg = 1 / (K ln K)
+    sum_k ln softmax_k(Q mu / tau)`` of the batch's mean embedding Q. At the published tau of 100 the contrast
+    stays within about 0.01 of ln K. The informative curves are ``contrast_gap`` (``L_cl - ln K``) and
+    ``centroid_accuracy``, the share of pixels whose nearest prototype is that of their class.
 
-    Statistics and banks are buffers (in the checkpoint), and joint over the ranks; the authors' are neither.
+    Statistics and banks are buffers, saved in checkpoints and shared by all ranks; in the authors' code
+    they are neither.
     """
 
     @dataclass(frozen=True)
     class Config(SelfTraining.Config):
         variant: Literal["dist", "bank", "proto"] = "dist"
-        """DistCL, BankCL or ProtoCL."""
+        """The contrast: DistCL, BankCL or ProtoCL."""
         tau: Positive = 100.0
-        """Divides inner products. The published 100 gives a gradient of about 0.006 per pixel; 0.1 is the
-        usual scale of contrastive losses (not published)."""
+        """Temperature of the inner products. The published 100 gives a gradient of about 0.006 per pixel;
+        contrastive losses usually use about 0.1 (not published)."""
         contrast_weight: float = 1.0
-        """Of L_cl and L_reg together, on each domain; published 1."""
+        """Weight of L_cl and L_reg together, for each domain; published 1."""
         contrast_start: Natural = 3000
-        """Step from which the contrast is on; statistics are gathered from the first."""
+        """First step with the contrast; statistics are collected from step 0."""
         regularizer_weight: float = 1.0
-        """Relative to the contrast's weight. As published it is added and minimised, which pushes away from
-        the uniform distribution; a negative weight makes it the diversity term that its text describes. It
-        has no measurable effect at tau = 100."""
+        """Weight of L_reg relative to the contrast. The published sign pushes away from the uniform
+        distribution; a negative weight gives the diversity term that the paper's text describes. It has no
+        measurable effect at tau = 100."""
         width: Count = 512
-        """Of the embedding."""
+        """Width of the embedding."""
         hidden: Count | None = None
-        """Of the projection head; none: the features' width (published on ResNet; on MiT 256)."""
+        """Hidden width of the projection head; None: the width of the features (published for ResNet; for
+        MiT 256)."""
         bank_length: Count = 200
-        """Local centroids kept per class (BankCL)."""
+        """Local centroids per class (BankCL)."""
         min_share: float = 0.75
-        """Share of a feature's cell that its label must fill."""
+        """Share of a feature's cell that one class must fill for the feature to get its label."""
         balanced_crop: Size | None = None
-        """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the teacher's
-        labels of the whole image that is loaded. None: the image as it is loaded."""
+        """Class-balanced crop of the target (height, width): the best of ``crop_candidates`` by the
+        teacher's labels of the loaded image. None: no crop."""
         crop_candidates: Count = 10
-        """Crops that ``balanced_crop`` draws to choose from."""
+        """Number of crops that ``balanced_crop`` draws."""
 
     config: Config
     seen: Tensor
@@ -154,7 +157,7 @@ class SePiCo(SelfTraining):
         self.register_buffer("variance", torch.zeros(num_classes, config.width))
         length = config.bank_length if config.variant == "bank" else 0
         self.register_buffer("bank", torch.zeros(num_classes, length, config.width))
-        # as published every bank starts with one zero vector
+        # as published, every bank starts with one zero vector
         self.register_buffer("bank_count", torch.ones(num_classes, dtype=torch.int64))
 
     def networks(self) -> dict[str, nn.Module]:
@@ -162,7 +165,7 @@ class SePiCo(SelfTraining):
 
     @property
     def statistics(self) -> ClassStatistics:
-        """Of everything that the teacher has seen of the source."""
+        """Statistics of all source embeddings of the teacher so far."""
         return ClassStatistics(self.seen, self.mean, self.variance)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
@@ -193,7 +196,7 @@ class SePiCo(SelfTraining):
         yield self._mixed(self.student, batch, target, pseudo)
 
     def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
-        """The target images to train on, with their labels: cropped by class balance where that is on."""
+        """The target images to train on and their labels, cropped for class balance if requested."""
         images, match, size = batch.target_image, batch.target_match, self.config.balanced_crop
         pseudo = self._pseudo_label(images, match)
         if size is None:
@@ -217,26 +220,28 @@ class SePiCo(SelfTraining):
         """Merge the teacher's embeddings of the plain source into the statistics and the banks."""
         embedding = self.teacher(batch.source_image, project=True).embedding
         rows, labels = self._rows(embedding, batch.source_label)
-        found = F.class_statistics(rows, labels, self.num_classes).all_reduce()
+        statistics = F.class_statistics(rows, labels, self.num_classes).all_reduce()
         total = self.statistics.merge(
-            ClassStatistics(*(x.to(self.seen.dtype) for x in (found.count, found.mean, found.variance)))
+            ClassStatistics(
+                *(x.to(self.seen.dtype) for x in (statistics.count, statistics.mean, statistics.variance))
+            )
         )
         self.seen.copy_(total.count)
         self.mean.copy_(total.mean)
         self.variance.copy_(total.variance)
         if self.config.variant == "bank":
-            self._append(found)
+            self._append(statistics)
 
-    def _append(self, found: ClassStatistics) -> None:
-        """Queue the batch's class means; a full queue drops its oldest."""
-        new = found.count > 0
+    def _append(self, statistics: ClassStatistics) -> None:
+        """Append the batch's class means; a full queue drops its oldest entry."""
+        new = statistics.count > 0
         full = new & (self.bank_count == self.config.bank_length)
         rolled = self.bank.roll(-1, 1)
         self.bank.copy_(torch.where(full[:, None, None], rolled, self.bank))
         place = self.bank_count.clamp(max=self.config.bank_length - 1)
         place = torch.where(new & ~full, self.bank_count, place)
         slot = (place[:, None] == torch.arange(self.config.bank_length, device=place.device)) & new[:, None]
-        self.bank.copy_(torch.where(slot[..., None], found.mean[:, None].to(self.bank.dtype), self.bank))
+        self.bank.copy_(torch.where(slot[..., None], statistics.mean[:, None].to(self.bank.dtype), self.bank))
         self.bank_count.copy_((self.bank_count + new).clamp(max=self.config.bank_length))
 
     def _contrast(
@@ -261,67 +266,23 @@ class SePiCo(SelfTraining):
             losses[f"regularizer_{domain}"] = weight * self._regularizer(q, y)
         with torch.no_grad():
             gap = raw.detach() - math.log(self.num_classes)
-            metrics[f"contrast_gap_{domain}"] = gap * (valid > 0)  # no labelled pixel, no gap
+            metrics[f"contrast_gap_{domain}"] = gap * (valid > 0)  # without labelled pixels there is no gap
             with torch.autocast(q.device.type, enabled=False):
                 nearest = (q.to(self.mean.dtype) @ self.mean.T).argmax(1)
             metrics[f"centroid_accuracy_{domain}"] = ((nearest == y) & (y != 255)).sum() / valid.clamp(min=1)
 
     def _regularizer(self, q: Tensor, y: Tensor) -> Tensor:
-        # no early way out, no indexing: the ranks meet in the collectives, and the device is not waited for
+        # no early return: all ranks must reach the collectives. No indexing: it would need a device sync
         keep = y != 255
         count = keep.sum()
         with torch.autocast(q.device.type, enabled=False):
             rows = at_least_float32(q)
             total = keep.to(rows.dtype) @ rows
         centre = joint_mean(total / count.clamp(min=1), count)
-        # every rank holds its share of the joint mean; the value is completed without gradient
+        # each rank has its share of the joint mean with gradient; the rest is added without
         centre = centre + (joint_share(centre) - centre).detach()
         with torch.autocast(q.device.type, enabled=False):
             scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
-            # of a single class the logarithm is 0, whatever divides it
+            # for a single class the logarithm is 0, and any divisor will do
             value = scores.log_softmax(0).sum() / (self.num_classes * math.log(max(self.num_classes, 2)))
             return value * (joint_sum(count) > 0)
-
-
-def cut(images: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """The windows [B, C, *size] of images [B, C, H, W] at their own top-left ``corners`` [B, 2]."""
-    rows = corners[:, 0, None] + torch.arange(size[0], device=images.device)
-    columns = corners[:, 1, None] + torch.arange(size[1], device=images.device)
-    index = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.movedim(1, -1)[index, rows[:, :, None], columns[:, None]].movedim(-1, 1)
-
-
-def balanced_crops(labels: Tensor, size: tuple[int, int], candidates: int, num_classes: int) -> Tensor:
-    """Top-left corners [B, 2] of the best of some random crops, by the classes in them.
-
-    A crop with one class, or with a class that fills 75% or more, scores 0; others
-    ``sum over classes of ln n_c``. The first of equals wins. Source: SePiCo, section 3.5 (CBC).
-
-    Args:
-        labels: [B, H, W].
-        size: of the crops; no larger than the labels.
-        candidates: published 10.
-        num_classes: K.
-
-    Raises:
-        ValueError: the labels are smaller than the crop.
-    """
-    batch, height, width = labels.shape
-    if height < size[0] or width < size[1]:
-        raise ValueError(f"a crop of {size[0]} x {size[1]} does not fit into {height} x {width}")
-    device = labels.device
-    rows = torch.randint(height - size[0] + 1, (batch, candidates), device=device)
-    columns = torch.randint(width - size[1] + 1, (batch, candidates), device=device)
-    planes = labels[:, None] == torch.arange(num_classes, device=device)[:, None, None]
-    # counts of any window from four corners of the summed area table
-    table = nnf.pad(planes.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0))
-    image = torch.arange(batch, device=device)[:, None]
-    bottom, right = rows + size[0], columns + size[1]
-    counts = (
-        table[image, :, bottom, right] - table[image, :, rows, right]
-        - table[image, :, bottom, columns] + table[image, :, rows, columns]
-    )  # fmt: skip
-    score = counts.clamp(min=1).float().log().sum(-1)
-    dull = ((counts > 0).sum(-1) <= 1) | (counts.amax(-1) >= 0.75 * size[0] * size[1])
-    best = torch.where(dull, 0.0, score).argmax(1, keepdim=True)
-    return torch.cat([rows.gather(1, best), columns.gather(1, best)], 1)

@@ -1,4 +1,4 @@
-"""Training on the source alone: the figure that every adaptation is measured against."""
+"""Supervised training on the source, the baseline of every adaptation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastuda.system.distributed import joint_mean
 
 @register("source_only")
 class SourceOnly(Method):
-    """Cross-entropy, and Lovasz-Softmax where asked for, on labelled source images."""
+    """Cross-entropy and, optionally, Lovasz-Softmax on labelled source images."""
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         lovasz_weight: float = 0.0
-        """Weight of Lovasz-Softmax beside the cross-entropy."""
+        """Weight of Lovasz-Softmax; 0 disables it."""
 
         def supervised(self) -> dict[str, Any]:
             return {"lovasz_weight": self.lovasz_weight}

@@ -1,4 +1,4 @@
-"""Layouts and precisions of feature maps, as the methods' losses take them."""
+"""Layout and precision of feature maps in the methods' losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pixel_major(x: Tensor) -> Tensor:
-    """[B, C, h, w] to [B, h w, C]; a channels-last map is that already, without a copy."""
+    """[B, C, h, w] to [B, h w, C]; no copy for a channels-last map."""
     return x.flatten(2).transpose(1, 2)
 
 
@@ -18,12 +18,12 @@ def channel_major(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
-    """Logits [B, K, h, w] at the size of the images, bilinear, float32 at least; planes, which are
-    interpolated and soft-maxed over K three times as fast as channels-last pixels."""
+    """Logits [B, K, h, w] upsampled bilinearly to the size of the images, in float32 or float64.
+    Contiguous planes: interpolation and softmax over K are three times as fast as on channels-last pixels."""
     planes = at_least_float32(logits).contiguous()
     return nnf.interpolate(planes, images.shape[2:], mode="bilinear", align_corners=align_corners)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision widened to float32; float32 and float64 as they are."""
+    """Half precision as float32; float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """WeakSegDA: adaptation with weak labels (Paul et al., ECCV 2020, arXiv 2007.15176).
 
-The target's weak labels say which classes an image shows: guessed by the network itself (UDA), given by a
-person as tags, or as single labelled points (WDA).
+The target's weak labels are the classes that an image shows: predicted by the network itself (UDA),
+annotated as tags, or as single labelled points (WDA).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ EPS_PROBABILITY = 1e-7
 
 
 def present_class_loss(logits: Tensor, present: Tensor, domain: float) -> Tensor:
-    """Binary cross-entropy with one domain, mean over an image's present classes, then over the images that
-    have one; 0 where no image has.
+    """Binary cross-entropy with one domain label, averaged over an image's present classes and then over the
+    images that have any; 0 if no image has.
 
     Args:
         logits: [B, K] of the category discriminators.
@@ -50,38 +50,38 @@ def present_class_loss(logits: Tensor, present: Tensor, domain: float) -> Tensor
 class WeakSeg(Method):
     """``CE + w_a BCE(D(p_t), source) + w_c L_c + w_p L_point + w_k L_adv^C``.
 
-    ``L_c``: binary cross-entropy of the smooth maximum of each class's logits with the weak label.
-    ``L_adv^C``: features pooled by each class's attention, against one discriminator per present class.
-    The attention carries no gradient, as published, so that ``L_adv^C`` trains the backbone alone.
+    ``L_c`` is the binary cross-entropy of the smooth maximum of each class's logits with the weak label.
+    ``L_adv^C`` pools features by each class's attention and uses one discriminator per present class. As
+    published, the attention has no gradient, so that ``L_adv^C`` trains the backbone alone.
 
-    Source images' tags come from their labels: a class is present where it fills more than ``tag_share`` of
-    the mean share that it has in the images that show it. The authors compare pixel counts taken at
-    different resolutions (their thresholds are off by factors of 2.2 and 0.25); shares have no such trap.
+    Source images get tags from their labels: a class is present if it fills more than ``tag_share`` of its
+    mean share in the images that show it. The authors compare pixel counts of different resolutions (which
+    changes their thresholds by factors of 2.2 and 0.25); shares avoid this.
     """
 
     @dataclass(frozen=True)
     class Config(Method.Config):
         weak_labels: Literal["pseudo", "tags", "points"] = "pseudo"
-        """pseudo is UDA; tags and points are WDA, which needs ``data.weak_labels``."""
+        """pseudo (UDA), or tags or points (WDA), which need ``data.weak_labels``."""
         pseudo_threshold: Share = 0.2
-        """Probability from which a class counts as shown (pseudo)."""
+        """Smallest probability of a present class (pseudo)."""
         classification_weight: float = 0.01
-        """Of L_c. For tags and points the authors' text says 0.2, their scripts pass 0.01."""
+        """Weight of L_c. For tags and points the authors' text says 0.2; their scripts use 0.01."""
         category_weight: float = 1e-3
-        """Of L_adv^C; 0 leaves the category discriminators out."""
+        """Weight of L_adv^C; 0 disables the category discriminators."""
         adversarial_weight: float = 1e-3
-        """Of the output-space alignment; 0 leaves it out."""
+        """Weight of the output-space alignment; 0 disables it."""
         point_weight: float = 1.0
-        """Of the cross-entropy at the points (weak_labels: points)."""
+        """Weight of the cross-entropy at the points (weak_labels: points)."""
         dropout: Share = 0.1
-        """On the logits under L_c."""
+        """Dropout of the logits in L_c."""
         tag_share: float = 0.1
-        """Part of a class's mean share that makes a tag of a source image. The published runs mean 0.1 and
-        take 0.218 for GTA5, whose pixels they count at another resolution than the mean."""
+        """Factor of a class's mean share above which a source image has its tag. The published runs intend
+        0.1 and use 0.218 for GTA5, whose pixels they count at another resolution than the mean."""
         smooth_max: Positive = 1.0
-        """k of the smooth maximum."""
+        """Sharpness k of the smooth maximum."""
         category_width: Count | None = None
-        """Hidden width of the category discriminators; none: that of the features, as published."""
+        """Hidden width of the category discriminators; None: the width of the features, as published."""
 
     config: Config
     target_second = True
@@ -90,7 +90,7 @@ class WeakSeg(Method):
         "optim.networks.output.lr": 1e-4,
         "optim.networks.output.betas": [0.9, 0.99],
         "optim.networks.output.weight_decay": 0.0,
-        "optim.networks.output.clip_norm": None,  # as published, the segmentor's gradient alone is clipped
+        "optim.networks.output.clip_norm": None,  # as published, only the segmentor's gradient is clipped
         "optim.networks.category.name": "adam",
         "optim.networks.category.lr": 1e-4,
         "optim.networks.category.betas": [0.9, 0.99],
@@ -177,7 +177,7 @@ class WeakSeg(Method):
         return -torch.where(weak, probability.log(), (1 - probability).log()).mean()
 
     def _point_loss(self, batch: Batch, logits: Tensor) -> Tensor:
-        """Mean over all points of ``-log softmax(upsampled logits)`` at the point's class."""
+        """Mean of ``-log softmax(upsampled logits)`` at the points' classes."""
         if batch.target_points is None or batch.target_tags is None:
             raise UserError(
                 "method.weak_labels is points, but the file of data.weak_labels has no points of the classes"
@@ -187,8 +187,7 @@ class WeakSeg(Method):
         tagged = batch.target_tags.gather(1, label.clamp(max=self.num_classes - 1))
         keep = (label != 255) & tagged
         height, width = batch.target_image.shape[2:]
-        # points that do not count go to one pixel more, behind the image: to pick the others would wait for
-        # the device
+        # unused points go to an extra pixel behind the image: selecting the others would need a sync
         place = torch.where(keep, y * width + x, height * width)
         sparse = torch.full((len(label), height * width + 1), 255, device=label.device)
         sparse = sparse.scatter(1, place, label)[:, :-1].unflatten(1, (height, width))
@@ -200,9 +199,8 @@ class WeakSeg(Method):
         return F.category_pool(pixel_major(features), pixel_major(logits.detach())).transpose(1, 2)
 
     def _judge(self, *sides: tuple[Tensor, Tensor, float]) -> list[Tensor]:
-        """The category discriminators' losses of (pooled features, present classes, domain), in one pass;
-        those of classes that no image shows are run as well, since to leave them out their number is asked
-        of the device."""
+        """The category discriminators' losses of (pooled features, present classes, domain), in one pass.
+        Absent classes are computed as well: skipping them would need a device sync."""
         logits = self.category(torch.cat([pooled for pooled, _, _ in sides]))
         parts = logits.split([len(pooled) for pooled, _, _ in sides])
         return [
@@ -212,11 +210,11 @@ class WeakSeg(Method):
 
     def _probabilities(self, logits: Tensor, images: Tensor) -> Tensor:
         pixels = upsampled(logits, images, self.model.align_corners).permute(0, 2, 3, 1)
-        return pixels.softmax(3).permute(0, 3, 1, 2)  # pixel-major, as the discriminator reads them
+        return pixels.softmax(3).permute(0, 3, 1, 2)  # channels-last, as the discriminator reads them
 
     @torch.no_grad()
     def _source_tags(self, labels: Tensor) -> Tensor:
-        """Classes that fill more than ``tag_share`` of their mean share so far, over images that show
+        """Classes that fill more than ``tag_share`` of their mean share so far, over the images that show
         them."""
         flat = torch.where(labels == 255, self.num_classes, labels).flatten(1)
         counts = self.shown.new_zeros(len(flat), self.num_classes + 1)

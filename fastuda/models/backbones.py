@@ -1,6 +1,6 @@
-"""The backbones by name, the small one to train from scratch, initialisation and frozen batch norm.
+"""Backbones by name, the small backbone, initialisation, and frozen batch norm.
 
-Parameter names are torchvision's, so that its weight files load as they are.
+Parameters have torchvision's names, so that its weight files load unchanged.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fastuda.models.frozen import freeze
 from fastuda.models.mobile import EfficientNetLite0, MobileNetV2
 from fastuda.models.resnet import BasicBlock, Bottleneck, ResNet
 from fastuda.models.vgg import VGG16
@@ -24,7 +25,7 @@ def conv_bn_relu(
 
 
 class SmallNet(nn.Module):
-    """A small residual network at output stride 8, to be trained from scratch in minutes on a CPU."""
+    """A small residual network at output stride 8, which trains from scratch in minutes on a CPU."""
 
     channels = 128
 
@@ -52,7 +53,7 @@ def _resnet(block: type[BasicBlock] | type[Bottleneck], *layers: int) -> Callabl
 
 def _mit(size: int) -> Callable[[bool], nn.Module]:
     def build(caffe: bool) -> nn.Module:
-        from fastuda.models.mit import MiT  # it needs an optional package
+        from fastuda.models.mit import MiT  # needs an optional package
 
         return MiT(size)
 
@@ -73,9 +74,9 @@ BACKBONES: dict[str, Callable[[bool], nn.Module]] = {
 
 
 def init_scratch(module: nn.Module) -> None:
-    """He initialisation of convolutions, ones and zeros for batch norm; a backbone may have its own. What a
-    backbone names as ``fresh`` keeps torch's default, as where it is trained (VGG16's fc6 and fc7 in FADA and
-    ASANet)."""
+    """He initialisation for convolutions, ones and zeros for batch norm, unless the backbone has its own.
+    Modules in the backbone's ``fresh`` keep torch's default, as in their published training (VGG16's fc6
+    and fc7 in FADA and ASANet)."""
     if hasattr(module, "init_scratch"):
         module.init_scratch()  # type: ignore[operator]
         return
@@ -93,17 +94,17 @@ def init_scratch(module: nn.Module) -> None:
 
 
 def freeze_batch_norm(module: nn.Module, mode: str) -> None:
-    """``affine``: scale and shift stop learning; ``frozen``: the statistics stop moving, too.
+    """``affine`` freezes scale and shift; ``frozen`` also freezes the statistics, and folds the norms into
+    the convolutions before them (:mod:`fastuda.models.frozen`).
 
     The layers keep their eps of 1e-5; FADA's authors divide by ``sqrt(variance)`` (core/models/layers.py).
     """
+    if mode == "frozen":
+        freeze(module)
+        return
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.weight.requires_grad_(False)
-            part.bias.requires_grad_(False)
-            if mode == "frozen":
-                part.eval()
-                part.train = lambda mode=True, part=part: part  # type: ignore[method-assign, misc]
+            part.requires_grad_(False)
 
 
 __all__ = ["BACKBONES", "VGG16", "MobileNetV2", "ResNet", "SmallNet", "freeze_batch_norm", "init_scratch"]

@@ -1,4 +1,4 @@
-"""The network of a configuration, with its weights loaded."""
+"""Builds the network of a configuration and loads its weights."""
 
 from __future__ import annotations
 
@@ -20,38 +20,44 @@ from fastuda.system.settings import NonNegative
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network is built, and from which weights it starts."""
+    """The network and its initial weights."""
 
     backbone: str = "resnet101"
-    """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16,
-    mit_b0 to mit_b5 (these need the ``transformers`` extra), or small (to be trained from scratch)."""
+    """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16, mit_b0 to mit_b5
+    (these need the extra ``transformers``), or small (for training from scratch)."""
     weights: str | None = None
-    """Path of a .pth or .safetensors file (torchvision, Caffe-style DeepLab, AdaptSegNet, FADA, timm or
-    SegFormer keys, the latter of NVlabs, Hugging Face or mmsegmentation, or ours), or none: from scratch."""
+    """A .pth or .safetensors file, or None to train from scratch. Known keys: torchvision, Caffe-style
+    DeepLab, AdaptSegNet, FADA, timm, SegFormer (NVlabs, Hugging Face or mmsegmentation), and fastuda's
+    own."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: Literal[1, 2, 3, 4] = 4
-    """4, or 2 for the head of AdaptSegNet's family (ASANet, WeakSegDA)."""
+    """Branches of the head: 4, or 2 in AdaptSegNet's family (ASANet, WeakSegDA)."""
     aspp_bias: bool = False
-    """Bias in the head: none in PLCA, present in FADA, ASANet, WeakSegDA and SePiCo."""
+    """Whether the head has a bias: not in PLCA; in FADA, ASANet, WeakSegDA and SePiCo."""
     aspp_zero_bias: bool = False
-    """The bias starts from zero (SePiCo, by mmcv), not from torch's default (FADA, ASANet, WeakSegDA)."""
+    """Whether the bias starts from zero (SePiCo, by mmcv) instead of torch's default (FADA, ASANet,
+    WeakSegDA)."""
     aspp_init_std: NonNegative | None = None
-    """Normal initialisation of the head (0.01 in FADA, ASANet, SePiCo); none is torch's default (PLCA)."""
+    """Standard deviation of the head's initial weights (0.01 in FADA, ASANet, SePiCo); None: torch's
+    default (PLCA)."""
     freeze_bn: Literal["none", "affine", "frozen"] = "none"
-    """none, affine (scale and shift fixed: ASANet, WeakSegDA) or frozen (statistics, too: FADA)."""
+    """Batch norm to freeze: none, affine (scale and shift: ASANet, WeakSegDA) or frozen (also the
+    statistics: FADA)."""
     input: Literal["imagenet", "caffe", "caffe_vgg", "caffe_swapped", "half"] | None = None
-    """What the images must look like: imagenet, caffe, caffe_vgg (FADA's VGG16), caffe_swapped (ASANet) or
-    half; none: what the weights file says by its layout. Needed where the layout does not tell, as for VGG16
-    files converted from Caffe."""
+    """Normalisation of the images: imagenet, caffe, caffe_vgg (FADA's VGG16), caffe_swapped (ASANet) or
+    half. None: detected from the layout of the weights file, which is not possible for VGG16 files
+    converted from Caffe."""
     head: Literal["auto", "deeplabv2", "daformer"] = "auto"
-    """deeplabv2, daformer (on mit_b0 to mit_b5 only), or auto: daformer on mit, deeplabv2 elsewhere."""
+    """The head: deeplabv2, daformer (only on mit_b0 to mit_b5), or auto: daformer on mit, deeplabv2
+    otherwise."""
     align_corners: bool = False
-    """How the logits are upsampled: False in PLCA and SePiCo, True in FADA, ASANet and WeakSegDA."""
+    """align_corners of the logits' upsampling: False in PLCA and SePiCo, True in FADA, ASANet and
+    WeakSegDA."""
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
-    """The network of ``config`` for ``num_classes`` classes, with its weights loaded.
+    """Build the network of ``config`` for ``num_classes`` classes and load its weights.
 
     Raises:
         UserError: the backbone is unknown, or the weights file is missing or does not fit.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastuda.models.mobile import DilatedDepthwise
+from fastuda.models.mobile import DepthwiseConv2d
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = (DilatedDepthwise if groups > 1 else nn.Conv2d)(
+    conv = (DepthwiseConv2d if groups > 1 else nn.Conv2d)(
         inputs, outputs, kernel, 1, dilation * (kernel // 2), dilation, groups=groups, bias=False
     )
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -21,16 +21,17 @@ def _unit(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, groups:
 class DAFormerHead(nn.Module):
     """``linear 256 per stage, concat -> depth-separable ASPP (1, 6, 12, 18) -> 3x3 256 -> dropout -> 1x1 K``.
 
-    It takes the stages side by side at stride 4, as :class:`~fastuda.models.mit.MiT` gives them. The paper
-    applies the linear layers before the resizing; the two commute, since bilinear weights sum to one.
+    The input is the four stages concatenated at stride 4, as :class:`~fastuda.models.mit.MiT` returns them.
+    The paper applies the linear layers before the resizing; the two commute, since bilinear weights sum to
+    one.
 
     Source: Hoyer et al., DAFormer, CVPR 2022, as used by SePiCo.
 
     Args:
         widths: channels of each stage.
         num_classes: K.
-        width: of the embeddings and of every fused map.
-        dropout: before the classifier; published 0.1.
+        width: channels of the embeddings and of every fused map.
+        dropout: rate before the classifier; published 0.1.
     """
 
     RATES = (1, 6, 12, 18)

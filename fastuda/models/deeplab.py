@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+
+import fastuda.ops as F
 
 
 class ASPP(nn.Module):
@@ -33,9 +37,10 @@ class ASPP(nn.Module):
         zero_bias: bool = False,
     ):
         super().__init__()
+        self.dilations = self.RATES[:branches]
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, num_classes, 3, padding=rate, dilation=rate, bias=bias)
-            for rate in self.RATES[:branches]
+            for rate in self.dilations
         )
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
@@ -45,7 +50,6 @@ class ASPP(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        out = self.convs[0](features)
-        for conv in self.convs[1:]:
-            out = out + conv(features)
-        return out
+        weights: list[Any] = [conv.weight for conv in self.convs]
+        biases: list[Any] = [conv.bias for conv in self.convs if conv.bias is not None]
+        return F.aspp(features, weights, dilations=self.dilations, biases=biases or None)

@@ -1,4 +1,4 @@
-"""Discriminators of the adversarial methods; each gives logits, and leaves the sigmoid to the loss."""
+"""Discriminators of the adversarial methods. They return logits; the losses apply the sigmoid."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fastuda.errors import UserError
 class FCDiscriminator(nn.Sequential):
     """Five 4x4 convolutions of stride 2, 64 to 512 channels and then one, LeakyReLU 0.2 between, no norm.
 
-    ``[B, inputs, H, W] -> [B, 1, H // 32, W // 32]``; one logit per patch. ``inputs`` is K where it sees
-    class probabilities, and 8 K or 4 K where it sees their affinities (see :func:`affinity_discriminator`).
+    ``[B, inputs, H, W] -> [B, 1, H // 32, W // 32]``, one logit per patch. ``inputs`` is K for class
+    probabilities, and 8 K or 4 K for their affinities (see :func:`affinity_discriminator`).
 
     Raises (when called):
         UserError: H or W is below 32.
 
-    Source: Tsai et al., AdaptSegNet, CVPR 2018; used as it is by ASANet and WeakSegDA.
+    Source: Tsai et al., AdaptSegNet, CVPR 2018; ASANet and WeakSegDA use it unchanged.
     """
 
     def __init__(self, inputs: int, width: int = 64):
@@ -33,8 +33,8 @@ class FCDiscriminator(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < 32:
             raise UserError(
-                f"the discriminator halves its images five times, and these are {x.shape[2]} x {x.shape[3]}:"
-                " raise data.crop and data.target_crop to 32 x 32 at least"
+                f"the discriminator halves its input five times, and the input is"
+                f" {x.shape[2]} x {x.shape[3]}: raise data.crop and data.target_crop to 32 x 32 at least"
             )
         return super().forward(x)
 
@@ -79,7 +79,7 @@ class ClassDomainDiscriminator(nn.Module):
 
 
 class StackedLinear(nn.Module):
-    """K linear layers of one shape, their weights stacked: ``y_k = x_k W_k + b_k`` in one batched product.
+    """K linear layers of equal shape with stacked weights: ``y_k = x_k W_k + b_k`` in one batched product.
 
     ``weight`` is [K, inputs, outputs], ``bias`` [K, outputs]; initialised as ``nn.Linear``.
     """
@@ -98,9 +98,9 @@ class StackedLinear(nn.Module):
 class CategoryDiscriminators(nn.Module):
     """WeakSegDA's K discriminators of pooled class features, one MLP ``C - C - C - 1`` for each class.
 
-    They run as three batched products instead of 3 K small ones, in float32 under autocast, too: with a row
-    for each image they take the time in which the weights are read, which a cast would read more often, and a
-    copy without the classes that no image shows as well.
+    They run as three batched products instead of 3 K small ones, also under autocast in float32: with one row
+    per image, reading the weights takes all the time, and a cast or a copy without absent classes would read
+    them once more.
 
     Source: Paul et al., Domain Adaptive Semantic Segmentation Using Weak Labels, ECCV 2020.
     """

@@ -10,6 +10,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastuda.errors import UserError
+from fastuda.models.mobile import DepthwiseConv2d
 
 # widths of the four stages, blocks of each
 SIZES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
@@ -27,11 +28,11 @@ PATCHES = re.compile(r"patch_embeddings|sequence_reduction")
 
 
 class MiT(nn.Module):
-    """The encoder of SegFormer; its feature is all four stages at stride 4, side by side.
+    """SegFormer's encoder. Its output is all four stages at stride 4, concatenated.
 
-    ``[B, 3, H, W] -> [B, sum(widths), H / 4, W / 4]``: the deeper stages are resized bilinearly
-    (``align_corners=False``) and concatenated, 1024 channels from B1 on. That is what SePiCo projects
-    ("all-fusion"); the DAFormer head takes it apart again.
+    ``[B, 3, H, W] -> [B, sum(widths), H / 4, W / 4]``. The deeper stages are resized bilinearly
+    (``align_corners=False``); from B1 on there are 1024 channels. SePiCo projects this map ("all-fusion");
+    the DAFormer head splits it again.
 
     Args:
         size: 0 to 5.
@@ -45,7 +46,8 @@ class MiT(nn.Module):
 
     stride = 4
     least_size = 29
-    """Pixels a side from which the first stage, at stride 4, fills the 8 x 8 windows of its attention."""
+    """Smallest side of an image in pixels: the first stage, at stride 4, then fills its 8 x 8 attention
+    windows."""
     no_decay = ("norm",)
 
     def __init__(self, size: int, drop_path: float = 0.1):
@@ -65,6 +67,8 @@ class MiT(nn.Module):
         for name, part in self.encoder.named_modules():
             if isinstance(part, nn.LayerNorm) and not PATCHES.search(name):
                 part.eps = 1e-6
+            if isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1:
+                part.__class__ = DepthwiseConv2d  # that of the Mix-FFN
 
     def init_scratch(self) -> None:
         """The published initialisation: truncated normal 0.02, and He by fan-out for convolutions."""

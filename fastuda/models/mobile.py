@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+import fastuda.ops as F
 
-class DilatedDepthwise(nn.Conv2d):
-    """A depthwise convolution that stays in float32 under CPU autocast where it is dilated.
 
-    torch's CPU kernel for the weight gradient of a dilated depthwise convolution in bfloat16, channels last,
-    gives wrong numbers and NaN (seen with torch 2.13); the float32 one is right, and no slower in the whole.
-    """
+class DepthwiseConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with as many groups as channels, square and padded by zeros, on
+    :func:`fastuda.ops.depthwise_conv2d`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or self.dilation == (1, 1):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        (stride, _), (dilation, _) = self.stride, self.dilation
+        padding = int(self.padding[0])
+        return F.depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
 
 
 class InvertedResidual(nn.Module):
@@ -42,7 +39,7 @@ class InvertedResidual(nn.Module):
         inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
     ) -> nn.Sequential:
         pad = dilation * (kernel // 2)
-        conv = DilatedDepthwise if groups > 1 else nn.Conv2d
+        conv = DepthwiseConv2d if groups > 1 else nn.Conv2d
         return nn.Sequential(
             conv(inputs, outputs, kernel, stride, pad, dilation, groups, bias=False),
             nn.BatchNorm2d(outputs),

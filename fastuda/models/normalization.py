@@ -1,4 +1,4 @@
-"""What a set of weights expects of an image."""
+"""The image normalisation that weights expect."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalization:
-    """What a set of weights expects of an image: ``(x * scale / 255 - mean) / std`` in the channel order
-    given."""
+    """The image format of a set of weights: ``(x * scale / 255 - mean) / std`` in the given channel order."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: str = "rgb"
-    """rgb or bgr; mean and std are in this order."""
+    """rgb or bgr; also the order of mean and std."""
     scale: float = 1.0
     """1 for images in 0..1, 255 for images in 0..255."""
 
@@ -46,7 +45,7 @@ INPUTS: dict[str, Normalization] = {
     "imagenet": IMAGENET,
     "caffe": CAFFE,
     "caffe_vgg": Normalization((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr", 255.0),
-    # ASANet subtracts the mean in RGB order from BGR data; its released weights were trained so
+    # ASANet subtracts the mean in RGB order from BGR data; its released weights need this
     "caffe_swapped": Normalization((122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0), "bgr", 255.0),
     "half": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }

@@ -1,4 +1,4 @@
-"""The head that turns features into unit embeddings for contrastive losses."""
+"""The projection head for contrastive losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 class UnitVectors(torch.autograd.Function):
-    """``y = x / max(|x|, 1e-12)`` over dimension 1, as ``nnf.normalize``, in a third of its sweeps:
+    """``y = x / max(|x|, 1e-12)`` over dimension 1, as ``nnf.normalize``, in a third of its memory passes:
     ``dx = (g - <g, y> y) / max(|x|, 1e-12)``, without the inner product below the clamp."""
 
     @staticmethod
@@ -30,10 +30,10 @@ class UnitVectors(torch.autograd.Function):
 
 
 class ProjectionHead(nn.Module):
-    """Two 1x1 convolutions, each with batch norm and ReLU (the last one, too), then L2 normalisation.
+    """Two 1x1 convolutions, each with batch norm and ReLU (also the last), then L2 normalisation.
 
-    ``[B, C, h, w] -> [B, width, h, w]``, float32 at least: non-negative unit vectors over the channels.
-    Published: 2048 - 2048 - 512 on ResNet-101, 1024 - 256 - 512 on MiT-B5. Dropped at test time.
+    ``[B, C, h, w] -> [B, width, h, w]`` in float32 or float64: non-negative unit vectors over the channels.
+    Published widths: 2048 - 2048 - 512 on ResNet-101, 1024 - 256 - 512 on MiT-B5. Not used at test time.
 
     Source: Xie et al., SePiCo, TPAMI 2022 (the authors' ``proj_head``).
 

@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone, a head, and what its weights expect of an image."""
+"""The segmentation network: backbone, head and image normalisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastuda.models.normalization import Normalization
 
 
 class SegOutput(NamedTuple):
-    """What a segmentor gives, at low resolution."""
+    """A segmentor's output, at low resolution."""
 
     features: Tensor
     """[B, C, h, w]."""
@@ -20,10 +20,10 @@ class SegOutput(NamedTuple):
 
 
 class Segmentor(nn.Module):
-    """``images [B, 3, H, W] -> SegOutput`` at ``stride``; nothing is upsampled inside.
+    """``images [B, 3, H, W] -> SegOutput`` at ``stride``, without upsampling.
 
-    Images below the least size of their backbone are continued to it on the right and below by their last
-    pixels, and what was added is cut from the features.
+    Images smaller than the backbone's minimum are padded on the right and at the bottom with their last
+    pixels; the features are cropped accordingly.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, align_corners: bool):
@@ -59,9 +59,9 @@ class Segmentor(nn.Module):
         """
         plain = getattr(self.backbone, "no_decay", ())
         spared = [p for name, p in self.backbone.named_parameters() if any(part in name for part in plain)]
-        known = {id(p) for p in spared}
+        spared_ids = {id(p) for p in spared}
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.backbone.parameters() if id(p) not in known], "lr": lr},
+            {"params": [p for p in self.backbone.parameters() if id(p) not in spared_ids], "lr": lr},
             {"params": list(self.head.parameters()), "lr": lr * head_lr_mult},
             {"params": spared, "lr": lr, "weight_decay": 0.0},
         ]

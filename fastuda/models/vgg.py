@@ -14,9 +14,9 @@ class VGG16(nn.Module):
 
     channels = 1024
     least_size = 8
-    """Pixels a side from which three poolings leave one."""
+    """Smallest side of an image in pixels, which three poolings reduce to one."""
     fresh = ("fc6", "fc7")
-    """Parts that no ImageNet file holds."""
+    """Modules that ImageNet files do not contain."""
 
     def __init__(self) -> None:
         super().__init__()

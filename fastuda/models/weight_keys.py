@@ -1,4 +1,4 @@
-"""Key layouts of published weight files, and their translation into the names of this package."""
+"""Key layouts of published weight files, and their translation into this package's names."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Mapping
 from torch import Tensor
 
 CLASSIFIERS = ("fc.", "classifier.", "head.fc.", "head.weight", "head.bias")
-"""ImageNet classifiers, which no segmentor takes over."""
+"""ImageNet classifiers, which segmentors do not use."""
 
 
 WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|model|net|network)\.)+")
-"""Names in front of every key that say how the network was wrapped: by DDP, torch.compile, Lightning."""
+"""Key prefixes of wrappers: DDP, torch.compile, Lightning."""
 ENCODERS = re.compile(r"(?:(?:backbone|encoder|segformer|Scale)\.)+")
-"""Names that a segmentor has for its backbone."""
+"""Key prefixes of a segmentor's backbone."""
 
 
 def unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state without :data:`WRAPPERS` in front of its keys."""
+    """Remove the prefixes :data:`WRAPPERS` from the keys."""
     return {WRAPPERS.sub("", key, count=1) if WRAPPERS.match(key) else key: state[key] for key in state}
 
 
 def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Keys as this package names them (``backbone.*``, ``head.*``), and the layout they came in.
+    """Rename keys to this package's names (``backbone.*``, ``head.*``), and return their original layout.
 
     Known layouts: ``fastuda`` (our own), ``torchvision`` (``layer1.*``, ``features.*``), ``caffe`` (DeepLab:
     ``Scale.layer1.*``, ``layer5.conv2d_list.*``; AdaptSegNet: ``layer6.*`` is the head, and the auxiliary
@@ -62,9 +62,9 @@ def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's inverted residuals as torchvision numbers them: one run of ``features.N``."""
-    found = {match.groups() for key in state if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
-    order = sorted(found, key=lambda pair: (int(pair[0]), int(pair[1])))
+    """Rename timm's inverted residuals to torchvision's numbering: one run of ``features.N``."""
+    blocks = {match.groups() for key in state if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
+    order = sorted(blocks, key=lambda pair: (int(pair[0]), int(pair[1])))
     number = {pair: index + 1 for index, pair in enumerate(order)}
     last = len(order) + 1
     plain = {"conv_stem": "features.0.0", "bn1": "features.0.1"}

@@ -1,4 +1,4 @@
-"""Weight files: where keys come from, what they are called here, and what their images must look like."""
+"""Loads weight files: reads tensors safely, renames keys, and detects the image normalisation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth/.pt or .safetensors file, unpickling nothing but tensors.
+    """Read the tensors of a .pth/.pt or .safetensors file, without unpickling anything else.
 
     Raises:
         UserError: the file is missing, unreadable, holds code, or no tensors.
@@ -39,13 +39,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own words go on to advise against this safety
+        # torch's message continues with advice to disable this protection
         held = re.search(r"GLOBAL (\S+)", str(error))
         if held is None:
-            raise UserError(
-                f"{path} cannot be read as weights: it is no file that torch.save wrote"
-            ) from error
-        raise UserError(f"{path} was refused: it holds more than tensors ({held[1]})") from error
+            raise UserError(f"{path} cannot be read as weights: torch.save did not write it") from error
+        raise UserError(f"{path} was rejected: it contains more than tensors ({held[1]})") from error
     except Exception as error:
         reason = " ".join(str(error).split()) if path.stat().st_size else "it is empty"
         raise UserError(f"{path} cannot be read as weights: {reason}") from error
@@ -60,13 +58,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         inner = [str(key) for key, value in state.items() if isinstance(value, Mapping) and _tensors(value)]
         if inner:
-            raise UserError(f"{path} holds several networks ({_few(inner)}): save the state of one of them")
+            raise UserError(
+                f"{path} contains several networks ({_few(inner)}): save the state of one of them"
+            )
         raise UserError(f"{path} holds no tensors; is it a weights file?")
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 STATES = ("state_dict", "model", "model_state_dict", "teacher", "state_dict_ema", "net", "network")
-"""Keys under which training scripts store a network's state, the first of a file taken."""
+"""Keys under which training scripts store a network's state; the first one present is used."""
 
 
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -74,8 +74,8 @@ def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _inner(state: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The dictionary that holds the network's tensors: the given one, one within it by a name in
-    :data:`STATES`, or the only one within it."""
+    """Find the dictionary with the network's tensors: the given one, a value named in :data:`STATES`, or
+    its only inner dictionary."""
     for key in STATES:
         if isinstance(state.get(key), Mapping):
             return _inner(state[key])
@@ -93,18 +93,18 @@ def _of_two_parts(backbone: Mapping[Any, Any], head: Mapping[Any, Any]) -> dict[
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What a weights file gave to a network."""
+    """What was loaded from a weights file."""
 
     path: str
     layout: str
-    """Whose keys they were: fastuda, torchvision, caffe, timm, segformer, segformer-hf or segformer-mmseg."""
+    """Layout of the keys: fastuda, torchvision, caffe, timm, segformer, segformer-hf or segformer-mmseg."""
     matched: tuple[str, ...]
     missing: tuple[str, ...]
-    """Of the network, and not in the file: these start from scratch."""
+    """Keys of the network that the file lacks; they start from scratch."""
     unexpected: tuple[str, ...]
-    """Of the file, and not in the network, or of another shape: these are unused."""
+    """Keys of the file that the network lacks or has in another shape; they are not used."""
     input: Normalization
-    """What images must look like for these weights."""
+    """Normalisation of images for these weights."""
 
     def __str__(self) -> str:
         return (
@@ -116,20 +116,20 @@ class WeightsReport:
 def load_weights(
     model: Segmentor, path: str | Path, *, caffe: bool = False, input: str | None = None
 ) -> WeightsReport:
-    """Load what the file holds of the model.
+    """Load a weights file into the model.
 
-    The backbone must be found whole, save for parts that no such file holds (VGG16's fc6 and fc7). The head
-    is loaded whole or not at all: where the file's has another number of classes, it starts from scratch, and
-    that is said. The report goes to the log.
+    The backbone must be complete, except for modules that such files never contain (VGG16's fc6 and fc7). The
+    head is loaded completely or not at all: if the file has another number of classes, the head starts from
+    scratch. A report is logged.
 
     Args:
         model: the network.
         path: .pth or .safetensors.
-        caffe: the ResNet is built in the Caffe style, so its images are in the Caffe format, too.
-        input: a name in ``INPUTS``, to override what the file's layout says.
+        caffe: whether the ResNet is in the Caffe style, which implies Caffe's image format.
+        input: a name in ``INPUTS`` that overrides the format detected from the layout.
 
     Raises:
-        UserError: the file is unreadable, of another backbone or style, or holds a part of the head only.
+        UserError: the file is unreadable, for another backbone or style, or has only a part of the head.
     """
     log = logging.getLogger("fastuda")
     given = read_state(path)
@@ -137,7 +137,7 @@ def load_weights(
     style = getattr(model.backbone, "caffe", None)
     if layout == "caffe" and style is False:
         raise UserError(
-            f"{path} is of a Caffe-style ResNet (stride in the first 1x1, ceil_mode): set model.caffe=true"
+            f"{path} is for a Caffe-style ResNet (stride in the first 1x1, ceil_mode): set model.caffe=true"
         )
     if layout == "torchvision" and style and not input:
         log.warning(
@@ -180,13 +180,13 @@ def _check_head(
     left = [key for key in unexpected if key.startswith("head.")]
     lacking = [key for key in missing if key.startswith("head.")]
     branches = len(getattr(model.head, "convs", ()))
-    # files with more branches than are built are published (see ASPP); any other leftover changes the result
+    # published files have unused branches (see ASPP); any other unused key changes the result
     extra = [key for key in left if not (match := re.match(r"head\.convs\.(\d+)", key))
              or int(match[1]) < branches]  # fmt: skip
     if loaded and (lacking or extra):
         what = f"lacks {_few(lacking)}" if lacking else f"has {_few(extra)} besides"
         raise UserError(
-            f"{path} fits a part of the head only: it {what};"
+            f"{path} fits only a part of the head: it {what};"
             " set model.aspp_branches and model.aspp_bias as the file was trained"
         )
     if left and not loaded:
@@ -200,7 +200,7 @@ def _check_head(
 
 
 def _stored_input(path: str | Path) -> Normalization | None:
-    """The input format that a run of this package left in its safetensors file."""
+    """The input format in a safetensors file of this package."""
     if Path(path).suffix != ".safetensors":
         return None
     from safetensors import safe_open

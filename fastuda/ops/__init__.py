@@ -5,10 +5,12 @@ the others cannot.
 """
 
 from fastuda.ops._backends import BackendStatus, backends, release_memory
+from fastuda.ops.aspp import aspp
 from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
 from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
 from fastuda.ops.cycle_match import CycleMatch, cycle_match
+from fastuda.ops.depthwise_conv2d import depthwise_conv2d
 from fastuda.ops.domain_cross_entropy import domain_cross_entropy
 from fastuda.ops.local_affinity import affinity_cleaning_loss, local_affinity
 from fastuda.ops.lovasz_softmax import lovasz_softmax
@@ -25,12 +27,14 @@ __all__ = [
     "CycleStats",
     "PrototypeBank",
     "affinity_cleaning_loss",
+    "aspp",
     "backends",
     "category_pool",
     "class_statistics",
     "contrast_softmax",
     "cycle_association_loss",
     "cycle_match",
+    "depthwise_conv2d",
     "domain_cross_entropy",
     "local_affinity",
     "lovasz_softmax",

@@ -127,6 +127,7 @@ def register(
     operators: tuple[str, ...] = (),
     *,
     triton: bool = False,
+    cuda: bool = True,
     dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
     cpu_limit: Callable[..., str] | None = None,
     triton_limit: Callable[..., str] | None = None,
@@ -134,13 +135,15 @@ def register(
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
     ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
-    of the same names in ``fastuda.kernels.<op>``, imported on their first call; ``cpu_limit`` and
+    of the same names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` a GPU has no
+    kernel but torch's own, which the reference calls; ``cpu_limit`` and
     ``triton_limit`` say which tensors they do not take.
     """
     rows = []
     if operators:
         rows.append(Backend(op, "cpu", "cpu", dtypes, operators, cpu_limit))
-        rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
+        if cuda:
+            rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
     if triton:
         rows.append(Backend(op, "triton", "cuda", FLOATS, operators, triton_limit))
         for operator in operators:

@@ -31,6 +31,9 @@ AXES = {
     "h": "rows",
     "W": "columns",
     "w": "columns",
+    "kh": "rows",
+    "kw": "columns",
+    "1": "input channels",
 }
 
 

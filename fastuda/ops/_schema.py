@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 IMPLEMENTATIONS = ("cpu", "triton", "cuda")
 
@@ -198,6 +199,55 @@ def _category_pool_bwd(
     )
 
 
+def _aspp_fwd(features: Tensor, weight: Tensor, bias: Tensor | None, dilations: list[int]):
+    b, _, h, w = features.shape
+    layout = suggest_memory_format(features)
+    shape = (b, weight.shape[3], h, w)
+    return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=layout)
+
+
+def _aspp_bwd(
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    dilations: list[int],
+    for_features: bool,
+    for_weight: bool,
+):
+    b, c, h, w = features.shape
+    by_features = (
+        features.new_empty(b, h, w, c).permute(0, 3, 1, 2) if for_features else features.new_empty(0)
+    )
+    return by_features, weight.new_empty(weight.shape if for_weight else (0,))
+
+
+def _depthwise_conv2d_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+):
+    b, c, *size = x.shape
+    h, w = (
+        (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+        for n, k in zip(size, weight.shape[2:], strict=True)
+    )
+    shape = (b, c, h, w)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _depthwise_conv2d_bwd(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    dilation: int,
+    for_x: bool,
+    for_weight: bool,
+):
+    b, c, h, w = x.shape
+    by_x = x.new_empty(b, h, w, c).permute(0, 3, 1, 2) if for_x else x.new_empty(0)
+    return by_x, weight.new_empty(weight.shape if for_weight else (0,))
+
+
 def _lovasz_softmax_fwd(
     x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
 ):
@@ -311,4 +361,26 @@ define(
     "(Tensor grad, Tensor features, Tensor logits, Tensor pooled, Tensor lse, bool for_features,"
     " bool for_logits) -> (Tensor, Tensor)",
     _category_pool_bwd,
+)
+define(
+    "aspp_fwd",
+    "(Tensor features, Tensor weight, Tensor? bias, int[] dilations) -> Tensor",
+    _aspp_fwd,
+)
+define(
+    "aspp_bwd",
+    "(Tensor grad, Tensor features, Tensor weight, int[] dilations, bool for_features, bool for_weight)"
+    " -> (Tensor, Tensor)",
+    _aspp_bwd,
+)
+define(
+    "depthwise_conv2d_fwd",
+    "(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, int dilation) -> Tensor",
+    _depthwise_conv2d_fwd,
+)
+define(
+    "depthwise_conv2d_bwd",
+    "(Tensor grad, Tensor x, Tensor weight, int stride, int padding, int dilation, bool for_x,"
+    " bool for_weight) -> (Tensor, Tensor)",
+    _depthwise_conv2d_bwd,
 )

@@ -200,3 +200,27 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, ignore_index: int, per
         error, order = (truth - p[:, c]).abs().sort(descending=True)
         losses.append(error @ lovasz_gradient(truth[order]))
     return torch.stack(losses).mean() if losses else p.sum() * 0
+
+
+def aspp(
+    features: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], biases: Sequence[Tensor] | None
+) -> Tensor:
+    """DeepLab's head: a dilated 3x3 convolution for each branch, summed."""
+    dtype = features.dtype
+    branches = zip(weights, dilations, strict=True)
+    outputs = [nnf.conv2d(features, w.to(dtype), padding=d, dilation=d) for w, d in branches]
+    outputs += [b.to(dtype)[:, None, None] for b in biases or ()]
+    return sum(outputs[1:], outputs[0])
+
+
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+) -> Tensor:
+    """A convolution of every channel with its own kernel.
+
+    On a CPU in float32: torch's weight gradient of a dilated one in bfloat16, channels last, is wrong (2.13).
+    """
+    dtype = full(x).dtype if x.device.type == "cpu" else x.dtype
+    added = bias if bias is None else bias.to(dtype)
+    y = nnf.conv2d(x.to(dtype), weight.to(dtype), added, stride, padding, dilation, x.shape[1])
+    return y.to(x.dtype)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastuda.data.domains.open import short_name
-from fastuda.engine.checkpoint import write_atomic
-from fastuda.errors import UserError, cannot_write
+from fastuda.errors import UserError
 from fastuda.inference.saved import load_config, read_result
 from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.charts import Bar, plot
 from fastuda.report.rendering import render
 from fastuda.report.tables import Cell, Row, Table
+from fastuda.system.files import clean, written
 
 
 @dataclass(frozen=True)
@@ -149,22 +149,16 @@ def write(groups: list[Group], out: Path) -> None:
     Raises:
         UserError: they cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-
-    def rows(draft: Path) -> None:
-        with draft.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("domains", "method", "seed", "score", "value"))
-            for group in groups:
-                for name, values in group.scores.items():
-                    for seed, value in zip(group.seeds, values, strict=True):
-                        writer.writerow((group.domains, group.method, seed, name, value))
-
-    write_atomic(out / "comparison.csv", rows)
+    clean(out)
+    path = out / "comparison.csv"
+    with written(path, fsync=True) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("domains", "method", "seed", "score", "value"))
+        for group in groups:
+            for name, values in group.scores.items():
+                for seed, value in zip(group.seeds, values, strict=True):
+                    writer.writerow((group.domains, group.method, seed, name, value))
     html, svg = page(groups)
-    write_atomic(out / "comparison.md", lambda draft: draft.write_text(markdown(groups), encoding="utf-8"))
-    write_atomic(out / "comparison.svg", lambda draft: draft.write_text(svg, encoding="utf-8"))
-    write_atomic(out / "comparison.html", lambda draft: draft.write_text(html, encoding="utf-8"))
+    for name, text in (("md", markdown(groups)), ("svg", svg), ("html", html)):
+        with written(out / f"comparison.{name}", fsync=True) as draft:
+            draft.write_text(text, encoding="utf-8")

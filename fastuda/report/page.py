@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastuda.data.domains.open import NO_SPLIT, short_name
-from fastuda.engine.checkpoint import write_atomic
 from fastuda.inference.saved import load_config
 from fastuda.methods import BASELINE
 from fastuda.report import sections
 from fastuda.report.facts import BASELINE_LABEL, Record, measure
 from fastuda.report.pictures import read_pictures
 from fastuda.report.rendering import render
+from fastuda.system.files import written
 from fastuda.system.random import rng_state, set_rng_state
 
 
@@ -50,5 +50,6 @@ def write_report(folder: Path, device: str = "auto") -> Path:
         files=sections.files(folder),
     )
     path = folder / "report.html"
-    write_atomic(path, lambda draft: draft.write_text(page, encoding="utf-8"))
+    with written(path, fsync=True) as draft:
+        draft.write_text(page, encoding="utf-8")
     return path

@@ -1,0 +1,1 @@
+"""Processes, memory, files, random numbers and the log."""

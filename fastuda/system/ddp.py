@@ -1,4 +1,4 @@
-"""A DDP wrap that still shows the network inside, and how to look behind it."""
+"""Access to a network inside its DDP wrapper."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class CallsThrough(nn.Module):
-    """A DDP wrap that still shows the attributes and methods of the network inside."""
+    """A DDP wrapper that exposes the attributes and methods of its network."""
 
     def __init__(self, wrapped: DistributedDataParallel):
         super().__init__()
@@ -29,10 +29,10 @@ class CallsThrough(nn.Module):
 
 
 def bare(module: Any) -> Any:
-    """The network inside a wrap, or the network itself."""
+    """The network inside a DDP wrapper, or the network itself."""
     return module.wrapped.module if isinstance(module, CallsThrough) else module
 
 
 def bare_state(method: nn.Module) -> dict[str, Tensor]:
-    """The method's state under the names that it has without wraps."""
+    """The method's state dictionary without the names that DDP wrappers add."""
     return {key.replace("wrapped.module.", ""): value for key, value in method.state_dict().items()}

@@ -1,4 +1,4 @@
-"""One process or many: what torchrun's environment says, and the few collectives that are needed."""
+"""Distributed training: the process group of torchrun, and the collectives that the trainer needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("fastuda")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """This process and its place in the process group."""
 
     rank: int
     size: int
@@ -48,7 +48,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=self.device)).item())
@@ -63,7 +63,7 @@ class World:
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """The first rank runs the block alone, then the others do: for files that the first one makes."""
+        """Run the block on the first rank alone, then on the others: for files that the first one creates."""
         if not self.first:
             self.barrier()
         try:
@@ -73,29 +73,30 @@ class World:
                 self.barrier()
 
     def beat(self, step: int) -> None:
-        """Tell the others which step this rank has reached."""
+        """Publish the step that this rank has reached."""
         if self.size > 1:
             _store().set(f"fastuda/step/{self.rank}", str(step))
 
     def silent(self, grace: float = 2.0) -> str:
-        """For a rank that waited in vain: the ranks that do not say the same within ``grace`` seconds."""
+        """The ranks that do not call this within ``grace`` seconds: called by a rank whose wait timed out."""
         store = _store()
         store.set(f"fastuda/waited/{self.rank}", "yes")
         time.sleep(grace)
         steps = {}
         for rank in range(self.size):
             if not store.check([f"fastuda/waited/{rank}"]):
-                known = store.check([f"fastuda/step/{rank}"])
+                has_begun = store.check([f"fastuda/step/{rank}"])
                 steps[rank] = (
-                    f"after step {int(store.get(f'fastuda/step/{rank}'))}" if known else "at the start"
+                    f"after step {int(store.get(f'fastuda/step/{rank}'))}" if has_begun else "at the start"
                 )
         return ", ".join(f"rank {rank} ({step})" for rank, step in steps.items()) or "every rank"
 
 
 def joint_mean(mean: Tensor, count: Tensor | int) -> Tensor:
-    """A mean over this rank's ``count`` items, weighted so that the ranks' average is the mean over all.
+    """This rank's mean over ``count`` items, weighted so that the average over the ranks is the mean over all
+    items.
 
-    ``mean * count * ranks / sum over ranks of count``; in a single process ``mean`` itself.
+    ``mean * count * ranks / sum over ranks of count``; with a single process, ``mean`` itself.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mean
@@ -106,7 +107,7 @@ def joint_mean(mean: Tensor, count: Tensor | int) -> Tensor:
 
 
 def joint_share(mean: Tensor) -> Tensor:
-    """The average over the ranks of a mean over equally many items each, without gradient."""
+    """The average over the ranks, without gradient."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     return joint_sum(mean) / ranks
 
@@ -124,11 +125,11 @@ def _store() -> Any:
 
 
 def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
-    """The store under a prefix that all ranks of this attempt share and no earlier attempt has used.
+    """The store with a prefix that all ranks of this attempt share and that no earlier attempt has used.
 
-    torchrun hands a restarted group the store that it had before, with the dead ranks' addresses in it: a
-    rank that reads one of them waits for ever. The first rank draws the prefix and answers every greeting
-    until each living rank has confirmed it.
+    After a restart torchrun reuses the store, which still holds the addresses of dead ranks: a rank that
+    reads one of them waits forever. The first rank draws a new prefix and answers every greeting until each
+    living rank has confirmed it.
 
     Raises:
         UserError: a rank did not come within ``timeout`` seconds.
@@ -158,10 +159,10 @@ def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of this process; one of CUDA becomes the current one.
+    """The device of this process. A CUDA device becomes the current one.
 
     Args:
-        device: auto, cpu, cuda or cuda:N; others that torch has here, such as mps, are tried with a warning.
+        device: auto, cpu, cuda or cuda:N. Others of this torch, such as mps, are used with a warning.
 
     Raises:
         UserError: the device does not exist here.
@@ -174,7 +175,7 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"unknown device {device!r}: choose auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cpu":
-        chosen = torch.device("cpu")  # torch takes an index, which means nothing
+        chosen = torch.device("cpu")  # torch accepts an index, which has no meaning
     else:
         _check_there(chosen)
     if chosen.type == "cuda":
@@ -184,7 +185,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def start(device: str, timeout: float = 1800) -> World:
-    """Join the process group that torchrun announces, or be the only process.
+    """Join the process group of torchrun, or return the world of a single process.
 
     Args:
         device: see :func:`pick_device`.
@@ -219,7 +220,7 @@ def _check_there(device: torch.device) -> None:
         )
     if device.index is not None and device.index >= module.device_count():  # type: ignore[union-attr]
         raise UserError(
-            f"--device {device}: there are {module.device_count()}, counted from 0"  # type: ignore[union-attr]
+            f"--device {device}: there are {module.device_count()}, numbered from 0"  # type: ignore[union-attr]
         )
     if device.type != "cuda":
         log.warning(

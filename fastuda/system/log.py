@@ -1,4 +1,4 @@
-"""Lines of the log: on standard error, kept, in a file; and the progress bar."""
+"""The log on standard error and in a file, and the progress bar."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger("fastuda")
 
 
 class _ThroughTqdm(logging.Handler):
-    """Log lines above the progress bar instead of through it."""
+    """Writes log lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def setup_logging(quiet: bool) -> None:
-    """Lines of the ``fastuda`` logger to standard error: warnings only when quiet."""
+    """Send the ``fastuda`` logger to standard error; only warnings if ``quiet``."""
     logger = logging.getLogger("fastuda")
     logger.handlers = [_ThroughTqdm()]
     logger.setLevel(logging.INFO)
@@ -38,8 +38,8 @@ def setup_logging(quiet: bool) -> None:
 
 @contextmanager
 def kept_lines() -> Iterator[list[logging.LogRecord]]:
-    """The lines of the block: for a file that is opened after it, so that a run that cannot begin leaves
-    none."""
+    """Collect the block's log lines for a file that is opened later, so that a run that cannot start
+    leaves no file."""
     kept = BufferingHandler(1 << 20)
     log.addHandler(kept)
     try:
@@ -49,7 +49,7 @@ def kept_lines() -> Iterator[list[logging.LogRecord]]:
 
 
 class _LogFile(logging.FileHandler):
-    """Where a line cannot be written, that is raised; logging itself prints a traceback and goes on."""
+    """Raises errors of writing; logging itself prints a traceback and continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -59,27 +59,27 @@ class _LogFile(logging.FileHandler):
         raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
     def close(self) -> None:
-        # every line is flushed by itself: one that is still held was refused, and that was said
+        # every line is flushed on its own; one that is still buffered has failed and was reported
         with contextlib.suppress(OSError):
             super().close()
 
 
 @contextmanager
 def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
-    """The same lines, with their times, to a file as well, which no other process may do meanwhile.
+    """Write log lines with their times to a file as well, and lock the file for this process.
 
     Args:
-        path: the file; lines are added to its end.
-        before: lines that come first, of :func:`kept_lines`.
+        path: the file; lines are appended.
+        before: lines of :func:`kept_lines` to write first.
 
     Raises:
-        UserError: another process holds the file: it is training into the same folder.
-        OSError: a line cannot be written, in the block as well.
+        UserError: another process has locked the file: it trains into the same folder.
+        OSError: a line cannot be written; also raised inside the block.
     """
     handler = _LogFile(path, encoding="utf-8")
     assert handler.stream is not None
     try:
-        # a record lock ends with its process, however that ends, and loader processes do not inherit it
+        # a record lock ends with its process; filelock's flock would live on in forked loader processes
         fcntl.lockf(handler.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -88,7 +88,9 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
                 f"another process is training into {path.parent} (it holds {path.name});"
                 " stop it, or choose another --out"
             ) from error
-        log.warning("%s cannot be locked (%s): nothing keeps two runs apart", path, error.strerror)
+        log.warning(
+            "%s cannot be locked (%s): two runs into one folder would not be noticed", path, error.strerror
+        )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -101,7 +103,7 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
 
 
 def progress(total: int, start: int, title: str, quiet: bool, unit: str = "step") -> Any:
-    """A bar with ETA on a terminal; elsewhere a line now and then."""
+    """A progress bar with ETA on a terminal, an occasional line elsewhere."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -117,6 +119,6 @@ def progress(total: int, start: int, title: str, quiet: bool, unit: str = "step"
 
 
 def log_is_quiet() -> bool:
-    """Whether --quiet has silenced the log, and so the bars of what a run reads before it trains."""
+    """Whether --quiet has silenced the log, and so the progress bars before the training."""
     levels = [handler.level for handler in log.handlers if handler.level]
     return min(levels, default=logging.INFO) > logging.INFO

@@ -1,4 +1,4 @@
-"""The C library's treatment of freed memory, and what is said where there is too little."""
+"""How the process keeps freed memory, and the error if memory runs out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> bool:
-    """From here on memory that this process frees stays with it, to be used again.
+    """Keep the memory that this process frees, for reuse.
 
-    By default glibc hands large tensors back to the system, which clears their pages when the next step asks
-    for them: a third of the time of an ASANet step on a CPU. The process stays as large as it was at most,
-    but for :func:`give_back_freed_memory`.
+    By default glibc returns large tensors to the system, which clears their pages when the next step
+    allocates them: a third of the time of an ASANet step on a CPU. The process then stays at its peak size
+    until :func:`give_back_freed_memory`.
 
     Returns:
-        Whether the C library is one that can be told so: glibc.
+        Whether the C library supports this: glibc.
     """
     library = _glibc()
     return library is not None and bool(
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Hands the system every page that is free now; nothing where the C library is not glibc."""
+    """Return all free pages to the system. Does nothing if the C library is not glibc."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
@@ -46,20 +46,20 @@ def give_back_freed_memory() -> None:
 @contextlib.contextmanager
 def memory_suffices(device: torch.device, otherwise: str) -> Iterator[None]:
     """Raises:
-    UserError: the block ran out of memory; ``otherwise`` is what to do.
+    UserError: the block ran out of memory; ``otherwise`` says what to do.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         # on the CPU torch reports a failed allocation as a plain RuntimeError
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "t allocate memory" in str(error):
-            said = str(error).splitlines() or ["no memory for Python's objects"]
-            raise UserError(f"out of memory on {device}: {otherwise}. {said[0]}") from error
+            lines = str(error).splitlines() or ["no memory for Python's objects"]
+            raise UserError(f"out of memory on {device}: {otherwise}. {lines[0]}") from error
         raise
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: the most that was allocated on a CUDA device, or that this process held at once."""
+    """Peak memory in MiB: allocated on a CUDA device, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     # kilobytes on Linux, bytes on macOS

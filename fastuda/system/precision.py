@@ -1,7 +1,7 @@
-"""Which precision a machine trains and predicts in: half precision where it is faster than float32.
+"""The precision of training and prediction: half precision only if it is faster than float32.
 
-A processor without instructions for bf16 or fp16 emulates them, several times slower than float32. ``--amp``
-asks for half precision; :func:`choose` grants it only where it pays.
+A processor without bf16 or fp16 instructions emulates them, several times slower than float32. ``--amp``
+requests half precision, and :func:`choose` uses it only if it is faster.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 log = logging.getLogger("fastuda")
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Autocast's type by the name of a precision."""
+"""Name of a precision to autocast's dtype."""
 
 
 class Support(NamedTuple):
-    """Whether a device computes faster in a half precision than in float32, and how that is known."""
+    """Whether a device is faster in half precision than in float32, and the reason."""
 
     pays: bool
     reason: str
@@ -31,21 +31,21 @@ class Support(NamedTuple):
 def choose(amp: str, device: torch.device, setting: str = "--amp") -> str:
     """The precision to run in: ``off``, ``bf16`` or ``fp16``.
 
-    Half precision that is slower than float32 on the device becomes ``off``, with one warning; ``force-``
-    takes it nevertheless.
+    If half precision is slower than float32 on the device, the result is ``off``, with one warning.
+    ``force-`` overrides this.
 
     Args:
         amp: off, bf16, fp16, force-bf16 or force-fp16.
         device: where the network runs.
-        setting: the flag or key that is named in messages.
+        setting: the flag or key to name in messages.
     """
     name = amp.removeprefix("force-")
     if name in ("off", amp.partition("force-")[2]):
         return name
-    found = support(name, device.type, device.index)
-    if found.pays:
+    supported = support(name, device.type, device.index)
+    if supported.pays:
         return name
-    _warn_once(f"{found.reason}: running in float32 ({setting}=force-{name} to insist)")
+    _warn_once(f"{supported.reason}: running in float32 ({setting}=force-{name} to insist)")
     return "off"
 
 
@@ -58,8 +58,7 @@ def _warn_once(text: str) -> None:
 def support(name: str, kind: str, index: int | None = None) -> Support:
     """Whether ``bf16`` or ``fp16`` is faster than float32 on a device of this kind and index.
 
-    Decided by the processor's instructions, and where they do not tell, by :func:`measure`; asked once a
-    process.
+    The processor's instructions decide, or a measurement if they are unknown. Cached per process.
     """
     if kind == "cuda":
         # fp16 runs at twice float32's rate on every GPU that torch supports, bf16 from compute capability 8.0
@@ -79,15 +78,15 @@ def support(name: str, kind: str, index: int | None = None) -> Support:
 
 
 def _has_bf16_instructions() -> bool:
-    """Of x86; oneDNN also takes AVX-512 without them, where it converts every operand."""
+    """Instruction sets of x86. oneDNN also accepts AVX-512 without them and then converts every operand."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def measure(dtype: torch.dtype | None, seconds: float = 0.05) -> float:
-    """Rate of a convolution and a product with their gradients in ``dtype``, as a multiple of float32's.
+    """Speed of a convolution and a product with their gradients in ``dtype``, relative to float32.
 
-    The two precisions take turns for about ``seconds``, and the fastest run of each counts.
+    The two precisions alternate for about ``seconds``; the fastest run of each counts.
     """
     work = {kind: _workload(kind) for kind in (torch.float32, dtype)}
     best = dict.fromkeys(work, float("inf"))

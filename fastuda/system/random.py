@@ -1,4 +1,4 @@
-"""The state of every random number generator of a process."""
+"""Random number generators: seeding, saving and restoring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since :func:`rng_state`."""
+    """Restore the state that :func:`rng_state` returned."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))

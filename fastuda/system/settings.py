@@ -1,4 +1,4 @@
-"""Reading settings: dictionaries, YAML and ``key=value`` into frozen dataclasses, checked key by key."""
+"""Settings from dictionaries, YAML and ``key=value`` as frozen dataclasses, with checked types and bounds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Bounds:
     least: float = -math.inf
     most: float = math.inf
     open_below: bool = False
-    """Whether ``least`` itself is refused."""
+    """Whether ``least`` itself is excluded."""
     open_above: bool = False
-    """Whether ``most`` itself is refused."""
+    """Whether ``most`` itself is excluded."""
 
     def holds(self, value: float) -> bool:
-        """Whether the number lies within; NaN does not."""
+        """Whether the number is within the bounds; False for NaN."""
         low = value > self.least if self.open_below else value >= self.least
         return low and (value < self.most if self.open_above else value <= self.most)
 
@@ -41,7 +41,7 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Ascending:
-    """Metadata of ``Annotated``: the numbers of a list do not fall."""
+    """Metadata of ``Annotated``: the numbers of a list must not decrease."""
 
 
 Count = Annotated[int, Bounds(1)]
@@ -53,9 +53,9 @@ Size = Annotated[tuple[int, int], Bounds(1)]
 
 
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
-    """A frozen dataclass from a dictionary, each key, type and bound checked.
+    """Build a frozen dataclass from a dictionary, and check every key, type and bound.
 
-    The types say what is allowed: ``Literal["sgd", "adam"]``, ``Annotated[float, Bounds(0, 1)]``.
+    The types declare the allowed values: ``Literal["sgd", "adam"]``, ``Annotated[float, Bounds(0, 1)]``.
 
     Raises:
         UserError: an unknown key (with the nearest ones), or a value that its type does not allow, named by
@@ -73,7 +73,7 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
 
 
 def check(config: Any, where: str) -> None:
-    """Check a dataclass that was made in code as :func:`build` checks one from a file.
+    """Check a dataclass instance made in code as :func:`build` checks a file.
 
     Raises:
         UserError: a value is not allowed by its type.
@@ -135,7 +135,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _finite(value: Any, where: str) -> Any:
-    """The value, where it and every number within it are finite."""
+    """The value, if it and every number in it is finite."""
     if isinstance(value, dict):
         return {key: _finite(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -156,7 +156,7 @@ def _bounded(value: Any, metadata: tuple[Any, ...], where: str) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the leaves of ``over`` put in; neither is changed."""
+    """``base`` updated with the leaves of ``over``; neither is changed."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -165,7 +165,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def without(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` less the leaves that ``over`` has as well; neither is changed."""
+    """``base`` without the leaves that ``over`` has as well; neither is changed."""
     out = {}
     for key, value in base.items():
         if key not in over:
@@ -176,7 +176,7 @@ def without(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def nest(dotted: dict[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``; where ``{"a": {"c": 2}}`` is given as well, both are in it."""
+    """Nest dotted keys: ``{"a.b": 1}`` becomes ``{"a": {"b": 1}}`` and is merged with ``{"a": {"c": 2}}``."""
     out: dict[str, Any] = {}
     for key, value in dotted.items():
         *path, leaf = key.split(".")
@@ -184,14 +184,14 @@ def nest(dotted: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise UserError(f"{key} is given within {part}, which is given a value of its own")
+                raise UserError(f"{key} is a part of {part}, which is set as well")
         both = isinstance(value, dict) and isinstance(node.get(leaf), dict)
         node[leaf] = merge(node[leaf], value) if both else value
     return out
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:
-    """``["optim.lr=0.1"]`` to a nested dictionary, values read as YAML.
+    """Parse ``["optim.lr=0.1"]`` into a nested dictionary, with values read as YAML.
 
     Raises:
         UserError: no ``=``, or a value that is not YAML.
@@ -206,7 +206,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclass values as YAML and checkpoints hold them: tuples become lists."""
+    """Dataclass values as YAML and checkpoints store them: tuples become lists."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

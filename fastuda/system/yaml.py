@@ -1,4 +1,4 @@
-"""YAML without aliases: read with the file's name in every message, and written in the order of the keys."""
+"""YAML without aliases. Errors name the file; keys keep their order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastuda.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML without aliases: with them a few lines can stand for gigabytes."""
+    """Rejects aliases: with them a few lines can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -19,10 +19,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text.
+    """Parse a YAML text.
 
     Raises:
-        UserError: it is not valid (a date that there is not, say), has aliases, or is nested too deep.
+        UserError: the text is invalid, has aliases or impossible dates, or is nested too deeply.
     """
     try:
         return yaml.load(text, _Loader)
@@ -37,5 +37,5 @@ class _Dumper(yaml.SafeDumper):
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """YAML that :func:`read_yaml` reads, in the order of the keys."""
+    """YAML for :func:`read_yaml`, with keys in their order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)

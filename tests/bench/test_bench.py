@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import fastuda.ops as F
 from bench import end_to_end, loader, measure, published, table
@@ -17,6 +18,8 @@ from bench.registry import CASES, Case
 from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
+from fastuda.models import ModelConfig, build_model
+from fastuda.ops import _backends
 
 SMALL = list(dict.fromkeys(dataclasses.replace(c, pixels=96, channels=min(c.channels, 24)) for c in CASES))
 
@@ -91,10 +94,21 @@ def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatc
             run.method.train()
             losses = []
             for _ in range(2):
-                run._train_step()
+                run.step()
                 losses.append(end_to_end.losses(run))
             found.append(losses)
     assert end_to_end.difference(*found) < 1e-3 and len(found[0][0]) > 1
+
+
+def test_a_plain_network_has_none_of_our_layers(monkeypatch):
+    """Its logits are the same."""
+    model = build_model(ModelConfig(backbone="mobilenet_v2"), 5).eval()
+    x = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        wanted = model(x).logits
+        published.plain(monkeypatch.setattr)
+        monkeypatch.setattr(_backends, "select", lambda op, *_, **__: pytest.fail(f"{op} of fastuda ran"))
+        assert torch.allclose(model(x).logits, wanted, atol=1e-5)
 
 
 def test_a_step_is_timed_on_both_sides(tmp_path):
@@ -109,6 +123,7 @@ def test_a_step_is_timed_on_both_sides(tmp_path):
     with rows.open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert float(row["fused_s"]) > 0 and 0 < float(row["loss_difference"]) < 1e-3
+    assert float(row["plain_s"]) > 0 and float(row["plain_ratio"]) > 0 and "x plain torch" in done.stdout
     for side in end_to_end.SIDES:
         assert sum(float(row[f"{side}_{part}"]) for part in table.PARTS) == pytest.approx(1, abs=0.01)
 
@@ -131,7 +146,7 @@ def test_a_step_waits_for_its_batch(scenes_root):
     config = DataConfig(crop=(16, 32), batch_size=1, workers=0)
     wait, step = loader.data_wait("torch", f"gta5:{scenes_root / 'scenes' / 'gta5'}", config, 2)
     assert 0 < wait < step
-    assert "a step waits 0.010 s of 0.500 s" in loader.told(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
+    assert "a step waits 0.010 s of 0.500 s" in loader.line_of(("x jpg", 512, "torch", 3.0, "0.010", "0.500"))
 
 
 def command(monkeypatch, capsys, name, *words):
@@ -159,13 +174,13 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
     ("words", "message"),
     [
         ("run --op cycle_mtch", "the bench has no op 'cycle_mtch'; did you mean cycle_match?"),
-        ("run --op cycle_match --pixels 5", "no case is of all that was asked for"),
+        ("run --op cycle_match --pixels 5", "no case matches --op, --mode"),
         ("run --repeats 0", "--repeats is 0; it must be at least 1"),
         ("run --threads -1", "--threads is -1; it must be at least 0"),
         ("run --budget nan", "--budget is nan; it must be at least 0"),
         ("run --csv FILE/x.csv", "cannot write FILE/x.csv: "),
         ("run --csv FILE", "FILE has other columns than this bench; choose another --csv"),
-        ("run --csv .", "cannot write .: it is no file"),
+        ("run --csv .", "cannot write .: it is not a file"),
         ("run --csv=", "argument --csv: the path is empty; see --help"),
         ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
         ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),

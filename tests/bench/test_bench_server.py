@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pytest
 
-from bench import end_to_end, run, table
+from bench import end_to_end, run, server, table
 from bench.registry import CASES, Case
 from fastuda.errors import UserError
 
@@ -20,11 +20,11 @@ def job(provider):
     return {"case": asdict(SMALL), "provider": provider, "device": "cpu", "repeats": 2, "threads": 1}
 
 
-@pytest.fixture
-def server():
-    made = run.Server()
-    yield made
-    made.close()
+@pytest.fixture(name="server")
+def running_server():
+    running = server.Server()
+    yield running
+    running.close()
 
 
 def test_a_server_goes_on_after_what_fails(server):
@@ -41,7 +41,7 @@ def test_a_server_goes_on_after_what_fails(server):
 
 
 def test_a_server_that_dies_says_what_it_said(server, monkeypatch):
-    monkeypatch.setattr(run.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     assert "ended with 1" in server.ask(job("reference"), 120)["failed"]
 
 

@@ -83,7 +83,7 @@ def test_what_would_stop_the_evaluation_is_named_before_the_training(folders, tm
     done = train(*folders, tmp_path / "run")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert "straße 3.png cannot be read: it is empty" in done.stderr
-    assert "straße 4.png is not of the size of its image" in done.stderr
+    assert "straße 4.png differs in size from its image" in done.stderr
 
 
 def test_a_training_whose_evaluation_stopped_goes_on(folders, tmp_path):

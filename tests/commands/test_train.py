@@ -42,7 +42,7 @@ def test_a_run_prints_both_methods_and_leaves_its_folder(run):
     assert len(pictures) == 3 and Image.open(pictures[0]).size == (3 * 64 + 8, 32)
     names = {name for _, name, _ in curves(out)}
     assert {"train/ce", "train/loss", "train/feature_association", "val/mIoU19", "lr/model"} <= names
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".*.draft*"))
     assert f"(open {out / 'report.html'})" in done.stdout and (out / "report.html").is_file()
 
 
@@ -185,7 +185,7 @@ BAD = [
     (["--method", "plca,"], "unknown method ''"),
     (["--method", ":"], "unknown method ':'"),
     (["--method", ".a:B"], "unknown method '.a:B'"),
-    (["--config", ""], "no configuration is named ''"),
+    (["--config", ""], "there is no configuration named ''"),
     (["--weights", ""], "no weights file at"),
     (["--source", "gta:x"], "unknown domain 'gta'; did you mean gta5"),
     (["--backbone", "resnet_50"], "unknown backbone 'resnet_50'; did you mean resnet50"),
@@ -196,7 +196,7 @@ BAD = [
     (["lr"], "'lr' is neither a flag nor key=value"),
     (["--source", "gta5:/no/such/folder"], "no folder /no/such/folder"),
     (["--weights", "/no/such/file.pth"], "no weights file at /no/such/file.pth"),
-    (["--config", "no_such_config"], "no configuration is named 'no_such_config'"),
+    (["--config", "no_such_config"], "there is no configuration named 'no_such_config'"),
     (["--config", "no_such.yaml"], "no configuration file no_such.yaml"),
     (["--device", "cuda:7"], "finds no CUDA device"),
     (["--device", "meta"], "finds no META device here; choose auto, cpu"),

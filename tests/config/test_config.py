@@ -101,7 +101,7 @@ def test_a_list_is_asked_for_as_it_is_written():
     "items", [["data=3"], ["method=plca"], ["stages=3"], ["optim=1", "optim.lr=2"], ["train=[1]"]]
 )
 def test_a_section_is_no_value(items):
-    with pytest.raises(UserError, match=r"must be a section|which is given a value of its own"):
+    with pytest.raises(UserError, match=r"must be a section|which is set as well"):
         resolve(None, {}, parse_overrides(items))
 
 
@@ -119,7 +119,7 @@ def test_small_pieces():
     assert convert([1, 2], tuple[int, ...], "x") == (1, 2)
     same = [1]
     assert read_yaml(to_yaml({"a": same, "b": same}), "x") == {"a": [1], "b": [1]}
-    with pytest.raises(UserError, match="no configuration is named 'sceens'; did you mean scenes"):
+    with pytest.raises(UserError, match="there is no configuration named 'sceens'; did you mean scenes"):
         load_yaml("sceens")
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastuda.data.domains.open import open_domain
 from fastuda.data.labels import CITYSCAPES_ROWS
 from tests.data.data_files import ids, picture, save
 
@@ -32,3 +33,8 @@ def cityscapes(tmp_path):
             save(picture(rng), root / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png")
             save(ids(rng), root / "gtFine" / split / "town" / f"{stem}_gtFine_labelIds.png")
     return root
+
+
+@pytest.fixture
+def source(gta5):
+    return open_domain(f"gta5:{gta5}", role="source", data_root=".")

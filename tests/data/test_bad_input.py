@@ -1,5 +1,6 @@
 """Everything that can be wrong with files: named with its path, and never half-read."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import BadFile, open_rgb
 from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader
-from fastuda.data.loading.dali_loader import _encoded
+from fastuda.data.loading.dali_feed import encoded_image
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
-from fastuda.inference.prediction import _ahead
+from fastuda.inference.reading import read_ahead
 from fastuda.models.normalization import IMAGENET
+from fastuda.system.files import reading
 from tests.data.data_files import ids, picture, save
 
 
@@ -199,7 +201,7 @@ def test_images_are_read_as_a_viewer_shows_them(kind, orientation, tmp_path):
     domain.check_files()
     image, label = domain.read_pair(0)
     assert np.array_equal(image, wanted) and label.shape == image.shape[:2]
-    ((_, predicted),) = _ahead([(place, Path("a"))])
+    ((_, predicted),) = read_ahead([(place, Path("a"))])
     assert np.array_equal(predicted, wanted)
 
 
@@ -217,4 +219,26 @@ def test_an_image_too_large_to_decode_is_named(cityscapes, monkeypatch):
     with pytest.raises(UserError, match=rf"{path} cannot be read: Image size"):
         held_out.check_files()
     with pytest.raises(BadFile, match=rf"{path} cannot be read"):
-        _encoded(held_out, 0)
+        encoded_image(held_out, 0)
+
+
+@pytest.mark.parametrize(
+    ("parse", "reason"),
+    [
+        (lambda path: path.read_text(encoding="utf-8"), "No such file or directory"),
+        (lambda path: json.loads("{"), "Expecting property name"),
+        (lambda path: json.loads("[" * 100_000), "recursion"),
+        (lambda path: json.loads("{}")["images"], "no key 'images'"),
+        (lambda path: int(json.loads("Infinity")), "infinity"),
+        (lambda path: json.loads("[]").items(), "no attribute 'items'"),
+    ],
+    ids=["missing", "cut off", "deep", "no key", "endless", "no mapping"],
+)
+@pytest.mark.parametrize("error", [UserError, BadFile])
+def test_reading_names_the_file_what_it_is_and_the_reason(tmp_path, parse, reason, error):
+    options = (BadFile,) if error is BadFile else ()
+    with (
+        pytest.raises(error, match=rf"weak\.json cannot be read as weak labels: .*{reason}"),
+        reading(tmp_path / "weak.json", "weak labels", *options),
+    ):
+        parse(tmp_path / "weak.json")

@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 
 from fastuda.data.domains.classes import class_mapping
+from fastuda.data.domains.label_tables import CAMVID, CAMVID_LABELS, SYNTHIA, SYNTHIA_LABELS
 from fastuda.data.labels import (
-    CAMVID,
-    CAMVID_LABELS,
     CITYSCAPES,
     CITYSCAPES_IDS,
     CITYSCAPES_LABELS,
     CITYSCAPES_ROWS,
     IGNORE,
-    SYNTHIA,
-    SYNTHIA_LABELS,
     UNKNOWN,
     ClassSet,
     LabelMap,

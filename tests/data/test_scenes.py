@@ -63,14 +63,14 @@ def test_other_settings_are_drawn_anew_and_strangers_are_left_alone(tmp_path):
     assert json.loads((root / "scenes.json").read_text())["source"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"holds thesis\.txt, which is none of the scenes"):
+    with pytest.raises(UserError, match=r"holds thesis\.txt, which is not part of the scenes"):
         ensure_scenes(tmp_path / "mine", TINY, quiet=True)
     (root / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"holds thesis\.txt, which is none of the scenes"):
+    with pytest.raises(UserError, match=r"holds thesis\.txt, which is not part of the scenes"):
         ensure_scenes(root, TINY, quiet=True)
     assert {(place / "thesis.txt").read_text() for place in (tmp_path / "mine", root)} == {"precious"}
     (tmp_path / "real" / "gta5").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds gta5, which is none of the scenes"):
+    with pytest.raises(UserError, match="holds gta5, which is not part of the scenes"):
         ensure_scenes(tmp_path / "real", TINY, quiet=True)
 
 

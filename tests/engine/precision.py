@@ -20,7 +20,7 @@ import torch
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
-from tests.engine.test_step import trainer
+from tests.engine.runs import trainer
 
 # the heads beside the segmentor, narrow: what they compute is the same
 NARROW = {
@@ -64,8 +64,8 @@ def losses(run: Trainer, steps: int) -> torch.Tensor:
     """The loss of every step."""
     found = []
     for _ in range(steps):
-        run._train_step()
-        found.append(run._take_means()["train/loss"])
+        run.step()
+        found.append(run.take_means()["train/loss"])
     return torch.tensor(found)
 
 

@@ -16,6 +16,7 @@ from fastuda.engine.parallel import SyncedBatchNorm2d, sync_batch_norm
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
 from fastuda.models import ModelConfig, build_model
+from fastuda.models.frozen import FrozenBatchNorm2d
 from fastuda.system.distributed import World, fresh_store
 from tests.engine.ddp_worker import steps
 from tests.program import ROOT, TINY, curves, environment, equal, fastuda, state, without_clocks
@@ -186,7 +187,7 @@ def test_frozen_batch_norm_is_not_joined(device, mode):
     assert list(model.state_dict()) == names
     kinds = {(type(m), m.training) for m in model.modules() if isinstance(m, _BatchNorm)}
     joined = torch.nn.SyncBatchNorm if device == "cuda" else SyncedBatchNorm2d
-    assert kinds == {(torch.nn.BatchNorm2d, False) if mode == "frozen" else (joined, True)}
+    assert kinds == {(FrozenBatchNorm2d, False) if mode == "frozen" else (joined, True)}
     trained = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
     assert {p.requires_grad for p in trained} == {mode == "none"}
 

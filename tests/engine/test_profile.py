@@ -9,8 +9,7 @@ import torch
 import fastuda.ops as F
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.methods import METHODS
-from tests.engine.test_faults import refused
-from tests.engine.test_step import trainer
+from tests.engine.runs import refused, trainer
 from tests.program import fastuda
 
 NAP = 0.15
@@ -103,7 +102,7 @@ def test_the_command_line(scenes_root, tmp_path):
 
 
 def test_what_cannot_be_profiled_is_said(scenes_root, tmp_path, monkeypatch):
-    refused(fastuda("profile", "--method", "all", "--trace", "x.json"), "--trace takes one --method")
+    refused(fastuda("profile", "--method", "all", "--trace", "x.json"), "--trace takes a single --method")
     for place in ("/proc/x.json", tmp_path):
         args = ["--method", "plca", "--data-root", scenes_root, *TINY]
         done = fastuda("profile", *args, "--trace", place)

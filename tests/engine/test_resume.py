@@ -14,6 +14,7 @@ import torch
 from fastuda.engine import checkpoint
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
+from fastuda.system.files import written
 from fastuda.system.random import rng_state, seed_everything, set_rng_state
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
@@ -99,7 +100,7 @@ def test_a_signal_does_not_wait_for_the_evaluation(last, scenes_root, tmp_path, 
     assert fastuda("train", *arguments(scenes_root, whole, *more)).returncode == 0
     monkeypatch.setenv("ARMED", "1")
     stopped = fastuda("train", *arguments(scenes_root, out, *more))
-    assert stopped.returncode == 0 and "stopped at step 2; go on with" in stopped.stdout, stopped.stderr
+    assert stopped.returncode == 0 and "stopped at step 2; continue with" in stopped.stdout, stopped.stderr
     assert not any("val/" in name for _, name, _ in curves(out)) and state(out)["step"] == 2
     monkeypatch.delenv("ARMED")
     again = fastuda("train", *arguments(scenes_root, out, *more), "--resume", "auto")
@@ -227,24 +228,21 @@ def test_a_run_whose_last_checkpoint_is_truncated_says_how_to_go_on(scenes_root,
     last, best = out / "checkpoints" / "last.pt", out / "checkpoints" / "best.pt"
     last.write_bytes(last.read_bytes()[:4000])
     done = fastuda("train", *args, "--resume", "auto")
-    assert done.returncode == 2 and f"go on from the best by --resume {best}" in done.stderr
+    assert done.returncode == 2 and f"continue from the best with --resume {best}" in done.stderr
     assert fastuda("train", *args, "--resume", best).returncode == 0
     (out / "result.json").unlink()
     best.unlink()
     done = fastuda("train", *args, "--resume", "auto")
-    assert done.returncode == 2 and f"begin anew without {out / 'checkpoints'}" in done.stderr
+    assert done.returncode == 2 and f"start again without {out / 'checkpoints'}" in done.stderr
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"step": 1})
 
-    def broken(draft):
+    with pytest.raises(UserError, match="No space left on device"), written(path, fsync=True) as draft:
         draft.write_bytes(b"half")
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoint.write_atomic(path, broken)
     assert checkpoint.load(path)["step"] == 1 and os.listdir(tmp_path) == ["last.pt"]
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.engine.test_faults import arguments, refused, wait_for_checkpoint
+from tests.engine.runs import arguments, refused, wait_for_checkpoint
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
 
 DAC_OVERRIDE = 1
@@ -151,7 +151,7 @@ def test_lists_that_are_nested_too_deep(tmp_path):
     (tmp_path / "classes.yaml").write_text("names: [road, car]\n")
     (tmp_path / "splits.json").write_text("[" * 100_000)
     done = fastuda("train", "--source", f"folder:{tmp_path}:train", "--out", tmp_path / "run", *TINY)
-    refused(done, "splits.json is no JSON")
+    refused(done, "splits.json cannot be read as JSON")
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "images/../../secret.png"])

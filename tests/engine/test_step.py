@@ -14,19 +14,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda
-from fastuda.config.resolve import resolve
 from fastuda.config.schema import OptimConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.loading.augment import jitter_source
 from fastuda.engine.optim import build_optimizer
-from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS, get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.ops import _backends
-from fastuda.system.distributed import World
 from fastuda.system.settings import build
 from tests.engine.ddp_worker import CLASSES, joint_batch
+from tests.engine.runs import trainer
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 PACKAGE = Path(fastuda.__file__).parent
@@ -62,12 +60,6 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trainer(root, out, *settings):
-    plain = {"data.data_root": str(root), "data.crop": [32, 64], "data.batch_size": 2, "data.workers": 0}
-    plain |= {"log.tensorboard": False, "train.device": "cpu", "train.steps": 4, "train.baseline": "off"}
-    return Trainer(resolve(None, plain | dict(settings), {}), Path(out), World(0, 1, torch.device("cpu")))
-
-
 HOT = [
     *((method, "off") for method in (*sorted(METHODS), "plca+self_training")),
     ("source_only", "force-fp16"),
@@ -80,9 +72,9 @@ def test_the_hot_path_does_not_wait(method, amp, scenes_root, tmp_path):
     settings += [("method.contrast_start", 0)] if method == "sepico" else []
     run = trainer(scenes_root, tmp_path, ("method.name", method), *settings)
     run.guard.eager = False  # as on a GPU: losses are judged when they are logged
-    run._train_step()
+    run.step()
     with Waits() as found:
-        run._train_step()
+        run.step()
     assert not found.found
 
 
@@ -192,8 +184,8 @@ def test_channels_last_is_a_matter_of_memory_alone(scenes_root, tmp_path):
     for choice in (True, False):
         run = trainer(scenes_root, tmp_path, ("train.channels_last", choice))
         features.append(run.method.model(torch.ones(2, 3, 32, 64)).features)
-        run._train_step()
-        losses.append(run._take_means()["train/loss"])
+        run.step()
+        losses.append(run.take_means()["train/loss"])
     assert features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
     assert features[1].is_contiguous()
     torch.testing.assert_close(*features, rtol=1e-3, atol=5e-3)

@@ -7,7 +7,7 @@ import sys
 import torch
 
 import fastuda.ops as F
-from tests.gpu.test_ops import CASES, CUDA, DEVICE, TRITON, classes_of, normal
+from tests.gpu.cases import CASES, CUDA, DEVICE, TRITON, classes_of, normal
 
 
 def main(backend: str) -> None:

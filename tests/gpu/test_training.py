@@ -31,8 +31,8 @@ def trainer(root, out, *settings, device=DEVICE):
 def losses(run, steps):
     found = []
     for _ in range(steps):
-        run._train_step()
-        found.append(run._take_means()["train/loss"])
+        run.step()
+        found.append(run.take_means()["train/loss"])
     return found
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastuda.data.labels import CITYSCAPES, CITYSCAPES_IDS, ClassSet
 from fastuda.errors import UserError
-from fastuda.inference.prediction import Predictor, label_ids
+from fastuda.inference.predictor import Predictor, label_ids
 from fastuda.inference.saved import load_run, override
 from fastuda.inference.windows import Inference, probabilities
 from fastuda.methods.base import SegPrediction
@@ -262,7 +262,7 @@ def test_numbers_of_the_picture_out_of_range(run, tmp_path):
 def test_images_that_lie_in_out_or_are_not_given(run, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     done = fastuda("predict", run, tmp_path, "--out", tmp_path)
-    assert done.returncode == 2 and f"{tmp_path} is --out or lies in it, where nothing" in done.stderr
+    assert done.returncode == 2 and f"{tmp_path} is --out or lies inside it" in done.stderr
     done = fastuda("predict", run, "method.x=1", "--out", tmp_path)
     assert done.returncode == 2 and "no image, video or folder is given" in done.stderr
     assert os.listdir(tmp_path) == ["a.png"]
@@ -284,7 +284,7 @@ def test_a_picture_that_memory_does_not_hold(run, tmp_path, monkeypatch):
     [
         (["missing.png"], "no image, video or folder at"),
         (["."], "no images in"),
-        (["a.png", "a.jpg"], "would be written under one name"),
+        (["a.png", "a.jpg"], "would have the same output name"),
     ],
 )
 def test_wrong_arguments_give_one_line(run, tmp_path, names, message):
@@ -365,7 +365,7 @@ def test_a_video(run, film, tmp_path):
     shown = capture.read()[1][..., ::-1].astype(int)
     drawn = CITYSCAPES.colorize(read(tmp_path / "out" / "labels" / "a film" / "000000.png")).astype(int)
     assert np.abs(shown - drawn).mean() < 25  # lossy, but the same picture
-    assert not list((tmp_path / "out").rglob("*.part*"))
+    assert not list((tmp_path / "out").rglob(".*.draft*"))
 
 
 @pytest.mark.parametrize("limit", [200, 1000])

@@ -158,7 +158,7 @@ def test_a_run_of_nineteen_classes_on_a_target_of_thirteen(scenes_root, tmp_path
     chosen = json.loads(done.stdout)
     assert chosen["iou"] == {name: whole["iou"][name] for name in ("road", "sky")} and "mIoU2" in chosen
     done = fastuda("evaluate", out, "--classes", "rode")
-    assert done.returncode == 2 and "no score of a class 'rode'; did you mean road" in done.stderr
+    assert done.returncode == 2 and "there is no score for a class 'rode'; did you mean road" in done.stderr
     (city / "classes.yaml").write_text("\n".join(["names: [banana]", "ids: [7]", *lines[3:]]))
     done = fastuda("evaluate", out, "--target", f"folder:{city}", "--split", "val")
     assert done.returncode == 2 and "has none of the classes road, sidewalk" in done.stderr

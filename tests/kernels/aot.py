@@ -119,6 +119,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """As :func:`tile_launches`, of the row soft-max, the losses and the statistics."""
     from fastuda.kernels import affinity_cleaning_loss as cleaning
     from fastuda.kernels import (
+        aspp,
         category_pool,
         class_statistics,
         smooth_max_pool,
@@ -157,6 +158,9 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     calls["category pool backward"] = partial(
         category_pool.category_pool_bwd, pooled, features[None], scores, pooled, plane, True, True
     )
+    maps_of_features, taps = torch.randn(1, 64, 16, 16).to(dtype), torch.rand(4, 3, 3, 19, 64)
+    calls["aspp forward"] = partial(aspp.aspp_fwd, maps_of_features, taps, plane[0], [6, 12, 18, 24])
+    calls["aspp backward"] = partial(aspp.aspp_bwd, x, maps_of_features, taps, [6, 12, 18, 24], True, True)
     mean, share = torch.rand(19, 512), torch.rand(256, 19)
     bank, count = torch.rand(19, 40, 512), torch.full((19,), 40)
     for name, variance in (("proto", None), ("dist", mean)):

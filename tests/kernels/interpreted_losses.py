@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda.ops as F
 from fastuda.kernels import affinity_cleaning_loss as cleaning
+from fastuda.kernels import aspp as head
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import contrast_softmax as softmax
@@ -361,6 +362,35 @@ def test_category_pool_of_large_logits_and_of_no_pixel():
     assert pooled.shape == (1, 2, 3) and (pooled == 0).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("size", "dilations", "panel"),
+    [
+        ((1, 1), (6, 12), 32 << 20),
+        ((7, 9), (1, 2), 64),
+        ((5, 70), (2, 6, 2), 32 << 20),
+        ((13, 9), (6, 12, 18, 24), 4096),
+    ],
+)
+def test_aspp(size, dilations, panel, dtype, monkeypatch):
+    monkeypatch.setattr(head, "PANEL_BYTES", panel)
+    monkeypatch.setattr(head, "BLOCK", 64)
+    shapes = [(2, 6, *size), *[(3, 6, 3, 3)] * len(dilations), *[(3,)] * len(dilations)]
+    given = [torch.randn(shape).to(dtype) / 4 for shape in shapes]
+    grad = torch.randn(2, 3, *size).to(dtype)
+
+    def run(backend, work):
+        x, *rest = leaves = [y.to(work).requires_grad_() for y in given]
+        weights, biases = rest[: len(dilations)], rest[len(dilations) :]
+        out = F.aspp(x, weights, dilations=dilations, biases=biases, backend=backend)
+        return out.detach(), *torch.autograd.grad(out, leaves, grad.to(work))
+
+    results = run("triton", dtype), run("reference", dtype), run("reference", torch.float64)
+    for k, three in enumerate(zip(*results, strict=True)):
+        assert three[0].dtype == dtype
+        within_budget(*three, f"gradient {k}" if k else "value", dtype)
+
+
 WAITS = (
     "_local_scalar_dense",
     "nonzero",
@@ -416,6 +446,10 @@ def launchers():
     yield partial(category.category_pool_fwd, x, p)
     pooled = torch.rand(1, 4, 8)
     yield partial(category.category_pool_bwd, pooled, x, p, pooled, plane, True, True)
+    taps = torch.rand(2, 3, 3, 4, 8)
+    maps = torch.rand(1, 8, 3, 5)
+    yield partial(head.aspp_fwd, maps, taps, torch.rand(4), [1, 2])
+    yield partial(head.aspp_bwd, logits, maps, taps, [1, 2], True, True)
 
 
 def test_no_launcher_waits_for_the_device():

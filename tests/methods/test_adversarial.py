@@ -8,37 +8,11 @@ from fastuda.errors import UserError
 from fastuda.methods import get_method
 from fastuda.methods.weakseg import present_class_loss
 from fastuda.models import ModelConfig, build_model
-from tests.methods.test_protocol import batch, build
+from tests.oracles.methods import batch, build, collect, data64, gradients, same
 
 
 def up(x, size=(32, 64)):
     return nnf.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def collect(method, data, step=0):
-    """Losses of every phase by name, and the gradients that each phase's network gets from all of them."""
-    losses, grads = {}, {}
-    networks = method.networks()
-    for net in networks.values():
-        net.zero_grad()
-    for phase in method.phases(data, step):
-        losses.update({key: value.detach().clone() for key, value in phase.losses.items()})
-        sum(phase.losses.values()).backward()
-    for name, net in networks.items():
-        grads[name] = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
-    return losses, grads
-
-
-def gradients(loss, net):
-    return torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
-
-
-def same(found, wanted):
-    for one, two in zip(found, wanted, strict=True):
-        zero = torch.zeros(())
-        torch.testing.assert_close(
-            zero.expand_as(two) if one is None and two is not None else one, two, rtol=1e-4, atol=1e-7
-        )
 
 
 def half(name, **settings):
@@ -48,14 +22,6 @@ def half(name, **settings):
         if isinstance(part, torch.nn.BatchNorm2d):
             part.eval()
     return method
-
-
-def data64(**kwargs):
-    data = batch(**kwargs)
-    return type(data)(
-        data.source_image.double(), data.source_label, data.target_image.double(), data.source_files,
-        data.target_files,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("threshold", [None, 0.3])

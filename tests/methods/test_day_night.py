@@ -9,8 +9,8 @@ import torch.nn.functional as nnf
 import fastuda.ops as F
 from fastuda.errors import UserError
 from fastuda.methods.self_training import fuse_matched, rarity_weights
-from tests.methods.test_protocol import batch, build
-from tests.ops.test_prototype_contrast import published_query, published_statistics
+from tests.oracles.methods import batch, build
+from tests.oracles.prototype_contrast import published_query, published_statistics
 
 # pixel frequencies of Cityscapes, as the authors' experiments.py has them
 CITYSCAPES = (

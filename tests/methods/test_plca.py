@@ -10,10 +10,10 @@ from fastuda.errors import UserError
 from fastuda.methods.plca import adaptive_lsr
 from fastuda.ops import cycle_association_loss
 from tests.helpers import wave
-from tests.methods.test_protocol import batch, build
-from tests.ops import test_cycle_association_loss as association
-from tests.ops import test_lovasz_softmax as lovasz
-from tests.ops import test_spatial_aggregate as aggregate
+from tests.oracles import cycle_association_loss as association
+from tests.oracles import lovasz_softmax as lovasz
+from tests.oracles import spatial_aggregate as aggregate
+from tests.oracles.methods import batch, build
 
 
 def test_lsr_has_the_authors_value():

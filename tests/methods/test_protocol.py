@@ -11,24 +11,7 @@ from fastuda.errors import UserError
 from fastuda.methods import METHODS, Method, Phase, get_method
 from fastuda.methods.base import phases_of
 from fastuda.models import ModelConfig, build_model
-
-
-def batch(b=2, k=4, size=(32, 64), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2, b, 3, *size, generator=generator)
-    blocks = torch.randint(0, k, (b, size[0] // 8, size[1] // 8), generator=generator)
-    label = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    label[:, :3] = 255
-    images[0] += label.clamp(max=k)[:, None] - 1.5
-    files = tuple(f"{i}.png" for i in range(b))
-    return Batch(images[0], label, images[1], files, files)
-
-
-def build(name, k=4, **settings):
-    torch.manual_seed(0)
-    cls = get_method(name)
-    return cls(cls.Config(**settings), build_model(ModelConfig(backbone="small"), k), k)
-
+from tests.oracles.methods import batch, build
 
 # settings under which three steps reach every part of a method
 SETTINGS = {"sepico": {"contrast_start": 0, "width": 16, "tau": 0.1}, "weakseg": {"category_width": 16}}
@@ -165,7 +148,7 @@ def test_finding_methods():
         get_method("no_such_package.module:Thing")
     with pytest.raises(UserError, match="is not a fastuda"):
         get_method("collections:OrderedDict")
-    with pytest.raises(UserError, match="has a Config that is no dataclass"):
+    with pytest.raises(UserError, match="has a Config that is not a dataclass"):
         get_method("tests.methods.test_protocol:Loose")
 
 

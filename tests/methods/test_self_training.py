@@ -15,8 +15,7 @@ from fastuda.methods.sepico import balanced_crops, cut, downsample_labels
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.ema import EMATeacher
 from fastuda.ops import PrototypeBank
-from tests.methods.test_adversarial import collect, data64, gradients, same
-from tests.methods.test_protocol import batch, build
+from tests.oracles.methods import batch, build, collect, data64, gradients, same
 
 PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.3}
 

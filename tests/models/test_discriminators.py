@@ -101,5 +101,5 @@ def test_category_discriminators_start_like_linear_layers():
 def test_images_too_small_to_judge_are_named():
     judge = FCDiscriminator(3)
     assert judge(torch.zeros(1, 3, 32, 40)).shape == (1, 1, 1, 1)
-    with pytest.raises(UserError, match=r"these are 31 x 64: raise data\.crop and data\.target_crop"):
+    with pytest.raises(UserError, match=r"input is 31 x 64: raise data\.crop and data\.target_crop"):
         judge(torch.zeros(1, 3, 31, 64))

@@ -64,7 +64,7 @@ def test_a_state_one_level_down(path, tmp_path):
 
 def test_several_networks_in_one_file_are_named(tmp_path):
     torch.save({"G": fresh("small"), "D": {"w": torch.zeros(1)}}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w\.pth holds several networks \(G, D\): save the state of one"):
+    with pytest.raises(UserError, match=r"w\.pth contains several networks \(G, D\): save the state of one"):
         read_state(tmp_path / "w.pth")
 
 

@@ -63,6 +63,8 @@ def good(op):
         "prototype_contrast": dict(features=tensor(11, 4), labels=labels(11), prototypes=statistics()),
         "smooth_max_pool": dict(logits=tensor(2, 3, 4, 5)),
         "category_pool": dict(features=tensor(2, 5, 4), logits=tensor(2, 5, 3)),
+        "depthwise_conv2d": dict(x=tensor(2, 4, 5, 6), weight=tensor(4, 1, 3, 3) - 0.5, padding=1),
+        "aspp": dict(features=tensor(2, 4, 5, 6), weights=[tensor(3, 4, 3, 3) - 0.5] * 2, dilations=(1, 2)),
     }[op]
 
 

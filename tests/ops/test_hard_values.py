@@ -40,6 +40,14 @@ LOSSES = {
     "affinity_cleaning_loss": ((1, 3, 4, 4), lambda x, **k: F.affinity_cleaning_loss(x, **k)),
     "smooth_max_pool": ((1, 3, 4, 4), lambda x, **k: F.smooth_max_pool(x, **k)[0, 0]),
     "category_pool": ((1, 9, 5), lambda x, **k: F.category_pool(torch.ones(1, 9, 4), x, **k)[0, 0, 0]),
+    "depthwise_conv2d": (
+        (1, 3, 4, 4),
+        lambda x, **k: F.depthwise_conv2d(x, torch.ones(3, 1, 3, 3), padding=1, **k)[0, 0, 0, 0],
+    ),
+    "aspp": (
+        (1, 3, 4, 4),
+        lambda x, **k: F.aspp(x, [torch.ones(2, 3, 3, 3)] * 2, dilations=(1, 2), **k)[0, 0, 0, 0],
+    ),
     "prototype_contrast": (
         (9, 5),
         lambda x, **k: F.prototype_contrast(

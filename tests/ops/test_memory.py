@@ -70,12 +70,21 @@ features, labels = leaf({PIXELS}, {WIDTH}), torch.randint(0, {CLASSES}, ({PIXELS
 statistics = F.ClassStatistics(torch.ones({CLASSES}), *torch.rand(2, {CLASSES}, {WIDTH}))
 bank = F.PrototypeBank(torch.rand(19, {BANK}, {WIDTH}), torch.full((19,), {BANK}))
 attended, attention, planes = leaf(1, {PIXELS}, {WIDTH}), leaf(1, {PIXELS}, {CLASSES}), leaf(1, 8, *{HIGH})
+deep = leaf(1, 256, *{LOW}).contiguous(memory_format=torch.channels_last).detach().requires_grad_()
+kernels = leaf(256, 1, 3, 3)
+taps = [torch.randn(19, 256, 3, 3) for _ in range(4)]
+
+def head(x, backend):
+    return F.aspp(x, taps, dilations=(6, 12, 18, 24), backend=backend)
+
 cases = {{
     "domain_cross_entropy": (F.domain_cross_entropy, (domain,), (seg,), dict(encode="target", size={HIGH})),
     "dist": (F.prototype_contrast, (features,), (labels, statistics), dict(kind="dist")),
     "bank": (F.prototype_contrast, (features,), (labels % 19, bank), dict(kind="bank")),
     "category_pool": (F.category_pool, (attended, attention), (), {{}}),
     "smooth_max_pool": (F.smooth_max_pool, (planes,), (), {{}}),
+    "aspp": (head, (deep,), (), {{}}),
+    "depthwise_conv2d": (F.depthwise_conv2d, (deep, kernels), (), dict(padding=4, dilation=4)),
 }}
 
 def run(op):
@@ -96,8 +105,13 @@ EXTRA = {
     "category_pool": 2 * mib(PIXELS, CLASSES) + mib(PIXELS, WIDTH),
     "smooth_max_pool": mib(8, *HIGH),
 }
-"""MiB that each loss may hold forward and backward: its results, what its backward needs, and once
-category_pool's soft-max; nothing at full resolution, nothing of pixels x classes or bank twice."""
+"""MiB that each op may hold forward and backward: its results, what its backward needs, once category_pool's
+soft-max; nothing at full resolution, nothing of pixels x classes or bank twice."""
+LAYERS = {
+    "aspp": 2 * mib(256, *LOW) + mib(2 * 19, *LOW),
+    "depthwise_conv2d": 3 * mib(256, *LOW),
+}
+"""The same of a network's layers: results, gradients, and a copy of aspp's features."""
 PANELS = 8
 """MiB of scratch."""
 
@@ -202,8 +216,9 @@ def test_the_measurement_sees_a_square_array():
 @needs_cpp
 @linux
 def test_losses_hold_no_more_than_their_results():
-    found = peaks(LOSSES, "cpu", *EXTRA)
-    assert all(found[op] < extra + PANELS for op, extra in EXTRA.items()), found
+    limits = EXTRA | LAYERS
+    found = peaks(LOSSES, "cpu", *limits)
+    assert all(found[op] < extra + PANELS for op, extra in limits.items()), found
 
 
 @linux

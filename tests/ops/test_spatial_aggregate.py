@@ -6,15 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastuda.ops as F
-from tests.helpers import contrast_normalised, cpu_backends, rows, similarity, wave, within_budget
+from tests.helpers import cpu_backends, rows, wave, within_budget
+from tests.oracles.spatial_aggregate import literal
 
 BACKENDS = cpu_backends("spatial_aggregate")
-
-
-def literal(x, kind, contrast, alpha=0.5):
-    sim = similarity(x, x, kind)
-    weights = (contrast_normalised(sim) if contrast else sim).softmax(-1)
-    return (1 - alpha) * x + alpha * (weights @ x)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

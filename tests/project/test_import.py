@@ -125,6 +125,11 @@ for name in NAMES:
 """
 
 
+def test_no_test_module_imports_another():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert not [name for name in imported(path) if name.startswith("tests.") and ".test_" in name], path
+
+
 def test_the_reference_is_imported_by_ops_alone():
     for path in sorted((ROOT / "fastuda").rglob("*.py")):
         if path.parent.name != "ops":

@@ -10,7 +10,7 @@ import yaml
 from fastuda.cli import AMP_CHOICES, bare_amp
 from fastuda.config.resolve import resolve
 from fastuda.config.schema import TrainConfig
-from fastuda.engine.state import with_precision
+from fastuda.engine.setup import with_precision
 from fastuda.errors import UserError
 from fastuda.system import precision
 from fastuda.system.distributed import World

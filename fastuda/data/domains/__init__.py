@@ -1,0 +1,1 @@
+"""Data sets: their classes, files and splits, read as train ids."""

@@ -1,70 +1,24 @@
-"""The table of data sets: one entry each, as downloaded."""
+"""The data sets that are built in, one entry each, in the layouts in which they are published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-from fastuda.data.domains.foreign import (
+from fastuda.data.domains.entry import DomainEntry, Split
+from fastuda.data.domains.label_tables import (
+    CAMVID,
+    CAMVID_LABELS,
     CARLA_COLORS,
     CARLA_OLD_RAW,
     CARLA_RAW,
     CROSS_CITY,
     CROSS_CITY_LABELS,
     IDD_LABELS,
+    SYNTHIA,
+    SYNTHIA_LABELS,
     VISTAS_1_LABELS,
     VISTAS_2_LABELS,
 )
 from fastuda.data.domains.layouts import LabelRule, Layout
-from fastuda.data.labels import (
-    CAMVID,
-    CAMVID_LABELS,
-    CITYSCAPES,
-    CITYSCAPES_LABELS,
-    CITYSCAPES_TRAIN_IDS,
-    SYNTHIA,
-    SYNTHIA_LABELS,
-    ClassSet,
-)
-
-
-@dataclass(frozen=True)
-class Split:
-    """A named part of a data set."""
-
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """Values of the template's fields, alternatives by ``|``."""
-    prefixes: tuple[str, ...] = ()
-    """Beginnings of the file names."""
-
-
-@dataclass(frozen=True)
-class DomainEntry:
-    """How a data set lies on disk."""
-
-    name: str
-    about: str
-    classes: ClassSet
-    layouts: tuple[Layout, ...]
-    source_split: str = "train"
-    """Split that is read where none is named."""
-    target_split: str = "train"
-    eval_split: str = "val"
-    splits: Mapping[str, Split] = field(default_factory=dict)
-    """Splits that are not folders of their own name."""
-    eval_splits: Mapping[str, str] = field(default_factory=dict)
-    """Evaluation split of a target split, where it is not ``eval_split``."""
-    folders: tuple[str, ...] = ()
-    """Names under the data root, besides the domain's own."""
-    fit_labels: bool = False
-    """Some labels are known to differ from their image's size by a few rows: they are resized (nearest)."""
-
-    assumed_void: bool = False
-    """Nobody has said that 255 is void, nor which ids the classes have."""
-
-    partly_labelled: bool = False
-    """Images without label are left out of training and evaluation instead of being an error."""
-
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_LABELS, CITYSCAPES_TRAIN_IDS
 
 _CITYSCAPES_RULES = (
     LabelRule("gtFine/{split}/{city}/{stem}_gtFine_labelIds.png", CITYSCAPES_LABELS),

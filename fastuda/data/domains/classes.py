@@ -1,4 +1,4 @@
-"""Which classes two domains share, found from their names."""
+"""Matches the classes of two domains by name."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ _SYNONYMS = {
 
 
 def canonical(name: str) -> str:
-    """A class name as it is compared: lower case, no spaces and punctuation, one word of each group of
-    synonyms."""
+    """Class name for comparison: lower case, without spaces and punctuation, synonyms replaced."""
     plain = unicodedata.normalize("NFKC", name).lower()
     word = re.sub(r"[\s!-/:-@\[-`{-~]", "", plain) or plain
     return _SYNONYMS.get(word, word)
@@ -47,24 +46,25 @@ def canonical(name: str) -> str:
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """The classes that are trained and evaluated, and where each domain's train ids go."""
+    """Classes that are trained and evaluated, and the new train ids of each domain."""
 
     shared: ClassSet
-    """In the target's order, with the target's names and colours."""
+    """In the order of the target, with its names and colours."""
     source: dict[int, int]
-    """Train id of the source to shared id; the rest is ignored."""
+    """Source train id to shared id; the others are ignored."""
     target: dict[int, int]
+    """Target train id to shared id."""
     source_only: tuple[str, ...]
     target_only: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...]
-    """(source's name, target's name) of a class where the two differ."""
+    """(source name, target name) of every shared class whose names differ."""
 
     def describe(self) -> str:
-        """A few lines for the log."""
+        """Summary for the log."""
         lines = [f"classes ({len(self.shared)}): {', '.join(self.shared.names)}"]
         if self.renamed:
             lines.append(
-                "  same by name: " + ", ".join(f"{theirs} = {ours}" for theirs, ours in self.renamed)
+                "  same by name: " + ", ".join(f"{source} = {target}" for source, target in self.renamed)
             )
         if self.source_only:
             lines.append(f"  ignored, only in the source: {', '.join(self.source_only)}")
@@ -82,40 +82,30 @@ def class_mapping(
     """Match the classes of two domains by name.
 
     Args:
-        classes: keep only these (names of either domain).
-        aliases: further pairs that mean one class, ``target=source``.
+        classes: names of the classes to keep, of either domain.
+        aliases: pairs ``target=source`` of names for the same class.
 
     Raises:
-        UserError: an alias or class that is in neither domain, or no class in common.
+        UserError: an alias or class is in neither domain, or the domains share no class.
     """
-    key = {canonical(name): canonical(name) for name in (*source.names, *target.names)}
-    for alias in aliases:
-        theirs, separator, ours = alias.partition("=")
-        if not separator:
-            raise UserError(f"data.class_alias: {alias!r} is not of the form target=source")
-        for name, owner in ((theirs, target), (ours, source)):
-            if canonical(name) not in {canonical(n) for n in owner.names}:
-                raise UserError(f"data.class_alias: no class {name!r}{nearest(name, owner.names)}")
-        key[canonical(theirs)] = canonical(ours)
-    wanted = None
-    if classes is not None:
-        for name in classes:
-            if canonical(name) not in key:
-                raise UserError(f"data.classes: no class {name!r}{nearest(name, target.names)}")
-        wanted = {key[canonical(name)] for name in classes}
-    of_source: dict[str, list[int]] = {}
+    keys = _keys(source, target, aliases)
+    for name in classes or ():
+        if canonical(name) not in keys:
+            raise UserError(f"data.classes: no class {name!r}{nearest(name, target.names)}")
+    kept = set(keys.values()) if classes is None else {keys[canonical(name)] for name in classes}
+    source_ids: dict[str, list[int]] = {}
     for i, name in enumerate(source.names):
-        of_source.setdefault(key[canonical(name)], []).append(i)
+        source_ids.setdefault(keys[canonical(name)], []).append(i)
     shared: dict[str, str] = {}
     source_table: dict[int, int] = {}
     target_table: dict[int, int] = {}
     for j, name in enumerate(target.names):
-        word = key[canonical(name)]
-        if word not in of_source or (wanted is not None and word not in wanted):
+        key = keys[canonical(name)]
+        if key not in source_ids or key not in kept:
             continue
-        shared.setdefault(word, name)
-        target_table[j] = list(shared).index(word)
-        source_table.update({i: target_table[j] for i in of_source[word]})
+        shared.setdefault(key, name)
+        target_table[j] = list(shared).index(key)
+        source_table.update({i: target_table[j] for i in source_ids[key]})
     if not shared:
         raise UserError(
             f"no class in common: source has {', '.join(source.names)}; target has "
@@ -134,3 +124,17 @@ def class_mapping(
             if source.names[i].lower() != names[k].lower()
         ),
     )
+
+
+def _keys(source: ClassSet, target: ClassSet, aliases: Sequence[str]) -> dict[str, str]:
+    """Key of every class by its canonical name; classes with equal keys are the same class."""
+    keys = {canonical(name): canonical(name) for name in (*source.names, *target.names)}
+    for alias in aliases:
+        target_name, separator, source_name = alias.partition("=")
+        if not separator:
+            raise UserError(f"data.class_alias: {alias!r} is not of the form target=source")
+        for name, owner in ((target_name, target), (source_name, source)):
+            if canonical(name) not in {canonical(n) for n in owner.names}:
+                raise UserError(f"data.class_alias: no class {name!r}{nearest(name, owner.names)}")
+        keys[canonical(target_name)] = canonical(source_name)
+    return keys

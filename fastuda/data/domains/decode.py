@@ -1,7 +1,7 @@
-"""Reading one image or label file, with every fault named.
+"""Reads one image or label file and names every fault.
 
-Images are turned as their EXIF orientation says, for training and prediction alike: labels are drawn on what
-a viewer shows, and a label file is taken as it is stored.
+Images are turned upright by their EXIF orientation, in training and prediction alike, because labels are
+drawn on what a viewer shows. Label files are read as they are stored.
 """
 
 from __future__ import annotations
@@ -18,22 +18,20 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from fastuda.errors import UserError
-
-OTHERWISE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading JSON raises that is cut off, nested too deep, or of another shape than expected."""
+from fastuda.system.files import reading
 
 _LABEL_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "RGB", "RGBA"}
 
 
 class BadFile(UserError):
-    """One file of a data set that cannot be used; the loaders skip a limited number of them."""
+    """A file of a data set cannot be used; the loaders skip a limited number of such files."""
 
     def __init__(self, path: Path | str, reason: str, fatal: bool = False) -> None:
         super().__init__(f"{path} {reason}")
         self.path = str(path)
         self.reason = reason
         self.fatal = fatal
-        """The label map is wrong, not the file: known before training where the file is looked at."""
+        """The label map is wrong, not the file, so skipping the file does not help."""
 
     def __reduce__(self) -> tuple[type[BadFile], tuple[str, str, bool]]:
         return type(self), (self.path, self.reason, self.fatal)
@@ -48,15 +46,14 @@ _UNTURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""By orientation, what brings an upright picture back to how it is stored."""
+"""Per orientation, the transpose from the upright image back to the stored one."""
 _BAD_EXIF = (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error)
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of an opened image that is not decoded yet; 1 where there is none or it
-    is damaged."""
+    """EXIF orientation, 1 to 8, of an opened image that is not decoded yet; 1 if it is missing or damaged."""
     try:
-        # PNG's own getexif would decode the pixels
+        # getexif of the PNG class would decode the pixels
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except _BAD_EXIF:
         return 1
@@ -64,36 +61,35 @@ def orientation(image: Image.Image) -> int:
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image as the file holds it."""
-    if isinstance(image, TiffImageFile):  # Pillow gives the size of the upright picture
+    """Width and height of an opened image as it is stored."""
+    if isinstance(image, TiffImageFile):  # Pillow returns the upright size
         return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
     return image.size
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image, turned as :func:`open_rgb` turns it."""
+    """Width and height of an opened image after :func:`open_rgb` turns it upright."""
     width, height = stored_size(image)
     return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def open_image(path: Path, low_bytes: bool = False, upright: bool = False) -> Image.Image:
-    """A decoded Pillow image.
+    """Decoded Pillow image.
 
     Args:
-        path: the file.
-        low_bytes: of 16-bit colour, the low byte of every channel and not the high one.
-        upright: turned as its EXIF orientation says; else as it is stored.
+        low_bytes: keep the low byte of 16-bit colour channels instead of the high byte.
+        upright: turn the image by its EXIF orientation; otherwise it stays as stored.
 
     Raises:
-        BadFile: the file is missing, empty, truncated or no image.
+        BadFile: the file is missing, empty, truncated or not an image.
     """
     try:
-        # by name, Pillow maps a TIFF into memory by its upright size
+        # given a path, Pillow would map a TIFF into memory by its upright size
         with path.open("rb") as file, Image.open(file) as image:
-            # Pillow turns TIFFs itself, and nothing else
+            # Pillow turns TIFFs upright by itself, and no other format
             turned = orientation(image) if isinstance(image, TiffImageFile) else 1
             if low_bytes and isinstance(image, PngImageFile):
-                # read as little-endian, the "high" byte that Pillow keeps is the low one of the file
+                # Pillow keeps the high byte; as little-endian, that is the low byte of the file
                 image.tile = [
                     tile._replace(args="RGB;16L") if tile.args == "RGB;16B" else tile for tile in image.tile
                 ]
@@ -106,19 +102,14 @@ def open_image(path: Path, low_bytes: bool = False, upright: bool = False) -> Im
     except FileNotFoundError as error:
         raise BadFile(path, "cannot be read: it is not there any more") from error
     except UnidentifiedImageError as error:
-        reason = (
-            "cannot be read: it is empty"
-            if path.stat().st_size == 0
-            else "cannot be read: no image that Pillow knows"
-        )
-        raise BadFile(path, reason) from error
+        reason = "it is empty" if path.stat().st_size == 0 else "no image that Pillow knows"
+        raise BadFile(path, f"cannot be read: {reason}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BadFile(path, f"cannot be read ({told})") from error
+        raise BadFile(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """A decoded image in 8-bit RGB, upright; grey and palette images are converted, alpha is dropped."""
+    """Decoded upright image in 8-bit RGB. Grey and palette images are converted; alpha is dropped."""
     image = open_image(path, upright=True)
     if image.mode == "RGB":
         return image
@@ -128,14 +119,16 @@ def open_rgb(path: Path) -> Image.Image:
 
 
 def read_raw_label(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The values in a label file as they are: ids [H, W] (palette files: the index) or colours [H, W, 3]; and
-    of a palette file ``uint8 [N, 3]``, the colours of the indices below N.
+    """Raw values of a label file, and its palette if it has one.
 
-    16-bit colour files (SYNTHIA) come as their low bytes, where the class is: Pillow by itself keeps the high
-    ones, which are zero.
+    Of 16-bit colour files (SYNTHIA) the low bytes are returned, which hold the class. Pillow by default keeps
+    the high bytes, which are zero.
+
+    Returns:
+        Ids [H, W] (indices of a palette file) or colours [H, W, 3]; palette ``uint8 [N, 3]`` or None.
 
     Raises:
-        BadFile: as :func:`open_image`, or a mode that holds no labels.
+        BadFile: as :func:`open_image`, or the mode of the image holds no labels.
     """
     image = open_image(path, low_bytes=True)
     if image.mode not in _LABEL_MODES:
@@ -147,32 +140,29 @@ def read_raw_label(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def draw_polygons(path: Path, names: Mapping[str, int], ignore: int) -> np.ndarray:
-    """``uint8 [H, W]`` train ids of a JSON file with named polygons, painted in its order (cityscapesScripts'
-    json2labelImg); a name with ``group`` at its end is its single one.
+    """Train ids ``uint8 [H, W]`` of a JSON file with named polygons, painted in the order of the file.
+
+    A name that ends in ``group`` counts as the name without it (cityscapesScripts, json2labelImg).
 
     Raises:
-        BadFile: no such JSON, or a name that ``names`` lacks.
+        BadFile: the file is not such JSON, or ``names`` lacks one of its names.
     """
-    try:
-        said = json.loads(path.read_text(encoding="utf-8-sig"))
-        width, height = int(said["imgWidth"]), int(said["imgHeight"])
-        if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow refuses a file
+    with reading(path, "polygons", BadFile):
+        annotation = json.loads(path.read_text(encoding="utf-8-sig"))
+        width, height = int(annotation["imgWidth"]), int(annotation["imgHeight"])
+        if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow's own limit
             raise ValueError(f"{width} x {height} pixels")
         picture = Image.new("L", (width, height), ignore)
         shapes = [
             (str(shape["label"]), [(float(x), float(y)) for x, y in shape["polygon"]])
-            for shape in said["objects"]
+            for shape in annotation["objects"]
             if not shape.get("deleted")
         ]
-    except FileNotFoundError as error:
-        raise BadFile(path, "cannot be read: it is not there any more") from error
-    except OTHERWISE as error:
-        raise BadFile(path, f"cannot be read as polygons ({error!r})") from error
     brush = ImageDraw.Draw(picture)
     for name, points in shapes:
-        known = name if name in names else name.removesuffix("group")
-        if known not in names:
+        single = name if name in names else name.removesuffix("group")
+        if single not in names:
             raise BadFile(path, f"holds a polygon of {name!r}, which is not defined", fatal=True)
         if len(points) > 1:
-            brush.polygon(points, fill=names[known])
+            brush.polygon(points, fill=names[single])
     return np.asarray(picture)

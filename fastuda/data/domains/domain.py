@@ -1,4 +1,4 @@
-"""A split of a data set: its images and labels, read in the classes that it is brought to."""
+"""A split of a data set: its images, and its labels as train ids."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ log = logging.getLogger("fastuda")
 class Domain:
     """Images and labels of one split of a data set.
 
-    ``items`` holds (image path, label path or None); labels are read as train ids of ``classes``, 255 where
-    there is none. A file that cannot be used raises :class:`~fastuda.data.domains.decode.BadFile`, a
-    ``UserError``.
+    Labels are read as train ids of ``classes``; 255 is ignored. A file that cannot be used raises
+    :class:`~fastuda.data.domains.decode.BadFile`, a ``UserError``.
     """
 
     name: str
@@ -45,24 +44,24 @@ class Domain:
     classes: ClassSet
     label_map: LabelMap
     fit_labels: bool = False
-    """Labels whose size differs from their image's by up to 5 % are resized, not refused."""
+    """Resize labels whose size differs from their image's by up to 5 % instead of raising an error."""
     others: tuple[str, ...] = ()
-    """Classes of an evaluated domain that the run does not have. Their pixels are labelled
-    ``len(classes)``, so that a score can count what is predicted there."""
+    """Classes of an evaluated domain that the run does not train. Their pixels are labelled
+    ``len(classes)``, so that scores count the predictions there."""
     assumed_void: bool = False
-    """Nobody has said that 255 is void, nor which ids the classes have."""
+    """``classes.yaml`` sets neither ``ids`` nor ``ignore``, so 255 may be a class or void."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def short_name(self, index: int) -> str:
-        """An image's file name without its ending; with its folders, where another image has the same."""
+        """File name of an image without its suffix; with its folders if another image has the same name."""
         path = self.items[index].image
-        alone = sum(item.image.stem == path.stem for item in self.items) == 1
-        return path.stem if alone else "_".join(self.own_path(index).parts)
+        unique = sum(item.image.stem == path.stem for item in self.items) == 1
+        return path.stem if unique else "_".join(self.own_path(index).parts)
 
     def own_path(self, index: int) -> Path:
-        """An image's path in the data set without its ending; with it, where only that tells two apart."""
+        """Path of an image in the data set without its suffix; with it if two images differ only in that."""
         path = self.items[index].image.relative_to(self.root)
         return path if self._paths[path.with_suffix("")] > 1 else path.with_suffix("")
 
@@ -71,53 +70,56 @@ class Domain:
         return Counter(item.image.relative_to(self.root).with_suffix("") for item in self.items)
 
     def renumber(self, classes: ClassSet, table: Mapping[int, int], *, keep_others: bool = False) -> Domain:
-        """The same files in other classes: train ids go through ``table``, those that it lacks are ignored,
-        or become :attr:`others` with ``keep_others``."""
+        """The same files with train ids of ``classes``, renumbered by ``table``.
+
+        Classes that are not in the table are ignored, or become :attr:`others` if ``keep_others``.
+        """
         lacking = (name for i, name in enumerate(self.classes.names) if i not in table)
         others = tuple(lacking) if keep_others else ()
         label_map = self.label_map.remap(table, len(classes) if others else IGNORE)
         return replace(self, classes=classes, label_map=label_map, others=others)
 
     def in_classes(self, classes: ClassSet, aliases: Sequence[str] = ()) -> tuple[Domain, tuple[str, ...]]:
-        """The same files in the numbers of ``classes``, matched by name, and those of them that it has. What
-        else it has are its :attr:`others`.
+        """The same files with train ids of ``classes``, and the names of ``classes`` that the domain has.
+
+        Classes are matched by name. Those that are not in ``classes`` become :attr:`others`.
 
         Args:
-            aliases: further pairs that mean one class, ``target=source`` of a run.
+            aliases: pairs ``target=source`` of names for the same class.
 
         Raises:
-            UserError: it has none of them.
+            UserError: the domain has none of the classes.
         """
         pairs = [alias.partition("=") for alias in aliases]
-        one = {canonical(theirs): canonical(ours) for theirs, _, ours in pairs}
+        synonyms = {canonical(target): canonical(source) for target, _, source in pairs}
 
-        def word(name: str) -> str:
-            return one.get(canonical(name), canonical(name))
+        def key(name: str) -> str:
+            return synonyms.get(canonical(name), canonical(name))
 
-        ours = {word(name): i for i, name in enumerate(classes.names)}
-        own = [word(name) for name in self.classes.names]
-        table = {i: ours[name] for i, name in enumerate(own) if name in ours}
+        numbers = {key(name): i for i, name in enumerate(classes.names)}
+        keys = [key(name) for name in self.classes.names]
+        table = {i: numbers[name] for i, name in enumerate(keys) if name in numbers}
         if not table:
             raise UserError(
                 f"{self.name} has none of the classes {', '.join(classes.names)};"
                 f" it has {', '.join(self.classes.names)}"
             )
-        known = tuple(name for i, name in enumerate(classes.names) if i in table.values())
-        return self.renumber(classes, table, keep_others=True), known
+        shared = tuple(name for i, name in enumerate(classes.names) if i in table.values())
+        return self.renumber(classes, table, keep_others=True), shared
 
     def open_image(self, index: int) -> Image.Image:
-        """The image as an 8-bit RGB Pillow image."""
+        """Pillow image in 8-bit RGB."""
         return open_rgb(self.items[index].image)
 
     def read_image(self, index: int) -> np.ndarray:
-        """``uint8 [H, W, 3]`` RGB."""
+        """RGB image ``uint8 [H, W, 3]``."""
         return np.asarray(self.open_image(index))
 
     def read_label(self, index: int) -> np.ndarray:
-        """``uint8 [H, W]`` train ids, 255 = ignore.
+        """Train ids ``uint8 [H, W]``; 255 is ignored.
 
         Raises:
-            BadFile: no label, an unreadable one, or one with a value outside the map (named).
+            BadFile: the label is missing, cannot be read, or holds a value that is not in the map.
         """
         image, path = self.items[index]
         if path is None:
@@ -136,9 +138,9 @@ class Domain:
                 self.label_map.decode(raw) if palette is None else self.label_map.decode_indexed(raw, palette)
             )
         except ValueError as error:
-            other = ", or leave palette out of classes.yaml to read numbers" if self.name == "folder" else ""
+            hint = ", or leave palette out of classes.yaml to read numbers" if self.name == "folder" else ""
             raise BadFile(
-                path, f"has a palette: {error}; save it as RGB to read colours{other}", fatal=True
+                path, f"has a palette: {error}; save it as RGB to read colours{hint}", fatal=True
             ) from error
         if (label == UNKNOWN).any():
             values = self.label_map.unknown(raw)
@@ -148,22 +150,22 @@ class Domain:
         return label
 
     def _hint(self, keys: str) -> str:
-        return f"; if it is right, say so by {keys} in classes.yaml" if self.name == "folder" else ""
+        return f"; if it is correct, add it to {keys} in classes.yaml" if self.name == "folder" else ""
 
     def read_pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and label of one size.
+        """Image and label of the same size.
 
         Raises:
-            BadFile: as the two readers do, or the sizes differ.
+            BadFile: as :meth:`read_image` and :meth:`read_label`, or the sizes differ.
         """
         image = self.read_image(index)
         return image, self.fit(index, self.read_label(index), (image.shape[0], image.shape[1]))
 
     def fit(self, index: int, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The label at its image's ``size`` (height, width).
+        """Label at the ``size`` (height, width) of its image.
 
         Raises:
-            BadFile: it has another, and the data set is not known for that.
+            BadFile: its size differs, and by more than :attr:`fit_labels` allows.
         """
         if label.shape == size:
             return label
@@ -176,11 +178,10 @@ class Domain:
         return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
     def check_files(self, at_most: int = 10) -> None:
-        """Look at the header of every image and label, so that what would stop the evaluation is known
-        before the training.
+        """Read the header of every image and label, to find before training what would stop the evaluation.
 
         Raises:
-            UserError: files that are not there, empty, no images, or not of one size.
+            UserError: files are missing, empty, not images, or differ in size from their label.
         """
         bad = []
         for image, label in self.items:
@@ -195,48 +196,48 @@ class Domain:
                     empty = path.is_file() and path.stat().st_size == 0
                     bad.append(f"{path} cannot be read: {'it is empty' if empty else error}")
             if len(set(sizes.values())) > 1 and not self.fit_labels:
-                with contextlib.suppress(BadFile):  # the orientation may stand after the pixels
+                with contextlib.suppress(BadFile):  # the orientation may follow the pixels
                     sizes[image] = open_rgb(image).size
                 if len(set(sizes.values())) > 1:
-                    bad.append(f"{label} is not of the size of its image")
+                    bad.append(f"{label} differs in size from its image")
         if bad:
             more = f"\n  and {len(bad) - at_most} more" if len(bad) > at_most else ""
             raise UserError(
-                f"{self.name} ({self.split}) is evaluated, and that needs every file; mend or remove:\n  "
+                f"{self.name} ({self.split}) is evaluated, which needs every file; repair or remove:\n  "
                 + "\n  ".join(bad[:at_most])
                 + more
             )
 
     def check_labels(self, count: int) -> None:
-        """Read ``count`` labels spread over the domain, and all of them where these are wholly void, so that
-        a wrong map is found before training.
+        """Read ``count`` labels spread over the domain to find a wrong label map before training.
+
+        If they are all void, every label is read. Unreadable files raise no error: the loader may skip them.
 
         Raises:
-            UserError: a value outside the map, 255 where it may be a class or void, or no pixel of a class in
-                any label. Other faults are left to the loader, which may skip them.
+            UserError: a value is not in the map, 255 may be a class or void, or no label shows any class.
         """
         labelled = [i for i, item in enumerate(self.items) if item.label is not None]
-        some = labelled[:: max(1, len(labelled) // max(count, 1))][:count]
-        seen = np.zeros(256, bool)
-        for i in some:
-            seen |= self._values(i)
-        if self.assumed_void and self._raw_values(some) == {0, IGNORE}:
+        sample = labelled[:: max(1, len(labelled) // max(count, 1))][:count]
+        present = np.zeros(256, bool)
+        for i in sample:
+            present |= self._present(i)
+        if self.assumed_void and self._raw_values(sample) == {0, IGNORE}:
             raise UserError(
-                f"the labels of {self.root} hold nothing but 0 and 255, and 255 is void unless classes.yaml"
+                f"the labels of {self.root} hold only 0 and 255, and 255 is void unless classes.yaml"
                 " says otherwise: write ids: [0, 255] if it is the second class, ignore: 255 if it is void"
             )
-        for i in labelled if some else ():
-            if seen[: len(self.classes)].any():
+        for i in labelled if sample else ():
+            if present[: len(self.classes)].any():
                 break
-            seen |= self._values(i)
-        if seen.any() and not seen[: len(self.classes)].any():
+            present |= self._present(i)
+        if present.any() and not present[: len(self.classes)].any():
             raise UserError(
                 f"no label of {self.name} in {self.root} (split {self.split}) has a pixel of"
                 f" {', '.join(self.classes.names)}: all {len(labelled)} are void"
             )
 
     def _raw_values(self, indices: Sequence[int]) -> set[int]:
-        """What stands in those of the labels that hold ids and can be read."""
+        """Raw ids in the readable labels; a label with colours counts as -1."""
         values: set[int] = set()
         for path in (self.items[i].label for i in indices):
             with contextlib.suppress(BadFile):
@@ -245,8 +246,8 @@ class Domain:
                     values |= set(np.unique(raw).tolist()) if raw.ndim == 2 else {-1}
         return values
 
-    def _values(self, index: int) -> np.ndarray:
-        """bool [256]: the train ids in a label; none in one that the loader may skip."""
+    def _present(self, index: int) -> np.ndarray:
+        """Whether each train id is in a label, bool [256]; all False if the loader may skip the label."""
         try:
             return np.bincount(self.read_label(index).ravel(), minlength=256) > 0
         except BadFile as bad:

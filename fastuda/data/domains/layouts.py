@@ -1,8 +1,8 @@
-"""Finding image and label files from path templates: one line says where both are.
+"""Finds image and label files by path templates.
 
 A template is a path with fields: ``leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png``. ``{path}`` matches
-any depth, every other field one path component or a part of it. A label template is filled from the fields of
-the image.
+folders of any depth; every other field matches a path component or a part of one. The fields of an image fill
+the template of its label.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".p
 
 
 class Item(NamedTuple):
-    """One image and, where there is one, its label."""
+    """Paths of an image and its label, if it has one."""
 
     image: Path
     label: Path | None
 
 
 class LabelRule(NamedTuple):
-    """Where the label of an image is, and what its values mean."""
+    """Path template of the labels, and their label map."""
 
     template: str
     label_map: LabelMap
@@ -37,15 +37,15 @@ class LabelRule(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a data set lies on disk. The first label rule with a file on disk is the one used."""
+    """Path templates of a data set; the first label rule with a file on disk is used."""
 
     image: str
     labels: tuple[LabelRule, ...]
     fields: Mapping[str, str] = field(default_factory=dict)
-    """The values that a field can have, alternatives by ``|``, where it could be mistaken."""
+    """Allowed values of ambiguous fields; ``|`` separates alternatives."""
 
     def narrowed(self, fields: Mapping[str, str]) -> dict[str, str] | None:
-        """Fixed field values within what the layout allows; None where it allows none of them."""
+        """Field values that both ``fields`` and the layout allow; None if a field has none left."""
         narrow = dict(self.fields)
         for name, value in fields.items():
             allowed = self.fields.get(name, value).split("|")
@@ -57,7 +57,7 @@ class Layout:
 
 
 def _regex(template: str, fields: Mapping[str, str]) -> re.Pattern[str]:
-    """The template as an expression; a field with a fixed value (alternatives by ``|``) matches only that."""
+    """Regular expression of a template; a field in ``fields`` matches only its values."""
     parts, last, seen = [], 0, set()
     for match in FIELD.finditer(template):
         name = match[1]
@@ -78,7 +78,7 @@ def _regex(template: str, fields: Mapping[str, str]) -> re.Pattern[str]:
 
 
 def _fixed_part(template: str, fields: Mapping[str, str]) -> list[str]:
-    """The leading folders of a template that hold no open field."""
+    """Leading folders of a template in which every field has a single value."""
     folders = []
     for part in template.split("/")[:-1]:
         names = FIELD.findall(part)
@@ -89,28 +89,28 @@ def _fixed_part(template: str, fields: Mapping[str, str]) -> list[str]:
 
 
 def fixed_folder(template: str) -> str:
-    """The leading folders of a template without a field, each with its slash: where all images are."""
+    """Leading folders of a template without fields, each followed by a slash."""
     return "".join(f"{part}/" for part in _fixed_part(template, {}))
 
 
 def match_files(root: Path, template: str, fields: Mapping[str, str]) -> list[tuple[Path, dict[str, str]]]:
-    """Files under ``root`` that the template names, sorted, each with its fields."""
+    """Files under ``root`` that match the template, sorted, each with its fields."""
     fixed = _fixed_part(template, fields)
     base = root.joinpath(*fixed)
     if not base.is_dir():
         return []
     pattern = _regex(template, fields)
     deep = "{path}" in template or template.count("/") > len(fixed)
-    found = []
+    files = []
     for path in _walk(base) if deep else sorted(base.iterdir()):
         match = pattern.fullmatch(path.relative_to(root).as_posix())
         if match and not path.name.startswith(".") and path.is_file():
-            found.append((path, match.groupdict()))
-    return found
+            files.append((path, match.groupdict()))
+    return files
 
 
 def _walk(base: Path) -> Iterator[Path]:
-    """Every file below ``base`` in sorted order; linked folders are entered, each real folder once."""
+    """Files below ``base`` in sorted order; links to folders are followed, each real folder once."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(base, followlinks=True):
         real = os.path.realpath(folder)
@@ -124,33 +124,34 @@ def _walk(base: Path) -> Iterator[Path]:
 
 
 def label_path(root: Path, template: str, fields: Mapping[str, str]) -> Path:
-    """The label file of an image with these fields."""
+    """Label file of an image with these fields."""
     return root / template.format(**fields)
 
 
 def find_items(
     root: Path, layout: Layout, fields: Mapping[str, str]
 ) -> tuple[list[tuple[Item, dict[str, str]]], LabelMap]:
-    """Every image of a layout with its label (none where the file is absent), and the map of the rule in use.
-    A label is no image, even where the pattern of the images takes it: one of another image, or one without
-    an image where the pattern of the labels takes no labelled image.
+    """Images of a layout with their labels (None if the file is missing), and the label map in use.
+
+    A file that is the label of another image is not an image, even if the image template matches it. Neither
+    is an unlabelled file that matches the label template, provided that no labelled image does.
 
     Raises:
-        UserError: two images claim one label file, or an image is its own label.
+        UserError: two images have the same label file, or an image is its own label.
     """
     narrow = layout.narrowed(fields)
     images = [] if narrow is None else match_files(root, layout.image, narrow)
     rule = layout.labels[0]
     for candidate in layout.labels:
-        if any(label_path(root, candidate.template, found).is_file() for _, found in images):
+        if any(label_path(root, candidate.template, values).is_file() for _, values in images):
             rule = candidate
             break
-    labelled = [(path, label_path(root, rule.template, found), found) for path, found in images]
+    labelled = [(path, label_path(root, rule.template, values), values) for path, values in images]
     files = {label for _, label, _ in labelled if label.is_file()}
     labels = files | _strays(root, rule.template, labelled, files)
     owner: dict[Path, Path] = {}
     items = []
-    for path, label, found in labelled:
+    for path, label, values in labelled:
         if path == label:
             raise UserError(f"{path} is image and label at once: images and labels need different patterns")
         if path in labels:
@@ -158,23 +159,25 @@ def find_items(
         if label in files and label in owner:
             raise UserError(f"{owner[label]} and {path} are two images of one label {label.name}: remove one")
         owner[label] = path
-        items.append((Item(path, label if label in files else None), found))
+        items.append((Item(path, label if label in files else None), values))
     return items, rule.label_map
 
 
 def _strays(
     root: Path, template: str, labelled: Sequence[tuple[Path, Path, object]], files: set[Path]
 ) -> set[Path]:
-    """Unlabelled images with the name of a label, unless labelled images have such names as well."""
+    """Unlabelled images that match the label template, unless labelled images match it as well."""
     pattern = _regex(template, {})
-    named = {path for path, _, _ in labelled if pattern.fullmatch(path.relative_to(root).as_posix())}
-    sure = {path for path, label, _ in labelled if label in files} - files
-    return named - sure if sure and not named & sure else set()
+    matching = {path for path, _, _ in labelled if pattern.fullmatch(path.relative_to(root).as_posix())}
+    images = {path for path, label, _ in labelled if label in files} - files
+    return matching - images if images and not matching & images else set()
 
 
 def left_out(items: Sequence[Item]) -> list[Path]:
-    """Files beside the images that are named as images are, and are neither images nor labels of the items:
-    another suffix than the pattern's, links that lead nowhere."""
+    """Files in the folders of the images that look like images but are not in ``items``, as image or label.
+
+    They have another suffix than the template, or are broken links.
+    """
     taken = {path for item in items for path in item}
     return [
         path

@@ -1,7 +1,6 @@
-"""Domains opened for one role, and brought to common classes.
+"""Opens domains for a role, and gives them common classes.
 
-A domain is named ``name`` or ``name:path[:split]``. Without a path it is looked for in ``<data
-root>/<name>``.
+A domain is specified as ``name`` or ``name:path[:split]``. The default path is ``<data root>/<name>``.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.catalogue import DOMAINS, DomainEntry
+from fastuda.data.domains.catalogue import DOMAINS
 from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.entry import DomainEntry
 from fastuda.data.domains.folder import folder_entry
 from fastuda.data.domains.layouts import Item, Layout
 from fastuda.data.domains.splits import evaluation_split, select
@@ -27,33 +27,35 @@ log = logging.getLogger("fastuda")
 
 ROLES = ("source", "target", "evaluation")
 AUTO = "auto"
-"""The split that the table names for the role."""
+"""The default split of the role."""
 NO_SPLIT = "none"
-"""The split without images: nothing is evaluated."""
+"""A split without images: nothing is evaluated."""
 
 
 def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
-    """name, path and split of ``name[:path[:split]]``. A path with colons is taken whole where it is a
-    folder, else the split is what stands after its last colon."""
+    """Name, path and split of ``name[:path[:split]]``.
+
+    A path with colons is used whole if it is a folder; otherwise the last colon precedes the split.
+    """
     name, _, rest = spec.partition(":")
-    whole = ":" not in rest or os.path.isdir(os.path.expanduser(rest))
-    path, _, split = (rest, "", "") if whole else rest.rpartition(":")
+    is_path = ":" not in rest or os.path.isdir(os.path.expanduser(rest))
+    path, _, split = (rest, "", "") if is_path else rest.rpartition(":")
     if not name:
         raise UserError(f"domain {spec!r} has no name; write name, name:path or name:path:split")
     return name, path or None, split or None
 
 
 def short_name(spec: str) -> str:
-    """A domain as tables and titles show it: its name, of an own folder with the folder's."""
+    """Name of a domain in tables and titles; a ``folder`` domain includes the name of its folder."""
     name, path, _ = parse_spec(spec)
     return f"{name}:{Path(path).name}" if name == "folder" and path else name
 
 
 def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
-    """The folder of a data set.
+    """Folder of a data set.
 
     Raises:
-        UserError: it is not there.
+        UserError: the folder does not exist.
     """
     if path is not None:
         root = Path(path).expanduser()
@@ -65,13 +67,13 @@ def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
         if root.is_dir():
             return root
     raise UserError(
-        f"no folder {candidates[0]} for the domain {entry.name}; give its place as {entry.name}:PATH "
+        f"no folder {candidates[0]} for the domain {entry.name}; give its path as {entry.name}:PATH "
         f"or with --data-root"
     )
 
 
 def _entry(name: str, path: str | None, role: str) -> DomainEntry:
-    """The table's line of a named domain."""
+    """Description of the domain with this name."""
     if name == "folder":
         if path is None:
             raise UserError("domain folder needs a path: folder:PATH")
@@ -86,42 +88,41 @@ def _entry(name: str, path: str | None, role: str) -> DomainEntry:
 
 
 def _root(name: str, path: str | None, entry: DomainEntry, data_root: Path) -> Path:
-    """The folder of a named domain; the scenes are drawn where they are missing."""
+    """Folder of the domain with this name; ``scenes`` are drawn if they are missing."""
     if name == "folder":
         return Path(str(path)).expanduser()
     if name == "scenes":
         from fastuda.data.scenes import ensure_scenes
 
-        place = Path(path).expanduser() if path else data_root / "scenes"
-        root = ensure_scenes(place, quiet=log_is_quiet())
-        return root / entry.name
+        folder = Path(path).expanduser() if path else data_root / "scenes"
+        return ensure_scenes(folder, quiet=log_is_quiet()) / entry.name
     return find_root(entry, path, data_root)
 
 
 def classes_of(spec: str, role: str) -> ClassSet:
-    """The classes of the domain that ``spec`` names; its files need not be there, but for a folder's
-    ``classes.yaml``.
+    """Classes of a domain. Its files need not exist, except ``classes.yaml`` of a ``folder`` domain.
 
     Raises:
-        UserError: no such domain.
+        UserError: there is no such domain.
     """
     name, path, _ = parse_spec(spec)
     return _entry(name, path, role).classes
 
 
 def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | None = None) -> Domain:
-    """The domain that ``spec`` names.
+    """Open the domain that ``spec`` names.
 
-    ``scenes`` is the built-in pair of domains: drawn on first use under ``<data root>/scenes``, the synthetic
-    side for the source in GTA5's layout, the real-looking side for the target in Cityscapes' layout.
+    ``scenes`` is the built-in pair of domains, drawn on first use under ``<data root>/scenes``: synthetic
+    scenes in GTA5's layout as source, real-looking scenes in Cityscapes' layout as target.
 
     Args:
-        role: source and evaluation need a label for every image; target only where ``split`` is given.
-        split: instead of the one in ``spec``; ``auto`` is the one that evaluates the split in ``spec``.
+        role: source, target or evaluation. Source and evaluation need a label for every image; target only
+            if ``split`` is given.
+        split: replaces the split in ``spec``; ``auto`` is the split that evaluates the one in ``spec``.
 
     Raises:
-        UserError: unknown name or split, missing folder or one that cannot be read, no images, images without
-            label.
+        UserError: the name or split is unknown, the folder is missing or cannot be read, there are no images,
+            or images have no label.
     """
     if role not in ROLES:
         raise ValueError(f"role is one of {', '.join(ROLES)}, not {role!r}")
@@ -132,21 +133,21 @@ def open_domain(spec: str, *, role: str, data_root: str | Path, split: str | Non
 
 
 def _open(spec: str, role: str, data_root: str | Path, split: str | None) -> Domain:
-    name, path, said = parse_spec(spec)
+    name, path, spec_split = parse_spec(spec)
     entry = _entry(name, path, role)
     root = _root(name, path, entry, Path(data_root))
     if role == "evaluation" and split == NO_SPLIT:
-        everything = open_domain(f"{name}:{root}" if path else name, role="target", data_root=data_root)
-        return replace(everything, split=NO_SPLIT, items=[])
+        target = open_domain(f"{name}:{root}" if path else name, role="target", data_root=data_root)
+        return replace(target, split=NO_SPLIT, items=[])
     labelled = role != "target" or split is not None
     if split == AUTO or (role == "evaluation" and split is None):
-        split = evaluation_split(root, entry, said)
-    split = split or said or (entry.source_split if role == "source" else entry.target_split)
+        split = evaluation_split(root, entry, spec_split)
+    split = split or spec_split or (entry.source_split if role == "source" else entry.target_split)
     items, label_map, layout = select(root, entry, split)
     if labelled:
         items = _labelled(items, entry, layout, root, split, role)
-    own = {known: i for i, known in enumerate(entry.classes.names)}
-    label_map = replace(label_map, names={**own, **label_map.names})
+    numbers = {class_name: i for i, class_name in enumerate(entry.classes.names)}
+    label_map = replace(label_map, names={**numbers, **label_map.names})
     return Domain(
         name, split, root, items, entry.classes, label_map, entry.fit_labels, assumed_void=entry.assumed_void
     )
@@ -155,38 +156,40 @@ def _open(spec: str, role: str, data_root: str | Path, split: str | None) -> Dom
 def _labelled(
     items: list[Item], entry: DomainEntry, layout: Layout, root: Path, split: str, role: str
 ) -> list[Item]:
-    """Every item with its label.
+    """Items with a label.
 
     Raises:
-        UserError: images without label, unless the data set is known for them.
+        UserError: images have no label, and the data set is not partly labelled.
     """
-    bare = [item.image for item in items if item.label is None]
-    if not bare:
+    unlabelled = [item.image for item in items if item.label is None]
+    if not unlabelled:
         return items
-    if entry.partly_labelled and len(bare) < len(items):
-        log.info("%s: %d of %d images have no label and are left out", root, len(bare), len(items))
+    if entry.partly_labelled and len(unlabelled) < len(items):
+        log.info("%s: %d of %d images have no label and are left out", root, len(unlabelled), len(items))
         return [item for item in items if item.label is not None]
     hint = f"; data.eval_split={NO_SPLIT} trains without scores" if role == "evaluation" else ""
+    templates = " or ".join(rule.template for rule in layout.labels)
     raise UserError(
-        f"{len(bare)} of {len(items)} images in {root} (split {split}) have no label;"
-        f" the first is {bare[0]}, looked for {' or '.join(rule.template for rule in layout.labels)}{hint}"
+        f"{len(unlabelled)} of {len(items)} images in {root} (split {split}) have no label;"
+        f" the first is {unlabelled[0]}, looked for {templates}{hint}"
     )
 
 
 def share_classes(
     source: Domain, *targets: Domain, classes: Sequence[str] | None = None, aliases: Sequence[str] = ()
 ) -> tuple[Domain, ...]:
-    """Source and targets in the classes that they share by name, in the target's order and names; these,
-    and what is left out, are logged.
+    """Source and targets with train ids of the classes that they share by name.
+
+    The classes have the order and names of the target. They are logged, as are those that are left out.
 
     Args:
-        targets: the target's splits, which have one set of classes: the one that is trained on, and then
-            those that are evaluated, whose further classes become :attr:`Domain.others`.
-        classes: keep only these.
-        aliases: further pairs that mean one class, ``target=source``.
+        targets: splits of one target: first the one to train on, then those to evaluate, whose other classes
+            become :attr:`Domain.others`.
+        classes: names of the classes to keep.
+        aliases: pairs ``target=source`` of names for the same class.
 
     Raises:
-        UserError: they share none, or a name in ``classes`` or ``aliases`` is no class of either.
+        UserError: the domains share no class, or a name in ``classes`` or ``aliases`` is in neither domain.
     """
     mapping = class_mapping(source.classes, targets[0].classes, classes, aliases)
     for line in mapping.describe().splitlines():
@@ -199,19 +202,19 @@ def share_classes(
 
 
 def absolute(data: DataConfig) -> DataConfig:
-    """The same domains and files by paths that hold in every working directory."""
+    """The same configuration with absolute paths, valid in every working directory."""
 
-    def place(path: str) -> str:
+    def absolute_path(path: str) -> str:
         return str(Path(path).expanduser().absolute())
 
     def domain(spec: str) -> str:
         name, path, split = parse_spec(spec)
-        return ":".join([name, place(path), *([split] if split else [])]) if path else spec
+        return ":".join([name, absolute_path(path), *([split] if split else [])]) if path else spec
 
     return replace(
         data,
         source=domain(data.source),
         target=domain(data.target),
-        data_root=place(data.data_root),
-        weak_labels=data.weak_labels and place(data.weak_labels),
+        data_root=absolute_path(data.data_root),
+        weak_labels=data.weak_labels and absolute_path(data.weak_labels),
     )

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on their device, for self-training: ClassMix, colour jitter, blur.
 
-Every draw is made for all images at once from torch's generator of the device: no loop over images, no wait
-for the device, and a checkpoint's random state reproduces it.
+Every draw is made for all images at once from the device's generator. There is no loop over images and no
+device sync, and the random state of a checkpoint reproduces the draws.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ BLUR_RADIUS = 4
 
 
 def class_mask(labels: Tensor, share: float = 0.5, ignore_index: int = 255) -> Tensor:
-    """Pixels of half of each image's classes, drawn at random: ``ceil(n share)`` of the n that it shows.
+    """Pixels of a random half of the classes of each image: ``ceil(n share)`` of its n classes.
 
     Args:
         labels: [B, H, W] integer classes below 256.
         share: published 0.5.
-        ignore_index: belongs to no class, and is in no mask.
+        ignore_index: label that is no class; its pixels are never in the mask.
 
     Returns:
-        [B, H, W] bool. Source: Olsson et al., ClassMix, WACV 2021.
+        [B, H, W] bool.
+
+    Source: Olsson et al., ClassMix, WACV 2021.
     """
     present = torch.zeros(len(labels), 256, device=labels.device)
     present.scatter_(1, labels.flatten(1).long(), 1.0)
     present[:, ignore_index] = 0
     count = present.sum(1, keepdim=True)
-    # absent classes draw below 0, so that the present ones come first
+    # absent classes draw below 0 and rank last
     rank = torch.where(present > 0, torch.rand_like(present), -1.0).argsort(1, descending=True).argsort(1)
     chosen = (rank < (count * share).ceil()) & (present > 0)
     return chosen.gather(1, labels.flatten(1).long()).view(labels.shape)
 
 
 def paste(mask: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """``above`` under the mask [B, H, W], ``below`` elsewhere; images [B, C, H, W] or maps [B, H, W]."""
+    """``above`` where the mask [B, H, W] is true, else ``below``; images [B, C, H, W] or maps [B, H, W]."""
     return torch.where(mask[:, None] if above.dim() == 4 else mask, above, below)
 
 
 @cache
 def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[C, 1, 1], kept: a device waits for what is copied to it from the host."""
+    """Tensor [C, 1, 1], cached because a copy from the host syncs the device."""
     return torch.tensor(values, device=device, dtype=dtype)[:, None, None]
 
 
@@ -64,8 +66,7 @@ def _per_image(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def jitter_source(batch: Batch, config: DataConfig, normalization: Normalization) -> Batch:
-    """The batch with the colours of its source images jittered as ``data.jitter`` and ``data.jitter_hue``
-    say."""
+    """The batch with its source images jittered by ``data.jitter`` and ``data.jitter_hue``."""
     if not config.jitter and not config.jitter_hue:
         return batch
     image = colour_jitter(batch.source_image, normalization, config.jitter, 1.0, config.jitter_hue, "pil")
@@ -80,23 +81,25 @@ def colour_jitter(
     hue: float | None = None,
     style: str = "kornia",
 ) -> Tensor:
-    """Brightness, contrast, saturation and hue of a ``share`` of the images, each with its own factors.
+    """Change brightness, contrast, saturation and hue of a ``share`` of the images, with factors per image.
 
-    In colours of 0..1, clamped there after every step: b, c, s uniform in ``1 - strength .. 1 + strength``,
-    the hue turns in HSV by up to ``hue`` circles, and the order of the four is drawn for the batch.
-    ``kornia``: ``x + b - 1``, ``c x``, and S of HSV times s. ``pil`` (torchvision on pictures): ``b x``,
-    ``g + c (x - g)`` with the image's mean grey g, and ``g + s (x - g)`` with the pixel's own.
+    Colours are in 0..1 and are clamped after every step. The factors b, c and s are uniform in
+    ``1 - strength .. 1 + strength``, the hue is shifted in HSV by up to ``hue`` turns, and the order of the
+    four steps is drawn per batch.
+    ``kornia``: ``x + b - 1``, ``c x``, and the saturation of HSV times s. ``pil`` (torchvision on images):
+    ``b x``, ``g + c (x - g)`` with the mean grey g of the image, and ``g + s (x - g)`` with the grey g of the
+    pixel.
 
     Args:
         x: normalised images [B, 3, H, W].
-        normalization: what they are normalised by.
+        normalization: normalisation of ``x``.
         strength: published 0.2 (SePiCo), 0.5 (FADA).
         share: published 0.8 (SePiCo), 1 (FADA).
-        hue: none: the strength; published 0.2 by both.
-        style: kornia (kornia 0.5, which SePiCo and its kin use) or pil (which FADA uses).
+        hue: default ``strength``; published 0.2 (SePiCo, FADA).
+        style: kornia (kornia 0.5, used by SePiCo and related methods) or pil (used by FADA).
 
     Raises:
-        ValueError: no such style.
+        ValueError: the style is unknown.
     """
     if style not in ("kornia", "pil"):
         raise ValueError(f"style is {style!r}: choose kornia or pil")
@@ -123,7 +126,7 @@ def colour_jitter(
         lambda rgb: _saturate(rgb, s) if plain else blend(rgb, grey(rgb), s),
         lambda rgb: _turn_hue(rgb, turn),
     )
-    # drawn on the CPU, so that nobody waits for the device
+    # drawn on the CPU to avoid a device sync
     for i in torch.randperm(len(steps)).tolist():
         rgb = steps[i](rgb).clamp(0, 1)
     rgb = torch.where(_per_image(x, 0, 1) < share, rgb, original)
@@ -133,18 +136,18 @@ def colour_jitter(
 
 
 def _saturate(rgb: Tensor, factor: Tensor) -> Tensor:
-    """S of HSV times ``factor`` [B, 1, 1, 1], at most 1; hue and V are kept."""
+    """Multiply the saturation of HSV by ``factor`` [B, 1, 1, 1], up to 1; hue and value stay."""
     value = rgb.amax(1, keepdim=True)
     chroma = value - rgb.amin(1, keepdim=True)
     return value - (value - rgb) * torch.minimum(factor, value / chroma.clamp(min=1e-8))
 
 
 def _turn_hue(rgb: Tensor, turn: Tensor) -> Tensor:
-    """The hue of HSV turned by ``turn`` circles [B, 1, 1, 1]; S and V are kept."""
+    """Shift the hue of HSV by ``turn`` turns [B, 1, 1, 1]; saturation and value stay."""
     value = rgb.amax(1, keepdim=True)
     chroma = value - rgb.amin(1, keepdim=True)
     r, g, b = ((rgb - value) / chroma.clamp(min=1e-8)).split(1, 1)
-    # in sixths of a circle, counted from the largest channel
+    # in sixths of a turn, counted from the largest channel
     hue = torch.where(r == 0, g - b, torch.where(g == 0, 2 + b - r, 4 + r - g)) + 6 * turn
     k = hue + _channels((5, 3, 1), rgb.device, rgb.dtype)
     k = k - 6 * (k / 6).floor()
@@ -152,14 +155,14 @@ def _turn_hue(rgb: Tensor, turn: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: tuple[float, float] = (0.15, 1.15), share: float = 0.5) -> Tensor:
-    """A Gaussian blur of a ``share`` of the images, each with its own sigma, uniform in the range given.
+    """Blur a ``share`` of the images by a Gaussian with a sigma per image, uniform in the given range.
 
-    The kernel has 9 taps, over three times the largest published sigma to each side. Borders are reflected.
-    It is computed in the images' own precision, under autocast too.
+    The kernel has 9 taps, which is over three times the largest published sigma to each side. Borders are
+    reflected. The blur runs in the precision of the images, also under autocast.
 
     Args:
         x: images [B, C, H, W].
-        sigma: in pixels; published 0.15 to 1.15.
+        sigma: range in pixels; published 0.15 to 1.15.
         share: published 0.5.
     """
     batch, channels, height, width = x.shape

@@ -1,4 +1,4 @@
-"""The one contract between the loaders and the methods."""
+"""The batch that loaders pass to methods."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch: labelled source images beside unlabelled target images.
+    """Training batch of labelled source images and unlabelled target images.
 
-    There is no target label map, so that no method can read one. Weak target labels are present only where
-    the domain has them.
+    It has no target labels, so no method can use them. Weak labels are present only if ``data.weak_labels``
+    is set.
     """
 
     source_image: Tensor
-    """[B, 3, H, W] float32, normalised as the model's weights ask."""
+    """[B, 3, H, W] float32, normalised for the weights of the model."""
     source_label: Tensor
-    """[B, H, W] int64 train ids, 255 = ignore."""
+    """[B, H, W] int64 train ids; 255 is ignored."""
     target_image: Tensor
     """[B, 3, H, W] float32."""
     source_files: tuple[str, ...]
     target_files: tuple[str, ...]
     target_tags: Tensor | None = None
-    """[B, K] bool: which classes the target image shows."""
+    """[B, K] bool: classes that the target image shows."""
     target_points: Tensor | None = None
-    """[B, P, 3] int64 rows (y, x, class); class 255 pads; none where no image has any."""
+    """[B, P, 3] int64 rows (y, x, class), padded by class 255; None if no image has points."""
     target_match: Tensor | None = None
-    """[B, 3, H, W] float32: images of the same places as the target's, such as by day for those by night,
-    resized, cropped and flipped as they are."""
+    """[B, 3, H, W] float32: images of the same places as the target images, for example by day instead of by
+    night, with the same resizing, crop and flip."""
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; the DataLoader's pinning thread calls it."""
+        """The same batch in page-locked memory; called by the pinning thread of the DataLoader."""
         pinned: dict[str, Any] = {
             f.name: value.pin_memory()
             for f in fields(self)

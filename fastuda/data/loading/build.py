@@ -1,4 +1,4 @@
-"""Which loader a run takes."""
+"""Chooses and builds the training loader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastuda.models.normalization import Normalization
 log = logging.getLogger("fastuda")
 
 LARGE = 512 * 512
-"""Pixels of a crop from which DALI is the faster loader without a GPU."""
+"""Smallest crop, in pixels, for which DALI is faster than torch without a GPU."""
 
 
 def build_loader(
@@ -29,10 +29,10 @@ def build_loader(
     world: int = 1,
     pin: bool = False,
 ) -> TorchLoader:
-    """The training loader that ``config.loader`` names.
+    """Training loader that ``config.loader`` names.
 
     Raises:
-        UserError: the domains' classes differ, or the loader does not carry what the configuration asks for.
+        UserError: the domains have different classes, or the loader does not support the configuration.
     """
     if source.classes.names != target.classes.names:
         raise UserError(
@@ -46,17 +46,19 @@ def build_loader(
 
 
 def choose_loader(config: DataConfig) -> str:
-    """torch or dali: the one that ``config.loader`` names; auto is dali where it is installed and there is a
-    GPU or a crop of at least 512 x 512 (measured on CPUs by bench/loader.py), and says so.
+    """Name of the loader, torch or dali, that ``config.loader`` selects.
+
+    ``auto`` selects dali if it is installed and there is a GPU or a crop of at least 512 x 512 (measured on
+    CPUs by bench/loader.py), and logs the choice.
 
     Raises:
-        UserError: dali is named, and it does not carry what the configuration asks for.
+        UserError: ``config.loader`` is dali, which does not support the configuration.
     """
-    beside = [name for name in ("weak_labels", "pairs") if getattr(config, name)]
-    if beside and config.loader != "torch":
+    torch_only = [name for name in ("weak_labels", "pairs") if getattr(config, name)]
+    if torch_only and config.loader != "torch":
         if config.loader == "dali":
-            raise UserError(f"data.{beside[0]} needs data.loader=torch: the DALI loader does not carry them")
-        log.info("loader: torch (it carries data.%s)", beside[0])
+            raise UserError(f"data.{torch_only[0]} needs data.loader=torch: DALI does not support it")
+        log.info("loader: torch (it supports data.%s)", torch_only[0])
         return "torch"
     if config.loader != "auto":
         return config.loader

@@ -1,5 +1,4 @@
-"""What a loader draws: which file is sample ``k`` of a domain, and which window of it. Every loader asks
-here, so that all give the same batches."""
+"""Draws the file and window of every sample; shared by all loaders, which therefore give the same batches."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ from fastuda.errors import UserError
 
 SOURCE, TARGET = 0, 1
 TRIES = 10
-"""Windows that are drawn at most, for one that shows the wanted class (DAFormer); and windows that are drawn
-anew for one that no class fills (mmsegmentation's RandomCrop)."""
+"""Largest number of windows drawn for one that shows the wanted class (DAFormer), and of redraws for one that
+no class fills (mmsegmentation's RandomCrop)."""
 
 
 class Drawer:
-    """Sample ``k`` of a side, as a pure function of (seed, side, k)."""
+    """Draws sample ``k`` of a side as a pure function of (seed, side, k)."""
 
     def __init__(self, source: Domain, target: Domain, config: DataConfig, seed: int):
         self.domains = (source, target)
@@ -39,17 +38,20 @@ class Drawer:
         self.max_class_share = config.max_class_share
 
     def candidates(self, side: int, k: int) -> Iterator[tuple[int, int | None, np.random.Generator]]:
-        """(image, class that its window is to show, random numbers): first the one drawn, then those that
-        take its place if it cannot be read."""
+        """Images for sample ``k``: the drawn one, then its replacements in case it cannot be read.
+
+        Yields:
+            Index of the image, class that its window has to show or None, random generator.
+        """
         count = len(self.domains[side])
-        in_turn = order(self.seed, side, k // count, count)
+        permutation = order(self.seed, side, k // count, count)
         rng = np.random.default_rng([self.seed, side, k])
         for step in range(min(count, self.attempts)):
             if side == SOURCE and self.sampler is not None:
                 wanted, index = self.sampler.draw(k, step, rng)
                 yield index, wanted, rng
             else:
-                yield int(in_turn[(k + step) % count]), None, rng
+                yield int(permutation[(k + step) % count]), None, rng
 
     def window(
         self,
@@ -59,8 +61,10 @@ class Drawer:
         wanted: int | None,
         rng: np.random.Generator,
     ) -> tuple[Window, np.ndarray | None]:
-        """A window of an image of ``size`` (height, width), and the label in it; where a class is wanted,
-        the first that shows enough of it, or the last of ten."""
+        """Window of an image of ``size`` (height, width), and the label in it.
+
+        If a class is ``wanted``, this is the first window that shows enough of it, or the last of ten.
+        """
         if label is None:
             return self.augment[side].draw(size[0], size[1], rng), None
         window, cut = self._varied(side, size, label, rng)
@@ -73,8 +77,11 @@ class Drawer:
     def _varied(
         self, side: int, size: tuple[int, int], label: np.ndarray, rng: np.random.Generator
     ) -> tuple[Window, np.ndarray]:
-        """A window and the label in it: the first with two classes of which none has ``max_class_share`` of
-        the labelled pixels, or the last of eleven."""
+        """Window and the label in it.
+
+        This is the first window with two classes, each below ``max_class_share`` of the labelled pixels, or
+        the last of eleven.
+        """
         augment = self.augment[side]
         window = augment.draw(size[0], size[1], rng)
         cut = augment.label(label, window)
@@ -88,10 +95,10 @@ class Drawer:
 
 
 def source_sampler(source: Domain, config: DataConfig, seed: int) -> RareSampler | BalancedSampler | None:
-    """The sampler that ``config.sampling`` names; None for uniform.
+    """Sampler that ``config.sampling`` names; None for uniform.
 
     Raises:
-        UserError: too many labels cannot be read.
+        UserError: more than ``config.max_bad`` labels cannot be read.
     """
     if config.sampling == "uniform":
         return None

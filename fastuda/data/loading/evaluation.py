@@ -1,4 +1,4 @@
-"""Held-out images, each once, with labels at their own size."""
+"""Evaluation loader: every image once, with its label at full size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import BadFile
 from fastuda.data.domains.domain import Domain
-from fastuda.data.loading.torch_loader import _next, _worker
+from fastuda.data.loading.torch_loader import next_item, start_worker
 from fastuda.data.loading.transforms import resize_image
 from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
@@ -34,15 +34,15 @@ class _Evaluation(Dataset):
             return str(error)
         image = resize_image(image, self.config.eval_size, self.config.resampling)
         pixels = self.normalization.apply(torch.from_numpy(image.copy()).permute(2, 0, 1))
-        return pixels[None], torch.from_numpy(label.astype(np.int64))[None], str(self.domain.items[index][0])
+        file = str(self.domain.items[index].image)
+        return pixels[None], torch.from_numpy(label.astype(np.int64))[None], file
 
 
 class EvalLoader:
-    """``(image [1, 3, H, W], label [1, H', W'], file)`` of every image of one rank once.
+    """Iterator of ``(image [1, 3, H, W], label [1, H', W'], file)`` over the images of one rank.
 
     Raises (while iterating):
-        UserError: a file cannot be used. None is skipped: a score over a part of the split would be another
-            score.
+        UserError: a file cannot be used. No file is skipped, because that would change the score.
     """
 
     def __init__(self, samples: _Evaluation, workers: int):
@@ -54,22 +54,22 @@ class EvalLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            # torch says it when the loader is made and again when it is started
+            # torch warns when the loader is created and again when it starts
             frames = iter(
                 DataLoader(
                     self.samples,
                     batch_size=None,
                     num_workers=self.workers,
-                    worker_init_fn=_worker,
-                    # its own generator: how often a run is evaluated changes nothing in it
+                    worker_init_fn=start_worker,
+                    # without it, each evaluation would draw from the global generator
                     generator=torch.Generator().manual_seed(0),
                 )
             )
         for _ in range(len(self)):
-            frame = _next(frames)
+            frame = next_item(frames)
             if isinstance(frame, str):
                 raise UserError(
-                    f"evaluation needs every file: {frame}; mend it (--resume auto goes on with a training)"
+                    f"evaluation needs every file: {frame}; repair it (--resume auto continues a training)"
                 )
             yield frame
 
@@ -77,6 +77,6 @@ class EvalLoader:
 def eval_loader(
     domain: Domain, config: DataConfig, normalization: Normalization, *, rank: int = 0, world: int = 1
 ) -> EvalLoader:
-    """The evaluation images of one rank; the ranks share them out."""
+    """Evaluation loader of one rank, with every ``world``-th image."""
     indices = list(range(rank, len(domain), world))
     return EvalLoader(_Evaluation(domain, config, normalization, indices), config.workers)

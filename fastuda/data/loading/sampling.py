@@ -1,6 +1,6 @@
-"""Which source image comes when: uniform, by rare classes, or balanced over the classes.
+"""Samplers of source images: uniform, by rare classes, or balanced over the classes.
 
-Every draw is a pure function of (seed, number), so that a counter is the whole state of a loader.
+Every draw is a pure function of (seed, number), so a counter is the whole state of a loader.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastuda.errors import UserError
 
 @lru_cache(maxsize=8)
 def order(seed: int, side: int, epoch: int, count: int) -> np.ndarray:
-    """The order of one pass over ``count`` images."""
+    """Random order of one pass over ``count`` images."""
     return np.random.default_rng([seed, side, epoch]).permutation(count)
 
 
@@ -23,8 +23,8 @@ def class_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray
     """``P(c) = softmax((1 - f_c) / T)`` over the classes that occur (DAFormer, eq. 8); float64 [K].
 
     Args:
-        frequency: share of every class among the labelled pixels.
-        temperature: lower draws rare classes more often (DAFormer: 0.01).
+        frequency: share f_c of every class among the labelled pixels.
+        temperature: T; a lower one draws rare classes more often (DAFormer: 0.01).
     """
     present = frequency > 0
     lowest = frequency[present].min()
@@ -33,29 +33,33 @@ def class_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray
 
 
 class RareSampler:
-    """Draw a class by :func:`class_probabilities`, then an image that shows it."""
+    """Draws a class by :func:`class_probabilities`, then an image that shows it."""
 
     def __init__(self, index: Index, temperature: float, min_share: float):
-        """An image shows a class when it fills ``min_share`` of it, or, where no image has as much, at all; a
-        class that occurs nowhere is left out."""
+        """An image shows a class that fills ``min_share`` of it, or has any pixel if no image reaches that.
+
+        Classes that never occur are left out.
+        """
         enough, any_pixel = index.tags(min_share), index.tags()
         self.images = _images(np.where(enough.any(0), enough, any_pixel))
         self.chances = class_probabilities(index.frequency, temperature)
 
     def draw(self, k: int, step: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Class and image of sample ``k``; ``step`` counts its images that could not be read."""
-        wanted = int(rng.choice(len(self.chances), p=self.chances))
-        found = self.images[wanted]
-        return wanted, int(found[rng.integers(len(found))])
+        """Class and image of sample ``k``; ``step`` counts its unreadable images so far."""
+        drawn = int(rng.choice(len(self.chances), p=self.chances))
+        images = self.images[drawn]
+        return drawn, int(images[rng.integers(len(images))])
 
 
 SUB_EPOCH = 3000
-"""Draws after which the occurrences are counted anew (FADA)."""
+"""Number of draws after which the counts start again (FADA)."""
 
 
 def balanced_probabilities(occurrences: np.ndarray) -> np.ndarray:
-    """``P(c)`` proportional to ``1 / log(1.01 + r_c)``, r_c the share of class c among the occurrences of
-    classes in the images drawn so far; 0 before the first. Float64 [K]. Source: FADA, authors' gta5.py.
+    """``P(c)`` proportional to ``1 / log(1.01 + r_c)``; float64 [K].
+
+    r_c is the share of class c among the occurrences of classes in the images drawn so far, at first 0.
+    Source: FADA, authors' gta5.py.
     """
     weight = 1 / np.log(1.01 + occurrences / max(occurrences.sum(), 1))
     return weight / weight.sum()
@@ -63,31 +67,31 @@ def balanced_probabilities(occurrences: np.ndarray) -> np.ndarray:
 
 class BalancedSampler:
     """FADA's class-balanced draws: a class by :func:`balanced_probabilities`, then the next image with a
-    pixel of it; every class in that image has then occurred once more.
+    pixel of it. Every class in that image then counts as occurred once more.
 
-    The count begins anew every :data:`SUB_EPOCH` draws, as published. There the images of a class then go on
-    in the order of the files; here they are shuffled per sub-epoch, so that sample ``k`` stays a function of
-    (seed, k).
+    The counts start again every :data:`SUB_EPOCH` draws, as published. The published code then continues in
+    the order of the files. Here the images of a class are shuffled per sub-epoch, which keeps sample ``k`` a
+    function of (seed, k).
     """
 
     def __init__(self, index: Index, seed: int):
         self.shown = index.tags()
         self.images = _images(self.shown)
         self.seed = seed
-        self._kept: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def draw(self, k: int, step: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Class and image of sample ``k``; ``step`` counts its images that could not be read."""
+        """Class and image of sample ``k``; ``step`` counts its unreadable images so far."""
         epoch, place = divmod(k, SUB_EPOCH)
-        if self._kept[0] != epoch:
-            self._kept = (epoch, self._sub_epoch(epoch))
-        wanted, image = self._kept[1][place].tolist()
+        if self._cached[0] != epoch:
+            self._cached = (epoch, self._sub_epoch(epoch))
+        drawn, image = self._cached[1][place].tolist()
         if step:
-            image = int(rng.choice(self.images[wanted]))
-        return wanted, image
+            image = int(rng.choice(self.images[drawn]))
+        return drawn, image
 
     def _sub_epoch(self, epoch: int) -> np.ndarray:
-        """int64 [SUB_EPOCH, 2]: classes and images."""
+        """Classes and images, int64 [SUB_EPOCH, 2]."""
         rng = np.random.default_rng([self.seed, epoch])
         present = np.flatnonzero(self.shown.any(0))
         shown = self.shown[:, present]
@@ -107,10 +111,10 @@ class BalancedSampler:
 def build_sampler(
     index: Index, sampling: str, *, seed: int, temperature: float, min_share: float
 ) -> RareSampler | BalancedSampler:
-    """The sampler of a name other than uniform.
+    """Sampler of the name ``sampling``, which is rare or balanced.
 
     Raises:
-        UserError: the index counts no labelled pixel.
+        UserError: the index has no labelled pixel.
     """
     if not index.counts.any():
         raise UserError("no labelled pixel in the source: nothing to sample classes from")
@@ -120,5 +124,5 @@ def build_sampler(
 
 
 def _images(shown: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of every class, the images that show it, from bool [N, K]."""
+    """Indices of the images that show each class, from bool [N, K]."""
     return tuple(np.flatnonzero(column) for column in shown.T)

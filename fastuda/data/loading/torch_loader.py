@@ -1,7 +1,7 @@
 """The torch loader: endless, seeded, sharded by rank, and resumable to the sample.
 
-Sample ``k`` of a domain is a pure function of (seed, k): which file, and how it is augmented. The only state
-is therefore the number of batches that were handed out, however many more the workers have prefetched.
+The file and augmentation of sample ``k`` are a pure function of (seed, k). The only state is therefore the
+number of batches that were returned, no matter how many the workers have prefetched.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ log = logging.getLogger("fastuda")
 
 
 Sample = tuple[tuple[Any, ...] | None, list[str]]
-"""Source image and label, target image, the two files, weak labels and the matched image, each of the last
-two where there is one (None where no readable file is left); the bad files met. Faults travel as values:
-an exception in a worker would arrive with its traceback for a message."""
+"""Source image and label, target image, the two files, weak labels or None, matched image or None; or None if
+no file is readable. Then the messages of unreadable files: as exceptions of a worker they would reach the
+main process with a traceback."""
 
 
 class _Samples(Dataset):
-    """Item ``k``: the source sample ``k`` beside the target sample ``k``."""
+    """Item ``k`` holds source sample ``k`` and target sample ``k``."""
 
     def __init__(
         self, source: Domain, target: Domain, config: DataConfig, normalization: Normalization, seed: int
@@ -58,8 +58,10 @@ class _Samples(Dataset):
         return (source[0], source[1], target[0], source[2], target[2], target[1], target[3]), bad
 
     def _sample(self, side: int, k: int, bad: list[str]) -> tuple[Tensor, Any, str, Tensor | None] | None:
-        """Image, label (of the target: weak labels, where there are any), file and matched image; a bad file
-        is noted and the next in order takes its place; None: none is left."""
+        """Image, label (weak labels in the target), file and matched image of sample ``k``.
+
+        An unreadable file is added to ``bad`` and replaced by the next one. None if no file is readable.
+        """
         domain = self.drawer.domains[side]
         for index, wanted, rng in self.drawer.candidates(side, k):
             try:
@@ -75,28 +77,28 @@ class _Samples(Dataset):
                 continue
             window, cut = self.drawer.window(side, (image.shape[0], image.shape[1]), label, wanted, rng)
             pixels = self._pixels(side, image, window)
-            beside = None if match is None else self._pixels(side, match, window)
-            known: Any = None if cut is None else torch.from_numpy(cut.astype(np.int64))
+            matched = None if match is None else self._pixels(side, match, window)
+            annotation: Any = None if cut is None else torch.from_numpy(cut.astype(np.int64))
             if side == TARGET and self.weak is not None:
                 crop = self.drawer.augment[side].crop
-                known = self.weak.crop(index, (image.shape[0], image.shape[1]), window, crop)
-            return pixels, known, str(domain.items[index][0]), beside
+                annotation = self.weak.crop(index, (image.shape[0], image.shape[1]), window, crop)
+            return pixels, annotation, str(domain.items[index].image), matched
         return None
 
     def _pixels(self, side: int, image: np.ndarray, window: Window) -> Tensor:
-        shown = torch.from_numpy(self.drawer.augment[side].image(image, window))
-        return self.normalization.apply(shown.permute(2, 0, 1))
+        cut = torch.from_numpy(self.drawer.augment[side].image(image, window))
+        return self.normalization.apply(cut.permute(2, 0, 1))
 
 
 def _collate(samples: list[Sample]) -> tuple[Batch | None, list[str]]:
     bad = [message for _, messages in samples for message in messages]
-    found = [parts for parts, _ in samples if parts is not None]
-    if len(found) < len(samples):
+    readable = [parts for parts, _ in samples if parts is not None]
+    if len(readable) < len(samples):
         return None, bad
-    images, labels, targets, source_files, target_files, weak, matches = zip(*found, strict=True)
+    images, labels, targets, source_files, target_files, weak, matches = zip(*readable, strict=True)
     tags, points = (None, None) if weak[0] is None else map(torch.stack, zip(*weak, strict=True))
     if points is not None and not points.shape[1]:
-        points = None  # the file has tags only
+        points = None  # the file has only tags
     batch = Batch(
         torch.stack(images),
         torch.stack(labels),
@@ -120,8 +122,7 @@ def _died(error: Exception) -> UserError:
 
 @contextlib.contextmanager
 def workers_alive() -> Iterator[None]:
-    """For code that runs while a DataLoader has workers: where one is killed, torch's handler of SIGCHLD
-    raises its RuntimeError wherever the main thread is.
+    """Report the death of a DataLoader worker, which torch raises anywhere in the main thread.
 
     Raises:
         UserError: a worker died.
@@ -134,8 +135,8 @@ def workers_alive() -> Iterator[None]:
         raise _died(error) from error
 
 
-def _next(batches: Iterator[T]) -> T:
-    """The next of a DataLoader's items.
+def next_item(batches: Iterator[T]) -> T:
+    """Next item of a DataLoader.
 
     Raises:
         UserError: a worker died.
@@ -147,16 +148,17 @@ def _next(batches: Iterator[T]) -> T:
         raise _died(error) from error
 
 
-def _worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Set up a worker process: one thread, and no signals of the terminal."""
     torch.set_num_threads(1)
-    os.setpgrp()  # Ctrl-C and signals to the group are the trainer's to answer: it still needs its workers
+    os.setpgrp()  # on Ctrl-C the trainer still needs its workers
 
 
 class TorchLoader:
-    """Endless iterator of :class:`Batch`; :meth:`state_dict` is the number of batches handed out.
+    """Endless iterator of :class:`Batch`; its state is the number of batches returned.
 
     Raises (while iterating):
-        UserError: more than ``max_bad`` files could not be read; the message lists them.
+        UserError: more than ``max_bad`` files, listed in the message, could not be read.
     """
 
     def __init__(
@@ -184,10 +186,9 @@ class TorchLoader:
             yield list(range(first, first + size))
 
     def _start(self) -> Iterator[tuple[Batch | None, list[str]]]:
-        """Batches (None where no readable file is left) from ``given`` on, with the bad files that each
-        met."""
+        """Batches from ``given`` on (None if no file is readable), each with its unreadable files."""
         with warnings.catch_warnings():
-            # the number of processes is the user's to choose: data.workers
+            # the user sets the number of processes by data.workers
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(
                 DataLoader(
@@ -196,8 +197,8 @@ class TorchLoader:
                     num_workers=self.config.workers,
                     collate_fn=_collate,
                     pin_memory=self.pin,
-                    worker_init_fn=_worker,
-                    # its own generator, so that making the loader never draws from the global stream
+                    worker_init_fn=start_worker,
+                    # without it, creating the loader would draw from the global generator
                     generator=torch.Generator().manual_seed(0),
                 )
             )
@@ -208,7 +209,7 @@ class TorchLoader:
     def __next__(self) -> Batch:
         if self._batches is None:
             self._batches = self._start()
-        batch, bad = _next(self._batches)
+        batch, bad = next_item(self._batches)
         for message in bad:
             if message not in self.bad:
                 self.bad[message] = None
@@ -217,7 +218,7 @@ class TorchLoader:
             self.close()
             raise UserError(
                 f"{len(self.bad)} files could not be read (data.max_bad is {self.config.max_bad}); "
-                "mend or remove them:\n  " + "\n  ".join(self.bad)
+                "repair or remove them:\n  " + "\n  ".join(self.bad)
             )
         self.given += 1
         return batch
@@ -227,10 +228,10 @@ class TorchLoader:
         return {"given": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from that position."""
+        """Continue from that position."""
         self.given = state["given"]
         self._batches = None
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._batches = None

@@ -1,4 +1,4 @@
-"""Paired augmentation of an image and its label: resize, crop, flip."""
+"""Joint augmentation of an image and its label: resize, crop, flip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastuda.data.labels import IGNORE
 
 
 class Window(NamedTuple):
-    """One drawn augmentation: resize to ``height`` x ``width``, crop at (``top``, ``left``), flip."""
+    """A drawn augmentation: resize to ``height`` x ``width``, crop at (``top``, ``left``), flip."""
 
     height: int
     width: int
@@ -28,10 +28,10 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 class Augment:
     """Random shorter edge (or an exact size), random crop, random flip.
 
-    What is drawn (:meth:`draw`) is apart from what is done with it, so that every loader can do the same.
-    Only the window that the crop shows is resampled: by one of :data:`FILTERS` with antialiasing for the
-    image, nearest for the label. Where the resized image is smaller than the crop, the rest is black and
-    ignored, right and below (PLCA, data/transforms.py).
+    Drawing (:meth:`draw`) is separate from applying, so every loader can apply the same window. Only the part
+    that the crop shows is resampled, images by one of :data:`FILTERS` with antialiasing, labels by nearest
+    neighbour. A resized image that is smaller than the crop is padded on the right and below, by black in the
+    image and 255 in the label (PLCA, data/transforms.py).
     """
 
     crop: tuple[int, int]
@@ -41,7 +41,7 @@ class Augment:
     resampling: str = "bilinear"
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Window:
-        """A window of an image of this size: a pure function of the generator's state."""
+        """Draw a window of an image of this size; a pure function of the state of the generator."""
         new_h, new_w = height, width
         if self.size is not None:
             new_h, new_w = self.size
@@ -54,15 +54,15 @@ class Augment:
         return Window(new_h, new_w, top, left, bool(rng.random() < self.flip))
 
     def image(self, image: np.ndarray, window: Window) -> np.ndarray:
-        """``uint8 [H, W, 3]`` to the crop's size."""
+        """Window of an image ``uint8 [H, W, 3]``, at the size of the crop."""
         return self._finish(self._cut(image, window, FILTERS[self.resampling]), window, 0)
 
     def label(self, label: np.ndarray, window: Window) -> np.ndarray:
-        """``uint8 [H, W]`` to the crop's size."""
+        """Window of a label ``uint8 [H, W]``, at the size of the crop."""
         return self._finish(self._cut(label, window, Image.Resampling.NEAREST), window, IGNORE)
 
     def _cut(self, x: np.ndarray, window: Window, mode: Image.Resampling) -> np.ndarray:
-        """The crop's part of the resized picture."""
+        """Part of the resized image that the crop shows."""
         height, width = x.shape[:2]
         crop_h, crop_w = min(self.crop[0], window.height), min(self.crop[1], window.width)
         if (height, width) == (window.height, window.width):
@@ -87,7 +87,7 @@ class Augment:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int] | None, resampling: str = "bilinear") -> np.ndarray:
-    """``uint8 [H, W, 3]`` with antialiasing to (height, width), or as it is."""
+    """Image ``uint8 [H, W, 3]`` resized with antialiasing to ``size`` (height, width), if there is one."""
     if size is None or tuple(image.shape[:2]) == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), FILTERS[resampling]))

@@ -1,13 +1,12 @@
-"""Weak labels of target images: which classes an image shows, and single labelled pixels.
+"""Weak labels of target images: tags, which are the classes that an image shows, and single labelled pixels.
 
-JSON, as ``python -m fastuda.data index DOMAIN --weak FILE`` writes it::
+The file is JSON, as written by ``python -m fastuda.data index DOMAIN --weak FILE``::
 
     {"images": {"day/001.png": {"tags": ["road", "car"], "points": [[y, x, "car"]]}}}
 
-or CSV with a header, a line per tag or point: ``image,class,y,x`` (``y`` and ``x`` empty for a tag). Images
-are named relative to the domain's folder, or by file name where that is unique; points are pixels of the
-upright image. A point's class is a tag, too. Classes of the data set that a run does not train are
-ignored.
+or CSV with the header ``image,class,y,x`` and a line per tag or point (``y`` and ``x`` are empty for a tag).
+Image names are relative to the folder of the domain, or file names if those are unique. Points are pixels of
+the upright image, and the class of a point is also a tag. Classes that a run does not train are ignored.
 """
 
 from __future__ import annotations
@@ -18,15 +17,18 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastuda.data.domains.decode import OTHERWISE
 from fastuda.data.domains.domain import Domain
 from fastuda.data.labels import IGNORE
 from fastuda.data.loading.transforms import Window
+from fastuda.data.tools.index import Index
 from fastuda.errors import UserError, nearest
+from fastuda.system.files import reading, written
 
 log = logging.getLogger("fastuda")
 
@@ -35,28 +37,27 @@ Points = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class WeakLabels:
-    """Of every image of a domain, in its order."""
+    """Weak labels of every image of a domain, in the order of its images."""
 
     tags: Tensor
     """[N, K] bool."""
     points: tuple[Points, ...]
-    """(y, x, class) each."""
+    """Points (y, x, class) of every image."""
 
     @property
     def most_points(self) -> int:
-        """Of an image."""
+        """Largest number of points of an image."""
         return max(map(len, self.points), default=0)
 
     def crop(
         self, index: int, size: tuple[int, int], window: Window, crop: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Tags [K] and points [P, 3] of a window of image ``index``; points outside it are class 255.
+        """Tags [K] and points [P, 3] in a window of image ``index``; points outside it have class 255.
 
         Args:
-            index: of the image.
-            size: its height and width.
-            window: what the loader drew.
-            crop: the crop's height and width.
+            size: height and width of the image.
+            window: window that the loader drew.
+            crop: height and width of the crop.
         """
         out = torch.zeros(self.most_points, 3, dtype=torch.int64)
         out[:, 2] = IGNORE
@@ -72,7 +73,7 @@ class WeakLabels:
 
 
 def read_weak_labels(path: str | Path, domain: Domain) -> WeakLabels:
-    """The weak labels of a domain's images.
+    """Read the weak labels of the images of a domain.
 
     Raises:
         UserError: the file cannot be read, names an unknown image or class, or lacks an image of the domain.
@@ -83,55 +84,50 @@ def read_weak_labels(path: str | Path, domain: Domain) -> WeakLabels:
             f"data.weak_labels: no file {path}; python -m fastuda.data index DOMAIN --weak {path}"
         )
     names = {item.image.relative_to(domain.root).as_posix(): i for i, item in enumerate(domain.items)}
-    short: dict[str, int | None] = {}
-    for name, number in names.items():
-        base = name.rpartition("/")[2]
-        short[base] = None if base in short else number
-    numbers = {name.lower(): number for name, number in domain.label_map.names.items()}
+    by_file_name: dict[str, int | None] = {}
+    for name, index in names.items():
+        file_name = name.rpartition("/")[2]
+        by_file_name[file_name] = None if file_name in by_file_name else index
+    class_ids = {name.lower(): number for name, number in domain.label_map.names.items()}
     tags = torch.zeros(len(names), len(domain.classes), dtype=torch.bool)
     points: list[list[tuple[int, int, int]]] = [[] for _ in names]
-    found = set()
-    for where, image, label, place in _entries(path):
-        index = names.get(image, short.get(image))
-        if index is None:
-            continue  # of another split of the same data set
-        found.add(index)
-        if label is None:
+    present = set()
+    for where, image, class_name, point in _entries(path):
+        image_index = names.get(image, by_file_name.get(image))
+        if image_index is None:
+            continue  # in another split of the data set
+        present.add(image_index)
+        if class_name is None:
             continue
-        known = numbers.get(label.lower())
-        if known is None:
-            close = nearest(label, domain.label_map.names)
-            raise UserError(f"{path}: {where}: unknown class {label!r}{close}")
-        if known == IGNORE:
-            continue  # a class of the data set that this run does not train
-        tags[index, known] = True
-        if place is not None:
-            points[index].append((*place, known))
-    if not found:
+        class_id = class_ids.get(class_name.lower())
+        if class_id is None:
+            close = nearest(class_name, domain.label_map.names)
+            raise UserError(f"{path}: {where}: unknown class {class_name!r}{close}")
+        if class_id == IGNORE:
+            continue  # not trained in this run
+        tags[image_index, class_id] = True
+        if point is not None:
+            points[image_index].append((*point, class_id))
+    if not present:
         raise UserError(f"{path} names no image of {domain.name}: names are relative to {domain.root}")
-    missing = [name for name, number in names.items() if number not in found]
+    missing = [name for name, index in names.items() if index not in present]
     if missing:
         raise UserError(
-            f"{path} has nothing about {len(missing)} of the {len(names)} images of {domain.name}, e.g."
-            f" {missing[0]}; an image without tags is an entry with none"
+            f"{path} has no entry for {len(missing)} of the {len(names)} images of {domain.name}, e.g."
+            f" {missing[0]}; give an image without tags an empty entry"
         )
-    shown = int(tags.sum()), sum(map(len, points)), len(names)
-    log.info("weak labels %s: %d tags and %d points of %d images", path, *shown)
-    return WeakLabels(tags, tuple(tuple(p) for p in points))
+    counts = int(tags.sum()), sum(map(len, points)), len(names)
+    log.info("weak labels %s: %d tags and %d points of %d images", path, *counts)
+    return WeakLabels(tags, tuple(map(tuple, points)))
 
 
 Entry = tuple[str, str, str | None, tuple[int, int] | None]
-"""Where it stands, image, class (None: only that the image is known), point."""
+"""Place in the file, image, class (None only lists the image), point (None for a tag)."""
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    try:
-        if path.suffix.lower() == ".csv":
-            yield from _csv(path)
-        else:
-            yield from _json(path)
-    except (*OTHERWISE, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as weak labels: {error}") from error
+    with reading(path, "weak labels"):
+        yield from _csv(path) if path.suffix.lower() == ".csv" else _json(path)
 
 
 def _csv(path: Path) -> Iterator[Entry]:
@@ -143,14 +139,37 @@ def _csv(path: Path) -> Iterator[Entry]:
                 f"it has the columns {sorted(columns)}; image and class are needed, y and x for points"
             )
         for row in reader:
-            place = (int(row["y"]), int(row["x"])) if row.get("y") and row.get("x") else None
-            yield f"line {reader.line_num}", row["image"], row["class"] or None, place
+            point = (int(row["y"]), int(row["x"])) if row.get("y") and row.get("x") else None
+            yield f"line {reader.line_num}", row["image"], row["class"] or None, point
 
 
 def _json(path: Path) -> Iterator[Entry]:
-    for image, said in json.loads(path.read_text(encoding="utf-8-sig"))["images"].items():
+    for image, labels in json.loads(path.read_text(encoding="utf-8-sig"))["images"].items():
         yield image, image, None, None
-        for name in said.get("tags", []):
+        for name in labels.get("tags", []):
             yield image, image, str(name), None
-        for y, x, name in said.get("points", []):
+        for y, x, name in labels.get("points", []):
             yield image, image, str(name), (int(y), int(x))
+
+
+def write_weak_labels(path: Path, domain: Domain, index: Index, tags: np.ndarray, points: int) -> None:
+    """Write the weak labels of a domain as JSON.
+
+    Args:
+        index: index of the domain.
+        tags: bool [N, K], classes of every image.
+        points: points per class and image.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    names = domain.classes.names
+    images: dict[str, Any] = {
+        item.image.relative_to(domain.root).as_posix(): {
+            "tags": [names[c] for c in tags[i].nonzero()[0]],
+            "points": [[y, x, names[c]] for y, x, c in index.first_points(i, points) if tags[i, c]],
+        }
+        for i, item in enumerate(domain.items)
+    }
+    with written(path) as draft:
+        draft.write_text(json.dumps({"classes": names, "images": images}, indent=1), encoding="utf-8")

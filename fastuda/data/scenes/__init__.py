@@ -1,9 +1,8 @@
-"""Built-in street scenes in two domains with a real gap, written as the readers of real data sets expect
-them.
+"""Built-in street scenes in two domains with a domain gap, in the layouts of real data sets.
 
-The ``synthetic`` side is clean, saturated and sunlit, from a high camera, in GTA5's layout. The ``real`` side
-is drab, hazy, textured, noisy and blurred, under changing light, from a low camera with a longer lens, in
-Cityscapes' layout.
+The ``synthetic`` scenes are clean, saturated and sunlit, seen from a high camera, in the layout of GTA5. The
+``real`` scenes are drab, hazy, textured, noisy and blurred under changing light, seen from a low camera with
+a longer lens, in the layout of Cityscapes.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from fastuda.errors import UserError
 VERSION = 1
 MANIFEST = "scenes.json"
 OWN = {MANIFEST, "gta5", "cityscapes", "source.png", "target.png"}
-"""What a folder of scenes holds, contact sheets too: all that a new drawing replaces."""
+"""Everything in a folder of scenes, including contact sheets; a new drawing replaces it."""
 
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """How many scenes, how large, from which seed."""
+    """Number of scenes per split, their size, and the seed."""
 
     source: int = 400
     target: int = 400
@@ -74,22 +73,21 @@ def _write(job: tuple[str, int, int, tuple[int, int], Path, Path]) -> None:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The settings of the scenes that are there; none where there are none, or half of some."""
+    """Settings of the scenes in a folder; empty if there are none or they are incomplete."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool = False) -> Path:
-    """Both domains under ``root``, drawn unless they lie there already with these settings.
+    """Draw both domains under ``root`` unless they exist with these settings; returns ``root``.
 
-    Everything is written beside ``root`` and renamed at the end, so that half a data set is never read as a
-    whole one.
+    The scenes are written beside ``root`` and renamed at the end, so an incomplete data set is never read.
 
     Raises:
-        UserError: the folder holds something else, or cannot be written.
+        UserError: the folder holds other files, or cannot be written.
     """
     wanted = {"version": VERSION, **asdict(config or ScenesConfig())}
     try:
@@ -97,21 +95,23 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
         present = _manifest(root / MANIFEST)
         if present == wanted or (config is None and present.get("version") == VERSION):
             return root
-        # without a manifest they may be the real gta5 and cityscapes
+        # without a manifest, gta5 and cityscapes may be the real data sets
         own = OWN if (root / MANIFEST).is_file() else set()
         strangers = sorted({path.name for path in root.iterdir()} - own) if root.exists() else []
     except OSError as error:
         raise UserError(f"{root} cannot be read: {error.strerror}") from error
     if strangers:
-        raise UserError(f"{root} holds {strangers[0]}, which is none of the scenes; choose another folder")
+        raise UserError(
+            f"{root} holds {strangers[0]}, which is not part of the scenes; choose another folder"
+        )
     draft = root.with_name(f"{root.name}.part{os.getpid()}")
     try:
         jobs = _jobs(draft, config or ScenesConfig())
         for folder in {path.parent for job in jobs for path in job[4:]}:
             folder.mkdir(parents=True)
         with ProcessPoolExecutor(os.cpu_count()) as pool:
-            done = pool.map(_write, jobs, chunksize=16)
-            for _ in tqdm(done, total=len(jobs), desc="drawing scenes", unit="image", disable=quiet):
+            written = pool.map(_write, jobs, chunksize=16)
+            for _ in tqdm(written, total=len(jobs), desc="drawing scenes", unit="image", disable=quiet):
                 pass
         (draft / MANIFEST).write_text(json.dumps(wanted), encoding="utf-8")
         if root.exists():

@@ -1,4 +1,4 @@
-"""A pinhole camera that paints polygons into three pictures at once: colour, class and nearness."""
+"""Pinhole camera that paints polygons into three images at once: colour, class and nearness."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CLASS = {name: index for index, name in enumerate(CITYSCAPES.names)}
 
 
 def nearness(z: float) -> int:
-    """0 (far) to 255 (at the lens): how little haze lies in between."""
+    """Nearness from 0 (far) to 255 (at the lens), which decreases with the haze in between."""
     return int(255 * np.exp(-z / 60.0))
 
 
 class Canvas:
-    """World coordinates in metres: X to the right, Y up from the road, Z away from the camera."""
+    """Painted images. World coordinates are in metres: X right, Y up from the road, Z into the image."""
 
     def __init__(
         self, size: tuple[int, int], horizon: float, camera_height: float, focal: float, shift: float
@@ -48,7 +48,7 @@ class Canvas:
         )
 
     def pixels(self, metres: float, z: float) -> float:
-        """How many pixels a length has at depth ``z``."""
+        """Length in pixels of ``metres`` at depth ``z``."""
         return self.focal * metres / z
 
     def polygon(self, points: Sequence[Point], color: Color, name: str) -> None:
@@ -74,7 +74,7 @@ class Canvas:
             brush.ellipse((u - a, v - b, u + a, v + b), fill=fill)
 
     def ring(self, x: float, y: float, z: float, radius: float, color: Color, name: str) -> None:
-        """An upright ring that faces the camera: a wheel."""
+        """Draw an upright ring that faces the camera, for a wheel."""
         u, v = self.project(x, y, z)
         r = max(self.pixels(radius, z), 1.0)
         thick = max(1, round(r * 0.28))
@@ -82,7 +82,7 @@ class Canvas:
             brush.ellipse((u - r, v - r, u + r, v + r), outline=fill, width=thick)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Colour [H, W, 3] float32, classes [H, W] uint8, nearness [H, W] float32 in 0..1."""
+        """Colours float32 [H, W, 3], train ids uint8 [H, W], nearness float32 [H, W] in 0..1."""
         color, label, near = self.images
         small = (self.width // OVERSAMPLE, self.height // OVERSAMPLE)
         return (

@@ -1,4 +1,4 @@
-"""What stands in a street: each function paints one thing at a place."""
+"""Objects of a street; each function paints one object at a given place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Rng = np.random.Generator
 
 
 def building(canvas: Canvas, style: Style, rng: Rng, side: int, x: float, z0: float, z1: float) -> None:
-    """A box along the street with floors of windows on both faces that can be seen."""
+    """A box along the street with floors of windows on both visible faces."""
     tall = rng.uniform(6, 22)
     color = style.pick(rng, "building")
     flank = shade(color, rng.uniform(0.72, 0.95))
@@ -56,7 +56,7 @@ def hedge(canvas: Canvas, style: Style, rng: Rng, side: int, x: float, z0: float
 def barrier(
     canvas: Canvas, style: Style, rng: Rng, side: int, x: float, z0: float, z1: float, name: str
 ) -> None:
-    """A wall with courses, or a fence with bars."""
+    """A wall with a coping, or a fence with bars."""
     tall = rng.uniform(1.8, 3.0) if name == "wall" else rng.uniform(1.2, 1.9)
     color = style.pick(rng, name)
     canvas.polygon([(x, 0, z0), (x, 0, z1), (x, tall, z1), (x, tall, z0)], color, name)
@@ -108,7 +108,7 @@ def pole(canvas: Canvas, style: Style, rng: Rng, x: float, z: float, kind: str) 
 
 
 def vehicle(canvas: Canvas, style: Style, rng: Rng, x: float, z: float, name: str) -> None:
-    """A car, truck, bus or tram seen from behind, with the flank that faces the camera."""
+    """A car, truck, bus or tram seen from behind and from the side that faces the camera."""
     wide, long, tall, waist = {
         "car": (1.8, 4.2, 1.5, 0.85),
         "truck": (2.4, 7.0, 3.2, 1.1),
@@ -162,7 +162,7 @@ def vehicle(canvas: Canvas, style: Style, rng: Rng, x: float, z: float, name: st
 def person(
     canvas: Canvas, style: Style, rng: Rng, x: float, z: float, name: str = "person", lift: float = 0.0
 ) -> None:
-    """Legs, torso, arms and head."""
+    """A person with legs, torso, arms and head."""
     tall = rng.uniform(1.55, 1.85)
     shirt, legs, skin = style.pick(rng, "cloth"), style.pick(rng, "trousers"), style.pick(rng, "skin")
     step = rng.uniform(0.02, 0.2)

@@ -1,4 +1,4 @@
-"""One street scene: what stands where, painted from far to near."""
+"""Street scenes: places the objects and paints them from far to near."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ STYLES: dict[str, Style] = {"synthetic": SYNTHETIC, "real": REAL}
 FAR = 130.0
 
 Things = list[tuple[float, Callable[[], None]]]
-"""What to paint, with its depth."""
+"""Depth of every object, and the function that paints it."""
 
 
 def draw_scene(domain: str, seed: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Picture ``uint8 [H, W, 3]`` and train ids ``uint8 [H, W]`` of scene ``index``: a pure function of
-    the arguments."""
+    """Image ``uint8 [H, W, 3]`` and train ids ``uint8 [H, W]``; a pure function of the arguments."""
     style = STYLES[domain]
     rng = np.random.default_rng([seed, sorted(STYLES).index(domain), index])
     canvas = Canvas(
@@ -41,10 +40,6 @@ def draw_scene(domain: str, seed: int, index: int, size: tuple[int, int]) -> tup
     _traffic(things, canvas, style, rng, left, right)
     for _, paint in sorted(things, key=lambda thing: -thing[0]):
         paint()
-    return _developed(canvas, style, rng)
-
-
-def _developed(canvas: Canvas, style: Style, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     color, labels, near = canvas.finish()
     return develop(color, labels, near, style, rng), labels
 

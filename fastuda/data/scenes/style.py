@@ -1,4 +1,4 @@
-"""The two looks: palettes, and what light, air, lens and sensor make of a painted street."""
+"""Looks of the two domains: palettes, and effects of light, air, lens and sensor."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Rng = np.random.Generator
 
 
 def shade(color: Color, factor: float) -> Color:
-    """A colour, darker or lighter."""
+    """A colour made darker or lighter."""
     return (color[0] * factor, color[1] * factor, color[2] * factor)
 
 
 @dataclass(frozen=True)
 class Style:
-    """One domain's look."""
+    """Look of a domain; pairs are ranges to draw from."""
 
     palette: dict[str, tuple[Color, ...]]
     spread: float
-    """Standard deviation of the colour of single things, in levels."""
+    """Standard deviation of the colour of an object, in levels."""
     texture: tuple[float, float]
-    """Relative amplitude of fine and of coarse surface texture."""
+    """Relative amplitudes of fine and coarse surface texture."""
     horizon: tuple[float, float]
     camera_height: tuple[float, float]
     focal: tuple[float, float]
@@ -34,7 +34,7 @@ class Style:
     exposure: tuple[float, float]
     saturation: float
     warmth: tuple[float, float]
-    """Range of the colour cast: negative is blue, positive is yellow."""
+    """Range of the colour cast; negative is blue, positive is yellow."""
     blur: float
     """Largest radius of the lens blur, in pixels."""
     noise: float
@@ -42,7 +42,7 @@ class Style:
     vignette: float
 
     def pick(self, rng: Rng, name: str) -> Color:
-        """A colour of the thing, with its own variation."""
+        """Draw a colour for an object."""
         options = self.palette[name]
         r, g, b = options[int(rng.integers(len(options)))]
         common, own = rng.normal(0, self.spread), rng.normal(0, self.spread * 0.4, 3)
@@ -146,7 +146,7 @@ REAL = Style(
     vignette=0.25,
 )
 
-# relative strength of surface texture, per class: rough ground and leaves, smooth sky and paint
+# relative strength of surface texture per class
 _ROUGHNESS = np.array(
     [1.0, 1.1, 0.8, 1.1, 0.8, 0.4, 0.3, 0.2, 2.0, 1.8, 0.12, 0.6, 0.6, 0.35, 0.35, 0.3, 0.3, 0.4, 0.4],
     np.float32,
@@ -154,7 +154,7 @@ _ROUGHNESS = np.array(
 
 
 def develop(color: np.ndarray, labels: np.ndarray, near: np.ndarray, style: Style, rng: Rng) -> np.ndarray:
-    """Texture, haze, light, lens and sensor: uint8 [H, W, 3] from the painted colours."""
+    """Apply texture, haze, light, lens and sensor to painted colours; uint8 [H, W, 3]."""
     height, width = labels.shape
     table = np.ones(256, np.float32)
     table[: len(CITYSCAPES)] = _ROUGHNESS

@@ -1,0 +1,1 @@
+"""Work on whole data sets: checks, class statistics and smaller copies."""

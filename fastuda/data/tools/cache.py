@@ -1,8 +1,7 @@
-"""Smaller copies of a data set, so that a large PNG is decoded once and not once an epoch.
+"""Smaller copies of a data set, which load faster than the original files.
 
-The copy is a data set of the kind ``folder:`` with the same class names: images as JPEG (or PNG), labels as
-PNGs of train ids, below the same relative paths. Its ``classes.yaml`` is written last, so that half a copy
-cannot be opened.
+The copy is a ``folder:`` data set with the same class names and relative paths. Its images are JPEG or PNG,
+and its labels are PNGs of train ids. ``classes.yaml`` is written last: an incomplete copy cannot be opened.
 """
 
 from __future__ import annotations
@@ -19,37 +18,37 @@ from PIL import Image
 from fastuda.data.domains.decode import BadFile
 from fastuda.data.domains.domain import Domain
 from fastuda.data.tools.each import each
-from fastuda.errors import UserError
-from fastuda.system.files import draft
+from fastuda.errors import UserError, cannot_write
+from fastuda.system.files import clean, written
 
 
 class CacheSettings(NamedTuple):
-    """How the copies are made."""
+    """Folder and format of the copies."""
 
     out: Path
     edge: int | None
-    """Shorter edge of the copies, aspect kept; None keeps the size. Smaller images are not enlarged."""
+    """Shorter edge of the copies; None keeps the size. Smaller images are not enlarged."""
     format: str
-    """jpg or png."""
+    """Format of the images, jpg or png."""
     quality: int
-    """Of the JPEG."""
+    """Quality of JPEG images, 1 to 100."""
 
 
 class Copied(NamedTuple):
-    """What became of one item."""
+    """Result of copying an item: empty, or one of two faults."""
 
-    bad: str = ""
-    full: str = ""
-    """The system's reason why nothing more can be written."""
+    unreadable: str = ""
+    """The original cannot be read."""
+    unwritable: str = ""
+    """The copy cannot be written, so no further ones can."""
 
 
-def _atomic(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()  # Pillow's JPEG writer takes a file that a full disk has cut short for written
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image whole or not at all."""
+    encoded = io.BytesIO()  # on a full disk, Pillow's JPEG writer reports no error
     image.save(encoded, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
-    with draft(path) as name:
-        name.write_bytes(encoded.getbuffer())
+    with written(path) as draft:
+        draft.write_bytes(encoded.getbuffer())
 
 
 def _newer(copy: Path, original: Path) -> bool:
@@ -60,7 +59,7 @@ def _newer(copy: Path, original: Path) -> bool:
 
 
 def _copy(domain: Domain, index: int, settings: CacheSettings) -> Copied:
-    """Write both copies of an item, unless they are there and newer than the originals."""
+    """Copy an item unless its copies exist and are newer than the originals."""
     image_path, label_path = domain.items[index]
     stem = domain.own_path(index)
     image_copy = settings.out / "images" / f"{stem}.{settings.format}"
@@ -73,32 +72,32 @@ def _copy(domain: Domain, index: int, settings: CacheSettings) -> Copied:
         else:
             image, label = domain.read_pair(index)
     except BadFile as error:
-        return Copied(bad=str(error))
+        return Copied(unreadable=str(error))
     height, width = image.shape[:2]
     scale = 1.0 if settings.edge is None else min(1.0, settings.edge / min(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     options = {"quality": settings.quality} if settings.format == "jpg" else {"compress_level": 1}
     try:
         if label is not None:
-            _atomic(label_copy, Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
-        _atomic(image_copy, Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), **options)
-    except OSError as error:
-        return Copied(full=f"{image_copy}: {error.strerror or error}")
+            write_image(label_copy, Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+        write_image(image_copy, Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), **options)
+    except UserError as error:
+        return Copied(unwritable=str(error))
     return Copied()
 
 
 def build_cache(
     domain: Domain, settings: CacheSettings, *, workers: int | None = None, quiet: bool = False
 ) -> list[str]:
-    """Copy a domain; what is there already and newer than its original stays.
+    """Copy a domain. Copies that exist and are newer than their originals stay.
 
     Returns:
-        The files that could not be read, with the reason; they are left out.
+        Messages of the files that could not be read and are left out.
 
     Raises:
-        UserError: the folder holds another copy, or cannot be written (full disk).
+        UserError: the folder holds another copy, or cannot be written.
     """
-    said = {
+    manifest = {
         "domain": domain.name,
         "split": domain.split,
         "root": str(domain.root.resolve()),
@@ -107,42 +106,47 @@ def build_cache(
         "quality": settings.quality if settings.format == "jpg" else None,
         "classes": list(domain.classes.names),
     }
-    manifest, classes = settings.out / "cache.json", settings.out / "classes.yaml"
+    manifest_path, classes_path = settings.out / "cache.json", settings.out / "classes.yaml"
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
-        if manifest.is_file():
-            if json.loads(manifest.read_text(encoding="utf-8")) != said:
+        if manifest_path.is_file():
+            if _read_json(manifest_path) != manifest:
                 raise UserError(
-                    f"{settings.out} holds a copy made otherwise ({manifest}); choose another --out"
+                    f"{settings.out} holds a copy with other settings ({manifest_path}); delete it or choose"
+                    " another --out"
                 )
         elif any(settings.out.iterdir()):
             raise UserError(f"{settings.out} is not empty and holds no copy; choose another --out")
-        classes.unlink(missing_ok=True)
-        with draft(manifest) as name:
-            name.write_text(json.dumps(said, indent=1), encoding="utf-8")
+        classes_path.unlink(missing_ok=True)
+        clean(settings.out)
+        for kind in ("images", "labels"):
+            clean(settings.out / kind, recursive=True)
+        with written(manifest_path) as draft:
+            draft.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {settings.out}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{manifest} cannot be read ({error}); delete {settings.out}, or choose another --out"
-        ) from error
-    bad = []
+        raise cannot_write(settings.out, error) from error
+    unreadable = []
     for _, copied in each(
         _copy, domain, range(len(domain)), settings, workers=workers, title="copying", quiet=quiet
     ):
-        if copied.full:
-            raise UserError(f"cannot write {copied.full}; the copies so far are kept, run it again")
-        if copied.bad:
-            bad.append(copied.bad)
-    said_classes = {
+        if copied.unwritable:
+            raise UserError(f"{copied.unwritable}; the copies so far are kept, run it again")
+        if copied.unreadable:
+            unreadable.append(copied.unreadable)
+    classes = {
         "names": list(domain.classes.names),
         "palette": np.array(domain.classes.palette).tolist(),
         "images": f"images/{{path}}.{settings.format}",
         "labels": "labels/{path}.png",
     }
+    with written(classes_path) as draft:
+        draft.write_text(yaml.safe_dump(classes, sort_keys=False), encoding="utf-8")
+    return unreadable
+
+
+def _read_json(path: Path) -> Any:
+    """Value of a JSON file; None if it is damaged."""
     try:
-        with draft(classes) as name:
-            name.write_text(yaml.safe_dump(said_classes, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {classes}: {error.strerror}") from error
-    return bad
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None

@@ -1,4 +1,4 @@
-"""Looking through a whole data set before hours are spent on it."""
+"""Checks of a whole data set before it is used."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from fastuda.system.files import written
 SHEET_WIDTH = 320
 
 
-class Looked(NamedTuple):
-    """What one image and its label gave."""
+class ItemStatistics(NamedTuple):
+    """Size, classes and faults of an image and its label."""
 
     size: tuple[int, int] | None
     """Width and height of the image."""
     counts: np.ndarray | None
-    """int64 [K + 1] pixels per class, ignored ones last."""
+    """int64 [K + 1]: pixels per class, then ignored pixels."""
     problems: tuple[str, ...]
     digest: bytes
+    """Hash of the image file, empty if it cannot be read."""
 
 
 @dataclass
 class Report:
-    """What a data set holds, and what is wrong with it."""
+    """Contents and faults of a data set."""
 
     domain: Domain
     labelled: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """int64 [K + 1], ignored ones last."""
+    """int64 [K + 1]: pixels per class, then ignored pixels."""
     images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Images that show each class."""
+    """int64 [K + 1]: images that show each class."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def text(self, listed: int = 20) -> str:
-        """The report as a page of text."""
+        """The report as text, with up to ``listed`` lines of each kind of fault."""
         domain = self.domain
         sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in self.sizes.most_common(4))
         more = f" and {len(self.sizes) - 4} more" if len(self.sizes) > 4 else ""
@@ -64,17 +65,17 @@ class Report:
             for i, name in enumerate((*domain.classes.names, "ignored")):
                 share = 100 * self.pixels[i] / total
                 lines.append(f"  {name.ljust(width)}  {share:8.3f}  {self.images[i]:6d}")
-        for title, found in (("wrong", self.problems), ("note", self.notes)):
-            lines += [f"  {title}: {line}" for line in found[:listed]]
-            if len(found) > listed:
-                lines.append(f"  {title}: ... and {len(found) - listed} more")
+        for title, messages in (("wrong", self.problems), ("note", self.notes)):
+            lines += [f"  {title}: {message}" for message in messages[:listed]]
+            if len(messages) > listed:
+                lines.append(f"  {title}: ... and {len(messages) - listed} more")
         count = len(self.problems)
         lines.append(f"  {count} problem{'s' * (count > 1)}" if count else "  nothing wrong")
         return "\n".join(lines)
 
 
-def _look(domain: Domain, index: int, settings: Any) -> Looked:
-    """Decode both files of an item whole."""
+def _check_item(domain: Domain, index: int, settings: Any) -> ItemStatistics:
+    """Decode both files of an item."""
     problems: list[str] = []
     size, counts, digest = None, None, b""
     try:
@@ -88,12 +89,12 @@ def _look(domain: Domain, index: int, settings: Any) -> Looked:
     if domain.items[index].label is not None:
         try:
             label = domain.read_label(index) if size is None else domain.read_pair(index)[1]
-            found = np.bincount(label.ravel(), minlength=256)
-            counts = np.append(found[: len(domain.classes)], found[IGNORE])
+            pixels = np.bincount(label.ravel(), minlength=256)
+            counts = np.append(pixels[: len(domain.classes)], pixels[IGNORE])
         except BadFile as error:
             if str(error) not in problems:
                 problems.append(str(error))
-    return Looked(size, counts, tuple(problems), digest)
+    return ItemStatistics(size, counts, tuple(problems), digest)
 
 
 def check_domain(
@@ -101,31 +102,32 @@ def check_domain(
 ) -> Report:
     """Read every file of a domain.
 
-    Wrong: a file that cannot be read, a label of another size or with a value outside the map, an image
-        without label where
-    one is needed. Noted: images with the same bytes, classes that never occur.
+    Problems are unreadable files, labels that differ in size from their image or hold a value that is not in
+    the label map, and missing labels if ``need_labels``. Notes are identical images and classes that never
+    occur.
     """
     classes = len(domain.classes)
     report = Report(domain, pixels=np.zeros(classes + 1, np.int64), images=np.zeros(classes + 1, np.int64))
     first: dict[bytes, Path] = {}
-    looked = each(_look, domain, range(len(domain)), workers=workers, title="checking", quiet=quiet)
-    for index, seen in looked:
+    for index, item in each(
+        _check_item, domain, range(len(domain)), workers=workers, title="checking", quiet=quiet
+    ):
         image, label = domain.items[index]
-        report.problems += seen.problems
+        report.problems += item.problems
         if label is not None:
             report.labelled += 1
         elif need_labels:
             report.problems.append(f"{image} has no label")
-        if seen.size is not None:
-            report.sizes[seen.size] += 1
-        if seen.counts is not None:
-            report.pixels += seen.counts
-            report.images += seen.counts > 0
-        if seen.digest and (twin := first.setdefault(seen.digest, image)) != image:
-            report.notes.append(f"{image} is the same picture as {twin}")
+        if item.size is not None:
+            report.sizes[item.size] += 1
+        if item.counts is not None:
+            report.pixels += item.counts
+            report.images += item.counts > 0
+        if item.digest and (twin := first.setdefault(item.digest, image)) != image:
+            report.notes.append(f"{image} is the same image as {twin}")
     try:
         domain.check_labels(16)
-    except UserError as error:  # of a single file: said above
+    except UserError as error:  # faults of single files are listed above
         report.problems += [] if isinstance(error, BadFile) else [str(error)]
     if report.labelled and report.pixels.sum():
         absent = [name for name, n in zip(domain.classes.names, report.images, strict=False) if not n]
@@ -135,20 +137,20 @@ def check_domain(
 
 
 def shared_with_evaluation(domain: Domain, spec: str, data_root: str | Path) -> list[str]:
-    """A line where images of the domain are in the split that evaluates it, too, and the two are not one."""
+    """Message if images of the domain are also in the split that evaluates it."""
     try:
         held_out = open_domain(spec, role="target", split=AUTO, data_root=data_root)
-    except UserError:  # it has none
+    except UserError:  # there is no such split
         return []
     images = {item.image for item in held_out.items}
     both = [item.image for item in domain.items if item.image in images]
     if not both or "all" in (domain.split, held_out.split) or domain.split == held_out.split:
         return []
-    return [f"{len(both)} images are in split {held_out.split} as well, the first is {both[0]}"]
+    return [f"{len(both)} images are also in split {held_out.split}, the first is {both[0]}"]
 
 
 def contact_sheet(domain: Domain, path: Path, rows: int = 4, columns: int = 3) -> Path:
-    """Write a picture of images spread over the domain, each above its label in colours."""
+    """Write a PNG of images spread over the domain, each above its label in colours, and return its path."""
     count = min(len(domain), rows * columns)
     cells = []
     for index in np.linspace(0, len(domain) - 1, count, dtype=int).tolist():

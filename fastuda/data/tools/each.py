@@ -1,4 +1,4 @@
-"""Work on every item of a domain in several processes, with a progress bar."""
+"""Calls a function for every item of a domain, in several processes and with a progress bar."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from fastuda.errors import UserError
 from fastuda.system.log import log_is_quiet
 
 T = TypeVar("T")
-_given: tuple[Domain, Any] | None = None
+_shared: tuple[Domain, Any] | None = None
+"""Domain and settings, sent to a process once."""
 
 
 def _start(domain: Domain, settings: Any) -> None:
-    global _given
-    _given = (domain, settings)
+    global _shared
+    _shared = (domain, settings)
 
 
 def _call(job: tuple[Callable[[Domain, int, Any], Any], int]) -> Any:
-    assert _given is not None
+    assert _shared is not None
     function, index = job
-    return function(_given[0], index, _given[1])
+    return function(_shared[0], index, _shared[1])
 
 
 def each(
@@ -42,7 +43,7 @@ def each(
     """``(index, function(domain, index, settings))`` in order.
 
     Args:
-        workers: processes; none: one per core, 0: this one.
+        workers: number of processes; default one per core, 0 runs in this process.
 
     Raises:
         UserError: a process died.
@@ -56,8 +57,8 @@ def each(
             return
         try:
             with ProcessPoolExecutor(workers, initializer=_start, initargs=(domain, settings)) as pool:
-                done = pool.map(_call, ((function, index) for index in indices), chunksize=4)
-                for index, result in zip(indices, done, strict=True):
+                results = pool.map(_call, ((function, index) for index in indices), chunksize=4)
+                for index, result in zip(indices, results, strict=True):
                     yield index, result
                     bar.update()
         except BrokenProcessPool as error:

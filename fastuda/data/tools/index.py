@@ -1,8 +1,7 @@
-"""The index of a domain's labels: which classes are where. Sampling, class statistics and weak labels come
-from it.
+"""Index of the classes in the labels of a domain, for sampling, class statistics and weak labels.
 
-One line of JSON per label file, appended as it is read: a build that was stopped goes on where it was, a line
-that was cut off is read again. A label is read anew only when its bytes changed.
+The index file has a line of JSON per label, appended as soon as the label is read. An interrupted build
+continues where it stopped, and reads a truncated line again. A label is read again only if its bytes changed.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ VERSION = 3
 
 
 def cache_folder() -> Path:
-    """Where indices are kept: ``FASTUDA_CACHE``, or ``~/.cache/fastuda``."""
+    """Folder of the index files: ``FASTUDA_CACHE``, or ``~/.cache/fastuda``."""
     return Path(os.environ.get("FASTUDA_CACHE") or "~/.cache/fastuda").expanduser()
 
 
 POINTS = 5
-"""Pixels that are drawn of every class of a label, for weak labels."""
+"""Pixels drawn per class of a label, for weak labels."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What the labels of a domain hold."""
+    """Classes in the labels of a domain."""
 
     counts: np.ndarray
-    """int64 [N, K]: pixels of every class in every label, a row of zeros for a label that cannot be read."""
+    """int64 [N, K]: pixels of every class in every label; zeros for an unreadable label."""
     pixels: np.ndarray
-    """int64 [N]: all pixels of the label, ignored ones too."""
+    """int64 [N]: pixels of every label, including ignored ones."""
     points: tuple[tuple[tuple[int, int, int], ...], ...]
-    """Of every label up to 5 pixels (y, x, class) per class in it, drawn uniformly by the label's content."""
+    """Up to 5 pixels (y, x, class) per class of every label, drawn uniformly and seeded by its content."""
     bad: tuple[str, ...]
-    """Labels that cannot be read, with the reason."""
+    """Messages of the labels that cannot be read."""
 
     @property
     def frequency(self) -> np.ndarray:
@@ -54,7 +53,7 @@ class Index:
         return self.counts.sum(0) / max(int(self.counts.sum()), 1)
 
     def first_points(self, row: int, per_class: int) -> list[tuple[int, int, int]]:
-        """The first ``per_class`` points of every class of a label."""
+        """First ``per_class`` points of every class of a label."""
         drawn: dict[int, int] = {}
         chosen = []
         for y, x, c in self.points[row]:
@@ -64,37 +63,37 @@ class Index:
         return chosen
 
     def tags(self, min_share: float = 0.0) -> np.ndarray:
-        """bool [N, K]: classes that fill more than ``min_share`` of the image."""
+        """bool [N, K]: classes that fill more than ``min_share`` of an image."""
         return self.counts > min_share * self.pixels[:, None]
 
     def mean_share(self, tag_share: float = 0.1, rounds: int = 10) -> np.ndarray:
-        """float64 [K]: the mean share of a class over the images that show it, where to show it is to fill
-        more than ``tag_share`` of that mean: ``rounds`` repetitions from 0.
+        """float64 [K]: mean share of a class over the images that show it.
 
-        Source: WeakSegDA, authors' trainer_base.py, there in pixels.
+        An image shows a class that fills more than ``tag_share`` of this mean, which is therefore iterated
+        ``rounds`` times from 0. Source: WeakSegDA, authors' trainer_base.py, there in pixels.
         """
         share = self.counts / self.pixels[:, None]
         mean = np.zeros(share.shape[1])
         for _ in range(rounds):
-            shown = share > tag_share * mean
-            mean = (share * shown).sum(0) / np.maximum(shown.sum(0), 1)
+            shows = share > tag_share * mean
+            mean = (share * shows).sum(0) / np.maximum(shows.sum(0), 1)
         return mean
 
     def relative_tags(self, tag_share: float = 0.1) -> np.ndarray:
         """bool [N, K]: WeakSegDA's image tags, classes that fill more than ``tag_share`` of their
         :meth:`mean_share`.
 
-        The authors compare pixels counted at one resolution with means taken at another: their 0.1 is 0.025
-        for Cityscapes' tags and 0.218 for GTA5's. Shares are the same at every resolution.
+        The authors compare pixel counts and means of different resolutions. Their 0.1 corresponds to 0.025
+        for the tags of Cityscapes and 0.218 for those of GTA5; shares do not depend on the resolution.
         """
         return self.counts > tag_share * self.mean_share(tag_share) * self.pixels[:, None]
 
 
 def _fingerprint(domain: Domain) -> str:
-    """Changes with anything that would change a label's classes."""
+    """Hash of everything that determines the classes of a label."""
     label_map = domain.label_map
-    before = label_map.before or label_map  # tells numbers from colours in a palette file
-    said = json.dumps(
+    original = label_map.original or label_map  # tells numbers from colours in a palette file
+    settings = json.dumps(
         [
             VERSION,
             str(domain.root.resolve()),
@@ -102,15 +101,15 @@ def _fingerprint(domain: Domain) -> str:
             sorted(label_map.ids.items()),
             sorted(label_map.colors.items()),
             sorted(label_map.names.items()),
-            sorted(before.ids.items()),
-            sorted(before.colors.items()),
+            sorted(original.ids.items()),
+            sorted(original.colors.items()),
         ]
     )
-    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
-def _read(domain: Domain, index: int, known: Any) -> dict[str, Any]:
-    """The index line of one label; ``known`` holds the lines of an earlier build by file."""
+def index_label(domain: Domain, index: int, previous: Any) -> dict[str, Any]:
+    """Index line of a label; ``previous`` holds the lines of earlier builds by file."""
     path = domain.items[index].label
     assert path is not None
     line: dict[str, Any] = {"file": str(path)}
@@ -118,7 +117,7 @@ def _read(domain: Domain, index: int, known: Any) -> dict[str, Any]:
         status = path.stat()
         line |= {"size": status.st_size, "mtime": status.st_mtime_ns}
         line["digest"] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        old = known.get(str(path))
+        old = previous.get(str(path))
         if old is not None and old.get("digest") == line["digest"] and "bad" not in old:
             return old | line
         label = domain.read_label(index)
@@ -130,28 +129,28 @@ def _read(domain: Domain, index: int, known: Any) -> dict[str, Any]:
     rng = np.random.default_rng(int(line["digest"][:16], 16))
     points = []
     for value in np.flatnonzero(counts[:IGNORE]).tolist():
-        among = np.flatnonzero(label.ravel() == value)
-        for place in rng.choice(among, min(POINTS, len(among)), replace=False).tolist():
-            points.append((place // label.shape[1], place % label.shape[1], value))
+        pixels = np.flatnonzero(label.ravel() == value)
+        for pixel in rng.choice(pixels, min(POINTS, len(pixels)), replace=False).tolist():
+            points.append((*divmod(pixel, label.shape[1]), value))
     present = {str(value): int(counts[value]) for value in np.flatnonzero(counts[:IGNORE])}
     return line | {"pixels": label.size, "counts": present, "points": points}
 
 
 def _load(path: Path) -> dict[str, dict[str, Any]]:
-    """Whole lines of an index file, by label file; later lines replace earlier ones."""
-    known: dict[str, dict[str, Any]] = {}
+    """Complete lines of an index file by label file; later lines replace earlier ones."""
+    lines: dict[str, dict[str, Any]] = {}
     if path.is_file():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 line = json.loads(text)
-                known[line["file"]] = line
+                lines[line["file"]] = line
             except (ValueError, KeyError, TypeError):
                 continue
-    return known
+    return lines
 
 
 def _current(line: dict[str, Any] | None, path: Path) -> bool:
-    """Whether the line was made from the file as it is."""
+    """Whether the line describes the present file."""
     if line is None or "bad" in line:
         return False
     try:
@@ -164,39 +163,39 @@ def _current(line: dict[str, Any] | None, path: Path) -> bool:
 def build_index(
     domain: Domain, *, folder: Path | None = None, workers: int | None = None, quiet: bool = False
 ) -> Index:
-    """The index of a labelled domain, read from the cache as far as the labels have not changed.
+    """Index of a labelled domain; labels that have not changed are not read again.
 
     Raises:
-        UserError: the domain has no labels, or the cache cannot be written.
+        UserError: images have no label, or the index file cannot be written.
     """
     labels = [item.label for item in domain.items]
     if any(label is None for label in labels):
         raise UserError(
-            f"{domain.name} (split {domain.split}) has images without label: no index can be made"
+            f"{domain.name} (split {domain.split}) has images without label and cannot be indexed"
         )
     folder = folder or cache_folder()
     path = folder / f"{domain.name}-{_fingerprint(domain)}.jsonl"
     try:
-        known = _load(path)
-        stale = [i for i, label in enumerate(labels) if label and not _current(known.get(str(label)), label)]
+        lines = _load(path)
+        stale = [i for i, label in enumerate(labels) if label and not _current(lines.get(str(label)), label)]
         if stale:
             folder.mkdir(parents=True, exist_ok=True)
             with open(path, "a+b") as file:
                 _end_line(file)
-                lines = each(
-                    _read, domain, stale, known, workers=workers, title=f"indexing {domain.name}", quiet=quiet
-                )
-                for _, line in lines:
-                    known[line["file"]] = line
+                title = f"indexing {domain.name}"
+                for _, line in each(
+                    index_label, domain, stale, lines, workers=workers, title=title, quiet=quiet
+                ):
+                    lines[line["file"]] = line
                     file.write(json.dumps(line).encode() + b"\n")
                     file.flush()
     except OSError as error:
         raise UserError(f"cannot write the index {path}: {error.strerror}; set FASTUDA_CACHE") from error
-    return _assemble([known[str(label)] for label in labels], len(domain.classes))
+    return _assemble([lines[str(label)] for label in labels], len(domain.classes))
 
 
 def _end_line(file: Any) -> None:
-    """End a line that an interrupted build has left half written."""
+    """End a truncated line that an interrupted build has left."""
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastuda.data.domains.label_tables import CAMVID
 from fastuda.data.domains.open import open_domain, share_classes
-from fastuda.data.labels import CAMVID, CITYSCAPES
+from fastuda.data.labels import CITYSCAPES
 from fastuda.errors import UserError
 from tests.data.data_files import ids, picture, save
 
@@ -129,6 +130,14 @@ def test_camvid_itself(real_data, split, count):
     assert image.shape == (270, 360, 3) and set(np.unique(label)) <= {*range(11), 255}
 
 
+def test_camvid_splits_that_are_not_there(real_data):
+    root = real_data / "camvid"
+    with pytest.raises(UserError, match=r"has no split 'uda_dusk2day.target'; did you mean"):
+        source(f"{root}:uda_dusk2day.target", "camvid")
+    with pytest.raises(UserError, match="is a group"):
+        source(f"{root}:uda_dusk2day", "camvid")
+
+
 def test_synthia_sixteen_bit_labels(real_data, tmp_path):
     (tmp_path / "RGB").mkdir()
     (tmp_path / "GT" / "LABELS").mkdir(parents=True)
@@ -210,8 +219,8 @@ def test_folder_takes_names_of_other_domains(tmp_path, cityscapes):
         ({"labels": "../{path}.png"}, "inside the folder"),
         ({"labels": "labels/*_x.png"}, "same stars"),
         ({"same_as": {"car": "auto"}}, "same_as"),
-        ({"same_as": {"lane": ["road"]}}, r"same_as has \['road'\], which is no name"),
-        ({"names": ["lane", False]}, "names has False, which is no name; put it in quotes"),
+        ({"same_as": {"lane": ["road"]}}, r"same_as has \['road'\], which is not a name"),
+        ({"names": ["lane", False]}, "names has False, which is not a name; put it in quotes"),
         ({"names": [str(i) for i in range(300)]}, "has 300 names; there can be 254"),
         ({"palette": 3}, "palette must be a list"),
         ({"palette": [[1, 2, 3]] * 2}, "palette has a colour twice"),
@@ -231,6 +240,8 @@ def test_folder_description_with_a_mistake(tmp_path, said, message):
     [
         (b"names: [\xff\xfe]", r"classes\.yaml cannot be read"),
         (b"names: [2020-13-45]", r"classes\.yaml is not valid YAML: month"),
+        (b"names: [a", r"classes\.yaml is not valid YAML"),
+        (b"names: &n [a, b]\nids: *n", "aliases"),
     ],
 )
 def test_folder_description_that_cannot_be_read(tmp_path, said, message):
@@ -261,3 +272,25 @@ def test_share_classes_renumbers_every_split(gta5, cityscapes):
     full, small = with_all.read_label(0), three[0].read_label(0)
     assert (small[full == 13] == 1).all() and (small[full == 10] == 0).all()
     assert (small[(full != 13) & (full != 10)] == 255).all()
+
+
+def test_folder_with_splits_and_ids_in_another_order(tmp_path):
+    for split, values in (("train", [1, 5, 9]), ("val", [5, 5, 5])):
+        save(picture(np.random.default_rng(0), 1, 3), tmp_path / "images" / split / "sub" / "a.jpg")
+        save(np.array([values], np.uint8), tmp_path / "labels" / split / "sub" / "a.png")
+    (tmp_path / "classes.yaml").write_text("names: [road, car]\nids: [5, 1]\nignore: [9]\n")
+    domain = source(tmp_path, "folder")
+    assert domain.classes.names == ("road", "car") and domain.read_label(0)[0].tolist() == [1, 0, 255]
+    held_out = open_domain(f"folder:{tmp_path}", role="evaluation", data_root=".")
+    assert held_out.read_label(0)[0].tolist() == [0, 0, 0]
+
+
+def test_shared_classes_are_found_by_name(tmp_path):
+    for name, names in (("one", "[road, tree, car]"), ("two", "[car, sky, road]")):
+        save(picture(np.random.default_rng(0), 1, 4), tmp_path / name / "images" / "a.png")
+        save(np.array([[0, 1, 2, 255]], np.uint8), tmp_path / name / "labels" / "a.png")
+        (tmp_path / name / "classes.yaml").write_text(f"names: {names}\n")
+    one, two = share_classes(source(tmp_path / "one", "folder"), source(tmp_path / "two", "folder"))
+    assert one.classes.names == two.classes.names == ("car", "road")
+    assert one.read_label(0)[0].tolist() == [1, 255, 0, 255]
+    assert two.read_label(0)[0].tolist() == [0, 255, 1, 255]

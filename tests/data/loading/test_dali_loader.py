@@ -12,7 +12,8 @@ from PIL import Image
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.open import open_domain
 from fastuda.data.loading.build import build_loader, choose_loader
-from fastuda.data.loading.dali_loader import DaliLoader, _ends_whole
+from fastuda.data.loading.dali_feed import has_end_marker
+from fastuda.data.loading.dali_loader import DaliLoader
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.errors import UserError
 from fastuda.models.normalization import CAFFE, IMAGENET
@@ -150,8 +151,8 @@ def test_end_markers():
     for kind, end in (("PNG", 14), ("JPEG", 2)):
         out = io.BytesIO()
         Image.fromarray(smooth(np.random.default_rng(0))).save(out, kind)
-        assert _ends_whole(out.getvalue()) and not _ends_whole(out.getvalue()[:-end])
-    assert not _ends_whole(b"") and not _ends_whole(b"GIF89a")
+        assert has_end_marker(out.getvalue()) and not has_end_marker(out.getvalue()[:-end])
+    assert not has_end_marker(b"") and not has_end_marker(b"GIF89a")
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,14 @@ def test_matches_share_the_window(zurich, tmp_path, resize):
 
 def test_what_is_wrong_is_named(zurich):
     domain = opened(zurich)
-    with pytest.raises(UserError, match=r"no CSV file nowhere, neither in"):
+    with pytest.raises(UserError, match=r"no CSV file nowhere in"):
         read_pairs("nowhere", domain)
     list_b = zurich / "corresp/train/night/B_corresp.csv"
     list_b.write_text("train/night/B/B_frame_10\n")
     with pytest.raises(UserError, match=r"B_corresp.csv has a line that is not image,match"):
         read_pairs("corresp/train/night", domain)
     list_b.write_text("train/night/B/B_frame_10,train/day/D/D_frame_99\n")
-    with pytest.raises(UserError, match=r"D_frame_99_rgb_anon.png, which is no file"):
+    with pytest.raises(UserError, match=r"D_frame_99_rgb_anon.png, which does not exist"):
         read_pairs("corresp/train/night", domain)
     list_b.unlink()
     with pytest.raises(UserError, match=r"has no match for rgb_anon/train/night/B/B_frame_10_rgb_anon.png"):

@@ -82,7 +82,7 @@ def test_csv_says_the_same(pair, tmp_path):
         ('{"images": {"x.png": {}}}', "names no image of cityscapes"),
         ('{"images": {"FIRST": {"tags": ["raod"]}}}', "unknown class 'raod'; did you mean road"),
         ('{"images": {"FIRST": {"tags": ["xyzzy"]}}}', "unknown class 'xyzzy'; there are bicycle"),
-        ('{"images": {"FIRST": {"tags": []}}}', "has nothing about 3 of the 4 images"),
+        ('{"images": {"FIRST": {"tags": []}}}', "has no entry for 3 of the 4 images"),
         ('{"images": {"FIRST": {"points": [[1, 2]]}}}', "cannot be read as weak labels"),
         ('{"images": {"FIRST": {"points": [[Infinity, 2, "car"]]}}}', "cannot be read as weak labels"),
         ("[" * 100_000, "cannot be read as weak labels"),

@@ -1,21 +1,61 @@
-"""Label values of data sets with tables of their own, in Cityscapes' 19 classes."""
+"""Classes and label maps of the data sets whose label values differ from Cityscapes'."""
 
 from __future__ import annotations
 
-from fastuda.data.labels import CITYSCAPES, CITYSCAPES_LABELS, IGNORE, Color, LabelMap
+from fastuda.data.labels import (
+    CITYSCAPES,
+    CITYSCAPES_LABELS,
+    IGNORE,
+    SYNTHIA_16,
+    ClassSet,
+    Color,
+    LabelMap,
+)
 
 _TRAIN = {name: i for i, name in enumerate(CITYSCAPES.names)}
+
+_SYNTHIA = (
+    "", "sky", "building", "road", "sidewalk", "fence", "vegetation", "pole", "car", "traffic sign",
+    "person", "bicycle", "motorcycle", "", "", "traffic light", "", "rider", "", "bus", "", "wall", "",
+)  # fmt: skip
+SYNTHIA = CITYSCAPES.pick(*(CITYSCAPES.names[i] for i in SYNTHIA_16))
+SYNTHIA_LABELS = LabelMap(
+    {i: SYNTHIA.names.index(name) if name else IGNORE for i, name in enumerate(_SYNTHIA)}, channel_zero=True
+)
+"""SYNTHIA-RAND-CITYSCAPES: the first channel of a 16-bit file holds the raw id. The benchmark leaves out
+terrain (16), truck (18) and train (20); 13, 14 and 22 are parking, road work and lane marking."""
+
+_CAMVID: dict[str, tuple[Color, ...]] = {
+    "sky": ((128, 128, 128),),
+    "building": ((128, 0, 0), (0, 128, 64), (64, 192, 0), (64, 0, 64), (192, 0, 128)),
+    "pole": ((192, 192, 128), (0, 0, 64)),
+    "road": ((128, 64, 128), (128, 0, 192), (192, 0, 64)),
+    "pavement": ((0, 0, 192), (64, 192, 128), (128, 128, 192)),
+    "tree": ((128, 128, 0), (192, 192, 0)),
+    "sign symbol": ((192, 128, 128), (128, 128, 64), (0, 64, 64)),
+    "fence": ((64, 64, 128),),
+    "car": ((64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)),
+    "pedestrian": ((64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)),
+    "bicyclist": ((0, 128, 192), (192, 0, 192)),
+}
+"""The usual 11 classes, each with its colours among the 32 of the original labels."""
+CAMVID = ClassSet(tuple(_CAMVID), tuple(colors[0] for colors in _CAMVID.values()))
+CAMVID_LABELS = LabelMap(
+    {i: i for i in range(len(CAMVID))} | {11: IGNORE, IGNORE: IGNORE},
+    {(0, 0, 0): IGNORE} | {color: i for i, colors in enumerate(_CAMVID.values()) for color in colors},
+)
+"""SegNet's ids, in which 11 is void, or the 32 colours of the original files."""
 
 CROSS_CITY = CITYSCAPES.pick(
     "road", "sidewalk", "building", "traffic light", "traffic sign", "vegetation", "sky",
     "person", "rider", "car", "bus", "motorcycle", "bicycle",
 )  # fmt: skip
-"""The 13 classes of Cross-City's annotation."""
+"""The 13 annotated classes of Cross-City."""
 CROSS_CITY_LABELS = CITYSCAPES_LABELS.remap({_TRAIN[name]: i for i, name in enumerate(CROSS_CITY.names)})
 
 
 def _map(classes: dict[str, tuple[int, ...]], count: int) -> LabelMap:
-    """A label map from the raw ids of each class; the other ids below ``count`` are ignored."""
+    """Label map from the raw ids of each class; other ids below ``count`` are ignored."""
     ids = dict.fromkeys(range(count), IGNORE) | {IGNORE: IGNORE}
     return LabelMap(ids | {raw: _TRAIN[name] for name, raws in classes.items() for raw in raws})
 
@@ -44,8 +84,8 @@ VISTAS_1_LABELS = _map(
     },
     66,
 )
-"""Mapillary Vistas 1.2: the 66 ids as the domain generalisation literature merges them (road with general
-lane markings and manholes, sidewalk with curbs, poles with utility poles, signs from the front)."""
+"""Mapillary Vistas 1.2: its 66 ids, merged as in the domain generalisation literature (road includes lane
+markings and manholes, sidewalk includes curbs, pole includes utility poles, signs count from the front)."""
 
 VISTAS_2_LABELS = _map(
     {
@@ -71,7 +111,7 @@ VISTAS_2_LABELS = _map(
     },
     124,
 )
-"""Mapillary Vistas 2.0: the same merging of its 124 ids."""
+"""Mapillary Vistas 2.0: its 124 ids, merged alike."""
 
 _IDD = (
     "road", "parking", "drivable fallback", "sidewalk", "rail track", "non-drivable fallback",
@@ -85,7 +125,7 @@ _IDD_TRAIN = {name: _TRAIN.get(name, IGNORE) for name in _IDD} | {"non-drivable 
 IDD_LABELS = LabelMap(
     {i: _IDD_TRAIN[name] for i, name in enumerate(_IDD)} | {IGNORE: IGNORE}, names=_IDD_TRAIN
 )
-"""IDD's polygons and labelids, by the csTrainId column of its public table."""
+"""IDD polygons and labelids, by the csTrainId column of its public table."""
 
 _CARLA_COLORS: dict[Color, str] = {
     (70, 70, 70): "building",
@@ -128,11 +168,11 @@ CARLA_COLORS = LabelMap(
     {},
     dict.fromkeys(_CARLA_IGNORED, IGNORE) | {color: _TRAIN[name] for color, name in _CARLA_COLORS.items()},
 )
-"""CARLA's pictures in its CityScapesPalette, of every version: lane lines are road, the old single class
-of vehicles is car."""
+"""CARLA images in its CityScapesPalette, all versions. Lane lines are road; the single vehicle class of old
+versions is car."""
 CARLA_RAW = LabelMap({i: _TRAIN.get(name, IGNORE) for i, name in enumerate(_CARLA_RAW)}, channel_zero=True)
-"""Raw pictures of CARLA from 0.9.14, the tag in the red channel."""
+"""Raw images of CARLA since 0.9.14, with the tag in the red channel."""
 CARLA_OLD_RAW = LabelMap(
     {i: _TRAIN.get(name, IGNORE) for i, name in enumerate(_CARLA_OLD_RAW)}, channel_zero=True
 )
-"""Raw pictures of CARLA up to 0.9.13."""
+"""Raw images of CARLA up to 0.9.13."""

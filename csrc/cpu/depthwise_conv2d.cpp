@@ -1,0 +1,359 @@
+// depthwise_conv2d of channels-last features: an output pixel is a sum of a few rows of channels, each times
+// a row of the weights, and so is the gradient of an input pixel; the gradient of a weight is a sum over
+// pixels whose channels stay in registers.
+#include <torch/library.h>
+
+#include "panel.h"
+#include "widen.h"
+
+namespace fastuda {
+
+namespace {
+
+constexpr int64_t kLanes = 64;  // channels of a block of the weights' gradient
+
+// 64 bytes of sums, in one register of AVX-512 or in two of AVX2.
+template <class S>
+struct Lanes {
+  static constexpr int64_t count = 64 / sizeof(S);
+  typedef S type __attribute__((vector_size(64)));
+};
+template <class S>
+using lanes_t = typename Lanes<S>::type;
+
+FASTUDA_INLINE void load_lanes(const float* from, lanes_t<float>& x) { std::memcpy(&x, from, sizeof(x)); }
+FASTUDA_INLINE void load_lanes(const double* from, lanes_t<double>& x) { std::memcpy(&x, from, sizeof(x)); }
+FASTUDA_INLINE void load_lanes(const BFloat16* from, lanes_t<float>& x) {
+  typedef uint16_t Half __attribute__((vector_size(32)));
+  typedef uint32_t Word __attribute__((vector_size(64)));
+  Half half;
+  std::memcpy(&half, from, sizeof(half));
+  const Word bits = __builtin_convertvector(half, Word) << 16;
+  std::memcpy(&x, &bits, sizeof(x));
+}
+
+// sum += a b
+template <class T, class Sums>
+FASTUDA_INLINE void add_product(const T* a, const Sums& b, Sums& sum) {
+  Sums x;
+  load_lanes(a, x);
+  sum += x * b;
+}
+
+template <class S>
+FASTUDA_INLINE void store_lanes(const lanes_t<S>& x, S* to) {
+  std::memcpy(to, &x, sizeof(x));
+}
+template <class S>
+FASTUDA_INLINE void store_lanes(const lanes_t<float>& x, BFloat16* to) {
+  float each[Lanes<float>::count];
+  std::memcpy(each, &x, sizeof(x));
+#pragma omp simd
+  for (int64_t j = 0; j < Lanes<float>::count; ++j) narrow(each[j], to + j);
+}
+
+// A run of pixels along a row, each the sum of as many rows of channels times rows of weights.
+template <class T, class S>
+struct Run {
+  const T* const* rows;  // of the first pixel
+  const S* const* weights;
+  int64_t taps;
+  int64_t pixels, from_step, to_step;  // elements from one pixel to the next
+};
+
+// `near` pixels from the i-th of the run on, the channels of `wide` registers from c on: a weight is read
+// once for all of them.
+template <int near, int wide, class T, class S>
+FASTUDA_INLINE void sum_block(const Run<T, S>& run, int64_t i, int64_t c, const S* bias, T* out) {
+  constexpr int64_t step = Lanes<S>::count;
+  lanes_t<S> sums[near][wide] = {};
+  if (bias) {
+#pragma GCC unroll 4
+    for (int p = 0; p < near; ++p) {
+#pragma GCC unroll 4
+      for (int v = 0; v < wide; ++v) load_lanes(bias + c + v * step, sums[p][v]);
+    }
+  }
+  for (int64_t t = 0; t < run.taps; ++t) {
+    const T* row = run.rows[t] + i * run.from_step + c;
+    const S* weight = run.weights[t] + c;
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; ++v) {
+      lanes_t<S> w;
+      load_lanes(weight + v * step, w);
+#pragma GCC unroll 4
+      for (int p = 0; p < near; ++p) add_product(row + p * run.from_step + v * step, w, sums[p][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < near; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; ++v) {
+      store_lanes<S>(sums[p][v], out + (i + p) * run.to_step + c + v * step);
+    }
+  }
+}
+
+template <int near, class T, class S>
+FASTUDA_INLINE void sum_channels(const Run<T, S>& run, int64_t i, int64_t c, int64_t end, const S* bias,
+                                 T* out) {
+  constexpr int64_t step = Lanes<S>::count;
+  for (; c + 2 * step <= end; c += 2 * step) sum_block<near, 2>(run, i, c, bias, out);
+  for (; c + step <= end; c += step) sum_block<near, 1>(run, i, c, bias, out);
+  for (; c < end; ++c) {
+    for (int64_t p = i; p < i + near; ++p) {
+      S sum = bias ? bias[c] : S(0);
+      for (int64_t t = 0; t < run.taps; ++t) {
+        sum += widen(run.rows[t][p * run.from_step + c]) * run.weights[t][c];
+      }
+      narrow(sum, out + p * run.to_step + c);
+    }
+  }
+}
+
+// Few channels at a time, so that what several taps read is still in the first cache; all of them where the
+// pixels lie a power of two apart and would meet in the same few sets of it.
+template <class T, class S>
+FASTUDA_INLINE void sum_body(const Run<T, S>& run, int64_t channels, const S* bias, T* out) {
+  constexpr int64_t few = 2 * Lanes<S>::count;
+  const int64_t block = run.from_step * int64_t(sizeof(T)) % 512 ? few : channels;
+  for (int64_t c = 0; c < channels; c += block) {
+    const int64_t end = std::min(c + block, channels);
+    int64_t i = 0;
+    for (; i + 3 <= run.pixels; i += 3) sum_channels<3>(run, i, c, end, bias, out);
+    for (; i < run.pixels; ++i) sum_channels<1>(run, i, c, end, bias, out);
+  }
+}
+
+// to [wide registers] += sum over i of a[i * step_a] b[i * step_b]
+template <int wide, class T, class S>
+FASTUDA_INLINE void inner_block(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count,
+                                S* to) {
+  constexpr int64_t step = Lanes<S>::count;
+  lanes_t<S> sums[wide] = {};
+  for (int64_t i = 0; i < count; ++i, a += step_a, b += step_b) {
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; ++v) {
+      lanes_t<S> x;
+      load_lanes(a + v * step, x);
+      add_product(b + v * step, x, sums[v]);
+    }
+  }
+  for (int v = 0; v < wide; ++v) {
+    lanes_t<S> before;
+    load_lanes(to + v * step, before);
+    before += sums[v];
+    store_lanes<S>(before, to + v * step);
+  }
+}
+
+template <class T, class S>
+FASTUDA_INLINE void inner_body(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count,
+                               int64_t channels, S* to) {
+  constexpr int64_t step = Lanes<S>::count;
+  int64_t c = 0;
+  for (; c + 4 * step <= channels; c += 4 * step) inner_block<4>(a + c, step_a, b + c, step_b, count, to + c);
+  for (; c + step <= channels; c += step) inner_block<1>(a + c, step_a, b + c, step_b, count, to + c);
+  for (; c < channels; ++c) {
+    S sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += widen(a[i * step_a + c]) * widen(b[i * step_b + c]);
+    to[c] += sum;
+  }
+}
+
+#define DEPTHWISE_SWEEPS(T, S, CLONES)                                                         \
+  CLONES void sum_run(const Run<T, S>& run, int64_t channels, const S* bias, T* out) {         \
+    sum_body(run, channels, bias, out);                                                        \
+  }                                                                                            \
+  CLONES void add_inner(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count, \
+                        int64_t lanes, S* to) {                                                \
+    inner_body(a, step_a, b, step_b, count, lanes, to);                                        \
+  }
+DEPTHWISE_SWEEPS(float, float, FASTUDA_CLONES)
+DEPTHWISE_SWEEPS(BFloat16, float, FASTUDA_CLONES)
+DEPTHWISE_SWEEPS(double, double, )
+#undef DEPTHWISE_SWEEPS
+
+// One axis: output o of `outputs` meets input o stride - padding + k dilation of `inputs`, k < kernel.
+struct Axis {
+  int64_t inputs, outputs, kernel, stride, padding, dilation;
+
+  // the input that output o meets by k, or -1
+  int64_t input_of(int64_t o, int64_t k) const {
+    const int64_t i = o * stride - padding + k * dilation;
+    return i >= 0 && i < inputs ? i : -1;
+  }
+  // the output that meets input i by k, or -1
+  int64_t output_of(int64_t i, int64_t k) const {
+    const int64_t from = i + padding - k * dilation;
+    return from >= 0 && from % stride == 0 && from / stride < outputs ? from / stride : -1;
+  }
+};
+
+// EqualColumns first, first + step, ... that are met by the same columns of the kernel, and what those meet
+// first.
+struct EqualColumns {
+  int64_t first, count;
+  std::vector<std::pair<int64_t, int64_t>> met;
+};
+
+template <class Meets>
+std::vector<EqualColumns> columns_of(int64_t width, int64_t kernel, int64_t step, const Meets& meets) {
+  std::vector<EqualColumns> found;
+  for (int64_t start = 0; start < std::min(step, width); ++start) {
+    const size_t before = found.size();
+    for (int64_t x = start; x < width; x += step) {
+      EqualColumns next{x, 1, {}};
+      for (int64_t j = 0; j < kernel; ++j) {
+        if (meets(x, j) >= 0) next.met.emplace_back(j, meets(x, j));
+      }
+      const auto same = [](const auto& a, const auto& b) { return a.first == b.first; };
+      if (found.size() > before && std::equal(next.met.begin(), next.met.end(), found.back().met.begin(),
+                                              found.back().met.end(), same)) {
+        ++found.back().count;
+      } else {
+        found.push_back(std::move(next));
+      }
+    }
+  }
+  return found;
+}
+
+struct Shape {
+  int64_t batch, channels;
+  Axis down, across;
+
+  Shape(const Tensor& x, const Tensor& weight, int64_t stride, int64_t padding, int64_t dilation)
+      : batch(x.size(0)),
+        channels(x.size(1)),
+        down(axis(x.size(2), weight.size(2), stride, padding, dilation)),
+        across(axis(x.size(3), weight.size(3), stride, padding, dilation)) {}
+  static Axis axis(int64_t inputs, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    return {inputs,  (inputs + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1,
+            kernel,  stride,
+            padding, dilation};
+  }
+};
+
+// [B, C, h, w] -> [B, h, w, C], of channels-last features a view
+Tensor channel_rows(const Tensor& x) { return readable(x.permute({0, 2, 3, 1})); }
+
+// weight [C, 1, k, k] -> [k k, C]
+Tensor weight_rows(const Tensor& weight, at::ScalarType type) {
+  return weight.to(type).flatten(1).t().contiguous();
+}
+
+// out [B, rows, columns, C], each pixel a sum over the kernel of pixels of `from` times rows of weights;
+// row(y, i) and column(x, j) say which, or -1. From one column of a run to the next are `to_step` columns of
+// out and `from_step` of `from`.
+template <class T, class Row, class Column>
+void sum_pixels(const Tensor& from, const Tensor& weights, const acc_t<T>* bias, const Tensor& out,
+                const Shape& shape, int64_t from_step, int64_t to_step, const Row& row,
+                const Column& column) {
+  using S = acc_t<T>;
+  const int64_t height = out.size(1), width = out.size(2), channels = out.size(3), from_h = from.size(1),
+                from_w = from.size(2), kernel_h = shape.down.kernel, kernel_w = shape.across.kernel;
+  const auto runs = columns_of(width, kernel_w, to_step, column);
+  at::parallel_for(0, out.size(0) * height, 1, [&](int64_t begin, int64_t end) {
+    std::vector<const T*> rows(kernel_h * kernel_w);
+    std::vector<const S*> met(kernel_h * kernel_w);
+    for (int64_t line = begin; line < end; ++line) {
+      const T* image = from.const_data_ptr<T>() + line / height * from_h * from_w * channels;
+      T* to = out.mutable_data_ptr<T>() + line * width * channels;
+      for (const EqualColumns& run : runs) {
+        int64_t taps = 0;
+        for (int64_t i = 0; i < kernel_h; ++i) {
+          const int64_t y = row(line % height, i);
+          if (y < 0) continue;
+          for (const auto& [j, x] : run.met) {
+            rows[taps] = image + (y * from_w + x) * channels;
+            met[taps++] = weights.const_data_ptr<S>() + (i * kernel_w + j) * channels;
+          }
+        }
+        sum_run({rows.data(), met.data(), taps, run.count, from_step * channels, to_step * channels},
+                channels, bias, to + run.first * channels);
+      }
+    }
+  });
+}
+
+Tensor depthwise_conv2d_fwd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                            int64_t stride, int64_t padding, int64_t dilation) {
+  const Shape s(x, weight, stride, padding, dilation);
+  const Tensor rows = channel_rows(x), weights = weight_rows(weight, statistics_type(rows));
+  const Tensor added = bias ? bias->to(weights.scalar_type()).contiguous() : Tensor();
+  // no view: what a layer gives may be changed in place
+  const Tensor made = at::empty({s.batch, s.channels, s.down.outputs, s.across.outputs}, rows.options(),
+                                at::MemoryFormat::ChannelsLast);
+  const Tensor out = made.permute({0, 2, 3, 1});
+  with_rows(rows, [&](auto element) {
+    using T = decltype(element);
+    sum_pixels<T>(
+        rows, weights, bias ? added.const_data_ptr<acc_t<T>>() : nullptr, out, s, stride, 1,
+        [&](int64_t o, int64_t k) { return s.down.input_of(o, k); },
+        [&](int64_t o, int64_t k) { return s.across.input_of(o, k); });
+  });
+  return made.to(x.scalar_type());
+}
+
+template <class T>
+void sum_weights(const Tensor& grad, const Tensor& x, const Shape& s, const Tensor& out) {
+  using S = acc_t<T>;
+  const int64_t channels = s.channels;
+  const auto runs = columns_of(s.across.outputs, s.across.kernel, 1,
+                               [&](int64_t o, int64_t k) { return s.across.input_of(o, k); });
+  at::parallel_for(0, blocks_of(channels, kLanes), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t c = block * kLanes, lanes = std::min(kLanes, channels - c);
+      for (int64_t line = 0; line < s.batch * s.down.outputs; ++line) {
+        const int64_t b = line / s.down.outputs, oy = line % s.down.outputs;
+        const T* g = grad.const_data_ptr<T>() + line * s.across.outputs * channels + c;
+        for (int64_t i = 0; i < s.down.kernel; ++i) {
+          const int64_t y = s.down.input_of(oy, i);
+          if (y < 0) continue;
+          const T* row = x.const_data_ptr<T>() + (b * s.down.inputs + y) * s.across.inputs * channels + c;
+          for (const EqualColumns& run : runs) {
+            for (const auto& [j, at] : run.met) {
+              add_inner(g + run.first * channels, channels, row + at * channels, s.across.stride * channels,
+                        run.count, lanes,
+                        out.mutable_data_ptr<S>() + (i * s.across.kernel + j) * channels + c);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> depthwise_conv2d_bwd(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                int64_t stride, int64_t padding, int64_t dilation, bool for_x,
+                                                bool for_weight) {
+  const Shape s(x, weight, stride, padding, dilation);
+  const Tensor rows = channel_rows(x), weights = weight_rows(weight, statistics_type(rows));
+  const Tensor g = channel_rows(grad.to(rows.scalar_type()));
+  const std::vector<int64_t> none{0};
+  Tensor by_x = at::empty(for_x ? rows.sizes() : at::IntArrayRef(none), rows.options());
+  Tensor by_weight = at::zeros(for_weight ? weights.sizes() : at::IntArrayRef(none), weights.options());
+  with_rows(rows, [&](auto element) {
+    using T = decltype(element);
+    if (for_x) {
+      sum_pixels<T>(
+          g, weights, nullptr, by_x, s, 1, stride,
+          [&](int64_t i, int64_t k) { return s.down.output_of(i, k); },
+          [&](int64_t i, int64_t k) { return s.across.output_of(i, k); });
+    }
+    if (for_weight) sum_weights<T>(g, rows, s, by_weight);
+  });
+  if (for_x) by_x = by_x.permute({0, 3, 1, 2});
+  if (for_weight) by_weight = by_weight.t().contiguous().view(weight.sizes());
+  return {by_x.to(x.scalar_type()), by_weight.to(weight.scalar_type())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
+  m.impl("depthwise_conv2d_fwd.cpu", &depthwise_conv2d_fwd);
+  m.impl("depthwise_conv2d_bwd.cpu", &depthwise_conv2d_bwd);
+}
+
+}  // namespace fastuda

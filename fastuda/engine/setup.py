@@ -1,0 +1,114 @@
+"""The steps that build a run, in the trainer's order. They share the random number generators, so another
+order gives other initial weights."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastuda.config.schema import OptimConfig, RunConfig
+from fastuda.data.config import DataConfig
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.loading.build import build_loader
+from fastuda.data.loading.torch_loader import TorchLoader
+from fastuda.engine.optim import build_optimizer
+from fastuda.engine.parallel import sync_batch_norm
+from fastuda.methods import Method, get_method
+from fastuda.models import build_model
+from fastuda.system.distributed import World
+from fastuda.system.memory import keep_freed_memory
+from fastuda.system.precision import choose
+from fastuda.system.random import seed_everything
+
+log = logging.getLogger("fastuda")
+
+
+def with_precision(config: RunConfig, world: World, checkpoint: dict[str, Any] | None = None) -> RunConfig:
+    """The configuration with the precision that the run uses in place of the requested one.
+
+    A run that continues from ``checkpoint`` keeps its precision, unless the user asks for another one than at
+    its beginning: a new measurement must not change it between two steps.
+    """
+    asked = config.train.amp
+    if checkpoint is not None:
+        used = checkpoint.get("config", {}).get("train", {}).get("amp")
+        if used is not None and asked in (used, checkpoint.get("asked_amp")):
+            return config.with_train(amp=used)
+    chosen = world.agree(choose(asked, world.device, "train.amp"))
+    return config.with_train(amp=asked if asked.startswith("force-") else chosen)
+
+
+def open_domains(data: DataConfig, world: World) -> tuple[Domain, Domain, Domain]:
+    """Source, target and held-out images, with the classes that they share.
+
+    Raises:
+        UserError: a domain cannot be read, shares no class with the others, or has wrong labels.
+    """
+    with world.first_goes_ahead():  # the first process may have to draw the scenes
+        source = open_domain(data.source, role="source", data_root=data.data_root)
+        target = open_domain(data.target, role="target", data_root=data.data_root)
+    held_out = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
+    shared = share_classes(source, target, held_out, classes=data.classes, aliases=data.class_alias)
+    for domain in (shared[0], shared[2]):
+        domain.check_labels(data.check_labels)
+    held_out.check_files()
+    return shared[0], shared[1], shared[2]
+
+
+def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
+    """Seed, then build the method and its networks on the device.
+
+    Raises:
+        UserError: the weights do not fit, or the method refuses a setting.
+    """
+    if world.device.type == "cpu" and config.train.keep_memory:
+        keep_freed_memory()
+    seed_everything(config.train.seed)
+    model = build_model(config.model, num_classes)
+    method = get_method(config.method["name"])(config.method_config(), model, num_classes)
+    if config.train.sync_bn and world.size > 1:
+        sync_batch_norm(method, world.device)
+    method.horizon = config.optim.horizon or config.train.steps
+    if config.optim.schedule == "poly" and method.horizon < config.train.steps:
+        log.warning(
+            "optim.horizon is %d: the learning rate is 0 from there to train.steps=%d; raise it as well",
+            method.horizon,
+            config.train.steps,
+        )
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return method.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def build_optimizers(
+    settings: dict[str, OptimConfig], networks: dict[str, nn.Module]
+) -> dict[str, torch.optim.Optimizer]:
+    """An optimiser per network.
+
+    Raises:
+        UserError: see :func:`~fastuda.engine.optim.build_optimizer`.
+    """
+    return {name: build_optimizer(settings[name], network) for name, network in networks.items()}
+
+
+def build_run_loader(
+    config: RunConfig, source: Domain, target: Domain, method: Method, world: World
+) -> TorchLoader:
+    """The loader of this process's share of the training images.
+
+    Raises:
+        UserError: see :func:`~fastuda.data.loading.build.build_loader`.
+    """
+    return build_loader(
+        source,
+        target,
+        config.data,
+        method.model.input,
+        seed=config.train.seed,
+        rank=world.rank,
+        world=world.size,
+        pin=world.device.type == "cuda",
+    )

@@ -1,0 +1,119 @@
+"""DeepLab's head: dilated convolutions of the same features, summed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastuda.ops import _backends, reference
+from fastuda.ops._checks import check_beside, check_float, check_integer, check_rank, without_autocast
+
+_backends.register("aspp", ("aspp_fwd", "aspp_bwd"), triton=True)
+
+
+class _ASPP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dilations: list[int], name: str
+    ):
+        ctx.save_for_backward(features, weight)
+        ctx.dilations, ctx.name = dilations, name
+        return _backends.overload("aspp_fwd", name)(features, weight, bias, dilations)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        by_features, by_weight, by_bias = ctx.needs_input_grad[:3]
+        features, weight = ctx.saved_tensors
+        grads: list[Tensor | None] = [None, None]
+        if by_features or by_weight:
+            wanted = (by_features, by_weight)
+            found = _backends.overload("aspp_bwd", ctx.name)(grad, features, weight, ctx.dilations, *wanted)
+            grads = [x if needed else None for x, needed in zip(found, wanted, strict=True)]
+        bias = grad.sum((0, 2, 3), dtype=weight.dtype) if by_bias else None
+        return (*grads, bias, None, None)
+
+
+def aspp(
+    features: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    dilations: Sequence[int],
+    biases: Sequence[Tensor] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``sum_r conv3x3(features, weights[r], dilation dilations[r])``, padded so that the size stays.
+
+    Every tap of every branch is a product with the same features: one pass over them in place of one for each
+    branch and tap. The sums are float32 at least, the result has the dtype of the features. Under autocast
+    the features are cast as a convolution casts them.
+
+    Source: the head of Chen et al., DeepLab, TPAMI 2018 (atrous spatial pyramid pooling, summed).
+
+    Args:
+        features: [B, C, h, w]; channels-last ones are not copied.
+        weights: [K, C, 3, 3] each, of a branch; float32 ones may meet features in half precision.
+        dilations: of each branch, at least 1; a tap that is wholly outside of the image costs nothing.
+        biases: [K] each, of as many branches, or none.
+        backend: ``auto``, or a name from ``fastuda.ops.backends("aspp")``.
+
+    Returns:
+        [B, K, h, w], channels-last where the features are.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices do not fit, or the named backend cannot run.
+    """
+    _check(features, weights, dilations, biases)
+    kind = features.device.type
+    if not features.is_meta and torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
+        features = features.to(torch.get_autocast_dtype(kind))
+    name = _backends.select("aspp", features, backend=backend)
+    with without_autocast(features):
+        if name == "reference":
+            return reference.aspp(features, weights, dilations, biases)
+        # [branches, 3, 3, K, C]: channels-last weights are copied in runs of C
+        weight = torch.stack([w.permute(2, 3, 0, 1) for w in weights])
+        bias = None if biases is None else sum(biases[1:], biases[0])
+        return _ASPP.apply(features, weight, bias, list(dilations), name)
+
+
+def _check(
+    features: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], biases: Sequence[Tensor] | None
+) -> None:
+    check_float("features", features)
+    check_rank("features", features, "B, C, h, w")
+    lists = {"weights": weights, "dilations": dilations, "biases": weights if biases is None else biases}
+    for what, given in lists.items():
+        if not isinstance(given, list | tuple):
+            raise TypeError(
+                f"{what} must be a list with an entry for each branch, got {type(given).__name__}"
+            )
+        if not given:
+            raise ValueError(f"{what} has no branch, at least 1 is needed")
+        if len(given) != len(weights):
+            raise ValueError(f"{what} is of {len(given)} branches, weights of {len(weights)}")
+    for r, (weight, dilation) in enumerate(zip(weights, dilations, strict=True)):
+        name = f"weights[{r}]"
+        check_float(name, weight)
+        check_beside(name, weight, "features", features)
+        shape = (weights[0].shape[0] if weights[0].dim() else 0, features.shape[1], 3, 3)
+        if tuple(weight.shape) != shape or not shape[0]:
+            raise ValueError(
+                f"{name} must be [K, {shape[1]}, 3, 3] with one K of all branches, got shape"
+                f" {tuple(weight.shape)}"
+            )
+        if weight.dtype != weights[0].dtype:
+            raise TypeError(f"{name} is {weight.dtype}, weights[0] {weights[0].dtype}: give them one dtype")
+        check_integer(f"dilations[{r}]", dilation, 1)
+    for r, bias in enumerate(biases or ()):
+        check_float(f"biases[{r}]", bias)
+        check_beside(f"biases[{r}]", bias, "features", features)
+        if tuple(bias.shape) != (weights[0].shape[0],):
+            raise ValueError(
+                f"biases[{r}] must have shape ({weights[0].shape[0]},), got {tuple(bias.shape)}:"
+                f" weights[0] is {tuple(weights[0].shape)}"
+            )
