@@ -24,7 +24,7 @@ def tile_rows(padded: int) -> int:
     return max(16, min(64, TILE // padded))
 
 
-def bank_contrast_fwd(
+def prototype_contrast_bank_fwd(
     features: Tensor,
     labels: Tensor,
     vectors: Tensor,

@@ -12,7 +12,7 @@ from fastuda.kernels._common import on_device
 from fastuda.kernels.local_affinity import inside
 
 
-def affinity_cleaning_fwd(p: Tensor, neighbours: int, gradient: bool) -> tuple[Tensor, Tensor]:
+def affinity_cleaning_loss_fwd(p: Tensor, neighbours: int, gradient: bool) -> tuple[Tensor, Tensor]:
     """``(sum over pixels and neighbours of the inner products, its gradient or [0])`` in float32; the
     low-level op of the same name."""
     p = p.contiguous()

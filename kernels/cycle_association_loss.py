@@ -11,14 +11,14 @@ from fastuda.kernels._common import on_device, prepare
 from fastuda.kernels._search import search
 
 
-def association_fwd(
+def cycle_association_loss_fwd(
     source: Tensor, target: Tensor, similarity: str, contrast: bool, library: bool = False
 ) -> tuple[Tensor, ...]:
     """Indices, similarities, temperatures and log-sum-exps of both hops; the low-level op of the same
     name. ``library``: panels that the library multiplies in place of tiles."""
     if library and len(source) > 1:  # its panels are of one image
         images = zip(source.split(1), target.split(1), strict=True)
-        results = [association_fwd(s, t, similarity, contrast, library) for s, t in images]
+        results = [cycle_association_loss_fwd(s, t, similarity, contrast, library) for s, t in images]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))
     with on_device(source):
         s, t = prepare(source, similarity), prepare(target, similarity)
@@ -38,7 +38,7 @@ def association_fwd(
         )
 
 
-def association_bwd(
+def cycle_association_loss_bwd(
     source: Tensor,
     target: Tensor,
     source_weight: Tensor,

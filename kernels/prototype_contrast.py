@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._bank import DEPTH, bank_contrast_fwd, judged_labels, tile_rows
+from fastuda.kernels._bank import DEPTH, judged_labels, prototype_contrast_bank_fwd, tile_rows
 from fastuda.kernels._common import INTERPRETED, narrow, on_device, padded_classes
 
-__all__ = ["bank_contrast_fwd", "prototype_contrast_bwd", "prototype_contrast_fwd"]
+__all__ = ["prototype_contrast_bank_fwd", "prototype_contrast_bwd", "prototype_contrast_fwd"]
 
 
 def weights(mean: Tensor, variance: Tensor | None, tau: float) -> Tensor:

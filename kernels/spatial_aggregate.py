@@ -18,13 +18,13 @@ from fastuda.kernels._narrow import WIDEST, mixed, mixed_gradient
 from fastuda.kernels._panels import Panel, panel_scale, project, without_vanishing
 
 
-def aggregate_fwd(
+def spatial_aggregate_fwd(
     x: Tensor, similarity: str, contrast: bool, alpha: float, library: bool = False
 ) -> tuple[Tensor, ...]:
     """``(out, temperature, lse)``; the low-level op of the same name. ``library``: panels that the library
     multiplies in place of tiles."""
     if library and len(x) > 1:  # its panels are of one image
-        results = [aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
+        results = [spatial_aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))
     x = x.contiguous()
     batch, n, c = x.shape
@@ -55,7 +55,7 @@ def aggregate_fwd(
         return out, temperature, own / temperature + total.log()
 
 
-def aggregate_bwd(
+def spatial_aggregate_bwd(
     grad: Tensor,
     x: Tensor,
     out: Tensor,
@@ -65,8 +65,8 @@ def aggregate_bwd(
     alpha: float,
     library: bool = False,
 ) -> Tensor:
-    """Gradient of the input; the low-level op of the same name. ``library`` as in :func:`aggregate_fwd`,
-    of the cosine."""
+    """Gradient of the input; the low-level op of the same name. ``library`` as in
+    :func:`spatial_aggregate_fwd`, of the cosine."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, n, c = x.shape
     work = x.float() if similarity == "kl" else x

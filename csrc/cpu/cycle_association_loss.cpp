@@ -15,8 +15,8 @@ constexpr int64_t kSquare = 1536;  // rows and keys whose gradients are operands
 
 using Residuals = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Residuals association_fwd(const Tensor& source, const Tensor& target, c10::string_view similarity,
-                          bool contrast) {
+Residuals cycle_association_loss_fwd(const Tensor& source, const Tensor& target, c10::string_view similarity,
+                                     bool contrast) {
   const bool kl = is_kl(similarity);
   const int64_t batch = source.size(0), n = source.size(1), m = target.size(1);
   const auto make = [&](int64_t size, at::ScalarType type) {
@@ -314,12 +314,11 @@ void kl_backward(const Features<S>& a, const Features<S>& b, const Terms<S>& ter
   for (int64_t k = 0; k < b.count * channels; ++k) grad_b[k] += key_grad.data()[k] / (p[k] + S(1e-10));
 }
 
-std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& target,
-                                           const Tensor& source_weight, const Tensor& target_weight,
-                                           const Tensor& forward_index, const Tensor& backward_index,
-                                           const Tensor& source_temperature, const Tensor& target_temperature,
-                                           const Tensor& source_lse, const Tensor& target_lse,
-                                           c10::string_view similarity) {
+std::tuple<Tensor, Tensor> cycle_association_loss_bwd(
+    const Tensor& source, const Tensor& target, const Tensor& source_weight, const Tensor& target_weight,
+    const Tensor& forward_index, const Tensor& backward_index, const Tensor& source_temperature,
+    const Tensor& target_temperature, const Tensor& source_lse, const Tensor& target_lse,
+    c10::string_view similarity) {
   const bool kl = is_kl(similarity);
   const int64_t batch = source.size(0), n = source.size(1), m = target.size(1), channels = source.size(2);
   const Tensor w = source_weight.contiguous(), v = target_weight.contiguous();
@@ -358,8 +357,8 @@ std::tuple<Tensor, Tensor> association_bwd(const Tensor& source, const Tensor& t
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
-  m.impl("association_fwd.cpu", &association_fwd);
-  m.impl("association_bwd.cpu", &association_bwd);
+  m.impl("cycle_association_loss_fwd.cpu", &cycle_association_loss_fwd);
+  m.impl("cycle_association_loss_bwd.cpu", &cycle_association_loss_bwd);
 }
 
 }  // namespace fastuda

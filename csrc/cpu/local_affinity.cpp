@@ -200,8 +200,8 @@ Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64
 }
 
 // The sum over pixels and neighbours of the inner products, and its gradient; no plane of products is stored.
-std::tuple<Tensor, Tensor> affinity_cleaning_fwd(const Tensor& probabilities, int64_t neighbours,
-                                                 bool gradient) {
+std::tuple<Tensor, Tensor> affinity_cleaning_loss_fwd(const Tensor& probabilities, int64_t neighbours,
+                                                      bool gradient) {
   const Tensor p = probabilities.to(statistics_type(probabilities)).contiguous();
   const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
   const std::vector<Offset> around = offsets(neighbours, 1);
@@ -245,7 +245,7 @@ std::tuple<Tensor, Tensor> affinity_cleaning_fwd(const Tensor& probabilities, in
 TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
   m.impl("local_affinity_fwd.cpu", &local_affinity_fwd);
   m.impl("local_affinity_bwd.cpu", &local_affinity_bwd);
-  m.impl("affinity_cleaning_fwd.cpu", &affinity_cleaning_fwd);
+  m.impl("affinity_cleaning_loss_fwd.cpu", &affinity_cleaning_loss_fwd);
 }
 
 }  // namespace fastuda

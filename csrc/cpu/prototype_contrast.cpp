@@ -184,9 +184,9 @@ Tensor prototype_contrast_bwd(const Tensor& grad, const Tensor& features, const 
 }
 
 // BankCL takes the rows class by class: they share the bank that they meet.
-std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tensor& labels,
-                                             const Tensor& vectors, const Tensor& count, double tau,
-                                             int64_t ignore_index, bool gradient) {
+std::tuple<Tensor, Tensor> prototype_contrast_bank_fwd(const Tensor& features, const Tensor& labels,
+                                                       const Tensor& vectors, const Tensor& count, double tau,
+                                                       int64_t ignore_index, bool gradient) {
   const auto type = statistics_type(features);
   const Tensor x = readable(features), y = labels.to(at::kLong).contiguous();
   const Tensor bank = vectors.to(type).div(tau).contiguous(), filled = count.to(at::kLong).contiguous();
@@ -270,7 +270,7 @@ std::tuple<Tensor, Tensor> bank_contrast_fwd(const Tensor& features, const Tenso
 TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
   m.impl("prototype_contrast_fwd.cpu", &prototype_contrast_fwd);
   m.impl("prototype_contrast_bwd.cpu", &prototype_contrast_bwd);
-  m.impl("bank_contrast_fwd.cpu", &bank_contrast_fwd);
+  m.impl("prototype_contrast_bank_fwd.cpu", &prototype_contrast_bank_fwd);
 }
 
 }  // namespace fastuda

@@ -53,8 +53,8 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> aggregate_fwd(const Tensor& x, c10::string_view similarity, bool contrast,
-                                                 double alpha) {
+std::tuple<Tensor, Tensor, Tensor> spatial_aggregate_fwd(const Tensor& x, c10::string_view similarity,
+                                                         bool contrast, double alpha) {
   const bool kl = is_kl(similarity);
   const int64_t batch = x.size(0), n = x.size(1), channels = x.size(2);
   const auto statistics = x.options().dtype(statistics_type(x));
@@ -104,8 +104,9 @@ void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const 
   });
 }
 
-Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, const Tensor& temperature,
-                     const Tensor& lse, c10::string_view similarity, double alpha) {
+Tensor spatial_aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out,
+                             const Tensor& temperature, const Tensor& lse, c10::string_view similarity,
+                             double alpha) {
   const bool kl = is_kl(similarity);
   const int64_t batch = x.size(0), n = x.size(1), channels = x.size(2);
   const Tensor t = temperature.contiguous(), l = lse.contiguous();
@@ -149,8 +150,8 @@ Tensor aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out, con
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastuda, CPU, m) {
-  m.impl("aggregate_fwd.cpu", &aggregate_fwd);
-  m.impl("aggregate_bwd.cpu", &aggregate_bwd);
+  m.impl("spatial_aggregate_fwd.cpu", &spatial_aggregate_fwd);
+  m.impl("spatial_aggregate_bwd.cpu", &spatial_aggregate_bwd);
 }
 
 }  // namespace fastuda

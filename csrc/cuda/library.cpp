@@ -50,7 +50,8 @@ Tensor local_affinity_bwd(Tensor grad, Tensor probabilities, int64_t neighbours,
   return torch::stable::to(out, probabilities.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> affinity_cleaning_fwd(Tensor probabilities, int64_t neighbours, bool gradient) {
+std::tuple<Tensor, Tensor> affinity_cleaning_loss_fwd(Tensor probabilities, int64_t neighbours,
+                                                      bool gradient) {
   const DeviceGuard guard(probabilities.get_device_index());
   const Tensor p = floats(probabilities);
   const AffinityShape shape = affinity_shape(p, neighbours, 1);
@@ -104,7 +105,7 @@ std::tuple<Tensor, Tensor> upsample_confusion_fwd(Tensor scores, Tensor labels, 
 STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
   m.impl("local_affinity_fwd.cuda", TORCH_BOX(&local_affinity_fwd));
   m.impl("local_affinity_bwd.cuda", TORCH_BOX(&local_affinity_bwd));
-  m.impl("affinity_cleaning_fwd.cuda", TORCH_BOX(&affinity_cleaning_fwd));
+  m.impl("affinity_cleaning_loss_fwd.cuda", TORCH_BOX(&affinity_cleaning_loss_fwd));
   m.impl("class_statistics_fwd.cuda", TORCH_BOX(&class_statistics_fwd));
   m.impl("upsample_confusion_fwd.cuda", TORCH_BOX(&upsample_confusion_fwd));
 }

@@ -6,6 +6,7 @@ the others cannot.
 
 from fastuda.ops._backends import BackendStatus, backends, release_memory
 from fastuda.ops.aspp import aspp
+from fastuda.ops.category_pool import category_pool
 from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
 from fastuda.ops.cycle_association_loss import CycleStats, cycle_association_loss
@@ -14,8 +15,8 @@ from fastuda.ops.depthwise_conv2d import depthwise_conv2d
 from fastuda.ops.domain_cross_entropy import domain_cross_entropy
 from fastuda.ops.local_affinity import affinity_cleaning_loss, local_affinity
 from fastuda.ops.lovasz_softmax import lovasz_softmax
-from fastuda.ops.pooling import category_pool, smooth_max_pool
 from fastuda.ops.prototype_contrast import PrototypeBank, prototype_contrast
+from fastuda.ops.smooth_max_pool import smooth_max_pool
 from fastuda.ops.spatial_aggregate import spatial_aggregate
 from fastuda.ops.upsample_confusion import upsample_confusion
 from fastuda.ops.upsample_cross_entropy import upsample_cross_entropy

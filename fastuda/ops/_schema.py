@@ -44,13 +44,13 @@ def _cycle_match_fwd(source: Tensor, target: Tensor, similarity: str):
     return _index(source, b, n), _index(source, b, m), _stat(source, b, n), _stat(source, b, m)
 
 
-def _association_fwd(source: Tensor, target: Tensor, similarity: str, contrast: bool):
+def _cycle_association_loss_fwd(source: Tensor, target: Tensor, similarity: str, contrast: bool):
     (b, n, _), m = source.shape, target.shape[1]
     rows = [_stat(source, b, size) for size in (n, m, n, m, n, m)]
     return (_index(source, b, n), _index(source, b, m), *rows)
 
 
-def _association_bwd(
+def _cycle_association_loss_bwd(
     source: Tensor,
     target: Tensor,
     source_weight: Tensor,
@@ -66,12 +66,12 @@ def _association_bwd(
     return source.new_empty(source.shape), target.new_empty(target.shape)
 
 
-def _aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float):
+def _spatial_aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float):
     b, n, _ = x.shape
     return x.new_empty(x.shape), _stat(x, b, n), _stat(x, b, n)
 
 
-def _aggregate_bwd(
+def _spatial_aggregate_bwd(
     grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
 ):
     return x.new_empty(x.shape)
@@ -131,7 +131,7 @@ def _local_affinity_bwd(grad: Tensor, p: Tensor, neighbours: int, distance: int,
     return p.new_empty(p.shape)
 
 
-def _affinity_cleaning_fwd(p: Tensor, neighbours: int, gradient: bool):
+def _affinity_cleaning_loss_fwd(p: Tensor, neighbours: int, gradient: bool):
     return _stat(p), _stat(p, *(p.shape if gradient else (0,)))
 
 
@@ -159,7 +159,7 @@ def _prototype_contrast_bwd(
     return features.new_empty(features.shape)
 
 
-def _bank_contrast_fwd(
+def _prototype_contrast_bank_fwd(
     features: Tensor,
     labels: Tensor,
     vectors: Tensor,
@@ -261,29 +261,29 @@ define(
     _cycle_match_fwd,
 )
 define(
-    "association_fwd",
+    "cycle_association_loss_fwd",
     "(Tensor source, Tensor target, str similarity, bool contrast)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _association_fwd,
+    _cycle_association_loss_fwd,
 )
 define(
-    "association_bwd",
+    "cycle_association_loss_bwd",
     "(Tensor source, Tensor target, Tensor source_weight, Tensor target_weight,"
     " Tensor forward_index, Tensor backward_index, Tensor source_temperature, Tensor target_temperature,"
     " Tensor source_lse, Tensor target_lse, str similarity)"
     " -> (Tensor, Tensor)",
-    _association_bwd,
+    _cycle_association_loss_bwd,
 )
 define(
-    "aggregate_fwd",
+    "spatial_aggregate_fwd",
     "(Tensor x, str similarity, bool contrast, float alpha) -> (Tensor, Tensor, Tensor)",
-    _aggregate_fwd,
+    _spatial_aggregate_fwd,
 )
 define(
-    "aggregate_bwd",
+    "spatial_aggregate_bwd",
     "(Tensor grad, Tensor x, Tensor out, Tensor temperature, Tensor lse, str similarity, float alpha)"
     " -> Tensor",
-    _aggregate_bwd,
+    _spatial_aggregate_bwd,
 )
 define("contrast_softmax_fwd", "(Tensor x, float eps) -> (Tensor, Tensor)", _contrast_softmax_fwd)
 define("contrast_softmax_bwd", "(Tensor grad, Tensor y, Tensor inv_std) -> Tensor", _contrast_softmax_bwd)
@@ -316,9 +316,9 @@ define(
     _local_affinity_bwd,
 )
 define(
-    "affinity_cleaning_fwd",
+    "affinity_cleaning_loss_fwd",
     "(Tensor p, int neighbours, bool gradient) -> (Tensor, Tensor)",
-    _affinity_cleaning_fwd,
+    _affinity_cleaning_loss_fwd,
 )
 define(
     "lovasz_softmax_fwd",
@@ -344,10 +344,10 @@ define(
     _prototype_contrast_bwd,
 )
 define(
-    "bank_contrast_fwd",
+    "prototype_contrast_bank_fwd",
     "(Tensor features, Tensor labels, Tensor vectors, Tensor count, float tau, int ignore_index,"
     " bool gradient) -> (Tensor, Tensor)",
-    _bank_contrast_fwd,
+    _prototype_contrast_bank_fwd,
 )
 define("smooth_max_pool_fwd", "(Tensor logits, float k) -> (Tensor, Tensor)", _smooth_max_pool_fwd)
 define(

@@ -20,7 +20,10 @@ from fastuda.ops._checks import (
 from fastuda.ops.cycle_match import SIMILARITIES
 
 _backends.register(
-    "cycle_association_loss", ("association_fwd", "association_bwd"), triton=True, library_channels=512
+    "cycle_association_loss",
+    ("cycle_association_loss_fwd", "cycle_association_loss_bwd"),
+    triton=True,
+    library_channels=512,
 )
 
 
@@ -52,7 +55,7 @@ class _Association(torch.autograd.Function):
         ignore_index: int,
         name: str,
     ):
-        fwd = _backends.overload("association_fwd", name)
+        fwd = _backends.overload("cycle_association_loss_fwd", name)
         (
             forward_index,
             backward_index,
@@ -92,7 +95,7 @@ class _Association(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any):
         source, target, source_weight, target_weight, *residuals = ctx.saved_tensors
-        bwd = _backends.overload("association_bwd", ctx.name)
+        bwd = _backends.overload("cycle_association_loss_bwd", ctx.name)
         grad_source, grad_target = bwd(
             source, target, source_weight * grad, target_weight * grad, *residuals, ctx.similarity
         )

@@ -20,7 +20,7 @@ from fastuda.ops._checks import (
 )
 
 _backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"), triton=True)
-_backends.register("affinity_cleaning_loss", ("affinity_cleaning_fwd",), triton=True)
+_backends.register("affinity_cleaning_loss", ("affinity_cleaning_loss_fwd",), triton=True)
 
 
 class _Affinity(torch.autograd.Function):
@@ -109,5 +109,5 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
         if name != "reference":
             p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
             pairs = neighbours * p.numel() // p.shape[1]
-            return 1 - GradientInForward.apply(p, (neighbours,), "affinity_cleaning_fwd", name) / pairs
+            return 1 - GradientInForward.apply(p, (neighbours,), "affinity_cleaning_loss_fwd", name) / pairs
         return reference_losses.affinity_cleaning(logits, neighbours)

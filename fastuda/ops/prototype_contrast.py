@@ -29,7 +29,7 @@ from fastuda.ops.class_statistics import ClassStatistics
 
 _backends.register(
     "prototype_contrast",
-    ("prototype_contrast_fwd", "prototype_contrast_bwd", "bank_contrast_fwd"),
+    ("prototype_contrast_fwd", "prototype_contrast_bwd", "prototype_contrast_bank_fwd"),
     triton=True,
 )
 
@@ -170,7 +170,7 @@ def prototype_contrast(
         if name != "reference":
             if isinstance(prototypes, PrototypeBank):
                 bank = (labels, prototypes.vectors.detach(), prototypes.count, tau, ignore_index)
-                total = GradientInForward.apply(features, bank, "bank_contrast_fwd", name)
+                total = GradientInForward.apply(features, bank, "prototype_contrast_bank_fwd", name)
             else:
                 spread = prototypes.variance.detach() if kind == "dist" else None
                 mean, rest = prototypes.mean.detach(), (tau, ignore_index)

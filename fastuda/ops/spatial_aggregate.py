@@ -19,13 +19,17 @@ from fastuda.ops._checks import (
 )
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"), triton=True, library_channels=512)
+_backends.register(
+    "spatial_aggregate", ("spatial_aggregate_fwd", "spatial_aggregate_bwd"), triton=True, library_channels=512
+)
 
 
 class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, similarity: str, contrast: bool, alpha: float, name: str):
-        out, temperature, lse = _backends.overload("aggregate_fwd", name)(x, similarity, contrast, alpha)
+        out, temperature, lse = _backends.overload("spatial_aggregate_fwd", name)(
+            x, similarity, contrast, alpha
+        )
         ctx.save_for_backward(x, out, temperature, lse)
         ctx.similarity, ctx.alpha, ctx.name = similarity, alpha, name
         return out
@@ -34,7 +38,7 @@ class _Aggregate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
         x, out, temperature, lse = ctx.saved_tensors
-        bwd = _backends.overload("aggregate_bwd", ctx.name)
+        bwd = _backends.overload("spatial_aggregate_bwd", ctx.name)
         grad_x = bwd(grad.contiguous(), x, out, temperature, lse, ctx.similarity, ctx.alpha)
         return grad_x, None, None, None, None
 

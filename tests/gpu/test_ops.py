@@ -173,7 +173,7 @@ def operators(backend):
     found = [
         ("local_affinity_fwd", (z.softmax(1), 8, 1, False)),
         ("local_affinity_bwd", (maps, z.softmax(1), 8, 1, False)),
-        ("affinity_cleaning_fwd", (z.softmax(1), 8, True)),
+        ("affinity_cleaning_loss_fwd", (z.softmax(1), 8, True)),
         ("class_statistics_fwd", (features, classes, 4, 255)),
         ("upsample_confusion_fwd", (z, labels, False, 255)),
     ]
@@ -182,10 +182,10 @@ def operators(backend):
     return [
         *found,
         ("cycle_match_fwd", (x, x, "cosine")),
-        ("association_fwd", (x, x, "cosine", True)),
-        ("association_bwd", (x, x, *residuals, "cosine")),
-        ("aggregate_fwd", (p, "kl", True, 0.5)),
-        ("aggregate_bwd", (x, x, x, stat, stat, "cosine", 0.5)),
+        ("cycle_association_loss_fwd", (x, x, "cosine", True)),
+        ("cycle_association_loss_bwd", (x, x, *residuals, "cosine")),
+        ("spatial_aggregate_fwd", (p, "kl", True, 0.5)),
+        ("spatial_aggregate_bwd", (x, x, x, stat, stat, "cosine", 0.5)),
         ("contrast_softmax_fwd", (p, 1e-10)),
         ("contrast_softmax_bwd", (p, p, stat)),
         ("upsample_cross_entropy_fwd", (z, labels, None, None, False, 1.0, 255, 0.0, True, False)),
@@ -195,7 +195,7 @@ def operators(backend):
         ("smooth_max_pool_bwd", (plane, z, plane, 1.0)),
         ("prototype_contrast_fwd", (features, classes, mean, mean, 1.0, 255)),
         ("prototype_contrast_bwd", (plane[0, 0], features, classes, share, mean, mean, 1.0, 255)),
-        ("bank_contrast_fwd", (features, classes, bank, count, 1.0, 255, True)),
+        ("prototype_contrast_bank_fwd", (features, classes, bank, count, 1.0, 255, True)),
         ("category_pool_fwd", (x, p)),
         ("category_pool_bwd", (pooled, x, p, pooled, plane, True, True)),
         ("aspp_fwd", (z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), plane[0], [1, 2])),

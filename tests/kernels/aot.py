@@ -139,10 +139,18 @@ def tile_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         residuals = (stat, stat, index, index, stat, stat, stat, stat)
         if " " not in name:  # of other widths only the gradients are kernels of their own
             calls[f"match {name}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
-            calls[f"association forward {name}"] = partial(association.association_fwd, y, y, kind, True)
-        calls[f"association backward {name}"] = partial(association.association_bwd, y, y, *residuals, kind)
-        calls[f"aggregate forward {name}"] = partial(aggregate.aggregate_fwd, y, kind, name == "cosine", 0.5)
-        calls[f"aggregate backward {name}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+            calls[f"association forward {name}"] = partial(
+                association.cycle_association_loss_fwd, y, y, kind, True
+            )
+        calls[f"association backward {name}"] = partial(
+            association.cycle_association_loss_bwd, y, y, *residuals, kind
+        )
+        calls[f"aggregate forward {name}"] = partial(
+            aggregate.spatial_aggregate_fwd, y, kind, name == "cosine", 0.5
+        )
+        calls[f"aggregate backward {name}"] = partial(
+            aggregate.spatial_aggregate_bwd, y, y, y, stat, stat, kind, 0.5
+        )
         if kind == "cosine" and dtype == torch.bfloat16:
             multiplied = {key: call for key, call in calls.items() if not key.startswith("match")}
             for key, call in multiplied.items():
@@ -179,7 +187,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "class statistics": partial(moments, features, classes_of, 19, 255),
         "smooth max forward": partial(smooth_max_pool.smooth_max_pool_fwd, x, 1.0),
         "smooth max backward": partial(smooth_max_pool.smooth_max_pool_bwd, plane, x, plane, 1.0),
-        "affinity cleaning": partial(cleaning.affinity_cleaning_fwd, maps.float(), 8, True),
+        "affinity cleaning": partial(cleaning.affinity_cleaning_loss_fwd, maps.float(), 8, True),
     }
     for width in (8464, 40000):
         rows = torch.rand(4, width).to(dtype)
@@ -207,7 +215,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             contrast.prototype_contrast_bwd, mean[0, 0], features, classes_of, share, *rest
         )
     calls["bank contrast"] = partial(
-        contrast.bank_contrast_fwd, features, classes_of, bank, count, 100.0, 255, True
+        contrast.prototype_contrast_bank_fwd, features, classes_of, bank, count, 100.0, 255, True
     )
     calls["lovasz softmax"] = partial(lovasz.lovasz_softmax_fwd, x, labels, True, False, 255, True)
     pair = torch.randn(1, 38, 16, 16).to(dtype)

@@ -129,7 +129,7 @@ def test_association_without_a_match_has_zero_gradients(similarity):
 def test_vanishing_features_stay_finite():
     source, target = pixels(1, 40, 6, "cosine", torch.bfloat16), pixels(1, 50, 6, "cosine", torch.bfloat16)
     source[0, 3:7], target[0, ::9] = 0, 0
-    residuals = association.association_fwd(source, target, "cosine", True)
+    residuals = association.cycle_association_loss_fwd(source, target, "cosine", True)
     assert all(x.isfinite().all() for x in residuals)
     x = source.clone().requires_grad_()
     F.spatial_aggregate(x, backend="triton").float().sum().backward()
@@ -260,7 +260,7 @@ def test_forward_of_one_backend_fits_the_backward_of_another():
     total.backward()
     (fi, st, sl), (bi, tt, tl) = residuals
     args = [x.detach().float() for x in (source, target)]
-    grads = association.association_bwd(
+    grads = association.cycle_association_loss_bwd(
         *args, *weights, fi, bi, st.float(), tt.float(), sl.float(), tl.float(), "cosine"
     )
     torch.testing.assert_close(grads[0].double(), source.grad, rtol=1e-4, atol=1e-4)

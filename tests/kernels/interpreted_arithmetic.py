@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from tests.gpu import test_ops as on_gpu
+from tests.gpu import cases as on_gpu
 from tests.helpers import within_budget
 from tests.kernels.instruments import gpu_arithmetic
 

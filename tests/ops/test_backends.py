@@ -76,14 +76,15 @@ def test_reference_says_once_why_it_runs(caplog, monkeypatch):
 @pytest.mark.parametrize("implementation", _schema.IMPLEMENTATIONS)
 def test_fakes_give_the_shapes(implementation):
     a, b = torch.empty(2, 5, 8, device="meta"), torch.empty(2, 7, 8, device="meta", dtype=torch.float32)
-    out = getattr(torch.ops.fastuda.association_fwd, implementation)(a, b, "cosine", True)
+    out = getattr(torch.ops.fastuda.cycle_association_loss_fwd, implementation)(a, b, "cosine", True)
     assert [tuple(x.shape) for x in out] == [(2, 5), (2, 7)] * 4
-    grads = getattr(torch.ops.fastuda.association_bwd, implementation)(
+    grads = getattr(torch.ops.fastuda.cycle_association_loss_bwd, implementation)(
         a, b, *out[4:], *out[:2], *out[4:6], "cosine"
     )
     assert [tuple(g.shape) for g in grads] == [(2, 5, 8), (2, 7, 8)]
     assert (
-        getattr(torch.ops.fastuda.aggregate_fwd, implementation)(a, "cosine", True, 0.5)[0].shape == a.shape
+        getattr(torch.ops.fastuda.spatial_aggregate_fwd, implementation)(a, "cosine", True, 0.5)[0].shape
+        == a.shape
     )
 
 
@@ -91,9 +92,9 @@ def cases(operator):
     x, y = torch.randn(2, 9, 8), torch.randn(2, 7, 8)
     if operator == "cycle_match_fwd":
         return (x, y, "cosine")
-    if operator == "association_fwd":
+    if operator == "cycle_association_loss_fwd":
         return (x, y, "cosine", True)
-    if operator == "aggregate_fwd":
+    if operator == "spatial_aggregate_fwd":
         return (x, "cosine", True, 0.5)
     if operator == "contrast_softmax_fwd":
         return (x, 1e-10)
@@ -101,7 +102,8 @@ def cases(operator):
 
 
 @pytest.mark.parametrize(
-    "operator", ["cycle_match_fwd", "association_fwd", "aggregate_fwd", "contrast_softmax_fwd"]
+    "operator",
+    ["cycle_match_fwd", "cycle_association_loss_fwd", "spatial_aggregate_fwd", "contrast_softmax_fwd"],
 )
 def test_opcheck_of_the_extension(operator):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastuda::{operator}.cpu", "CPU"):

@@ -112,7 +112,7 @@ def test_affinity_operators(backend):
     p = torch.rand(1, 3, 5, 6).requires_grad_()
     for product in (False, True):
         torch.library.opcheck(torch.ops.fastuda.local_affinity_fwd.cpu, (p.detach(), 8, 1, product))
-    torch.library.opcheck(torch.ops.fastuda.affinity_cleaning_fwd.cpu, (p.detach(), 8, True))
+    torch.library.opcheck(torch.ops.fastuda.affinity_cleaning_loss_fwd.cpu, (p.detach(), 8, True))
     compiled = torch.compile(lambda p: F.local_affinity(p).sum(), fullgraph=True, backend="aot_eager")
     assert compiled(p).item() == pytest.approx(F.local_affinity(p).sum().item(), rel=1e-6)
     twice = [torch.autograd.grad(F.local_affinity(p).square().sum(), p)[0] for _ in range(2)]

@@ -173,7 +173,7 @@ def test_operators(backend, kind):
     operators = torch.ops.fastuda
     if kind == "bank":
         rest = (prototypes.vectors.float(), prototypes.count, 0.1, 255)
-        torch.library.opcheck(operators.bank_contrast_fwd.cpu, (q.detach(), labels, *rest, True))
+        torch.library.opcheck(operators.prototype_contrast_bank_fwd.cpu, (q.detach(), labels, *rest, True))
     else:
         mean, variance = prototypes.mean.float(), prototypes.variance.float() if kind == "dist" else None
         fixed = (mean, variance, 0.1, 255)
