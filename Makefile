@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test build-gpu test-gpu bench bench-gpu bench-gpu-steps docs lint format clean
+.PHONY: demo test build-gpu gpu-kit gpu-check test-gpu bench bench-gpu bench-gpu-steps docs lint format clean
 
 # what a run needs, and then what the tests, the lint and the documentation need as well
 $(VENV)/.runtime: setup.py pyproject.toml $(wildcard csrc/*.h csrc/*.cpp csrc/units/* csrc/cpu/* csrc/cuda/*)
@@ -48,6 +48,16 @@ GPU_CSV = $(if $(CSV),--csv $(CSV))
 build-gpu:
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit(f"error: torch {torch.__version__} of $(PYTHON) finds no CUDA device")'
 	$(PYTHON) setup.py build_ext --inplace
+
+# What a lent GPU needs: the kit, made before with the versions of its machine, then the check in at most 420 s and 210 s.
+PART ?= 1
+
+gpu-kit:
+	$(PYTHON) -m bench.gpu_kit
+
+gpu-check:
+	@test -n "$(OUT)" || { echo "error: say where to: make gpu-check OUT=DIR [PART=2]"; exit 2; }
+	$(PYTHON) -m bench.gpu_check "$(OUT)" --part $(PART)
 
 test-gpu: build-gpu
 	OMP_NUM_THREADS=2 timeout --signal INT --kill-after 30 $(GPU_SECONDS) $(PYTHON) -m pytest -q -m gpu tests/gpu --durations 15 \

@@ -163,15 +163,15 @@ def compiled(case: Case) -> Run:
     return torch.compile(public(case, "reference"), dynamic=False)
 
 
-def triton(case: Case) -> Run:
-    """fastuda's Triton kernels for ops where ``auto`` uses CUDA C++."""
-    op = public(case, "triton")
+def second(case: Case, name: str) -> Run:
+    """A usable backend of fastuda, on a GPU one that ``auto`` does not take."""
+    op = public(case, name)
 
     def run(t: Inputs) -> Tensor:
         floats = [x for x in t.values() if x.is_floating_point()]
         usable = [row.name for row in F.backends(case.op, *floats[:2]) if row.usable]
-        if not floats[0].is_cuda or "triton" not in usable[1:]:
-            raise CannotExpress(f"{case.op} has no second backend here")
+        if name not in usable[int(name == "triton") :]:
+            raise CannotExpress(f"{case.op} has no second backend {name} here")
         return op(t)
 
     return run
@@ -197,7 +197,8 @@ PROVIDERS: dict[str, Callable[[Case], Run]] = {
     "compile": compiled,
     "sdpa": sdpa,
     "graph": graph,
-    "triton": triton,
+    "triton": lambda case: second(case, "triton"),
+    "library": lambda case: second(case, "library"),
     "keops": keops,
     "faiss": faiss_flat,
 }

@@ -17,6 +17,7 @@ from fastuda.kernels._common import (
     quarters,
     tile_shape,
 )
+from fastuda.kernels._panels import saturate
 
 
 def fill_slopes(
@@ -36,11 +37,10 @@ def fill_slopes(
 ) -> None:
     """The softmax ``weights`` of the rows from ``start``, and ``slopes``, the gradient with respect to their
     products with the keys (raw features for the cosine: the inverse norms of the columns are in it, those of
-    the rows in ``factor``).
+    the rows and what scales the panel in ``factor``).
 
     ``centre`` [N] is the mean gradient of a row's weights under the weights. For KL an estimate does: it is
-    corrected in a second step, since logarithms would magnify its rounding.
-    """
+    corrected in a second step, since logarithms would magnify its rounding."""
     shape = tile_shape(weights)
     rows, n = weights.shape
     blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
@@ -56,7 +56,7 @@ def fill_slopes(
         temperature[b],
         log_sum[b],
         centre,
-        factor[b],
+        factor,
         weights,
         slopes,
         sums,
@@ -81,10 +81,9 @@ def fill_slopes(
         weights,
         slopes,
         sums.sum(0),
-        factor[b, start : start + rows],
+        factor[start : start + rows],
         weights.stride(0),
         rows,
-        n,
         UPCAST=INTERPRETED,
         BR=height,
         BC=width,
@@ -138,7 +137,10 @@ def pair_product(
     return s, d
 
 
-@triton.jit(do_not_specialize=["first", "blocks", "splits"])
+@triton.jit(
+    do_not_specialize=["first", "blocks", "splits"],
+    do_not_specialize_on_alignment=["row", "own", "temperature", "log_sum", "factor"],
+)
 def slope_panel(
     a,
     b,
@@ -194,17 +196,18 @@ def slope_panel(
         d = d_parts[strip] - middle[:, None]
         if KL:
             total += tl.sum(w * d, 1)
+            d = tl.where(col_ok[None, :], d, 0.0)
         else:
             d = w * d * step[:, None] * scale_col[None, :]
         to = rows.to(tl.int64)[:, None] * stride + cols[None, :]
-        mask = (rows < n)[:, None] & col_ok[None, :]
+        mask = (rows < n)[:, None] & (cols < stride)[None, :]
         tl.store(weights + to, narrow(w, weights, UPCAST), mask=mask)
-        tl.store(slopes + to, narrow(d, slopes, UPCAST), mask=mask)
+        tl.store(slopes + to, narrow(saturate(d, slopes), slopes, UPCAST), mask=mask)
     if KL:
         tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["factor"])
 def centre_slopes(
     weights,
     slopes,
@@ -212,7 +215,6 @@ def centre_slopes(
     factor,
     stride,
     n,
-    m,
     UPCAST: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
@@ -221,7 +223,7 @@ def centre_slopes(
     rows = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     cols = tl.program_id(1) * BC + tl.arange(0, BC)
     row_ok = rows < n
-    mask = row_ok[:, None] & (cols < m)[None, :]
+    mask = row_ok[:, None] & (cols < stride)[None, :]  # zeros stay zeros
     at = rows[:, None] * stride + cols[None, :]
     w = tl.load(weights + at, mask=mask, other=0.0).to(tl.float32)
     d = tl.load(slopes + at, mask=mask, other=0.0).to(tl.float32)

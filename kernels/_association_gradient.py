@@ -26,11 +26,13 @@ from fastuda.kernels._common import (
     narrow,
     prepare,
     product,
+    product_strip,
     quarters,
     tile_product,
     tile_shape,
 )
-from fastuda.kernels._panels import Panel, project
+from fastuda.kernels._narrow import WIDEST, hop_gradient
+from fastuda.kernels._panels import Panel, panel_scale, project, saturate, without_vanishing
 
 
 class Hop(NamedTuple):
@@ -48,54 +50,76 @@ class Hop(NamedTuple):
         return weight / temperature, LOG2E / temperature, lse * LOG2E, index.to(torch.int32)
 
 
-def cosine(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
-    """Both gradients through the cosine."""
-    # float16 cannot hold the scale of H.
-    work = torch.float32 if source.dtype == torch.float16 else source.dtype
+def cosine(
+    source: Tensor, target: Tensor, forward: Hop, backward: Hop, library: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both gradients through the cosine; ``library``: it multiplies in place of tiles."""
     grad_source, grad_target = torch.empty_like(source), torch.empty_like(target)
     s, t = prepare(source, "cosine"), prepare(target, "cosine")
     for b in range(source.shape[0]):
-        key, key_inv, inv = t.key[b].to(work), t.row[b], s.row[b]
+        key, key_inv, inv = t.key[b], t.row[b], s.row[b]
         gradient = torch.zeros_like(key, dtype=torch.float32)
         pull, push = forward.epilogue(b), backward.epilogue(b)
-        for query, part, panel in _panels(s.query[b], key):
+        scale = None
+        if key.dtype == torch.float16:
+            scale = panel_scale(_largest_slope(pull[0], inv, push[0], key_inv))
+            pull, push = (pull[0] * scale, *pull[1:]), (push[0] * scale, *push[1:])
+        for query, part, panel, products in _panels(s.query[b], key, library):
             y = gradient.new_empty(query.shape)
-            _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, kl=False)
+            _fill(panel, query, key, part.start, inv[part], key_inv, pull, push, products, kl=False)
             product(panel, key, y)
             add_product(gradient, panel.T, query)
-            project(y, query, inv[part], grad_source[b, part])
-        project(gradient, key, key_inv, grad_target[b])
+            project(y, query, inv[part], grad_source[b, part], scale)
+        project(gradient, key, key_inv, grad_target[b], scale)
     return grad_source, grad_target
 
 
-def divergence(source: Tensor, target: Tensor, forward: Hop, backward: Hop) -> tuple[Tensor, Tensor]:
+def _largest_slope(pull: Tensor, inv: Tensor, push: Tensor, key_inv: Tensor) -> Tensor:
+    """[] what no element of H exceeds, but for those of vanishing features: a probability less its match is
+    at most 1."""
+    inv, key_inv = without_vanishing(inv), without_vanishing(key_inv)
+    return (pull.abs() * inv).amax() * key_inv.amax() + (push.abs() * key_inv).amax() * inv.amax()
+
+
+def divergence(
+    source: Tensor, target: Tensor, forward: Hop, backward: Hop, library: bool = False
+) -> tuple[Tensor, Tensor]:
     """Both gradients through minus the KL divergence: two independent hops, each with its own product."""
     s, t = prepare(source, "kl"), prepare(target, "kl")
     grad_source, grad_target = torch.zeros_like(s.query), torch.zeros_like(t.query)
-    _one_way(s, t, forward, grad_source, grad_target)
-    _one_way(t, s, backward, grad_target, grad_source)
+    _one_way(s, t, forward, grad_source, grad_target, library)
+    _one_way(t, s, backward, grad_target, grad_source, library)
     return grad_source.to(source.dtype), grad_target.to(target.dtype)
 
 
-def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Tensor) -> None:
+def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Tensor, library: bool) -> None:
     for b in range(query.query.shape[0]):
         k = key.key[b]
         residuals = hop.epilogue(b)
+        if k.shape[1] <= WIDEST:
+            by_query, gradient = hop_gradient(query.query[b], k, query.row[b], residuals)
+            grad_query[b] += by_query
+            grad_key[b] += gradient / (key.query[b] + EPS_KL)
+            continue
         gradient = torch.zeros_like(k)
-        for q, part, panel in _panels(query.query[b], k):
-            _fill(panel, q, k, part.start, query.row[b, part], key.row[b], residuals, residuals, kl=True)
+        for q, part, panel, products in _panels(query.query[b], k, library):
+            rows = query.row[b, part], key.row[b]
+            _fill(panel, q, k, part.start, *rows, residuals, residuals, products, kl=True)
             add_product(grad_query[b, part], panel, k)
             add_product(gradient, panel.T, q)
         grad_key[b] += gradient / (key.query[b] + EPS_KL)
 
 
-def _panels(source: Tensor, key: Tensor) -> Iterator[tuple[Tensor, slice, Tensor]]:
-    """``(rows in the key's dtype, their slice, scratch)`` panel by panel."""
+def _panels(
+    source: Tensor, key: Tensor, library: bool
+) -> Iterator[tuple[Tensor, slice, Tensor, Tensor | None]]:
+    """``(rows, their slice, scratch, products or None)`` panel by panel."""
     n, m = source.shape[0], key.shape[0]
-    scratch = Panel(key, m, key.shape[1], n)
+    scratch = Panel(key, m, key.shape[1], n, products=int(library))
     for start in range(0, n, scratch.rows):
         part = slice(start, min(start + scratch.rows, n))
-        yield source[part].to(key.dtype), part, scratch.view(part.stop - start, m)
+        products = scratch.product(source[part], key) if library else None
+        yield source[part], part, scratch.view(part.stop - start, m), products
 
 
 def _fill(
@@ -107,6 +131,7 @@ def _fill(
     row_b: Tensor,
     pull: tuple[Tensor, ...],
     push: tuple[Tensor, ...],
+    products: Tensor | None,
     *,
     kl: bool,
 ) -> None:
@@ -121,6 +146,7 @@ def _fill(
         *pull,
         *push,
         panel,
+        panel if products is None else products,
         panel.stride(0),
         n,
         m,
@@ -129,6 +155,7 @@ def _fill(
         blocks,
         splits,
         KL=kl,
+        LIBRARY=products is not None,
         EVEN=divides(query, shape["BK"]),
         UPCAST=INTERPRETED,
         GROUP=8,
@@ -136,7 +163,10 @@ def _fill(
     )
 
 
-@triton.jit(do_not_specialize=["first", "blocks", "splits"])
+@triton.jit(
+    do_not_specialize=["first", "blocks", "splits"],
+    do_not_specialize_on_alignment=["row_a", "row_b"],
+)
 def association_panel(
     a,
     b,
@@ -151,6 +181,7 @@ def association_panel(
     push_lse,
     push_index,
     panel,
+    products,
     stride,
     n,
     m,
@@ -159,6 +190,7 @@ def association_panel(
     blocks,
     splits,
     KL: tl.constexpr,
+    LIBRARY: tl.constexpr,
     EVEN: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
@@ -171,18 +203,22 @@ def association_panel(
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     rows = block * BM + tl.arange(0, BM)
     at_row = tl.minimum(rows, n - 1).to(tl.int64)
-    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
-    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
+    if not LIBRARY:
+        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+        s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
+        parts = quarters(s, BM, BN)
     scale = tl.load(row_a + at_row)
     weight = tl.load(pull_weight + first + at_row)
     inv = tl.load(pull_inv + first + at_row)
     lse = tl.load(pull_lse + first + at_row)
     match = tl.load(pull_index + first + at_row)
-    parts = quarters(s, BM, BN)
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
         col_ok = cols < m
-        s = parts[strip]
+        if LIBRARY:
+            s = product_strip(products, rows, cols, n, m, stride)
+        else:
+            s = parts[strip]
         if KL:
             s = s + scale[:, None]
         else:
@@ -201,4 +237,7 @@ def association_panel(
             g += back_weight[None, :] * tl.where(hit, p - 1.0, p)
             g = g * scale[:, None] * scale_col[None, :]
         to = panel + rows.to(tl.int64)[:, None] * stride + cols[None, :]
-        tl.store(to, narrow(g, panel, UPCAST), mask=(rows < n)[:, None] & col_ok[None, :])
+        g = tl.where(col_ok[None, :], g, 0.0)
+        tl.store(
+            to, narrow(saturate(g, panel), panel, UPCAST), mask=(rows < n)[:, None] & (cols < stride)[None, :]
+        )

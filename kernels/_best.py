@@ -34,9 +34,10 @@ class Best(NamedTuple):
 
 
 def merge(
-    part: tuple[Tensor, Tensor, Tensor], count: int, stride: int, temperature: Tensor, into: Best
+    part: tuple[Tensor, Tensor, Tensor], count: int, stride: int, temperature: Tensor, into: Best, lse: bool
 ) -> None:
-    """Fold ``count`` parts [B, stride, L] of value, index and sum into ``into``, in a fixed order."""
+    """Fold ``count`` parts [B, stride, L] of value, index and, with ``lse``, sum into ``into``, in a fixed
+    order."""
     batch, length = into.index.shape
     merge_best[(triton.cdiv(length, 64), batch)](
         *part,
@@ -47,6 +48,7 @@ def merge(
         length,
         count,
         stride,
+        LSE=lse,
         LOG2E=LOG2E,
         BP=16,
         BL=64,
@@ -66,6 +68,7 @@ def merge_best(
     length,
     parts,
     stride,
+    LSE: tl.constexpr,
     LOG2E: tl.constexpr,
     BP: tl.constexpr,
     BL: tl.constexpr,
@@ -86,11 +89,12 @@ def merge_best(
         mask = (here < parts)[:, None] & ok[None, :]
         value = tl.load(part_value + where, mask=mask, other=float("-inf"))
         index = tl.load(part_index + where, mask=mask, other=0)
-        sums = tl.load(part_sum + where, mask=mask, other=0.0)
         top = tl.maximum(tl.max(value, 0), best)
         found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)
-        total = total * tl.exp2((best - top) * inv)
-        total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
+        if LSE:
+            sums = tl.load(part_sum + where, mask=mask, other=0.0)
+            total = total * tl.exp2((best - top) * inv)
+            total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
         best_index = tl.where(top > best, found.to(tl.int64), best_index)
         best = top
     tl.store(value_out + mine, best, mask=ok)

@@ -59,14 +59,23 @@ def generation(x: Tensor) -> int:
     return torch.cuda.get_device_capability(x.device)[0]
 
 
+def shared_memory(x: Tensor) -> int:
+    """Bytes of shared memory that a block may ask for on the tensor's GPU."""
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+
+
+DEEP_PIPELINE = 3 * 3 * 128 * 64 * 2
+"""Bytes of shared memory that the largest kernel takes at 128 x 128 x 64: three operands, three stages."""
+
+
 def tile_shape(x: Tensor) -> dict[str, int]:
-    """Block shape, warps and pipeline depth of a similarity tile; one fixed choice per dtype and GPU
-    generation, so that two runs add in the same order."""
+    """Block shape, warps and pipeline depth of a similarity tile; one fixed choice per dtype and GPU, so that
+    two runs add in the same order."""
     if INTERPRETED:
         return dict(BM=64, BN=128, BK=128, num_warps=4, num_stages=1)
     if x.dtype == torch.float32:
         return dict(BM=128, BN=64, BK=32, num_warps=8, num_stages=2)
-    if generation(x) < 9:
+    if generation(x) < 9 or shared_memory(x) < DEEP_PIPELINE:  # a later card may have 99 KiB
         return dict(BM=128, BN=128, BK=32, num_warps=8, num_stages=4)
     return dict(BM=128, BN=128, BK=64, num_warps=8, num_stages=3)
 
@@ -117,6 +126,13 @@ def tile_product(
         a_at += BK
         b_at += BK
     return acc
+
+
+@triton.jit
+def product_strip(products, rows, cols, n, m, stride):
+    """[BM, columns] of products that the library has left in a float32 panel, 0 outside."""
+    at = rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    return tl.load(products + at, mask=(rows < n)[:, None] & (cols < m)[None, :], other=0.0)
 
 
 @triton.jit

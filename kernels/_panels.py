@@ -7,27 +7,41 @@ in registers), two library products consume it while it is in L2.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, PANEL_BYTES, narrow, tile_shape
+from fastuda.kernels._common import EPS_NORM, INTERPRETED, PANEL_BYTES, narrow, product, tile_shape
 
 
 class Panel:
-    """Scratch for ``count`` matrices of a few rows and up to ``columns`` columns, used again and again."""
+    """Scratch for ``count`` matrices of a few rows and up to ``columns`` columns, used again and again, and
+    for ``products`` of as many rows in float32, which the library multiplies."""
 
-    def __init__(self, like: Tensor, columns: int, channels: int, rows: int, count: int = 1) -> None:
-        self.stride = triton.cdiv(columns, 8) * 8
-        """Rows begin on 16 bytes."""
+    def __init__(
+        self, like: Tensor, columns: int, channels: int, rows: int, count: int = 1, products: int = 0
+    ) -> None:
+        self.stride = triton.cdiv(columns, 16) * 16
+        """What Triton knows to divide by 16 it stores 16 bytes at a time, if the mask does so too: kernels
+        write zeros up to the stride."""
         block = tile_shape(like)["BM"]
-        fit = min(PANEL_BYTES // (count * self.stride * like.element_size()), PANEL_BYTES // (6 * channels))
+        row = self.stride * (count * like.element_size() + 4 * products)
+        # as much again for products: they are narrow, and the library needs rows for all multiprocessors
+        fit = min((1 + (products > 0)) * PANEL_BYTES // row, PANEL_BYTES // (6 * channels))
         self.rows = min(max(fit // block, 1) * block, triton.cdiv(rows, block) * block)
         self.memory = like.new_empty(count, self.rows, self.stride)
+        self.products = like.new_empty(products, self.rows, self.stride, dtype=torch.float32)
 
     def view(self, rows: int, columns: int, index: int = 0) -> Tensor:
         """[rows, columns] of one of the matrices."""
         return self.memory[index, :rows, :columns]
+
+    def product(self, a: Tensor, b: Tensor, first: int = 0, index: int = 0) -> Tensor:
+        """``a @ b.T`` [rows, columns] in float32 from column ``first`` on, by the library."""
+        out = self.products[index, : a.shape[0], : b.shape[0]]
+        product(a, b[first:].T, out[:, first:])
+        return out
 
 
 def project(
@@ -35,11 +49,13 @@ def project(
     x: Tensor,
     inv_norm: Tensor,
     out: Tensor,
+    scale: Tensor | None = None,
     rest: tuple[Tensor, Tensor, float] | None = None,
 ) -> None:
     """``out = y - u (u . y)`` per row [R, C] with ``u = x inv_norm``: the gradient of the normalisation.
 
-    ``y`` is float32. ``rest = (g, v, alpha)`` adds ``(1 - alpha) g + alpha v``.
+    ``y`` is float32, ``scale`` times too large where that is given ([] float32). ``rest = (g, v, alpha)``
+    adds ``(1 - alpha) g + alpha v``.
     """
     g, v, alpha = rest or (x, y, 0.0)
     rows, channels = y.shape
@@ -50,11 +66,13 @@ def project(
         x,
         inv_norm,
         out,
+        y if scale is None else scale,
         g,
         v,
         alpha,
         rows,
         channels,
+        SCALED=scale is not None,
         REST=rest is not None,
         UPCAST=INTERPRETED,
         BR=height,
@@ -63,17 +81,38 @@ def project(
     )
 
 
+def panel_scale(bound: Tensor) -> Tensor:
+    """The power of two that takes ``bound`` [] up to half of float16's range, as float32 on its device."""
+    _, exponent = torch.frexp(bound)  # bound < 2 ** exponent
+    return torch.ldexp(torch.ones_like(bound), (15 - exponent).clamp(-100, 100))
+
+
+def without_vanishing(inv_norm: Tensor) -> Tensor:
+    """Inverse norms, 0 for vanishing features, whose own would leave the others nothing of float16."""
+    return torch.where(inv_norm < 0.5 / EPS_NORM, inv_norm, 0)
+
+
 @triton.jit
+def saturate(x, like):
+    """float32 ``x`` within the range of float16 where pointer ``like`` is that."""
+    if like.dtype.element_ty == tl.float16:
+        x = tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return x
+
+
+@triton.jit(do_not_specialize_on_alignment=["inv_norm"])
 def project_rows(
     y,
     x,
     inv_norm,
     out,
+    scale,
     g,
     v,
     alpha,
     rows,
     channels,
+    SCALED: tl.constexpr,
     REST: tl.constexpr,
     UPCAST: tl.constexpr,
     BR: tl.constexpr,
@@ -96,6 +135,8 @@ def project_rows(
         at = row[:, None] * channels + start + c[None, :]
         u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]
         value = tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None]
+        if SCALED:
+            value = value / tl.load(scale)
         if REST:
             value += (1 - alpha) * tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
             value += alpha * tl.load(v + at, mask=inside, other=0.0)

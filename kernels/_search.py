@@ -2,7 +2,9 @@
 
 A program owns a block of rows and a span of column tiles. Row results stay in registers across the span;
 column results go to one partial per row block. Partials are merged in a fixed order: no atomics, two runs
-agree bit for bit. Rows are processed in chunks that keep the column partials within :data:`PANEL_BYTES`.
+agree bit for bit. Rows are processed in chunks that keep the column partials within :data:`PANEL_BYTES`, and
+the products where the library multiplies: then a chunk is multiplied into a float32 panel, which the same
+kernel reads while it is in L2.
 """
 
 from __future__ import annotations
@@ -20,29 +22,42 @@ from fastuda.kernels._common import (
     Side,
     divides,
     grouped,
+    product_strip,
     quarters,
     tile_product,
     tile_shape,
 )
+from fastuda.kernels._panels import Panel
 
 PROGRAMS = 2048
 """Programs to aim for: enough for several waves of any GPU, few enough that row partials stay small."""
 
 
 def search(
-    source: Side, target: Side, temperatures: tuple[Tensor, Tensor] | None, similarity: str
+    source: Side,
+    target: Side,
+    temperatures: tuple[Tensor, Tensor] | None,
+    similarity: str,
+    library: bool = False,
 ) -> tuple[Best, Best]:
-    """Both hops. Without temperatures no sum is taken."""
+    """Both hops. Without temperatures no sum is taken. ``library``: the library multiplies, for one image."""
     source_t, target_t = temperatures or (None, None)
     if similarity == "cosine":
-        return _pass(source, target, source_t, target_t, kl=False, columns=True)
-    forward, _ = _pass(source, target, source_t, None, kl=True, columns=False)
-    backward, _ = _pass(target, source, target_t, None, kl=True, columns=False)
+        return _pass(source, target, source_t, target_t, kl=False, columns=True, library=library)
+    forward, _ = _pass(source, target, source_t, None, kl=True, columns=False, library=library)
+    backward, _ = _pass(target, source, target_t, None, kl=True, columns=False, library=library)
     return forward, backward
 
 
 def _pass(
-    query: Side, key: Side, row_t: Tensor | None, col_t: Tensor | None, *, kl: bool, columns: bool
+    query: Side,
+    key: Side,
+    row_t: Tensor | None,
+    col_t: Tensor | None,
+    *,
+    kl: bool,
+    columns: bool,
+    library: bool,
 ) -> tuple[Best, Best]:
     batch, n, c = query.query.shape
     m = key.key.shape[1]
@@ -53,12 +68,20 @@ def _pass(
     col_t = key.row if col_t is None else col_t
     blocks, tiles = triton.cdiv(n, shape["BM"]), triton.cdiv(m, shape["BN"])
     chunk = min(blocks, max(1, PANEL_BYTES // (12 * batch * m))) if columns else blocks
+    if library:
+        panel = Panel(query.row, m, c, n, count=0, products=1)
+        chunk = min(chunk, triton.cdiv(panel.rows, shape["BM"]))
     span = max(1, min(16, batch * chunk * tiles // PROGRAMS))
     splits = triton.cdiv(tiles, span)
     row_part = _partials(query.row, batch, splits, n)
+    products, stride = row_part[0], 0  # any address: tiles read no products
     col_part = _partials(query.row, batch, chunk if columns else 0, m)
     for first in range(0, blocks, chunk):
         here = min(chunk, blocks - first)
+        if library:
+            part = slice(first * shape["BM"], min((first + here) * shape["BM"], n))
+            products = panel.product(query.query[0, part], key.key[0])
+            stride = panel.stride
         search_tiles[(here * splits, batch)](
             query.query,
             key.key,
@@ -68,6 +91,8 @@ def _pass(
             col_t,
             *row_part,
             *col_part,
+            products,
+            stride,
             n,
             m,
             c,
@@ -78,6 +103,7 @@ def _pass(
             span,
             KL=kl,
             LSE=lse,
+            LIBRARY=library,
             COLUMNS=columns,
             LOG2E=LOG2E,
             EVEN=divides(query.query, shape["BK"]),
@@ -86,8 +112,8 @@ def _pass(
             **shape,
         )
         if columns:
-            merge(col_part, here, chunk, col_t, cols)
-    merge(row_part, splits, splits, row_t, rows)
+            merge(col_part, here, chunk, col_t, cols, lse)
+    merge(row_part, splits, splits, row_t, rows, lse)
     return rows, cols
 
 
@@ -165,6 +191,8 @@ def search_tiles(
     col_value,
     col_index,
     col_sum,
+    products,
+    product_stride,
     n,
     m,
     channels,
@@ -175,6 +203,7 @@ def search_tiles(
     span,
     KL: tl.constexpr,
     LSE: tl.constexpr,
+    LIBRARY: tl.constexpr,
     COLUMNS: tl.constexpr,
     LOG2E: tl.constexpr,
     EVEN: tl.constexpr,
@@ -197,13 +226,19 @@ def search_tiles(
     total = tl.zeros((BM,), tl.float32)
     block = batch * stride + block
     for start in range(split * span * BN, tl.minimum((split + 1) * span * BN, m), BN):
-        at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)
-        s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
-        # The epilogue takes the tile in four strips of columns: whole, its column vectors would spill.
-        parts = quarters(s, BM, BN)
+        if not LIBRARY:
+            at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)
+            s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
+            # The epilogue takes the tile in four strips of columns: whole, its column vectors would spill.
+            parts = quarters(s, BM, BN)
         for strip in tl.static_range(4):
+            if LIBRARY:
+                cols = start + strip * (BN // 4) + tl.arange(0, BN // 4)
+                part = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)
+            else:
+                part = parts[strip]
             best, best_index, total = reduce_strip(
-                parts[strip],
+                part,
                 start + strip * (BN // 4),
                 row_ok,
                 rows,

@@ -3,7 +3,8 @@
 Two ways, chosen by cost. The variance of row ``i`` is ``q_i^T Cov(keys) q_i`` (design identity 2): two thin
 products when the keys are many and narrow. Otherwise one pass over similarity tiles, each reduced to a mean
 and a sum of squared deviations per row and per column, merged by Chan's formula; when query and key are one
-tensor the upper half of the tiles gives everything.
+tensor the upper half of the tiles gives everything. Rows are taken in chunks whose partial results stay
+within :data:`PANEL_BYTES`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from fastuda.kernels._common import (
     Side,
     divides,
     grouped,
+    product_strip,
     tile_product,
     tile_shape,
 )
+from fastuda.kernels._panels import Panel
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Deviation of equal similarities that were rounded, at most, over their size or 1."""
@@ -39,20 +42,23 @@ def covariance_pays(channels: int, keys: int, dtype: torch.dtype) -> bool:
     return keys >= (4 if dtype == torch.float32 else 48) * channels
 
 
-def pair_temperatures(source: Side, target: Side, similarity: str) -> tuple[Tensor, Tensor]:
-    """``([B, N], [B, M])``: of the rows source -> target and of the rows target -> source."""
+def pair_temperatures(
+    source: Side, target: Side, similarity: str, library: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``([B, N], [B, M])``: of the rows source -> target and of the rows target -> source. ``library``: it
+    multiplies in place of tiles, for one image."""
     n, (m, c) = source.query.shape[1], target.query.shape[1:]
     if similarity == "kl" or covariance_pays(c, min(n, m), source.query.dtype):
         return _by_covariance(source, target, similarity), _by_covariance(target, source, similarity)
-    return _by_tiles(source, target)
+    return _by_tiles(source, target, library)
 
 
-def self_temperatures(side: Side, similarity: str) -> Tensor:
-    """[B, N] of the rows of an image against itself."""
+def self_temperatures(side: Side, similarity: str, library: bool = False) -> Tensor:
+    """[B, N] of the rows of an image against itself; ``library`` as above."""
     n, c = side.query.shape[1:]
     if similarity == "kl" or covariance_pays(c, n, side.query.dtype):
         return _by_covariance(side, side, similarity)
-    return _by_tiles(side, None)[0]
+    return _by_tiles(side, None, library)[0]
 
 
 def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
@@ -85,7 +91,7 @@ def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
     return out
 
 
-def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
+def _by_tiles(source: Side, target: Side | None, library: bool = False) -> tuple[Tensor, Tensor]:
     other = target or source
     batch, n, c = source.query.shape
     m = other.key.shape[1]
@@ -93,54 +99,92 @@ def _by_tiles(source: Side, target: Side | None) -> tuple[Tensor, Tensor]:
     square = target is None
     if square:
         shape["BN"] = shape["BM"] = min(shape["BM"], shape["BN"])
-    blocks, splits = triton.cdiv(n, shape["BM"]), triton.cdiv(m, shape["BN"])
-    row_part = source.row.new_empty(2, batch, splits, n)
-    col_part = row_part if square else source.row.new_empty(2, batch, blocks, m)
-    tile_moments[(blocks * splits, batch)](
-        source.query,
-        other.key,
-        source.row,
-        other.row,
-        row_part[0],
-        row_part[1],
-        col_part[0],
-        col_part[1],
-        n,
-        m,
-        c,
-        blocks,
-        splits,
-        SQUARE=square,
-        EVEN=divides(source.query, shape["BK"]),
-        UPCAST=INTERPRETED,
-        GROUP=8,
-        **shape,
-    )
-    rows = _merged(row_part, n, m, shape["BN"])
-    return rows, rows if square else _merged(col_part, m, n, shape["BM"])
+    height, width = shape["BM"], shape["BN"]
+    blocks, splits = triton.cdiv(n, height), triton.cdiv(m, width)
+    chunk = min(blocks, max(1, PANEL_BYTES // (8 * batch * (splits * height + m))))
+    if library:
+        panel = Panel(source.row, m, c, n, count=0, products=1)
+        chunk = min(chunk, triton.cdiv(panel.rows, height))
+    row_part = source.row.new_empty(2, batch, splits, chunk * height)
+    products, stride = row_part, 0  # any address: tiles read no products
+    col_part = source.row.new_empty(2, batch, chunk, m)
+    rows = source.row.new_empty(3, batch, n)
+    cols = rows if square else source.row.new_empty(3, batch, m)
+    for first in range(0, blocks, chunk):
+        here = min(chunk, blocks - first)
+        if library:
+            part = slice(first * height, min((first + here) * height, n))
+            # with SQUARE the columns before the rows are not looked at
+            products = panel.product(source.query[0, part], other.key[0], part.start if square else 0)
+            stride = panel.stride
+        tile_moments[(here * splits, batch)](
+            source.query,
+            other.key,
+            source.row,
+            other.row,
+            *row_part,
+            *col_part,
+            products,
+            stride,
+            n,
+            m,
+            c,
+            first,
+            here,
+            chunk,
+            splits,
+            SQUARE=square,
+            LIBRARY=library,
+            EVEN=divides(source.query, shape["BK"]),
+            UPCAST=INTERPRETED,
+            GROUP=8,
+            **shape,
+        )
+        # with SQUARE the columns first: of a row's own tile and those after it the rows know
+        _merge(col_part, cols, 0, n, height, first, here, below=square)
+        _merge(row_part, rows, first * height, m, width, 0, splits, above=square)
+    return rows[2], cols[2]
 
 
-def _merged(part: Tensor, length: int, total: int, width: int) -> Tensor:
-    _, batch, count, _ = part.shape
-    out = part.new_empty(batch, length)
+def _merge(
+    part: Tensor,
+    into: Tensor,
+    start: int,
+    total: int,
+    width: int,
+    first: int,
+    count: int,
+    *,
+    below: bool = False,
+    above: bool = False,
+) -> None:
+    """Merge the ``count`` parts from number ``first`` of ``total`` values into the moments and temperatures
+    [3, B, L] from ``start``; ``below``, ``above``: only those below or not below the block of the row."""
+    _, batch, stride, length = part.shape
+    length = min(length, into.shape[2] - start)
     merge_moments[(triton.cdiv(length, 64), batch)](
-        part[0],
-        part[1],
-        out,
+        *part,
+        *into,
+        start,
         length,
+        part.shape[3],
+        into.shape[2],
         total,
         width,
+        first,
         count,
+        stride,
+        BELOW=below,
+        ABOVE=above,
         EPS=EPS_STD,
         ROUNDING=ROUNDING,
         BP=16,
         BL=64,
         num_warps=4,
     )
-    return out
 
 
-@triton.jit(do_not_specialize=["blocks", "splits"])
+@triton.jit(do_not_specialize=["first", "blocks", "splits"])
 def tile_moments(
     a,
     b,
@@ -150,12 +194,17 @@ def tile_moments(
     row_m2,
     col_mean,
     col_m2,
+    products,
+    product_stride,
     n,
     m,
     channels,
+    first,
     blocks,
+    stride,
     splits,
     SQUARE: tl.constexpr,
+    LIBRARY: tl.constexpr,
     EVEN: tl.constexpr,
     UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
@@ -163,75 +212,105 @@ def tile_moments(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Mean and sum of squared deviations of one cosine tile per row ([B, splits, N]) and column
-    ([B, blocks, M]). ``SQUARE``: one image against itself, upper tiles only, columns fill the same arrays."""
+    """Mean and sum of squared deviations of one cosine tile per row ([B, splits, stride BM]) and column
+    ([B, stride, M]), row blocks from ``first``. ``SQUARE``: one image against itself, upper tiles only."""
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     if SQUARE:  # noqa: SIM102 (one is a constant, the other a tensor)
-        if split < block:
+        if split < first + block:
             return
     batch = tl.program_id(1).to(tl.int64)
-    rows = block * BM + tl.arange(0, BM)
-    cols = split * BN + tl.arange(0, BN)
+    rows = (first + block) * BM + tl.arange(0, BM)  # [BM]
+    cols = split * BN + tl.arange(0, BN)  # [BN]
     row_ok = rows < n
     col_ok = cols < m
     at_row = batch * n + tl.minimum(rows, n - 1)
     at_col = batch * m + tl.minimum(cols, m - 1)
-    s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)
+    if LIBRARY:
+        s = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)
+    else:
+        s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
     s = s * tl.load(inv_a + at_row)[:, None] * tl.load(inv_b + at_col)[None, :]
 
     count = tl.minimum(m - split * BN, BN).to(tl.float32)
     mean = tl.sum(tl.where(col_ok[None, :], s, 0.0), 1) / count
     d = tl.where(col_ok[None, :], s - mean[:, None], 0.0)
-    to = (batch * splits + split) * n + rows
+    to = (batch * splits + split) * (stride * BM) + block * BM + tl.arange(0, BM)
     tl.store(row_mean + to, mean, mask=row_ok)
     tl.store(row_m2 + to, tl.sum(d * d, 1), mask=row_ok)
 
     if SQUARE:  # the diagonal tile has spoken for its rows
-        col_ok = col_ok & (split > block)
-    count = tl.minimum(n - block * BM, BM).to(tl.float32)
+        col_ok = col_ok & (split > first + block)
+    count = tl.minimum(n - (first + block) * BM, BM).to(tl.float32)
     mean = tl.sum(tl.where(row_ok[:, None], s, 0.0), 0) / count
     d = tl.where(row_ok[:, None], s - mean[None, :], 0.0)
-    to = (batch * blocks + block) * m + cols
+    to = (batch * stride + block) * m + cols
     tl.store(col_mean + to, mean, mask=col_ok)
     tl.store(col_m2 + to, tl.sum(d * d, 0), mask=col_ok)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["start", "first", "count"],
+    do_not_specialize_on_alignment=["mean_io", "m2_io", "temperature"],
+)
 def merge_moments(
     part_mean,
     part_m2,
-    out,
+    mean_io,
+    m2_io,
+    temperature,
+    start,
     length,
+    part_length,
+    whole_length,
     total,
     width,
-    parts,
+    first,
+    count,
+    stride,
+    BELOW: tl.constexpr,
+    ABOVE: tl.constexpr,
     EPS: tl.constexpr,
     ROUNDING: tl.constexpr,
     BP: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """Temperatures from ``parts`` partial moments of up to ``width`` values each (Chan et al. 1979)."""
+    """Moments of what was merged before and of parts ``first`` to ``first + count`` of up to ``width`` of the
+    ``total`` values each (Chan et al. 1979), and the temperatures so far."""
     batch = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BL + tl.arange(0, BL)
+    at = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
     ok = at < length
-    p = tl.arange(0, BP)
-    weighted = tl.zeros((BL,), tl.float32)
-    for start in range(0, parts, BP):
-        here = start + p
-        count = tl.minimum(total - here * width, width).to(tl.float32)
-        where = (batch * parts + here)[:, None] * length + at[None, :]
-        mask = (here < parts)[:, None] & ok[None, :]
-        weighted += tl.sum(tl.load(part_mean + where, mask=mask, other=0.0) * count[:, None], 0)
-    mean = weighted / total
-    m2 = tl.zeros((BL,), tl.float32)
-    for start in range(0, parts, BP):
-        here = start + p
-        count = tl.minimum(total - here * width, width).to(tl.float32)
-        where = (batch * parts + here)[:, None] * length + at[None, :]
-        mask = (here < parts)[:, None] & ok[None, :]
+    own = (start + at) // width  # the block that a row lies in
+    low = tl.zeros((BL,), tl.int32) + first
+    high = low + count
+    if BELOW:
+        high = tl.minimum(high, own)
+    if ABOVE:
+        low = tl.maximum(low, own)
+    before = tl.minimum(low * width, total).to(tl.float32)
+    after = tl.minimum(high * width, total).to(tl.float32)
+    ok = ok & (high > low)
+    to = batch * whole_length + start + at
+    old = tl.load(mean_io + to, mask=ok & (low > 0), other=0.0)
+    p = tl.arange(0, BP)  # [BP]
+    weighted = old * before
+    for step in range(0, count, BP):
+        part = first + step + p
+        values = tl.minimum(total - part * width, width).to(tl.float32)
+        where = (batch * stride + step + p)[:, None] * part_length + at[None, :]
+        mask = (part[:, None] >= low[None, :]) & (part[:, None] < high[None, :]) & ok[None, :]
+        weighted += tl.sum(tl.load(part_mean + where, mask=mask, other=0.0) * values[:, None], 0)
+    mean = weighted / tl.maximum(after, 1.0)
+    m2 = tl.load(m2_io + to, mask=ok & (low > 0), other=0.0) + before * (old - mean) * (old - mean)
+    for step in range(0, count, BP):
+        part = first + step + p
+        values = tl.minimum(total - part * width, width).to(tl.float32)
+        where = (batch * stride + step + p)[:, None] * part_length + at[None, :]
+        mask = (part[:, None] >= low[None, :]) & (part[:, None] < high[None, :]) & ok[None, :]
         d = tl.load(part_mean + where, mask=mask, other=0.0) - mean[None, :]
         inner = tl.load(part_m2 + where, mask=mask, other=0.0)
-        m2 += tl.sum(tl.where(mask, inner + d * d * count[:, None], 0.0), 0)
-    std = tl.sqrt(m2 / tl.maximum(total - 1, 1).to(tl.float32))
+        m2 += tl.sum(tl.where(mask, inner + d * d * values[:, None], 0.0), 0)
+    std = tl.sqrt(m2 / tl.maximum(after - 1, 1.0))
     rounding = ROUNDING * tl.maximum(tl.abs(mean), 1.0)
-    tl.store(out + batch * length + at, tl.where(std <= rounding, 1.0, std + EPS), mask=ok)
+    tl.store(mean_io + to, mean, mask=ok)
+    tl.store(m2_io + to, m2, mask=ok)
+    tl.store(temperature + to, tl.where(std <= rounding, 1.0, std + EPS), mask=ok)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,18 +21,84 @@ class Stretch(NamedTuple):
     """[sources + 1] int32: outputs ``start[i]`` to ``start[i + 1]`` have ``first == i``."""
 
 
-@lru_cache(maxsize=256)
-def stretch(sources: int, outputs: int, align_corners: bool, device: torch.device) -> Stretch:
-    """The tables of one axis; kept, since a training step asks for the same ones every time."""
-    place = torch.arange(outputs, dtype=torch.float64)
-    if align_corners:
-        place = place * ((sources - 1) / (outputs - 1) if outputs > 1 else 0.0)
+def stretches(
+    like: Tensor, sources: tuple[int, int], outputs: tuple[int, int], align_corners: bool
+) -> tuple[Stretch, Stretch]:
+    """The tables of rows and columns, on the device of ``like``.
+
+    They are made anew for every call, in one launch: tables kept from an earlier one would not be there when
+    the first call is captured in a graph, and those made in a capture would lie in its memory.
+    """
+    device = like.device
+    rows, columns = (
+        Stretch(
+            torch.empty(count, dtype=torch.int32, device=device),
+            torch.empty(count, dtype=torch.float32, device=device),
+            torch.empty(size + 1, dtype=torch.int32, device=device),
+        )
+        for size, count in zip(sources, outputs, strict=True)
+    )
+    longest = max(*outputs, sources[0] + 1, sources[1] + 1)
+    steps = max(outputs).bit_length()
+    stretch_tables[(triton.cdiv(longest, 128), 2)](
+        *rows, *columns, *sources, *outputs, steps, ALIGN=align_corners, BL=128, num_warps=4
+    )
+    return rows, columns
+
+
+@triton.jit
+def source_before(x, sources, outputs, ALIGN: tl.constexpr):
+    """Of outputs ``x``: the source before each, and the weight of that after it (float64)."""
+    sources_f, outputs_f = tl.cast(sources, tl.float64), tl.cast(outputs, tl.float64)
+    if ALIGN:
+        place = x.to(tl.float64) * tl.where(outputs > 1, (sources_f - 1) / tl.maximum(outputs_f - 1, 1), 0.0)
     else:
-        place = ((place + 0.5) * (sources / outputs) - 0.5).clamp(min=0)
-    first = place.long().clamp(max=sources - 1)
-    start = torch.searchsorted(first, torch.arange(sources + 1))
-    tables = first.int(), (place - first).float(), start.int()
-    return Stretch(*(table.to(device) for table in tables))
+        place = tl.maximum((x.to(tl.float64) + 0.5) * (sources_f / outputs_f) - 0.5, 0.0)
+    first = tl.minimum(place.to(tl.int32), sources - 1)
+    return first, place - first.to(tl.float64)
+
+
+@triton.jit
+def axis_tables(
+    first_out, share_out, start_out, sources, outputs, steps, ALIGN: tl.constexpr, BL: tl.constexpr
+):
+    """The tables of one axis, ``BL`` entries of each a program."""
+    i = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
+    first, share = source_before(i, sources, outputs, ALIGN)
+    tl.store(first_out + i, first, mask=i < outputs)
+    tl.store(share_out + i, share.to(tl.float32), mask=i < outputs)
+    low = tl.zeros((BL,), tl.int32)
+    high = low + outputs
+    for _ in range(steps):  # the first output whose source is i or later
+        middle = (low + high) // 2
+        first, _share = source_before(middle, sources, outputs, ALIGN)
+        later = (first < i) & (low < high)
+        high = tl.where(later, high, middle)
+        low = tl.where(later, middle + 1, low)
+    tl.store(start_out + i, low, mask=i <= sources)
+
+
+@triton.jit
+def stretch_tables(
+    row_first,
+    row_share,
+    row_start,
+    column_first,
+    column_share,
+    column_start,
+    h,
+    w,
+    height,
+    width,
+    steps,
+    ALIGN: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """A program per axis and ``BL`` of its entries."""
+    if tl.program_id(1) == 0:
+        axis_tables(row_first, row_share, row_start, h, height, steps, ALIGN, BL)
+    else:
+        axis_tables(column_first, column_share, column_start, w, width, steps, ALIGN, BL)
 
 
 def owned_columns(outputs: int, sources: int, width: int, most: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastuda.kernels import _temperature
@@ -10,16 +11,22 @@ from fastuda.kernels._common import on_device, prepare
 from fastuda.kernels._search import search
 
 
-def association_fwd(source: Tensor, target: Tensor, similarity: str, contrast: bool) -> tuple[Tensor, ...]:
+def association_fwd(
+    source: Tensor, target: Tensor, similarity: str, contrast: bool, library: bool = False
+) -> tuple[Tensor, ...]:
     """Indices, similarities, temperatures and log-sum-exps of both hops; the low-level op of the same
-    name."""
+    name. ``library``: panels that the library multiplies in place of tiles."""
+    if library and len(source) > 1:  # its panels are of one image
+        images = zip(source.split(1), target.split(1), strict=True)
+        results = [association_fwd(s, t, similarity, contrast, library) for s, t in images]
+        return tuple(torch.cat(each) for each in zip(*results, strict=True))
     with on_device(source):
         s, t = prepare(source, similarity), prepare(target, similarity)
         if contrast:
-            temperatures = _temperature.pair_temperatures(s, t, similarity)
+            temperatures = _temperature.pair_temperatures(s, t, similarity, library)
         else:
             temperatures = _temperature.ones(s), _temperature.ones(t)
-        forward, backward = search(s, t, temperatures, similarity)
+        forward, backward = search(s, t, temperatures, similarity, library)
         return (
             forward.index,
             backward.index,
@@ -43,6 +50,7 @@ def association_bwd(
     source_lse: Tensor,
     target_lse: Tensor,
     similarity: str,
+    library: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``sum_i w_i (lse_i - s_i / t_i)`` over both hops; the low-level op of the same name."""
     # With one key the softmax is constant.
@@ -52,4 +60,4 @@ def association_bwd(
     backward = Hop(target_weight, backward_index, target_temperature, target_lse)
     gradient = cosine if similarity == "cosine" else divergence
     with on_device(source):
-        return gradient(source.contiguous(), target.contiguous(), forward, backward)
+        return gradient(source.contiguous(), target.contiguous(), forward, backward, library)

@@ -20,8 +20,8 @@ from fastuda.kernels._upsample import (
     owned_columns,
     program_block,
     store_gradient_row,
-    stretch,
     stretched_rows,
+    stretches,
 )
 
 TILE = 1024
@@ -57,11 +57,10 @@ def domain_cross_entropy_fwd(
     grid = (batch * triton.cdiv(h, ROWS) * triton.cdiv(w, owned),)
     grad = torch.empty(domain_logits.shape if gradient else (0,), dtype=torch.float32, device=device)
     partial = torch.empty(grid, dtype=torch.float32, device=device)
-    rows = stretch(h, height, align_corners, device)
-    columns = stretch(w, width, align_corners, device)
-    seg_rows = stretch(seg_h, height, align_corners, device)
-    seg_columns = stretch(seg_w, width, align_corners, device)
     with on_device(domain_logits):
+        size = (height, width)
+        rows, columns = stretches(domain_logits, (h, w), size, align_corners)
+        seg_rows, seg_columns = stretches(seg_logits, (seg_h, seg_w), size, align_corners)
         encoded_losses[grid](
             domain_logits,
             seg_logits,

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from fastuda.kernels._common import on_device, padded_classes
 from fastuda.kernels._upsample import (
-    Stretch,
     column_weights,
     output_columns,
     outputs_around,
     owned_columns,
     program_block,
-    stretch,
     stretched_block,
     stretched_rows,
+    stretches,
 )
 
 TILE = 2048
@@ -98,8 +97,7 @@ class _Upsampled:
         self.x, self.labels, self.from_logits = x, labels, from_logits
         self.batch, self.classes, self.h, self.w = x.shape
         self.height, self.width = labels.shape[1:]
-        self.rows: Stretch = stretch(self.h, self.height, align_corners, x.device)
-        self.columns: Stretch = stretch(self.w, self.width, align_corners, x.device)
+        self.rows, self.columns = stretches(x, (self.h, self.w), (self.height, self.width), align_corners)
         self.lse = torch.empty(labels.shape, dtype=torch.float32, device=x.device)
         if from_logits:
             padded = padded_classes(self.classes)

@@ -18,34 +18,36 @@ BLOCKS = 8
 """Blocks of a program, one after the other."""
 
 
-def smooth_max_pool_fwd(logits: Tensor, k: float) -> Tensor:
-    """``log(mean exp(k z)) / k`` [B, K] in float32; the low-level op of the same name."""
+def smooth_max_pool_fwd(logits: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    """``log(mean exp(k z)) / k`` and ``log(sum exp(k z))`` [B, K] in float32; the low-level op of the same
+    name."""
     logits = logits.contiguous()
     pixels = logits.shape[2] * logits.shape[3]
     chunks = triton.cdiv(pixels, BLOCK * BLOCKS)
     options = dict(dtype=torch.float32, device=logits.device)
-    pooled = torch.empty(logits.shape[:2], **options)
+    pooled, lse = torch.empty(2, *logits.shape[:2], **options)
     parts = torch.empty(2, pooled.numel(), chunks, **options)
     with on_device(logits):
         if parts.numel():
             pool_parts[(parts[0].numel(),)](
                 logits, *parts, pixels, chunks, k, BLOCKS=BLOCKS, BN=BLOCK, num_warps=4
             )
-            merge_parts[(pooled.numel(),)](*parts, pooled, chunks, k, math.log(pixels), BN=64, num_warps=1)
-    return pooled
+            merge_parts[(pooled.numel(),)](
+                *parts, pooled, lse, chunks, k, math.log(pixels), BN=64, num_warps=1
+            )
+    return pooled, lse
 
 
-def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float) -> Tensor:
+def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, lse: Tensor, k: float) -> Tensor:
     """``grad softmax(k z)``; the low-level op of the same name."""
     logits = logits.contiguous()
     pixels = logits.shape[2] * logits.shape[3]
     out = torch.empty_like(logits)
     with on_device(logits):
         if out.numel():
-            grid = (pooled.numel() * triton.cdiv(pixels, BLOCK),)
-            rest = (pixels, k, math.log(pixels))
-            tensors = (grad.float().contiguous(), logits, pooled, out)
-            pool_planes_gradient[grid](*tensors, *rest, UPCAST=INTERPRETED, BN=BLOCK, num_warps=4)
+            grid = (lse.numel() * triton.cdiv(pixels, BLOCK),)
+            tensors = (grad.float().contiguous(), logits, lse.contiguous(), out)
+            pool_planes_gradient[grid](*tensors, pixels, k, UPCAST=INTERPRETED, BN=BLOCK, num_warps=4)
     return out
 
 
@@ -70,7 +72,7 @@ def pool_parts(logits, tops, totals, pixels, parts, k, BLOCKS: tl.constexpr, BN:
 
 
 @triton.jit
-def merge_parts(tops, totals, pooled, parts, k, log_pixels, BN: tl.constexpr):
+def merge_parts(tops, totals, pooled, lse, parts, k, log_pixels, BN: tl.constexpr):
     """A program per plane."""
     plane = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BN)
@@ -85,18 +87,19 @@ def merge_parts(tops, totals, pooled, parts, k, log_pixels, BN: tl.constexpr):
         top = higher
     best = tl.max(top, 0)
     whole = tl.sum(total * tl.exp(top - best), 0)
-    tl.store(pooled + plane, (best + tl.log(whole) - log_pixels) / k)
+    value = best + tl.log(whole)
+    tl.store(lse + plane, value)
+    tl.store(pooled + plane, (value - log_pixels) / k)
 
 
 @triton.jit
-def pool_planes_gradient(
-    grad, logits, pooled, out, pixels, k, log_pixels, UPCAST: tl.constexpr, BN: tl.constexpr
-):
-    """A program per plane and block of pixels."""
+def pool_planes_gradient(grad, logits, lse, out, pixels, k, UPCAST: tl.constexpr, BN: tl.constexpr):
+    """A program per plane and block of pixels. From the sum, since ``pooled k`` would put the rounding of a
+    division into an exponent."""
     blocks = tl.cdiv(pixels, BN)
     plane = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks).to(tl.int64) * BN + tl.arange(0, BN)
     ok = i < pixels
     z = tl.load(logits + plane * pixels + i, mask=ok, other=0.0).to(tl.float32) * k
-    share = tl.exp(z - (tl.load(pooled + plane) * k + log_pixels))
+    share = tl.exp(z - tl.load(lse + plane))
     tl.store(out + plane * pixels + i, narrow(tl.load(grad + plane) * share, out, UPCAST), mask=ok)

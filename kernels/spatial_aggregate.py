@@ -11,30 +11,43 @@ from torch import Tensor
 
 from fastuda.kernels import _temperature
 from fastuda.kernels._aggregate_gradient import fill_slopes
+from fastuda.kernels._aggregate_symmetric import symmetric_gradient
 from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
 from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, product
-from fastuda.kernels._panels import Panel, project
+from fastuda.kernels._narrow import WIDEST, mixed, mixed_gradient
+from fastuda.kernels._panels import Panel, panel_scale, project, without_vanishing
 
 
-def aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``(out, temperature, lse)``; the low-level op of the same name."""
+def aggregate_fwd(
+    x: Tensor, similarity: str, contrast: bool, alpha: float, library: bool = False
+) -> tuple[Tensor, ...]:
+    """``(out, temperature, lse)``; the low-level op of the same name. ``library``: panels that the library
+    multiplies in place of tiles."""
+    if library and len(x) > 1:  # its panels are of one image
+        results = [aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
+        return tuple(torch.cat(each) for each in zip(*results, strict=True))
     x = x.contiguous()
     batch, n, c = x.shape
     out = torch.empty_like(x)
     with on_device(x):
         side = prepare(x, similarity)
         if contrast:
-            temperature = _temperature.self_temperatures(side, similarity)
+            temperature = _temperature.self_temperatures(side, similarity, library)
         else:
             temperature = _temperature.ones(side)
         own = own_similarity(side, similarity)
         total = torch.empty_like(temperature)
         for b in range(batch):
-            scratch = Panel(side.query, n, c, n)
+            if similarity == "kl" and c <= WIDEST:
+                y, total[b] = mixed(side.query[b], side.key[b], side.row[b], temperature[b])
+                out[b] = (y * (alpha / total[b])[:, None]).add_(x[b], alpha=1 - alpha)
+                continue
+            scratch = Panel(side.query, n, c, n, products=int(library))
             for start in range(0, n, scratch.rows):
                 part = slice(start, min(start + scratch.rows, n))
                 weights = scratch.view(part.stop - start, n)
-                total[b, part] = fill_weights(weights, side, b, start, own, temperature, similarity)
+                products = scratch.product(side.query[b, part], side.key[b]) if library else None
+                total[b, part] = fill_weights(weights, side, b, start, own, temperature, similarity, products)
                 y = total.new_empty(part.stop - start, c)
                 product(weights, side.query[b], y)
                 y *= (alpha / total[b, part])[:, None]
@@ -43,13 +56,20 @@ def aggregate_fwd(x: Tensor, similarity: str, contrast: bool, alpha: float) -> t
 
 
 def aggregate_bwd(
-    grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor,
+    temperature: Tensor,
+    lse: Tensor,
+    similarity: str,
+    alpha: float,
+    library: bool = False,
 ) -> Tensor:
-    """Gradient of the input; the low-level op of the same name."""
+    """Gradient of the input; the low-level op of the same name. ``library`` as in :func:`aggregate_fwd`,
+    of the cosine."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, n, c = x.shape
-    # float16 cannot hold the scale of the gradients.
-    work = x.float() if similarity == "kl" or x.dtype == torch.float16 else x
+    work = x.float() if similarity == "kl" else x
     grad_x = torch.empty_like(x)
     with on_device(x):
         side = prepare(work, similarity)
@@ -58,8 +78,24 @@ def aggregate_bwd(
         factor = alpha / temperature * (side.row if similarity == "cosine" else 1.0)
         for b in range(batch):
             values, g = work[b], grad[b].to(work.dtype)
-            by_similarity, by_values = own.new_zeros(2, n, c)
             centre = _centre(g, values, out[b], alpha, similarity)
+            if similarity == "kl" and c <= WIDEST:
+                vectors = side.row[b], temperature[b], log_sum[b]
+                by_query, by_key, by_values = mixed_gradient(
+                    side.query[b], side.key[b], *vectors, g, centre, factor[b]
+                )
+                by_query += by_key / (values + EPS_KL)
+                grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
+                continue
+            step, scale = factor[b], None
+            if work.dtype == torch.float16:
+                scale = panel_scale(_largest_slope(g, values, step, side.row[b]))
+                step = step * scale
+            if library and similarity == "cosine":
+                vectors = own[b], temperature[b], log_sum[b], centre, step
+                symmetric_gradient(side, b, *vectors, g, alpha, scale, grad_x[b])
+                continue
+            by_similarity, by_values = own.new_zeros(2, n, c)
             by_query = by_similarity if similarity == "cosine" else torch.zeros_like(by_values)
             scratch = Panel(values, n, c, n, count=2)
             for start in range(0, n, scratch.rows):
@@ -77,7 +113,7 @@ def aggregate_bwd(
                     g,
                     values,
                     centre,
-                    factor,
+                    step,
                     similarity,
                 )
                 add_product(by_values, weights.T, g[part])
@@ -85,11 +121,21 @@ def aggregate_bwd(
                 add_product(by_query[part], slopes, side.key[b])
             rest = (g, by_values, alpha)
             if similarity == "cosine":
-                project(by_similarity, values, side.row[b], grad_x[b], rest=rest)
+                project(by_similarity, values, side.row[b], grad_x[b], scale, rest)
             else:
                 by_query += by_similarity / (values + EPS_KL)
                 grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
     return grad_x
+
+
+def _largest_slope(grad: Tensor, values: Tensor, factor: Tensor, inv_norm: Tensor) -> Tensor:
+    """[] what no slope of the cosine exceeds, but for those of vanishing features:
+    ``|w (g_i . x_j - centre_i)| <= |g_i| (|x_j| + max |x|)``."""
+    inv = without_vanishing(inv_norm)
+    factor = torch.where(inv > 0, factor, 0)
+    length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
+    largest = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32).amax()
+    return (length * factor.abs()).amax() * (1 + largest * inv.amax())
 
 
 def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float, similarity: str) -> Tensor:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastuda.kernels._common import on_device, padded_classes
-from fastuda.kernels._upsample import stretch, stretched_block
+from fastuda.kernels._upsample import stretched_block, stretches
 
 TILE = 2048
 """Classes times outputs of a tile."""
@@ -32,10 +32,9 @@ def upsample_confusion_fwd(
     outputs = max(16, TILE // padded)
     matrix = torch.zeros(classes * classes + 1, dtype=torch.int64, device=scores.device)
     predicted = torch.empty(labels.shape, dtype=torch.uint8, device=scores.device)
-    rows = stretch(h, height, align_corners, scores.device)
-    columns = stretch(w, width, align_corners, scores.device)
     bins = triton.next_power_of_2(classes * classes)
     with on_device(scores):
+        rows, columns = stretches(scores, (h, w), (height, width), align_corners)
         upsampled_counts[(batch * h * triton.cdiv(width, outputs),)](
             scores,
             labels,

@@ -21,8 +21,8 @@ from fastuda.kernels._upsample import (
     owned_columns,
     program_block,
     store_gradient_row,
-    stretch,
     stretched_rows,
+    stretches,
 )
 
 TILE = 1024
@@ -63,9 +63,8 @@ def upsample_cross_entropy_fwd(
     grad = torch.empty(logits.shape if gradient else (0,), dtype=full, device=device)
     losses = torch.empty((batch, height, width) if per_pixel else (0,), dtype=full, device=device)
     partial = torch.empty((2, *grid), dtype=full, device=device)
-    rows = stretch(h, height, align_corners, device)
-    columns = stretch(w, width, align_corners, device)
     with on_device(logits):
+        rows, columns = stretches(logits, (h, w), (height, width), align_corners)
         upsampled_losses[grid](
             logits,
             labels.float() if soft else labels,

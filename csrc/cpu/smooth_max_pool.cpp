@@ -10,22 +10,25 @@ namespace {
 
 constexpr int64_t kCached = 1024;  // pixels whose exponentials are in the cache
 
-Tensor smooth_max_pool_fwd(const Tensor& logits, double k) {
+// The pooled scores, and the log-sum-exps of k z that their gradient is made from.
+std::tuple<Tensor, Tensor> smooth_max_pool_fwd(const Tensor& logits, double k) {
   const Tensor z = readable(logits);
   const int64_t planes = z.size(0) * z.size(1), pixels = z.size(2) * z.size(3);
   Tensor pooled = at::empty({z.size(0), z.size(1)}, z.options().dtype(statistics_type(z)));
+  Tensor sums = at::empty(pooled.sizes(), pooled.options());
   with_rows(z, [&](auto element) {
     using T = decltype(element);
     using S = acc_t<T>;
-    S* to = pooled.mutable_data_ptr<S>();
+    S *to = pooled.mutable_data_ptr<S>(), *sum = sums.mutable_data_ptr<S>();
     at::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
         const double lse = log_sum_exp(z.const_data_ptr<T>() + plane * pixels, pixels, S(k));
+        sum[plane] = S(lse);
         to[plane] = S((lse - std::log(double(pixels))) / k);
       }
     });
   });
-  return pooled;
+  return {pooled, sums};
 }
 
 // out = by softmax(k x). The score only keeps the exponentials in range: they are divided by their own sum,
@@ -43,18 +46,18 @@ void share_out(const T* x, int64_t n, S k, S score, S by, T* out) {
   }
 }
 
-Tensor smooth_max_pool_bwd(const Tensor& grad, const Tensor& logits, const Tensor& pooled, double k) {
-  const Tensor z = readable(logits), g = grad.to(pooled.scalar_type()).contiguous();
-  const Tensor scores = pooled.contiguous();
+Tensor smooth_max_pool_bwd(const Tensor& grad, const Tensor& logits, const Tensor& lse, double k) {
+  const Tensor z = readable(logits), g = grad.to(lse.scalar_type()).contiguous();
+  const Tensor sums = lse.contiguous();
   const int64_t planes = z.size(0) * z.size(1), pixels = z.size(2) * z.size(3);
   Tensor out = empty_result(z.sizes(), z.options());
   with_rows(z, [&](auto element) {
     using T = decltype(element);
     using S = acc_t<T>;
-    const S *by = g.const_data_ptr<S>(), *score = scores.const_data_ptr<S>();
+    const S *by = g.const_data_ptr<S>(), *sum = sums.const_data_ptr<S>();
     at::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
-        share_out(z.const_data_ptr<T>() + plane * pixels, pixels, S(k), score[plane], by[plane],
+        share_out(z.const_data_ptr<T>() + plane * pixels, pixels, S(k), S(sum[plane] / k), by[plane],
                   out.mutable_data_ptr<T>() + plane * pixels);
       }
     });

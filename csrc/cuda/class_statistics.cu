@@ -9,7 +9,7 @@ namespace fastuda {
 
 namespace {
 
-constexpr int kRows = 256, kSharedBytes = 48 << 10, kMergeThreads = 128;
+constexpr int kRows = 128, kAhead = 8, kSharedBytes = 48 << 10, kMergeThreads = 128;
 
 int64_t strips(const StatisticsShape& s) { return (s.rows + kRows - 1) / kRows; }
 
@@ -26,16 +26,28 @@ __global__ void __launch_bounds__(128, 8) strip_moments(const float* features, c
   for (int i = 0; i < 3 * count; ++i) n[i * channels] = 0.0f;
   const int64_t end = (strip + 1) * kRows < s.rows ? (strip + 1) * kRows : s.rows;
   if (channel >= s.width) return;
-  for (int64_t i = strip * kRows; i < end; ++i) {
-    const int64_t label = labels[i], k = label - first;
-    if (label == s.ignore || k < 0 || k >= count) continue;
-    const int at = int(k) * channels;
-    const float seen = n[at] + 1.0f;
-    const Moments<float> m =
-        with_value(Moments<float>{mean[at], deviation[at]}, features[i * s.width + channel], 1.0f / seen);
-    n[at] = seen;
-    mean[at] = m.mean;
-    deviation[at] = m.deviation;
+  for (int64_t i = strip * kRows; i < end; i += kAhead) {
+    // read before anything waits for what was read: a row after the other would pay for the memory's delay
+    // each
+    int64_t label[kAhead];
+    float value[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t row = i + a < end ? i + a : end - 1;
+      label[a] = labels[row];
+      value[a] = features[row * s.width + channel];
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t k = label[a] - first;
+      if (i + a >= end || label[a] == s.ignore || k < 0 || k >= count) continue;
+      const int at = int(k) * channels;
+      const float seen = n[at] + 1.0f;
+      const Moments<float> m = with_value(Moments<float>{mean[at], deviation[at]}, value[a], 1.0f / seen);
+      n[at] = seen;
+      mean[at] = m.mean;
+      deviation[at] = m.deviation;
+    }
   }
   const int64_t strips = (s.rows + kRows - 1) / kRows, plane = s.classes * s.width;
   float *means = partial + strips * s.classes + strip * plane, *deviations = means + strips * plane;
@@ -55,6 +67,7 @@ __global__ void __launch_bounds__(kMergeThreads, 8)
   const float *means = partial + strips * s.classes, *deviations = means + strips * plane;
   Moments<float> all{0.0f, 0.0f};
   float n = 0.0f;
+#pragma unroll 8
   for (int64_t strip = 0; strip < strips; ++strip) {
     const float here = partial[strip * s.classes + k];
     const int64_t at = strip * plane + place;

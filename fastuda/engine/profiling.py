@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ class StepProfile:
     """Part to its share of the step's time; the shares add up to 1."""
     ops: dict[str, float] = field(default_factory=dict)
     """Op to its share of the step's time, forward and backward."""
+    launches: float = 0.0
+    """Kernels, copies and graphs that the host starts on a GPU in a step; 0 on a CPU."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types."""
-        return {"method": self.method, "seconds": self.seconds, "share": self.share, "ops": self.ops}
+        return asdict(self)
 
 
 class _Watched:
@@ -157,7 +159,8 @@ def profile_step(
             made = Path(folder) / trace.name
             profiler.export_chrome_trace(str(made))
             place.write_bytes(made.read_bytes())
-    total, microseconds = _times(profiler.events() or [], cuda)
+    events = list(profiler.events() or [])
+    total, microseconds = _times(events, cuda)
     share = {part: microseconds[part] / total for part in PARTS[:-1]}
     share["rest"] = max(0.0, 1 - sum(share.values()))
     prefix = "ops."
@@ -166,7 +169,22 @@ def profile_step(
         for key in sorted(microseconds)
         if key.startswith(prefix)
     }
-    return StepProfile(str(trainer.config.method["name"]), statistics.median(seconds), share, ops)
+    return StepProfile(
+        str(trainer.config.method["name"]),
+        statistics.median(seconds),
+        share,
+        ops,
+        count_launches(events) / steps,
+    )
+
+
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
+"""Beginnings of the names of the calls that start work on a GPU."""
+
+
+def count_launches(events: Iterable[Any]) -> int:
+    """The number of times that the host started work on a GPU."""
+    return sum(event.name.startswith(LAUNCHES) for event in events if event.device_type == DeviceType.CPU)
 
 
 @contextmanager
@@ -242,12 +260,15 @@ def _walk(
 
 
 def table(profiles: list[StepProfile]) -> str:
-    """A Markdown table with a row per method."""
-    lines = ["| method | step | " + " | ".join(PARTS) + " | largest ops |"]
-    lines.append("|---" * (len(PARTS) + 3) + "|")
+    """A Markdown table with a row per method; it has the launches if a GPU was profiled."""
+    on_gpu = any(one.launches for one in profiles)
+    more = ["launches"] if on_gpu else []
+    lines = ["| " + " | ".join(["method", "step", *PARTS, *more, "largest ops"]) + " |"]
+    lines.append("|---" * (len(PARTS) + len(more) + 3) + "|")
     for one in profiles:
         largest = sorted(one.ops.items(), key=lambda item: -item[1])[:3]
         largest_ops = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in largest)
         shares = " | ".join(f"{100 * one.share[part]:.1f}%" for part in PARTS)
+        shares += f" | {one.launches:.0f}" if on_gpu else ""
         lines.append(f"| `{one.method}` | {1e3 * one.seconds:.0f} ms | {shares} | {largest_ops} |")
     return "\n".join(lines)

@@ -63,7 +63,7 @@ class Backend:
 
     op: str
     name: str
-    """reference, cpu, triton or cuda: the overload of the registered operators it runs."""
+    """reference, cpu, triton, library or cuda: the overload of the registered operators it runs."""
     device: str
     dtypes: tuple[torch.dtype, ...]
     operators: tuple[str, ...] = ()
@@ -75,7 +75,8 @@ class Backend:
         """Why this backend cannot run these tensors, or the empty string when it can."""
         if self.name == "reference":
             return ""
-        missing = {"cpu": EXTENSION_ERROR, "cuda": CUDA_ERROR, "triton": TRITON_ERROR}.get(self.name, "")
+        errors = {"cpu": EXTENSION_ERROR, "cuda": CUDA_ERROR, "triton": TRITON_ERROR, "library": TRITON_ERROR}
+        missing = errors.get(self.name, "")
         if missing:
             return missing
         for operator in self.operators:
@@ -84,7 +85,8 @@ class Backend:
         if not tensors and self.device == "cuda" and not INTERPRETED and not torch.cuda.is_available():
             return "torch finds no CUDA device"
         for tensor in tensors:
-            if tensor.device.type != self.device and not (self.name == "triton" and named and INTERPRETED):
+            interpreted = self.name in ("triton", "library") and named and INTERPRETED
+            if tensor.device.type != self.device and not interpreted:
                 return f"needs tensors on {self.device}, not on {tensor.device.type}"
             if tensor.is_floating_point() and tensor.dtype not in self.dtypes:
                 return f"does not take {tensor.dtype}"
@@ -128,6 +130,7 @@ def register(
     *,
     triton: bool = False,
     cuda: bool = True,
+    library_channels: int = 0,
     dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
     cpu_limit: Callable[..., str] | None = None,
     triton_limit: Callable[..., str] | None = None,
@@ -137,28 +140,44 @@ def register(
     ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
     of the same names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` a GPU has no
     kernel but torch's own, which the reference calls; ``cpu_limit`` and
-    ``triton_limit`` say which tensors they do not take.
+    ``triton_limit`` say which tensors they do not take. With ``library_channels`` the same launchers also
+    fill the overloads ``.library``: for features of so many channels cuBLAS multiplies, and a kernel reduces
+    its panels, where the tiles of the Triton kernel would wait for L2 (predicted, not measured).
     """
     rows = []
     if operators:
         rows.append(Backend(op, "cpu", "cpu", dtypes, operators, cpu_limit))
         if cuda:
             rows.append(Backend(op, "cuda", "cuda", FLOATS, operators))
+    if library_channels:
+        limit = fewest_channels(library_channels)
+        rows.append(Backend(op, "library", "cuda", FLOATS, operators, limit))
     if triton:
         rows.append(Backend(op, "triton", "cuda", FLOATS, operators, triton_limit))
         for operator in operators:
-            launcher = _lazy_launcher(op, operator)
             for key in ("CUDA", "CPU"):
-                library.impl(f"{operator}.triton", launcher, key)
+                library.impl(f"{operator}.triton", _lazy_launcher(op, operator), key)
+                if library_channels:
+                    library.impl(f"{operator}.library", _lazy_launcher(op, operator, library=True), key)
     rows.append(Backend(op, "reference", "any", (*FLOATS, torch.float64)))
     BACKENDS[op] = tuple(rows)
 
 
-def _lazy_launcher(op: str, operator: str) -> Any:
+def _lazy_launcher(op: str, operator: str, **options: Any) -> Any:
     def launch(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"fastuda.kernels.{op}"), operator)(*args)
+        return getattr(importlib.import_module(f"fastuda.kernels.{op}"), operator)(*args, **options)
 
     return launch
+
+
+def fewest_channels(limit: int) -> Callable[..., str]:
+    """The limit of products that pay for a pass over their panel from so many channels on."""
+
+    def refusal(x: Tensor, *_: Tensor) -> str:
+        channels = x.shape[-1]
+        return f"takes at least {limit} channels, not {channels}" if channels < limit else ""
+
+    return refusal
 
 
 def most_classes(limit: int) -> Callable[..., str]:

@@ -1,9 +1,9 @@
 """Every registered operator: its schema, once, and its fake. Torch only; no kernel is imported here.
 
-An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton`` and ``.cuda``, with the
-same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``; the Triton launchers are attached by
-:mod:`fastuda.ops._backends` when they are first needed. What a forward saves for its backward is part of the
-schema, so that any forward pairs with any backward.
+An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton``, ``.library`` and
+``.cuda``, with the same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``; the Triton launchers
+are attached by :mod:`fastuda.ops._backends` when they are first needed. What a forward saves for its backward
+is part of the schema, so that any forward pairs with any backward.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-IMPLEMENTATIONS = ("cpu", "triton", "cuda")
+IMPLEMENTATIONS = ("cpu", "triton", "library", "cuda")
 
 library = torch.library.Library("fastuda", "DEF")
 
@@ -172,10 +172,10 @@ def _bank_contrast_fwd(
 
 
 def _smooth_max_pool_fwd(logits: Tensor, k: float):
-    return _stat(logits, *logits.shape[:2])
+    return _stat(logits, *logits.shape[:2]), _stat(logits, *logits.shape[:2])
 
 
-def _smooth_max_pool_bwd(grad: Tensor, logits: Tensor, pooled: Tensor, k: float):
+def _smooth_max_pool_bwd(grad: Tensor, logits: Tensor, lse: Tensor, k: float):
     return logits.new_empty(logits.shape)
 
 
@@ -349,10 +349,10 @@ define(
     " bool gradient) -> (Tensor, Tensor)",
     _bank_contrast_fwd,
 )
-define("smooth_max_pool_fwd", "(Tensor logits, float k) -> Tensor", _smooth_max_pool_fwd)
+define("smooth_max_pool_fwd", "(Tensor logits, float k) -> (Tensor, Tensor)", _smooth_max_pool_fwd)
 define(
     "smooth_max_pool_bwd",
-    "(Tensor grad, Tensor logits, Tensor pooled, float k) -> Tensor",
+    "(Tensor grad, Tensor logits, Tensor lse, float k) -> Tensor",
     _smooth_max_pool_bwd,
 )
 define("category_pool_fwd", "(Tensor features, Tensor logits) -> (Tensor, Tensor)", _category_pool_fwd)

@@ -19,7 +19,9 @@ from fastuda.ops._checks import (
 )
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register("cycle_association_loss", ("association_fwd", "association_bwd"), triton=True)
+_backends.register(
+    "cycle_association_loss", ("association_fwd", "association_bwd"), triton=True, library_channels=512
+)
 
 
 class CycleStats(NamedTuple):

@@ -12,7 +12,7 @@ from fastuda.ops._checks import check_choice, check_features, without_autocast
 
 SIMILARITIES = ("cosine", "kl")
 
-_backends.register("cycle_match", ("cycle_match_fwd",), triton=True)
+_backends.register("cycle_match", ("cycle_match_fwd",), triton=True, library_channels=512)
 
 
 class CycleMatch(NamedTuple):

@@ -18,8 +18,8 @@ _backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), 
 class _SmoothMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, k: float, name: str):
-        pooled = _backends.overload("smooth_max_pool_fwd", name)(logits, k)
-        ctx.save_for_backward(logits, pooled)
+        pooled, lse = _backends.overload("smooth_max_pool_fwd", name)(logits, k)
+        ctx.save_for_backward(logits, lse)
         ctx.k, ctx.name = k, name
         return pooled
 

@@ -19,7 +19,7 @@ from fastuda.ops._checks import (
 )
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"), triton=True)
+_backends.register("spatial_aggregate", ("aggregate_fwd", "aggregate_bwd"), triton=True, library_channels=512)
 
 
 class _Aggregate(torch.autograd.Function):

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
-import importlib
+import importlib.util
+import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from bench import end_to_end, loader, measure, published, table
+from bench import end_to_end, gpu_check, gpu_kit, loader, measure, published, table
 from bench.providers import PROVIDERS, CannotExpress
 from bench.registry import CASES, Case
 from fastuda import cli
@@ -199,3 +201,73 @@ def test_what_cannot_be_measured_is_one_line(words, message, monkeypatch, capsys
     code, out, err = command(monkeypatch, capsys, *words.split())
     assert code == 2 and out == "" and err.startswith(f"error: {message}") and err.count("\n") == 1, err
     assert (tmp_path / "FILE").read_text() == "a,b\n"
+
+
+def test_the_gpu_check_fits_its_time():
+    assert sum(stage.limit for stage in gpu_check.PARTS[1]) <= 420
+    assert sum(stage.limit for stage in gpu_check.PARTS[2]) <= 210
+    names = [stage.name for stages in gpu_check.PARTS.values() for stage in stages]
+    assert len(names) == len(set(names))
+
+
+def test_the_gpu_check_says_where_there_is_no_gpu(tmp_path):
+    command = [sys.executable, "-m", "bench.gpu_check", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=table.HERE.parent, capture_output=True, text=True)
+    assert done.returncode != 0 and "finds no CUDA device here" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_gpu_check_is_rehearsed_on_the_cpu(tmp_path):
+    """Every stage of both parts runs, so that no slip of the pen costs a GPU's time: small, in the
+    interpreter, the tests of tests/gpu collected only."""
+    for part, stages in gpu_check.PARTS.items():
+        command = [sys.executable, "-m", "bench.gpu_check", str(tmp_path), "--rehearse", "--part", str(part)]
+        done = subprocess.run(command, cwd=table.HERE.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-4000:]
+        for stage in stages:
+            assert f"\n{stage.name}: ok" in done.stdout
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"summary.txt", "log.txt", "ops.csv", "choices.csv", "steps.csv", "profile.txt"}
+    rows = list(csv.DictReader((tmp_path / "ops.csv").open()))
+    assert {row["provider"] for row in rows} >= {"fastuda", "reference", "authors", "sdpa"}
+    assert all(row["p50"] for row in rows), "what fails here fails there"
+    assert all(row["ms"] for row in csv.DictReader((tmp_path / "choices.csv").open()))
+
+
+KIT = """
+import sys
+from pathlib import Path
+from bench import gpu_kit
+from triton import knobs
+if len(sys.argv) > 2:
+    hits = []
+    knobs.compilation.listener = lambda **facts: hits.append(facts["cache_hit"])
+    Path(sys.argv[1]).rename(sys.argv[2])
+    found = gpu_kit.install(Path(sys.argv[2]), Path(sys.argv[2]), print)
+    gpu_kit.compile_kernels(Path(found["TRITON_CACHE_DIR"]), 90, "pooling torch.float32")
+    assert hits and all(hits), hits
+else:
+    gpu_kit.build_library = lambda folder, arch: "left out of this test"
+    sys.argv += ["--only", "pooling torch.float32"]
+    gpu_kit.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_kernels_of_a_kit_are_found_where_it_is_moved(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    for folders in (["kit"], ["kit", "moved"]):
+        command = [sys.executable, "-c", KIT, *(str(tmp_path / name) for name in folders)]
+        done = subprocess.run(command, cwd=table.HERE.parent, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels for sm_90" in done.stdout
+    facts = json.loads((tmp_path / "moved" / "kit.json").read_text())
+    (tmp_path / "moved" / "kit.json").write_text(json.dumps(facts | {"triton": "another"}))
+    told: list[str] = []
+    assert gpu_kit.install(tmp_path / "moved", tmp_path, told.append) == {}
+    assert "another Triton" in told[0]
+    assert gpu_kit.install(tmp_path / "nowhere", tmp_path, told.append) == {}

@@ -2,12 +2,14 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 import fastuda.ops as F
-from fastuda.engine.profiling import PARTS, profile_step
+from fastuda.engine.profiling import PARTS, StepProfile, count_launches, profile_step, table
 from fastuda.methods import METHODS
 from tests.engine.runs import refused, trainer
 from tests.program import fastuda
@@ -110,3 +112,16 @@ def test_what_cannot_be_profiled_is_said(scenes_root, tmp_path, monkeypatch):
         assert done.stdout == "" and len(done.stderr.splitlines()) == 1
     refused(fastuda("profile", "--steps", 0), "--steps is 0")
     refused(fastuda("profile", "--method", "plac"), "did you mean plca")
+
+
+def test_launches_are_those_that_the_host_makes():
+    names = ["cudaLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync", "aten::mm", "cudaGraphLaunch"]
+    events = [SimpleNamespace(name=name, device_type=DeviceType.CPU) for name in names]
+    events.append(SimpleNamespace(name="cudaLaunchKernel", device_type=DeviceType.CUDA))
+    assert count_launches(events) == 4
+    shares = dict.fromkeys(PARTS, 0.0)
+    rows = [StepProfile("plca", 0.1, shares, {}, launches) for launches in (0.0, 412.0)]
+    assert "launches" not in table(rows[:1])
+    head, _, line = table(rows[1:]).splitlines()
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[[cell.strip() for cell in head.split("|")].index("launches")] == "412"

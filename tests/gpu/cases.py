@@ -34,6 +34,15 @@ def association(x, backend):
     return loss
 
 
+def predictions(n, seed=12):
+    return (2 * normal(2, n, 19, seed=seed)).softmax(-1)
+
+
+def match_of_predictions(x, backend):
+    labels, target = classes_of(2, 97, classes=3), predictions(130, seed=13).to(x)
+    return F.cycle_association_loss(x, target, labels, similarity="kl", backend=backend)[0]
+
+
 def entropy(x, backend, **options):
     return F.upsample_cross_entropy(x, classes_of(2, 61, 93), backend=backend, **options)
 
@@ -101,6 +110,12 @@ CASES = {
     "head": ("aspp", normal(2, 40, 33, 50, seed=12), head),
     "association": ("cycle_association_loss", features(97), association),
     "aggregation": ("spatial_aggregate", features(97), lambda x, b: F.spatial_aggregate(x, backend=b)),
+    "association of predictions": ("cycle_association_loss", predictions(97), match_of_predictions),
+    "aggregation of predictions": (
+        "spatial_aggregate",
+        predictions(97),
+        lambda x, b: F.spatial_aggregate(x, similarity="kl", contrast=False, backend=b),
+    ),
     "contrast": ("contrast_softmax", normal(3, 70, 63), lambda x, b: F.contrast_softmax(x, backend=b)),
     "entropy": ("upsample_cross_entropy", LOGITS, entropy),
     "soft entropy": ("upsample_cross_entropy", LOGITS, soft_entropy),
@@ -135,9 +150,10 @@ CASES = {
 
 
 TRITON = {
-    "association", "aggregation", "pooling", "contrast", "entropy", "soft entropy", "weighted entropy",
-    "affinity", "far affinity", "product", "cleaning", "domain", "hard domain",
-    "proto", "dist", "bank", "lovasz", "category features", "category attention",
+    "affinity", "aggregation", "aggregation of predictions", "association", "association of predictions",
+    "bank", "category attention", "category features", "cleaning", "contrast", "dist", "domain", "entropy",
+    "far affinity", "hard domain", "head", "lovasz", "pooling", "product", "proto", "soft entropy",
+    "weighted entropy",
 }  # fmt: skip
 
 

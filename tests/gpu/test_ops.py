@@ -70,13 +70,13 @@ def judge(function, x, backend, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
 
 
-def wide(n, seed):
-    return normal(1, n, 256, seed=seed) + torch.linspace(0, 1, 256)
+def wide(n, seed, width=256):
+    return normal(1, n, width, seed=seed) + torch.linspace(0, 1, width)
 
 
 WIDE = {
     "cycle_association_loss": lambda x, b: F.cycle_association_loss(
-        x, wide(1700, 1).to(x), classes_of(1, 1500, classes=3), backend=b
+        x, wide(1700, 1, x.shape[2]).to(x), classes_of(1, 1500, classes=3), backend=b
     )[0],
     "spatial_aggregate": CASES["aggregation"][2],
 }
@@ -84,13 +84,14 @@ WIDE = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", sorted(WIDE))
-def test_many_panels_of_whole_tiles(op, dtype, monkeypatch):
+@pytest.mark.parametrize(("backend", "width"), [("triton", 256), ("library", 512)])
+def test_many_panels_of_whole_tiles(backend, width, op, dtype, monkeypatch):
     """The loads and the panels of training, which need widths of whole tiles and more rows than fit one."""
-    x = wide(1500, 0).to(DEVICE, dtype)
-    require(op, "triton", x)
+    x = wide(1500, 0, width).to(DEVICE, dtype)
+    require(op, backend, x)
     for module in ("_panels", "_search", "_temperature"):
         monkeypatch.setattr(f"fastuda.kernels.{module}.PANEL_BYTES", 1 << 16)
-    judge(WIDE[op], x, "triton", dtype)
+    judge(WIDE[op], x, backend, dtype)
 
 
 def test_the_cuda_kernels_are_built_where_they_can_be():
@@ -103,12 +104,13 @@ def test_the_cuda_kernels_are_built_where_they_can_be():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["cosine", "kl"])
-def test_match(kind, dtype):
-    source, target = (normal(2, n, 19, seed=n).to(DEVICE, dtype) for n in (97, 130))
+@pytest.mark.parametrize(("backend", "width"), [("triton", 19), ("library", 512)])
+def test_match(backend, width, kind, dtype):
+    source, target = (normal(2, n, width, seed=n).to(DEVICE, dtype) for n in (97, 130))
     if kind == "kl":
         source, target = source.softmax(-1), target.softmax(-1)
-    require("cycle_match", "triton", source)
-    match = F.cycle_match(source, target, similarity=kind, backend="triton")
+    require("cycle_match", backend, source)
+    match = F.cycle_match(source, target, similarity=kind, backend=backend)
     s, t = source.double(), target.double()
     if kind == "cosine":
         sim = torch.nn.functional.normalize(s, dim=-1) @ torch.nn.functional.normalize(t, dim=-1).mT

@@ -27,7 +27,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-LIMIT = {80: 163 << 10, 90: 227 << 10}
+LIMIT = {80: 163 << 10, 90: 227 << 10, 120: 99 << 10}
+"""Bytes of shared memory that a block may have."""
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -58,13 +59,16 @@ class Driver:
 
 
 def resources(kernel) -> dict[str, object]:
-    """Registers, stack (spilled registers lie there), shared memory and tensor-core instructions."""
+    """Registers, stack (spilled registers lie there), shared memory, tensor-core instructions, the widths of
+    global stores in bytes, and the barriers and shuffles inside loops."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        command = [BIN / "cuobjdump", "--dump-resource-usage", cubin.name]
+        command = [BIN / "cuobjdump", "--dump-resource-usage", "--dump-sass", cubin.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
+    stores = re.findall(r"st\.global(?:\.v(\d))?\.b(\d+)", kernel.asm["ptx"])
+    looped = looped_instructions(report)
     return {
         "kernel": kernel.metadata.name,
         "arch": kernel.metadata.target.arch,
@@ -72,8 +76,23 @@ def resources(kernel) -> dict[str, object]:
         "registers": int(registers),
         "stack": int(stack),
         "shared": kernel.metadata.shared,
+        "stores": sorted({int(count or 1) * int(bits) // 8 for count, bits in stores}),
+        "barriers": sum(name.startswith("BAR") for name in looped),
+        "shuffles": sum(name.startswith("SHFL") for name in looped),
         "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync\.[\w.]+", kernel.asm["ptx"]))),
     }
+
+
+def looped_instructions(sass: str) -> list[str]:
+    """The instructions between the target of a backward branch and the branch."""
+    lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\d+ )?([^;]+);", sass)
+    places = [(int(address, 16), text) for address, text in lines]
+    looped: set[int] = set()
+    for address, text in places:
+        target = re.match(r"BRA.*?(0x[0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            looped.update(range(int(target[1], 16), address + 1))
+    return [text for address, text in places if address in looped]
 
 
 LOSSES = {80: torch.float32, 90: torch.bfloat16}
@@ -82,6 +101,11 @@ LOSSES = {80: torch.float32, 90: torch.bfloat16}
 
 def launches(arch: int, everything: bool) -> Iterator[tuple[torch.dtype, str, Callable[[], object]]]:
     """What to compile for ``arch``: each op and similarity, in every dtype or where the dtype matters."""
+    if arch not in LOSSES:  # what differs there is how much memory a tile may take
+        for name, call in tile_launches(torch.bfloat16).items():
+            if everything or name.endswith("cosine"):
+                yield torch.bfloat16, name, call
+        return
     for dtype in (torch.bfloat16, torch.float32):
         # float32 tiles are the same for both GPUs, and bfloat16's KL is float32 inside
         calls = tile_launches(dtype) if everything or (arch, dtype) != (90, torch.float32) else {}
@@ -95,23 +119,34 @@ def launches(arch: int, everything: bool) -> Iterator[tuple[torch.dtype, str, Ca
 
 def tile_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """One call per low-level op of similarity tiles, at the widths that matter; the kernels do not run, so
-    the sizes are small and the values meaningless."""
+    the sizes are small and the values meaningless. The number of pixels is odd, as that of crops often is,
+    and of the cosine there are two images, whose vectors then begin anywhere."""
     from fastuda.kernels import cycle_association_loss as association
     from fastuda.kernels import cycle_match
     from fastuda.kernels import spatial_aggregate as aggregate
 
-    x = torch.rand(1, 256, 2048).to(dtype)
-    p = torch.rand(1, 256, 19).softmax(-1).to(dtype)
-    stat = torch.rand(1, 256) + 0.5
-    index = torch.randint(0, 256, (1, 256))
+    x = torch.rand(2, 265, 2048).to(dtype)
+    p = torch.rand(1, 265, 19).softmax(-1).to(dtype)
+    wide = torch.rand(1, 265, 80).softmax(-1).to(dtype)
     calls: dict[str, Callable[[], object]] = {}
-    for kind, y in (("cosine", x), ("kl", p)):
+    features = {"cosine": x, "kl": p}
+    if dtype == torch.float32:
+        features |= {"kl wide": wide, "kl 64": wide[..., :64].contiguous()}
+    for name, y in features.items():
+        kind = name.split(" ")[0]
+        stat = torch.rand(y.shape[:2]) + 0.5
+        index = torch.randint(0, 265, y.shape[:2])
         residuals = (stat, stat, index, index, stat, stat, stat, stat)
-        calls[f"match {kind}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
-        calls[f"association forward {kind}"] = partial(association.association_fwd, y, y, kind, True)
-        calls[f"association backward {kind}"] = partial(association.association_bwd, y, y, *residuals, kind)
-        calls[f"aggregate forward {kind}"] = partial(aggregate.aggregate_fwd, y, kind, True, 0.5)
-        calls[f"aggregate backward {kind}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+        if " " not in name:  # of other widths only the gradients are kernels of their own
+            calls[f"match {name}"] = partial(cycle_match.cycle_match_fwd, y, y, kind)
+            calls[f"association forward {name}"] = partial(association.association_fwd, y, y, kind, True)
+        calls[f"association backward {name}"] = partial(association.association_bwd, y, y, *residuals, kind)
+        calls[f"aggregate forward {name}"] = partial(aggregate.aggregate_fwd, y, kind, name == "cosine", 0.5)
+        calls[f"aggregate backward {name}"] = partial(aggregate.aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+        if kind == "cosine" and dtype == torch.bfloat16:
+            multiplied = {key: call for key, call in calls.items() if not key.startswith("match")}
+            for key, call in multiplied.items():
+                calls[key.replace("cosine", "library")] = partial(call, library=True)
     return calls
 
 
@@ -224,6 +259,7 @@ def main() -> None:
     for arch in args.arch:
         triton.runtime.driver.set_active(Driver(arch))
         _common.generation = lambda x, arch=arch: arch // 10
+        _common.shared_memory = lambda x, arch=arch: LIMIT[arch]
         seen: set[int] = set()
         for dtype, name, call in launches(arch, args.all):
             if args.only in name:

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from fastuda.kernels import _panels, _search, _temperature
+from fastuda.kernels import _narrow, _panels, _search, _temperature
 from fastuda.kernels import cycle_association_loss as association
+from fastuda.kernels._common import prepare
 from fastuda.ops import reference
+from tests.helpers import as_good_match
 
 BAND = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 """One rounding, as a share of the norm (the scale of float32 accumulation for float32)."""
@@ -63,9 +65,9 @@ def run_association(source, target, labels, similarity, backend, dtype, contrast
     return (loss.detach(), s.grad, t.grad), stats
 
 
-def check_association(source, target, labels, similarity, contrast=True):
+def check_association(source, target, labels, similarity, contrast=True, backend="triton"):
     dtype = source.dtype
-    ours, stats = run_association(source, target, labels, similarity, "triton", dtype, contrast)
+    ours, stats = run_association(source, target, labels, similarity, backend, dtype, contrast)
     plain, _ = run_association(source, target, labels, similarity, "reference", dtype, contrast)
     truth, want = run_association(source, target, labels, similarity, "reference", torch.float64, contrast)
     sim = reference.pair_similarity(source.double(), target.double(), similarity)
@@ -110,6 +112,9 @@ def test_association_in_many_panels_and_chunks(monkeypatch):
     source = pixels(1, 150, 9, "cosine", torch.float32)
     target = pixels(1, 300, 9, "cosine", torch.float32, seed=1)
     check_association(source, target, torch.randint(0, 3, (1, 150)), "cosine")
+    wide = _narrow.WIDEST + 3
+    source, target = (pixels(1, n, wide, "kl", torch.float32, seed=n) for n in (150, 300))
+    check_association(source, target, torch.randint(0, 3, (1, 150)), "kl")
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "kl"])
@@ -165,9 +170,9 @@ def run_aggregate(x, grad, similarity, contrast, backend, dtype):
     return out.detach(), x.grad
 
 
-def check_aggregate(x, similarity, contrast=True):
+def check_aggregate(x, similarity, contrast=True, backend="triton"):
     grad = torch.randn(x.shape).to(x.dtype)
-    runs = [("triton", x.dtype), ("reference", x.dtype), ("reference", torch.float64)]
+    runs = [(backend, x.dtype), ("reference", x.dtype), ("reference", torch.float64)]
     assert_within_budget(*(run_aggregate(x, grad, similarity, contrast, *r) for r in runs), x.dtype)
 
 
@@ -186,7 +191,8 @@ def test_aggregate_of_odd_sizes(n):
 @pytest.mark.parametrize("similarity", ["cosine", "kl"])
 def test_aggregate_in_many_panels(similarity, monkeypatch):
     monkeypatch.setattr(_panels, "PANEL_BYTES", 1)
-    check_aggregate(pixels(1, 200, 6, similarity, torch.float32), similarity)
+    channels = 6 if similarity == "cosine" else _narrow.WIDEST + 3
+    check_aggregate(pixels(1, 200, channels, similarity, torch.float32), similarity)
 
 
 @pytest.mark.parametrize("dtype", BAND)
@@ -259,3 +265,76 @@ def test_forward_of_one_backend_fits_the_backward_of_another():
     )
     torch.testing.assert_close(grads[0].double(), source.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(grads[1].double(), target.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", BAND)
+@pytest.mark.parametrize("similarity", ["cosine", "kl"])
+def test_products_by_the_library(similarity, dtype, monkeypatch):
+    """The same ops where the library multiplies into panels: in several panels of several blocks."""
+    for module in (_panels, _search, _temperature):
+        monkeypatch.setattr(module, "PANEL_BYTES", 64 * 4 * 320)
+    source = pixels(2, 150, 512, similarity, dtype)
+    target = pixels(2, 300, 512, similarity, dtype, seed=1)
+    labels = torch.randint(0, 3, (2, 150))
+    labels[:, ::5] = 255
+    check_association(source, target, labels, similarity, backend="library")
+    match = F.cycle_match(source, target, similarity=similarity, backend="library")
+    exact = reference.pair_similarity(source.double(), target.double(), similarity)
+    as_good_match(match.forward_index, exact, 1e-5)
+    if similarity == "cosine":
+        as_good_match(match.backward_index, exact.mT, 1e-5)
+    check_aggregate(target, similarity, similarity == "cosine", backend="library")
+
+
+def test_the_library_is_for_wide_features():
+    x = pixels(1, 20, 64, "cosine", torch.float32)
+    reasons = {row.name: row.reason for row in F.backends("spatial_aggregate", x)}
+    assert reasons["library"] == "takes at least 512 channels, not 64" and reasons["triton"] == "usable"
+    with pytest.raises(ValueError, match="at least 512 channels"):
+        F.spatial_aggregate(x, backend="library")
+
+
+@pytest.mark.parametrize("scale", [2.0**-12, 1.0, 2.0**12])
+@pytest.mark.parametrize("op", ["association", "aggregation"])
+def test_float16_panels_hold_gradients_of_any_scale(op, scale):
+    """Their common scale is a power of two of the largest slope; a vanishing feature has no say in it."""
+    x, y = (pixels(1, n, 40, "cosine", torch.float16, seed=n) * scale for n in (70, 80))
+    x[0, 3] = 0
+    labels = torch.zeros(1, 70, dtype=torch.long)
+
+    def run(backend, dtype):
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        if op == "association":
+            value, _ = F.cycle_association_loss(leaf, y.to(dtype), labels, backend=backend)
+        else:
+            value = (F.spatial_aggregate(leaf, backend=backend) / scale).square().sum()
+        rows = torch.arange(70) != 3
+        return torch.autograd.grad(value, leaf)[0][:, rows]
+
+    found, truth = run("triton", torch.float16), run("reference", torch.float64)
+    assert found.isfinite().all()
+    assert distance(found, truth) < (2e-3 if scale < 4000 else 0.1)  # 4096 takes it near float16's end
+
+
+def test_moments_in_chunks_are_those_of_one(monkeypatch):
+    """The partial results stay within the budget of a panel, however many pixels there are."""
+    source, target = (
+        prepare(pixels(2, n, 150, "cosine", torch.float32, seed=n), "cosine") for n in (200, 300)
+    )
+    whole = [*_temperature._by_tiles(source, target), *_temperature._by_tiles(target, None)]
+    for budget in (1, 1 << 18):
+        monkeypatch.setattr(_temperature, "PANEL_BYTES", budget)
+        chunked = [*_temperature._by_tiles(source, target), *_temperature._by_tiles(target, None)]
+        for one, other in zip(whole, chunked, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+
+
+def test_a_walk_in_one_span_is_one_in_many(monkeypatch):
+    """Of narrow features: programs that own a block share the walk over the others."""
+    source, target = (pixels(2, n, 19, "kl", torch.float32, seed=n) for n in (97, 300))
+    labels = torch.randint(0, 3, (2, 97))
+    for programs in (1, 10**6):
+        monkeypatch.setattr(_narrow, "PROGRAMS", programs)
+        assert (_narrow.Walk(300, 300, 19).splits == 1) == (programs == 1)
+        check_association(source, target, labels, "kl")
+        check_aggregate(target, "kl", contrast=False)

@@ -149,6 +149,37 @@ def test_upsample_confusion(emulated, low, high, classes, align):
     assert torch.equal(matrix[:-1], pairs.bincount(minlength=classes**2))
 
 
+def threaded(folder, sanitizer):
+    """A program that runs every kernel with threads of the system, under a sanitizer."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    program = folder / "threads"
+    flags = ["-std=c++20", "-O1", "-g", "-pthread", "-Wno-unknown-pragmas", f"-fsanitize={sanitizer}"]
+    sources = ["-x", "c++", "-include", HERE / "threads_cuda.h", *SOURCES, HERE / "threads.cpp"]
+    command = [compiler, *flags, "-fno-sanitize-recover=undefined", "-I", CUDA, *sources, "-o", program]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find" in built.stderr:
+        pytest.skip("the sanitizer's library is not installed")
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_no_kernel_errs_with_real_threads(sanitizer, tmp_path):
+    program = threaded(tmp_path, sanitizer)
+    done = subprocess.run([program], capture_output=True, text=True)
+    if "unexpected memory mapping" in done.stderr:  # more bits of address space than the sanitizer knows
+        pytest.skip("the sanitizer does not run on this system")
+    assert done.returncode == 0 and "every kernel ran" in done.stdout, done.stderr[:6000]
+    assert "WARNING" not in done.stderr and "ERROR" not in done.stderr, done.stderr[:6000]
+    if sanitizer == "thread":
+        planted = subprocess.run([program, "without barriers"], capture_output=True, text=True)
+        for file in ("local_affinity.cu", "upsample_confusion.cu"):
+            assert re.search(f"data race.*{file}", planted.stderr, re.DOTALL), f"{file} has no barriers"
+
+
 OPS = ["local_affinity", "affinity_cleaning_loss", "class_statistics", "upsample_confusion"]
 
 STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 120: 99 << 10}
 
 
 def python(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -28,7 +29,10 @@ def python(*command: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_losses.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["interpreted.py", "interpreted_losses.py", "interpreted_accesses.py", "interpreted_arithmetic.py"],
+)
 def test_every_kernel_is_right_in_the_interpreter(file):
     numpy = pytest.importorskip("numpy")
     if tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
@@ -49,7 +53,8 @@ def machine_code(arch: int) -> list[dict]:
 
 
 ARCHS = [pytest.param(arch, marks=pytest.mark.xdist_group(f"triton-aot-{arch}")) for arch in SHARED_MEMORY]
-"""Both tests of a GPU share its compilation, in one worker."""
+"""The tests of a GPU share its compilation, in one worker."""
+TILES = {"search_tiles", "tile_moments", "association_panel", "weight_panel", "slope_panel"}
 
 
 @pytest.mark.slow
@@ -57,12 +62,14 @@ ARCHS = [pytest.param(arch, marks=pytest.mark.xdist_group(f"triton-aot-{arch}"))
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_compiles_without_spills(arch):
     rows = machine_code(arch)
-    assert {row["kernel"] for row in rows} >= {
-        "search_tiles",
-        "tile_moments",
-        "association_panel",
-        "weight_panel",
-        "slope_panel",
+    everything = {
+        *TILES,
+        "symmetric_panel",
+        "centre_slopes",
+        "hop_sums",
+        "mixed_sums",
+        "mixed_row_sums",
+        "mixed_column_sums",
         "project_rows",
         "softmax_rows",
         "softmax_rows_gradient",
@@ -91,6 +98,8 @@ def test_every_kernel_compiles_without_spills(arch):
         "sum_taps",
         "spread_taps",
     }
+    wanted = {80: everything, 90: everything - {"centre_slopes"}, 120: TILES}  # KL is the same for all
+    assert {row["kernel"] for row in rows} >= wanted[arch]
     for row in rows:
         assert row["stack"] == 0, row
         assert row["shared"] <= SHARED_MEMORY[arch], row
@@ -101,11 +110,10 @@ def test_every_kernel_compiles_without_spills(arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_half_precision_tiles_run_on_tensor_cores(arch):
     """And those of float32, to which KL goes in every dtype, do not: there they would be TF32."""
-    tiles = {"search_tiles", "tile_moments", "association_panel", "weight_panel", "slope_panel"}
     instruction = "wgmma" if arch == 90 else "mma"
     found = set()
     for row in machine_code(arch):
-        if row["kernel"] not in tiles:
+        if row["kernel"] not in TILES:
             continue
         if row["dtype"] == "bfloat16" and row["call"].endswith("cosine"):
             found.add(row["kernel"])
@@ -113,4 +121,49 @@ def test_half_precision_tiles_run_on_tensor_cores(arch):
             assert all(x.startswith(instruction) and x.count("bf16") == 2 for x in row["products"]), row
         else:
             assert not row["products"], "float32 dropped to a narrower type"
-    assert found == tiles
+    assert found == TILES
+
+
+PANELS = {"association_panel", "weight_panel", "slope_panel", "symmetric_panel"}
+
+QUIET = {
+    "project_rows", "pool_parts", "pool_planes_gradient", "product_sums", "affinity_maps",
+    "affinity_gradient", "stretch_tables", "jaccard_slopes", "class_plane", "symmetric_panel",
+}  # fmt: skip
+"""Kernels whose threads have nothing to tell each other in a loop."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_panels_are_stored_16_bytes_at_a_time(arch):
+    """Also where the number of pixels is odd."""
+    rows = [row for row in machine_code(arch) if row["kernel"] in PANELS and row["dtype"] == "bfloat16"]
+    rows = [row for row in rows if row["call"].endswith(("cosine", "library"))]
+    assert {row["kernel"] for row in rows} == (PANELS if arch != 120 else PANELS - {"symmetric_panel"})
+    for row in rows:
+        assert 16 in row["stores"] and 2 not in row["stores"], row
+        if arch == 90 and row["kernel"] in ("weight_panel", "symmetric_panel"):  # two blocks a multiprocessor
+            assert 2 * 32 * row["warps"] * row["registers"] <= 65536, row
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_threads_do_not_wait_for_each_other_without_need(arch):
+    for row in machine_code(arch):
+        if row["kernel"] in QUIET:
+            assert row["barriers"] == row["shuffles"] == 0, row
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_second_image_compiles_nothing_anew(arch):
+    """Its vectors begin anywhere where the number of pixels is odd."""
+    counts = Counter(
+        (row["call"], row["kernel"])
+        for row in machine_code(arch)
+        if row["dtype"] == "bfloat16" and row["call"].endswith("cosine") and row["kernel"] != "merge_moments"
+    )
+    assert counts and set(counts.values()) == {1}, counts

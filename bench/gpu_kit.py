@@ -1,0 +1,231 @@
+"""Build, on a machine without a GPU, what a machine with one would spend its first minutes on: the CUDA
+library, and the Triton kernels that the tests and the bench need, compiled.
+
+The kernels are found again where the same Triton of the same Python and the same commit run, so make the
+kit with the GPU machine's versions, e.g. `make gpu-kit PYTHON=python3.12`. bench.gpu_check says where the kit
+does not fit, and compiles as usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fastuda import cli
+from fastuda.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = """\
+  python -m bench.gpu_kit                      # into build/gpu-kit, for a GPU of compute capability 9.0
+  python -m bench.gpu_kit --arch 80 --only entropy"""
+STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'
+
+
+def triton_identity() -> str:
+    """What compiled kernels are found again by: of Triton's own files."""
+    from triton.runtime import cache
+
+    return hashlib.sha256(cache.triton_key().encode()).hexdigest()[:16]
+
+
+def build_library(folder: Path, arch: int) -> str:
+    """``_cuda.so`` in ``folder``, and why it is not there otherwise.
+
+    A torch without CUDA has no library to link against: an empty one of its name stands for it, and the
+    loader takes the real one.
+    """
+    recipe = runpy.run_path(str(ROOT / "csrc" / "cuda" / "build.py"))
+    compiler = recipe["nvcc"]()
+    if compiler is None:
+        return "no nvcc was found"
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "stand_in.cpp").write_text(STAND_IN)
+    name = "libtorch_cuda.so"
+    options = ["-shared", "-fPIC", "-x", "c++", f"-Wl,-soname,{name}"]
+    os.environ["FASTUDA_CUDA_ARCH"] = str(arch)
+    try:
+        subprocess.run(
+            ["g++", *options, str(work / "stand_in.cpp"), "-o", str(work / name)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        links = [f"-L{path}" for path in (work, *library_paths())] + ["-ltorch_cuda", "-ltorch_cpu"]
+        recipe["build"](compiler, work, folder / recipe["NAME"], include_paths(), links)
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return str(getattr(error, "stderr", None) or error)[:2000]
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return ""
+
+
+def calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What tests/gpu and the bench launch, by name; on CPU tensors, whose pointers are aligned alike."""
+    import fastuda.ops as F
+    from bench.gpu_check import variants
+    from bench.providers import public
+    from bench.registry import CASES, make_inputs
+    from bench.run import GPU_FIRST
+    from tests.gpu import test_ops as on_gpu
+
+    on_gpu.DEVICE = "cpu"
+
+    def both_ways(function: Callable, x: torch.Tensor, backend: str = "triton") -> None:
+        leaf = x.clone().requires_grad_()
+        value = function(leaf, backend)
+        torch.autograd.grad(value.float().sum(), leaf)
+
+    for dtype in on_gpu.DTYPES:
+        for name in sorted(on_gpu.TRITON):
+            _, x, function = on_gpu.CASES[name]
+            yield f"{name} {dtype}", partial(both_ways, function, x.to(dtype))
+        for kind in ("cosine", "kl"):
+            source, target = (on_gpu.normal(2, n, 19, seed=n).to(dtype) for n in (97, 130))
+            yield (
+                f"match {kind} {dtype}",
+                partial(F.cycle_match, source, target, similarity=kind, backend="triton"),
+            )
+        for classes in (19, 150):
+            x, labels = (
+                on_gpu.normal(2, classes, 11, 17).to(dtype),
+                on_gpu.classes_of(2, 61, 93, classes=classes),
+            )
+            yield f"confusion {classes} {dtype}", partial(F.upsample_confusion, x, labels, backend="triton")
+        for name, function in on_gpu.WIDE.items():
+            yield f"many panels {name} {dtype}", partial(both_ways, function, on_gpu.wide(1500, 0).to(dtype))
+            x = on_gpu.wide(1500, 0, 512).to(dtype)
+            yield f"many panels by the library {name} {dtype}", partial(both_ways, function, x, "library")
+    for case in dict.fromkeys([*GPU_FIRST, *CASES]):
+        small = replace(case, pixels=272 if case.pixels % 16 == 0 else 265)
+
+        def step(small=small) -> None:
+            inputs = make_inputs(small, "cpu")
+            leaves = [x for x in inputs.values() if x.requires_grad]
+            for backend in ("triton", "library"):
+                rows = F.backends(small.op, next(iter(inputs.values())))
+                if backend in {row.name for row in rows if row.usable}:
+                    value = public(small, backend)(inputs)
+                    if leaves:
+                        torch.autograd.grad(value.float().sum(), leaves)
+
+        yield f"bench {case.op} {case.mode} {case.dtype} {case.shape}", step
+    for name, change in variants().items():
+        for case in GPU_FIRST[:2]:
+
+            def changed(case=case, name=name, change=change) -> None:
+                small = replace(case, pixels=272)
+                inputs = make_inputs(small, "cpu")
+                with change():
+                    value = public(small, name.split(" ")[0].replace("tiles", "triton").strip(","))(inputs)
+                    torch.autograd.grad(value.float().sum(), [x for x in inputs.values() if x.requires_grad])
+
+            yield f"choice {case.op} {name}", changed
+
+
+def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]:
+    """Compile into ``folder``; how many kernels there are then, and which calls failed."""
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    os.environ.pop("TRITON_INTERPRET", None)
+    import triton
+    from tqdm import tqdm
+
+    from fastuda.kernels import _common
+    from fastuda.ops import _backends
+    from tests.kernels.aot import LIMIT, Driver
+
+    triton.runtime.driver.set_active(Driver(arch))
+    _backends.INTERPRETED = True  # that is: Triton's backends take tensors of the CPU
+    _common.generation = lambda x: arch // 10
+    _common.shared_memory = lambda x: LIMIT[arch]
+    failed = []
+    chosen = [(name, call) for name, call in calls() if only in name]
+    if not chosen:
+        raise UserError(f"no call has {only!r} in its name")
+    for name, call in tqdm(chosen, unit="call", disable=None):
+        try:
+            call()
+        except Exception as error:  # values are meaningless here, and one may be refused for them
+            failed.append(f"{name}: {type(error).__name__}: {str(error)[:160]}")
+    return sum(1 for _ in folder.rglob("*.cubin")), failed
+
+
+def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Put the kit's library into ``package`` where there is none, and return what the environment needs for
+    its kernels. ``say`` is told what does not fit."""
+    facts = kit / "kit.json"
+    if not facts.is_file():
+        say(f"no kit in {kit}: kernels are compiled on the way (python -m bench.gpu_kit makes one)")
+        return {}
+    made = json.loads(facts.read_text())
+    library = package / "_cuda.so"
+    if (kit / "_cuda.so").is_file() and not library.exists():
+        shutil.copyfile(kit / "_cuda.so", library)
+    try:
+        here = triton_identity()
+    except ImportError:
+        here = "triton is not installed"
+    if here != made["triton"]:
+        say(
+            f"the kit's kernels are of another Triton ({made['triton']}, here {here}): they are compiled anew"
+        )
+        return {}
+    cache = kit / "triton"
+    for group in cache.rglob("__grp__*.json"):  # they name their files by absolute paths
+        text = json.loads(group.read_text())
+        text["child_paths"] = {name: str(group.parent / name) for name in text["child_paths"]}
+        group.write_text(json.dumps(text))
+    say(f"kit of commit {made['commit']}: {made['kernels']} kernels for sm_{made['arch']}")
+    return {"TRITON_CACHE_DIR": str(cache)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = cli.parser("bench.gpu_kit", __doc__ or "", EXAMPLES)
+    p.add_argument(
+        "out", nargs="?", type=cli.a_path, default=ROOT / "build" / "gpu-kit", metavar="DIR",
+        help="where to (default: build/gpu-kit)",
+    )  # fmt: skip
+    p.add_argument(
+        "--arch",
+        type=int,
+        choices=(80, 90, 120),
+        default=90,
+        help="compute capability times ten (default: 90)",
+    )
+    p.add_argument("--only", default="", metavar="TEXT", help="only kernels of calls with it in their names")
+    return p
+
+
+def main() -> int:
+    """Build both, say what came of it."""
+    args = build_parser().parse_args()
+    from bench.run import commit
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    why = build_library(args.out, args.arch)
+    print(f"no CUDA library: {why}" if why else f"{args.out / '_cuda.so'}: built", flush=True)
+    kernels, failed = compile_kernels(args.out / "triton", args.arch, args.only)
+    facts = {"triton": triton_identity(), "kernels": kernels, "arch": args.arch, "commit": commit(),
+             "python": sys.version.split()[0], "torch": torch.__version__}  # fmt: skip
+    (args.out / "kit.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for line in failed:
+        print(line, file=sys.stderr)
+    print(f"{args.out}: {kernels} kernels for sm_{args.arch}, {len(failed)} calls failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
