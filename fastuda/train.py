@@ -134,7 +134,7 @@ def main() -> int:
 def _grid(args: argparse.Namespace) -> int:
     """Every method with every seed, one after another; runs that have ended are left alone."""
     from fastuda.config.resolve import resolve
-    from fastuda.config.settings import parse_overrides
+    from fastuda.config.settings import merge, parse_overrides
     from fastuda.engine.run import train
     from fastuda.engine.trainer import Interrupted
     from fastuda.report.comparison import markdown, read_groups, write
@@ -149,9 +149,8 @@ def _grid(args: argparse.Namespace) -> int:
             chosen = {"method": method, "seed": seed}
             values = {name: chosen.get(name, getattr(args, name)) for name in FLAGS}
             flags = {FLAGS[name][0]: value for name, value in values.items() if value is not None}
-            config = resolve(
-                args.config, flags, {"train": {"baseline": "off"}} | parse_overrides(args.overrides)
-            )
+            given = parse_overrides(args.overrides)
+            config = resolve(args.config, flags, merge({"train": {"baseline": "off"}}, given))
             name = str(config.method["name"])
             runs.append((config, args.out / f"{name.replace(':', '.')}_{config.train.seed}"))
     if args.print_config:
