@@ -31,8 +31,10 @@ import torch
 
 from bench import measure, table
 from bench.gpu_kit import install
+from bench.machine import commit, machine
 from bench.registry import CASES, Case
-from bench.run import GPU_FIRST, append_rows, commit, machine
+from bench.rows import append_rows
+from bench.run import GPU_FIRST
 from fastuda import cli
 from fastuda.errors import UserError
 
@@ -112,7 +114,7 @@ class Check:
         limit = min(stage.limit, left)
         began = time.monotonic()
         log = self.out / "log.txt"
-        with log.open("a") as stream:
+        with log.open("a", encoding="utf-8") as stream:
             print(f"\n== {stage.name}: {' '.join(command[1:])}", file=stream, flush=True)
             start = stream.tell()
             process = subprocess.Popen(
@@ -125,7 +127,7 @@ class Check:
                 os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
                 process.wait()
                 code = None
-        with log.open() as stream:
+        with log.open(encoding="utf-8") as stream:
             stream.seek(start)
             lines = [line.strip() for line in stream if line.strip()]
         state = "ok" if code == 0 else f"cut off at {limit:.0f} s" if code is None else f"failed ({code})"
@@ -135,7 +137,7 @@ class Check:
     def say(self, line: str) -> None:
         """A line of the summary, printed at once."""
         print(line, flush=True)
-        with (self.out / "summary.txt").open("a") as stream:
+        with (self.out / "summary.txt").open("a", encoding="utf-8") as stream:
             print(line, file=stream)
 
     def _filled(self, stage: Stage) -> Iterator[str]:
@@ -159,7 +161,7 @@ class Check:
     def _failed(self) -> list[str]:
         """The tests that failed so far, as pytest named them."""
         log = self.out / "log.txt"
-        lines = log.read_text().splitlines() if log.exists() else []
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         named = [line.split(" ")[1] for line in lines if line.startswith(("FAILED ", "ERROR tests"))]
         return list(dict.fromkeys(named))[:40]
 
@@ -288,7 +290,7 @@ class Work:
             events = profiler.key_averages()
             key = "self_cpu_time_total" if self.rehearse else "self_device_time_total"
             launches = sum(event.count for event in events if getattr(event, key) > 0)
-            with (self.out / "profile.txt").open("a") as stream:
+            with (self.out / "profile.txt").open("a", encoding="utf-8") as stream:
                 print(f"{case.op} {small.shape} {case.dtype}: {launches} launches", file=stream)
                 print(events.table(sort_by=key, row_limit=14, max_name_column_width=48), file=stream)
             print(f"{case.op} {small.shape}: {launches} launches", flush=True)
@@ -311,7 +313,7 @@ class Work:
     def winners(self) -> None:
         """The best choice of part 1 and its baseline, twice more."""
         path = self.out / "choices.csv"
-        rows = list(csv.DictReader(path.open())) if path.exists() else []
+        rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
         best = {}
         for row in sorted((row for row in rows if row["ms"]), key=lambda row: -float(row["ms"])):
             best[row["op"]] = row["choice"]

@@ -54,7 +54,7 @@ def build_library(folder: Path, arch: int) -> str:
 
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    (work / "stand_in.cpp").write_text(STAND_IN)
+    (work / "stand_in.cpp").write_text(STAND_IN, encoding="utf-8")
     name = "libtorch_cuda.so"
     options = ["-shared", "-fPIC", "-x", "c++", f"-Wl,-soname,{name}"]
     os.environ["FASTUDA_CUDA_ARCH"] = str(arch)
@@ -79,7 +79,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     from bench.providers import public
     from bench.registry import CASES, make_inputs
     from bench.run import GPU_FIRST
-    from tests.gpu import test_ops as on_gpu
+    from tests.gpu import cases as on_gpu
 
     on_gpu.DEVICE = "cpu"
 
@@ -169,7 +169,7 @@ def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, s
     if not facts.is_file():
         say(f"no kit in {kit}: kernels are compiled on the way (python -m bench.gpu_kit makes one)")
         return {}
-    made = json.loads(facts.read_text())
+    made = json.loads(facts.read_text(encoding="utf-8"))
     library = package / "_cuda.so"
     if (kit / "_cuda.so").is_file() and not library.exists():
         shutil.copyfile(kit / "_cuda.so", library)
@@ -184,9 +184,9 @@ def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, s
         return {}
     cache = kit / "triton"
     for group in cache.rglob("__grp__*.json"):  # they name their files by absolute paths
-        text = json.loads(group.read_text())
+        text = json.loads(group.read_text(encoding="utf-8"))
         text["child_paths"] = {name: str(group.parent / name) for name in text["child_paths"]}
-        group.write_text(json.dumps(text))
+        group.write_text(json.dumps(text), encoding="utf-8")
     say(f"kit of commit {made['commit']}: {made['kernels']} kernels for sm_{made['arch']}")
     return {"TRITON_CACHE_DIR": str(cache)}
 
@@ -212,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Build both, say what came of it."""
     args = build_parser().parse_args()
-    from bench.run import commit
+    from bench.machine import commit
 
     args.out.mkdir(parents=True, exist_ok=True)
     why = build_library(args.out, args.arch)
@@ -220,7 +220,7 @@ def main() -> int:
     kernels, failed = compile_kernels(args.out / "triton", args.arch, args.only)
     facts = {"triton": triton_identity(), "kernels": kernels, "arch": args.arch, "commit": commit(),
              "python": sys.version.split()[0], "torch": torch.__version__}  # fmt: skip
-    (args.out / "kit.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (args.out / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for line in failed:
         print(line, file=sys.stderr)
     print(f"{args.out}: {kernels} kernels for sm_{args.arch}, {len(failed)} calls failed")

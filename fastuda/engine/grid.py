@@ -11,6 +11,7 @@ from fastuda.config.schema import RunConfig
 from fastuda.engine.run import train
 from fastuda.engine.trainer import Interrupted
 from fastuda.report.comparison import Group, read_groups, write
+from fastuda.system.settings import merge
 
 Runs = list[tuple[RunConfig, Path]]
 """Configurations and their run folders."""
@@ -42,7 +43,7 @@ def plan(
         for seed in seeds:
             chosen = {"method.name": method, "train.seed": seed}
             chosen = {key: value for key, value in chosen.items() if value is not None}
-            config = resolve(source, flags | chosen, {"train": {"baseline": "off"}} | overrides)
+            config = resolve(source, flags | chosen, merge({"train": {"baseline": "off"}}, overrides))
             name = str(config.method["name"]).replace(":", ".")
             runs.append((config, out / f"{name}_{config.train.seed}"))
     return runs

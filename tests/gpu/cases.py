@@ -158,3 +158,15 @@ TRITON = {
 
 
 CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
+
+
+def wide(n, seed, width=256):
+    return normal(1, n, width, seed=seed) + torch.linspace(0, 1, width)
+
+
+WIDE = {
+    "cycle_association_loss": lambda x, b: F.cycle_association_loss(
+        x, wide(1700, 1, x.shape[2]).to(x), classes_of(1, 1500, classes=3), backend=b
+    )[0],
+    "spatial_aggregate": CASES["aggregation"][2],
+}

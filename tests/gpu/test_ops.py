@@ -24,9 +24,11 @@ from tests.gpu.cases import (
     LOGITS,
     PROBABILITIES,
     TRITON,
+    WIDE,
     classes_of,
     features,
     normal,
+    wide,
 )
 from tests.helpers import as_good_match, within_budget
 
@@ -68,18 +70,6 @@ def judge(function, x, backend, dtype):
         # the ops that give the input's dtype round their value to it
         within_budget(*three, name, dtype if three[0].dtype == dtype else torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
-
-
-def wide(n, seed, width=256):
-    return normal(1, n, width, seed=seed) + torch.linspace(0, 1, width)
-
-
-WIDE = {
-    "cycle_association_loss": lambda x, b: F.cycle_association_loss(
-        x, wide(1700, 1, x.shape[2]).to(x), classes_of(1, 1500, classes=3), backend=b
-    )[0],
-    "spatial_aggregate": CASES["aggregation"][2],
-}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

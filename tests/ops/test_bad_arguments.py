@@ -190,6 +190,17 @@ def special():
     yield "cycle_match", {"target": x.double()}, ValueError, "target", "float64"
     yield "category_pool", {"logits": tensor(2, 4, 3)}, ValueError, "logits", "(2, 4, 3)"
     yield "lovasz_softmax", {"labels": labels(2, 7, 9)}, ValueError, "labels", "(2, 7, 9)"
+    taps = good("aspp")["weights"]
+    yield "aspp", {"weights": taps[0]}, TypeError, "weights", "Tensor"
+    yield "aspp", {"weights": [taps[0], taps[0][:2]]}, ValueError, "weights[1]", "(2, 4, 3, 3)"
+    yield "aspp", {"weights": taps[:1]}, ValueError, "dilations", "2 branches, weights of 1"
+    yield "aspp", {"dilations": (1, 0)}, ValueError, "dilations[1]", "got 0"
+    yield "aspp", {"dilations": (1, 2.5)}, TypeError, "dilations[1]", "2.5"
+    yield "aspp", {"biases": [tensor(3)]}, ValueError, "biases", "1 branches"
+    yield "aspp", {"biases": [tensor(2)] * 2}, ValueError, "biases[0]", "(2,)"
+    yield "depthwise_conv2d", {"bias": tensor(3)}, ValueError, "bias", "(3,)"
+    for name, value in (("stride", 0), ("padding", -1), ("dilation", 0)):
+        yield "depthwise_conv2d", {name: value}, ValueError, name, str(value)
     for op in ("upsample_cross_entropy", "upsample_confusion", "lovasz_softmax", "prototype_contrast"):
         for value in (3, -1, -(2**62), 300):
             y = stray(good(op)["labels"], value)
