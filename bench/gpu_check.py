@@ -301,12 +301,12 @@ class Work:
             for name, change in variants().items():
                 if names is None or name in names:
                     with change():
-                        found = self.answer(case, "library" if name.startswith("library") else "triton")
-                    time_ms = f"{found['p50']:.4f}" if "p50" in found else ""
+                        answer = self.answer(case, "library" if name.startswith("library") else "triton")
+                    time_ms = f"{answer['p50']:.4f}" if "p50" in answer else ""
                     row = {"choice": name, "op": case.op, "dtype": case.dtype,
                            "shape": self.sized(case).shape, "ms": time_ms,
-                           "error": f"{found['error']:.1e}" if "error" in found else "",
-                           "note": found.get("failed", found.get("skipped", ""))}  # fmt: skip
+                           "error": f"{answer['error']:.1e}" if "error" in answer else "",
+                           "note": answer.get("failed", answer.get("skipped", ""))}  # fmt: skip
                     append_rows(self.out / "choices.csv", CHOICES, [row])
                     print(f"{case.op} {name}: {row['ms'] or row['note']}", flush=True)
 

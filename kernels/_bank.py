@@ -75,8 +75,8 @@ def prototype_contrast_bank_fwd(
 def judged_labels(labels, at, ok, classes, ignore):
     """The labels at ``at``, which of them are classes, and which neither that nor ``ignore``."""
     label = tl.load(labels + at, mask=ok, other=ignore)
-    known = (label != ignore) & (label >= 0) & (label < classes)
-    return label, known, (label != ignore) & (known == 0)
+    is_class = (label != ignore) & (label >= 0) & (label < classes)
+    return label, is_class, (label != ignore) & (is_class == 0)
 
 
 @triton.jit
@@ -86,9 +86,9 @@ def sorted_features(labels, order, n, classes, ignore, BN: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     ok = i < n
     row = tl.load(order + i, mask=ok, other=0)
-    label, known, alien = judged_labels(labels, row, ok, classes, ignore)
-    low = tl.min(tl.where(known, label, classes), 0)
-    return i, ok, row, label, known, alien, low, tl.max(tl.where(known, label, -1), 0)
+    label, is_class, alien = judged_labels(labels, row, ok, classes, ignore)
+    low = tl.min(tl.where(is_class, label, classes), 0)
+    return i, ok, row, label, is_class, alien, low, tl.max(tl.where(is_class, label, -1), 0)
 
 
 @triton.jit
@@ -126,7 +126,7 @@ def bank_losses(
 ):
     """A program per ``BN`` features, in the order of their labels: the losses, and the slopes by the products
     with the own bank [N, M] and with the centres [N, K]."""
-    i, ok, row, label, known, alien, low, high = sorted_features(labels, order, n, classes, ignore, BN)
+    i, ok, row, label, is_class, alien, low, high = sorted_features(labels, order, n, classes, ignore, BN)
     k = tl.arange(0, KP)
     m = tl.arange(0, BM)
     k_ok = k < classes
@@ -142,7 +142,7 @@ def bank_losses(
     push = tl.zeros((BN,), tl.float32)
     for c in range(low, high + 1):
         filled = tl.load(count + c)
-        mine = known & (label == c)
+        mine = is_class & (label == c)
         for first in range(0, filled, BM):
             positive = tl.zeros((BN, BM), tl.float32)
             own = bank + (tl.cast(c, tl.int64) * length + first + m) * width
@@ -182,23 +182,23 @@ def bank_gradient(
     BA: tl.constexpr,
 ):
     """A program per ``BN`` features, in the order of their labels, and ``BA`` channels."""
-    i, ok, row, label, known, _, low, high = sorted_features(labels, order, n, classes, ignore, BN)
+    i, ok, row, label, is_class, _, low, high = sorted_features(labels, order, n, classes, ignore, BN)
     k = tl.arange(0, KP)
     m = tl.arange(0, BM)
     a = tl.program_id(1) * BA + tl.arange(0, BA)
     a_ok = a < width
     k_ok = k < classes
-    p = tl.load(other + i[:, None] * classes + k[None, :], mask=known[:, None] & k_ok[None, :], other=0.0)
+    p = tl.load(other + i[:, None] * classes + k[None, :], mask=is_class[:, None] & k_ok[None, :], other=0.0)
     w = tl.load(centre + k[:, None] * width + a[None, :], mask=k_ok[:, None] & a_ok[None, :], other=0.0)
-    found = tl.dot(p, w, input_precision="tf32x3")
+    total = tl.dot(p, w, input_precision="tf32x3")
     for c in range(low, high + 1):
         filled = tl.load(count + c)
-        mine = known & (label == c)
+        mine = is_class & (label == c)
         for first in range(0, filled, BM):
             here = first + m < filled
             s_at = slope + i[:, None] * length + first + m[None, :]
             s = tl.load(s_at, mask=mine[:, None] & here[None, :], other=0.0)
             own = bank + (tl.cast(c, tl.int64) * length + first + m[:, None]) * width
             w = tl.load(own + a[None, :], mask=here[:, None] & a_ok[None, :], other=0.0)
-            found = tl.dot(-s, w, found, input_precision="tf32x3")
-    tl.store(grad + row[:, None] * width + a[None, :], found, mask=ok[:, None] & a_ok[None, :])
+            total = tl.dot(-s, w, total, input_precision="tf32x3")
+    tl.store(grad + row[:, None] * width + a[None, :], total, mask=ok[:, None] & a_ok[None, :])

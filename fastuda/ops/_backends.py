@@ -42,11 +42,11 @@ except ImportError as error:
 def _load_cuda() -> str:
     """Load the library of CUDA kernels; why it cannot be, or the empty string."""
     files = [Path(folder) / "_cuda.so" for folder in fastuda.__path__]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
         return "the CUDA kernels are not built"
     try:
-        torch.ops.load_library(found)
+        torch.ops.load_library(path)
     except OSError as error:
         return f"the CUDA kernels do not load ({error})"
     return ""

@@ -140,8 +140,8 @@ def stray_labels(name: str, labels: Tensor, classes: int, ignore_index: int) -> 
         stray &= small != ignore_index
     if not stray.any():
         return ""
-    found = labels[stray].unique()
-    shown = ", ".join(str(int(x)) for x in found[:5]) + (", ..." if len(found) > 5 else "")
+    strays = labels[stray].unique()
+    shown = ", ".join(str(int(x)) for x in strays[:5]) + (", ..." if len(strays) > 5 else "")
     return (
         f"{name} hold classes outside 0..{classes - 1} other than ignore_index {ignore_index}: {shown};"
         " map them to a class or to ignore_index"
@@ -154,9 +154,9 @@ def check_classes(name: str, labels: Tensor, classes: int, ignore_index: int) ->
     Labels on a GPU, and in compiled code, are not read.
     """
     if may_read(labels):
-        said = stray_labels(name, labels, classes, ignore_index)
-        if said:
-            raise ValueError(said)
+        message = stray_labels(name, labels, classes, ignore_index)
+        if message:
+            raise ValueError(message)
 
 
 def check_counts(name: str, count: Tensor, most: int) -> None:

@@ -32,8 +32,10 @@ class _ASPP(torch.autograd.Function):
         grads: list[Tensor | None] = [None, None]
         if by_features or by_weight:
             wanted = (by_features, by_weight)
-            found = _backends.overload("aspp_bwd", ctx.name)(grad, features, weight, ctx.dilations, *wanted)
-            grads = [x if needed else None for x, needed in zip(found, wanted, strict=True)]
+            gradients = _backends.overload("aspp_bwd", ctx.name)(
+                grad, features, weight, ctx.dilations, *wanted
+            )
+            grads = [x if needed else None for x, needed in zip(gradients, wanted, strict=True)]
         bias = grad.sum((0, 2, 3), dtype=weight.dtype) if by_bias else None
         return (*grads, bias, None, None)
 

@@ -89,5 +89,5 @@ def class_statistics(
         if name != "reference":
             forward = _backends.overload("class_statistics_fwd", name)
             return ClassStatistics(*forward(features.detach(), labels, num_classes, ignore_index))
-        found = reference_losses.class_statistics(features.detach(), labels, num_classes, ignore_index)
-        return ClassStatistics(*found)
+        statistics = reference_losses.class_statistics(features.detach(), labels, num_classes, ignore_index)
+        return ClassStatistics(*statistics)

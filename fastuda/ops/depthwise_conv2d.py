@@ -31,8 +31,8 @@ class _DepthwiseConv2d(torch.autograd.Function):
         grads: list[Tensor | None] = [None, None]
         if by_x or by_weight:
             operator = _backends.overload("depthwise_conv2d_bwd", ctx.name)
-            found = operator(grad, x, weight, *ctx.settings, by_x, by_weight)
-            grads = [y if needed else None for y, needed in zip(found, (by_x, by_weight), strict=True)]
+            gradients = operator(grad, x, weight, *ctx.settings, by_x, by_weight)
+            grads = [y if needed else None for y, needed in zip(gradients, (by_x, by_weight), strict=True)]
         bias = grad.sum((0, 2, 3), dtype=weight.dtype) if by_bias else None
         return (*grads, bias, None, None)
 

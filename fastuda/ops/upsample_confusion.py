@@ -57,9 +57,9 @@ def upsample_confusion(
     name = _backends.select("upsample_confusion", x, backend=backend)
     with without_autocast(x):
         if name == "reference":
-            said = stray_labels("labels", labels, x.shape[1], ignore_index)
-            if said:
-                raise ValueError(said)
+            message = stray_labels("labels", labels, x.shape[1], ignore_index)
+            if message:
+                raise ValueError(message)
             matrix, predicted = reference.upsample_confusion(x, labels.long(), align_corners, ignore_index)
         else:
             forward = _backends.overload("upsample_confusion_fwd", name)

@@ -70,8 +70,8 @@ class _PerPixel(torch.autograd.Function):
         logits, labels, class_weight, pixel_weight = ctx.saved_tensors
         weight = grad if pixel_weight is None else grad * pixel_weight
         forward = _backends.overload("upsample_cross_entropy_fwd", ctx.name)
-        found = forward(logits, labels, class_weight, weight, *ctx.rest, True, False)[2]
-        return found.to(logits.dtype), None, None, None
+        gradient = forward(logits, labels, class_weight, weight, *ctx.rest, True, False)[2]
+        return gradient.to(logits.dtype), None, None, None
 
 
 def _check_soft(labels: Tensor, logits: Tensor) -> None:

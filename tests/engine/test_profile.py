@@ -14,7 +14,7 @@ from fastuda.methods import METHODS
 from tests.engine.runs import refused, trainer
 from tests.program import fastuda
 
-NAP = 0.15
+NAP = 0.4
 
 
 class SlowBackward(torch.autograd.Function):
