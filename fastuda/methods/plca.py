@@ -23,7 +23,7 @@ from fastuda.methods.registry import register
 from fastuda.methods.tensors import at_least_float32, channel_major, pixel_major
 from fastuda.models.segmentor import SegOutput
 from fastuda.system.distributed import joint_mean
-from fastuda.system.settings import Bounds, Share
+from fastuda.system.settings import Bounds, Natural, Share
 
 ALL = slice(None)
 
@@ -64,6 +64,9 @@ class PLCA(Method):
         on one GPU. The configurations of the published runs use 3.0."""
         association_weight: float = 0.1
         """Weight of each of the two associations (beta 2)."""
+        association_start: Natural = 0
+        """Step before which only the source is trained, by cross-entropy and Lovász-Softmax (published: 0). A
+        network that has not learnt the source yet matches many pixels to other classes."""
         lsr_weight: float = 0.01
         """Weight of LSR (beta 3); 0 disables it."""
         lsr_gamma: float = 10.0
@@ -105,6 +108,10 @@ class PLCA(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config
+        if step < config.association_start:
+            logits = self.model(batch.source_image).logits
+            yield Phase("model", self._supervised(logits, batch.source_label))
+            return
         # as published, the target is first: batch norm's running statistics then end with the source
         target = self.model(batch.target_image)
         source = self.model(batch.source_image)
