@@ -136,7 +136,7 @@ def _grid(args: argparse.Namespace) -> int:
     from fastuda.compare import markdown, read_groups, write
     from fastuda.config import resolve
     from fastuda.runs import train
-    from fastuda.settings import parse_overrides
+    from fastuda.settings import merge, parse_overrides
     from fastuda.trainer import Interrupted
 
     if args.out is None:
@@ -149,9 +149,8 @@ def _grid(args: argparse.Namespace) -> int:
             chosen = {"method": method, "seed": seed}
             values = {name: chosen.get(name, getattr(args, name)) for name in FLAGS}
             flags = {FLAGS[name][0]: value for name, value in values.items() if value is not None}
-            config = resolve(
-                args.config, flags, {"train": {"baseline": "off"}} | parse_overrides(args.overrides)
-            )
+            given = parse_overrides(args.overrides)
+            config = resolve(args.config, flags, merge({"train": {"baseline": "off"}}, given))
             name = str(config.method["name"])
             runs.append((config, args.out / f"{name.replace(':', '.')}_{config.train.seed}"))
     if args.print_config:

@@ -144,7 +144,7 @@ def command(monkeypatch, capsys, name, *words):
     return stop.value.code, said.out, said.err
 
 
-@pytest.mark.parametrize("name", ["run", "end_to_end", "loader", "plot", "table"])
+@pytest.mark.parametrize("name", ["run", "end_to_end", "loader", "plot", "table", "adaptation"])
 def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
     readme = (table.HERE / "README.md").stat().st_mtime_ns
     code, text, _ = command(monkeypatch, capsys, name, "--help")

@@ -172,5 +172,8 @@ def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):
     before = (out / "plca_3" / "metrics.csv").stat().st_mtime_ns
     again = fastuda("train", *args, "--quiet", *TINY)
     assert again.stdout == done.stdout and (out / "plca_3" / "metrics.csv").stat().st_mtime_ns == before
+    # the methods of the grid stand beside each other: no run has a baseline of its own, whatever is set
+    shown = fastuda("train", "--print-config", *args, "train.accumulate=2")
+    assert shown.returncode == 0 and shown.stdout.count("baseline: 'off'") == 4, shown.stdout
     refused = fastuda("train", "--seeds", 1, 2)
     assert refused.returncode == 2 and "need --out" in refused.stderr

@@ -1,0 +1,303 @@
+"""Train every method on one pair of domains, from the same recipe and seeds: a row a run.
+
+A run is appended to the CSV as soon as it has ended. A run that has a row is not trained again, whichever
+machine it ran on: the table grows over days, and the same command goes on with what is missing. A run that
+was cut off goes on from its checkpoint under --runs. Without --method, the whole table is trained, one seed
+after another, the most telling runs first. Minutes count training steps only, on the machine as it was.
+
+The recipe itself is not compared: after changing it, delete the rows of the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import datetime
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.run import append_rows, check_rows, commit, machine
+from fastuda import cli
+from fastuda.config import RunConfig, resolve
+from fastuda.data.domains import open_domain, share_classes
+from fastuda.data.files import written
+from fastuda.errors import UserError
+from fastuda.loggers import setup_logging
+from fastuda.metrics import Scores
+from fastuda.runs import train
+from fastuda.settings import merge, parse_overrides
+from fastuda.trainer import Interrupted
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "results.md"
+EXAMPLES = """\
+  python -m bench.adaptation --config idda_cityscapes --weights mobilenet_v2.pth --amp \\
+      --source folder:DIR/idda --target folder:DIR/cityscapes    the whole table: seed 0, then 1 and 2
+  python -m bench.adaptation --config idda_cityscapes ... --seeds 0 --method plca method.lsr_weight=0
+  python -m bench.adaptation --table                             docs/results.md anew from bench/results"""
+
+TABLE: tuple[tuple[str, str], ...] = (
+    ("source_only", ""),
+    ("self_training", ""),
+    ("plca", ""),
+    ("sepico", ""),
+    ("source_only", "data.source=TARGET"),
+    ("source_only", "method.lovasz_weight=0.75"),
+    ("plca+self_training", ""),
+    ("fada", ""),
+    ("asanet", ""),
+    ("weakseg", ""),
+    ("plca", "method.test_aggregation=false"),
+    ("plca", "method.lsr_weight=0"),
+    ("plca", "method.lsr_weight=0 method.prediction_association=false"),
+    ("plca", "method.aggregation=false method.test_aggregation=false"),
+    ("plca", "method.contrast=false"),
+)
+"""Method and settings of every run, the most telling first. ``TARGET`` is the target domain: trained on its
+own labels, which bounds what adaptation can reach."""
+ABOUT = ("method", "settings", "seed", "steps", "minutes", "precision", "machine", "torch", "commit", "date")
+SCORE = "mIoU"
+NONE = "Not measured.\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One row to be: what is trained, and into which folder."""
+
+    method: str
+    settings: str
+    config: RunConfig
+    out: Path
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What a finished row is known by."""
+        return self.method, self.settings, str(self.config.train.seed), str(self.config.train.steps)
+
+
+def key_of(row: dict[str, str]) -> tuple[str, ...]:
+    """The same of a row."""
+    return row["method"], row["settings"], row["seed"], row["steps"]
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV of this bench; none where it is of another one, or not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        names = tuple(reader.fieldnames or ())
+        return list(reader) if names[: len(ABOUT) + 1] == (*ABOUT, SCORE) else []
+
+
+def columns(classes: Sequence[str]) -> tuple[str, ...]:
+    """The header of a CSV: the mIoU and a column a class behind what the run was."""
+    return (*ABOUT, SCORE, *classes)
+
+
+def minutes(out: Path) -> float:
+    """Of the training steps of a run, from its curves: whatever was cut off or evaluated in between."""
+    total, last = 0.0, 0
+    with (out / "metrics.csv").open(newline="") as stream:
+        for step, name, value in csv.reader(stream):
+            if name == "perf/step_s":
+                total += float(value) * (int(step) - last)
+                last = int(step)
+    return total / 60
+
+
+def row_of(run: Run, scores: Scores) -> dict[str, object]:
+    """The row of a run that has ended."""
+    config = run.config
+    device = "cuda" if config.train.device.startswith("cuda") else "cpu"
+    if config.train.device == "auto" and torch.cuda.is_available():
+        device = "cuda"
+    threads = "" if device == "cuda" else f" x{torch.get_num_threads()}"
+    precision = {"off": "float32"}.get(config.train.amp, config.train.amp)
+    what = (*run.key, f"{minutes(run.out):.1f}", precision)
+    where = (f"{machine(device)}{threads}", torch.__version__, commit(), datetime.date.today().isoformat())
+    values = (f"{value:.2f}" for value in (scores.miou, *scores.iou))
+    return dict(zip(columns(scores.classes), (*what, *where, *values), strict=True))
+
+
+def runs_of(args: argparse.Namespace) -> list[Run]:
+    """All runs that are asked for, in their order.
+
+    Raises:
+        UserError: a method or a setting is unknown.
+    """
+    if args.method:
+        chosen = [(method, args.overrides) for method in args.method]
+    else:
+        chosen = [(method, settings.split()) for method, settings in TABLE]
+    if args.overrides and not args.method:
+        raise UserError("settings are of the methods that --method names; name them")
+    flags = {
+        "data.source": args.source, "data.target": args.target, "model.weights": args.weights,
+        "train.steps": args.steps, "train.amp": args.amp,
+    }  # fmt: skip
+    flags = {key: value for key, value in flags.items() if value is not None}
+    runs = []
+    for seed in args.seeds:
+        for method, settings in chosen:
+            of_run = {**flags, "method.name": method, "train.seed": seed}
+            given = parse_overrides([item.replace("=TARGET", f"={args.target}") for item in settings])
+            config = resolve(args.config, of_run, merge({"train": {"baseline": "off"}}, given))
+            name = re.sub(r"[^\w.+=-]+", "_", " ".join((method, *settings)))
+            out = args.runs / f"{name}_{config.train.steps}_{config.train.seed}"
+            runs.append(Run(method, " ".join(settings), config, out))
+    return runs
+
+
+def classes_of(config: RunConfig) -> tuple[str, ...]:
+    """Of a run, before it is trained.
+
+    Raises:
+        UserError: a domain cannot be opened.
+    """
+    data = config.data
+    source, target = (
+        open_domain(spec, role=role, data_root=data.data_root)
+        for spec, role in ((data.source, "source"), (data.target, "target"))
+    )
+    held_out = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
+    shared = share_classes(source, target, held_out, classes=data.classes, aliases=data.class_alias)
+    return tuple(shared[0].classes.names)
+
+
+def _mean(values: Sequence[float]) -> str:
+    values = [value for value in values if not math.isnan(value)]
+    if len(values) < 2:
+        return "".join(f"{value:.1f}" for value in values)
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def gain(values: Sequence[float], base: Sequence[float]) -> str:
+    """Mean difference, with its standard error where both have more than one seed."""
+    text = f"{statistics.fmean(values) - statistics.fmean(base):+.1f}"
+    if min(len(values), len(base)) < 2:
+        return text
+    error = math.sqrt(sum(statistics.variance(x) / len(x) for x in (values, base)))
+    return f"{text} ± {error:.1f}"
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Method and settings down; mean and standard deviation over the seeds across, the gain over source_only
+    with its standard error."""
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["settings"], row["steps"]), []).append(row)
+    names = [name for name in rows[0] if name not in ABOUT]
+    head = ("method", "settings", "steps", "seeds", SCORE, "over source_only", *names[1:], "minutes")
+    text = f"| {' | '.join(head)} |\n{'|---' * len(head)}|\n"
+
+    def scores(group: list[dict[str, str]], name: str) -> list[float]:
+        return [float(row[name]) for row in group]
+
+    order = sorted(groups, key=lambda key: statistics.fmean(scores(groups[key], SCORE)))
+    for method, settings, steps in order:
+        group = groups[method, settings, steps]
+        base = groups.get(("source_only", "", steps), [])
+        over = "" if not base or group is base else gain(scores(group, SCORE), scores(base, SCORE))
+        seeds = ", ".join(sorted({row["seed"] for row in group}, key=int))
+        shown = settings.replace("data.source=TARGET", "the target's own labels")
+        cells = [f"`{method}`", shown, steps, seeds, f"**{_mean(scores(group, SCORE))}**", over]
+        cells += [_mean(scores(group, name)) for name in names[1:]]
+        text += f"| {' | '.join([*cells, _mean(scores(group, 'minutes'))])} |\n"
+    places = {f"{row['machine']}, {row['precision']}, torch {row['torch']}" for row in rows}
+    machines = "; ".join(sorted(places))
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    return f"{text}\nMachines: {machines}. Commits: {commits}.\n"
+
+
+def page(text: str) -> str:
+    """The text with each table between ``<!-- rows NAME -->`` and ``<!-- end -->`` made anew from
+    ``bench/results/NAME.csv``."""
+
+    def fill(mark: re.Match[str]) -> str:
+        rows = load(HERE / "results" / f"{mark[2]}.csv")
+        return f"{mark[1]}\n{table(rows) if rows else NONE}\n<!-- end -->"
+
+    return re.sub(r"(<!-- rows ([\w.-]+) -->\n).*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def write() -> None:
+    """The tables of docs/results.md.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = page(PAGE.read_text())
+    with written(PAGE) as draft:
+        draft.write_text(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = cli.parser("bench.adaptation", __doc__ or "", EXAMPLES)
+    p.add_argument("--config", metavar="FILE|NAME", help="the recipe, as of fastuda.train")
+    p.add_argument("--source", help="labelled domain, as of fastuda.train")
+    p.add_argument("--target", help="unlabelled domain, likewise")
+    p.add_argument("--weights", help=".pth or .safetensors file to start from")
+    p.add_argument("--method", action="append", metavar="NAME", help="repeatable (default: all of the table)")
+    p.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
+        help="one after another (default: 0 1 2)",
+    )  # fmt: skip
+    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: the recipe's)")
+    p.add_argument(
+        "--amp", nargs="?", const="bf16", choices=("bf16", "fp16", "off"),
+        help="mixed precision; bf16 without a value (default: the recipe's)",
+    )  # fmt: skip
+    p.add_argument(
+        "--runs", type=cli.a_path, default=Path("runs/adaptation"), metavar="DIR",
+        help="folder of the run folders (default: runs/adaptation)",
+    )  # fmt: skip
+    p.add_argument(
+        "--csv", type=cli.a_path, metavar="FILE",
+        help="where the rows are, and new ones are put (default: bench/results/<config>.csv)",
+    )  # fmt: skip
+    p.add_argument("--table", action="store_true", help="train nothing: write docs/results.md anew")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings of --method's runs, dotted")
+    return p
+
+
+def main(go: Callable[..., dict[str, Scores]] = train) -> int:
+    """Parse the command line, train what has no row yet, write."""
+    args = build_parser().parse_intermixed_args()
+    if args.table:
+        write()
+        print(f"wrote {PAGE}")
+        return 0
+    if args.config is None or args.target is None:
+        raise UserError("--config and --target say what is trained")
+    setup_logging(args.quiet)
+    path = args.csv or HERE / "results" / f"{Path(args.config).stem}.csv"
+    runs = runs_of(args)
+    check_rows(path, columns(classes_of(runs[0].config)))
+    ready = {key_of(row) for row in load(path)}
+    left = [run for run in runs if run.key not in ready]
+    print(f"{len(runs) - len(left)} of {len(runs)} runs have a row in {path}")
+    for run in left:
+        try:
+            scores = go(run.config, run.out, resume="auto", quiet=args.quiet)[run.method]
+        except Interrupted as stop:
+            print(f"{stop} of {run.out}; go on with the same command")
+            return 0
+        row = row_of(run, scores)
+        append_rows(path, list(row), [row])
+        print(f"{' '.join(run.key)}: {SCORE} {scores.miou:.1f} after {row['minutes']} minutes")
+        if path.resolve().parent == HERE / "results":
+            write()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
