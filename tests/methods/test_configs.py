@@ -6,8 +6,8 @@ import functools
 import pytest
 import torch
 
-from fastuda.config import resolve, shipped
-from fastuda.methods import get_method
+from fastuda.config import load_yaml, resolve, shipped
+from fastuda.methods import METHODS, get_method
 from fastuda.models import build_model
 from fastuda.optim import network_config
 
@@ -35,3 +35,17 @@ def test_builds(name):
         widths = [p.shape[:2] for p in method.student.projection.parameters() if p.dim() == 4]
         published = [(256, 1024), (512, 256)] if "daformer" in name else [(2048, 2048), (512, 2048)]
         assert widths == published
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), "plca+self_training"])
+@pytest.mark.parametrize("name", ["camvid_dusk_day", "idda_cityscapes", "scenes"])
+def test_a_recipe_of_many_methods_builds_each(name, method):
+    config = resolve(name, {"method.name": method}, {})
+    with torch.device("meta"):
+        model = network(dataclasses.replace(config.model, weights=None), 11)
+        get_method(method)(config.method_config(), model, 11)
+    sections = load_yaml(name)["methods"]
+    plain = config.plain()["method"]
+    for part in method.split("+"):
+        own = plain[part] if "+" in method else plain
+        assert {key: own[key] for key in sections.get(part, {})} == sections.get(part, {})
