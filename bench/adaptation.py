@@ -112,8 +112,8 @@ def minutes(out: Path) -> float:
     return total / 60
 
 
-def row_of(run: Run, scores: Scores) -> dict[str, object]:
-    """The row of a run that has ended."""
+def row_of(run: Run, scores: Scores, of: str) -> dict[str, object]:
+    """The row of a run that has ended; ``of`` is the commit that the process began with."""
     config = run.config
     device = "cuda" if config.train.device.startswith("cuda") else "cpu"
     if config.train.device == "auto" and torch.cuda.is_available():
@@ -121,7 +121,7 @@ def row_of(run: Run, scores: Scores) -> dict[str, object]:
     threads = "" if device == "cuda" else f" x{torch.get_num_threads()}"
     precision = {"off": "float32"}.get(config.train.amp, config.train.amp)
     what = (*run.key, f"{minutes(run.out):.1f}", precision)
-    where = (f"{machine(device)}{threads}", torch.__version__, commit(), datetime.date.today().isoformat())
+    where = (f"{machine(device)}{threads}", torch.__version__, of, datetime.date.today().isoformat())
     values = (f"{value:.2f}" for value in (scores.miou, *scores.iou))
     return dict(zip(columns(scores.classes), (*what, *where, *values), strict=True))
 
@@ -284,6 +284,7 @@ def main(go: Callable[..., dict[str, Scores]] = train) -> int:
     check_rows(path, columns(classes_of(runs[0].config)))
     ready = {key_of(row) for row in load(path)}
     left = [run for run in runs if run.key not in ready]
+    began = commit()
     print(f"{len(runs) - len(left)} of {len(runs)} runs have a row in {path}")
     for run in left:
         try:
@@ -291,7 +292,7 @@ def main(go: Callable[..., dict[str, Scores]] = train) -> int:
         except Interrupted as stop:
             print(f"{stop} of {run.out}; go on with the same command")
             return 0
-        row = row_of(run, scores)
+        row = row_of(run, scores, began)
         append_rows(path, list(row), [row])
         print(f"{' '.join(run.key)}: {SCORE} {scores.miou:.1f} after {row['minutes']} minutes")
         if path.resolve().parent == HERE / "results":

@@ -141,6 +141,6 @@ def test_what_cannot_be_trained_is_one_line(words, message, bench, tmp_path, mon
 def test_the_row_holds_every_class(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,name,value\n400,perf/step_s,0.3\n")
     run = adaptation.Run("plca", "", resolve("scenes", {}, {}), tmp_path)
-    row = adaptation.row_of(run, Scores(("road", "car"), (50.0, 25.126)))
+    row = adaptation.row_of(run, Scores(("road", "car"), (50.0, 25.126)), "abc1234")
     assert tuple(row) == adaptation.columns(("road", "car"))
-    assert (row["mIoU"], row["car"], row["minutes"]) == ("37.56", "25.13", "2.0")
+    assert (row["mIoU"], row["car"], row["minutes"], row["commit"]) == ("37.56", "25.13", "2.0", "abc1234")
