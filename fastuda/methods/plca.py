@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -57,7 +58,7 @@ class PLCA(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        RANGES: ClassVar = {"aggregation_alpha": (0, 1)}
+        RANGES: ClassVar = {"aggregation_alpha": (0, 1), "association_start": (0, math.inf)}
 
         lovasz_weight: float = 0.75
         """beta 1. The paper and the authors' config say 0.75; their code multiplies by world size and
@@ -65,6 +66,9 @@ class PLCA(Method):
         runs' configs here say 3.0."""
         association_weight: float = 0.1
         """beta 2, of each of the two associations."""
+        association_start: int = 0
+        """Step before which the source alone is trained, by cross-entropy and Lovász-Softmax. Published: 0. A
+        network that has not learnt the source yet matches many pixels to other classes."""
         lsr_weight: float = 0.01
         """beta 3. 0 leaves LSR out."""
         lsr_gamma: float = 10.0
@@ -99,6 +103,10 @@ class PLCA(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config
+        if step < config.association_start:
+            logits = self.model(batch.source_image).logits
+            yield Phase("model", self._supervised(logits, batch.source_label))
+            return
         # the target goes first, as published: the running statistics of batch norm end on the source
         target = self.model(batch.target_image)
         source = self.model(batch.source_image)

@@ -126,6 +126,16 @@ def test_share_of_pixels():
         build("plca", pixel_share=0)
 
 
+def test_association_starts_at_its_step():
+    method, seen, data = build("plca", association_start=2).train(), [], batch()
+    method.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    (before,) = method.phases(data, 1)
+    assert set(before.losses) == {"ce", "lovasz"} and len(seen) == 1 and seen[0] is data.source_image
+    (after,) = method.phases(data, 2)
+    (always,) = build("plca").train().phases(data, 0)
+    assert set(after.losses) == set(always.losses)
+
+
 def test_batch_norm_sees_the_target_first():
     method, seen = build("plca").train(), []
     method.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
