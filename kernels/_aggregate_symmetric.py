@@ -106,24 +106,30 @@ def symmetric_panel(
 ):
     """Rows ``first`` to ``first + n`` of ``m`` of ``W^T`` and of ``H + H^T``, from the products
     ``x_i . x_j``, ``g_i . x_j`` and ``x_i . g_j``."""
+    # Rows and columns past the end read the last one, a valid address; what they give is masked.
     rows = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
     cols = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
-    i = first + tl.minimum(rows, n - 1)
-    j = tl.minimum(cols, m - 1)
-    inv_i, inv_j = tl.load(inv_norm + i)[:, None], tl.load(inv_norm + j)[None, :]
-    own_i, own_j = tl.load(own + i)[:, None], tl.load(own + j)[None, :]
+    i = first + tl.minimum(rows, n - 1)  # [BM]
+    j = tl.minimum(cols, m - 1)  # [BN]
+    # Pixels of both axes are of one image: every vector is read by row and by column.
+    inv_i, inv_j = tl.load(inv_norm + i)[:, None], tl.load(inv_norm + j)[None, :]  # [BM, 1], [1, BN]
+    own_i, own_j = tl.load(own + i)[:, None], tl.load(own + j)[None, :]  # [BM, 1], [1, BN]
+    # The pixel's own similarity is put in exactly: it is the row's maximum, to which weights relate.
     s = product_strip(similarities, rows, cols, n, m, stride) * inv_i * inv_j  # [BM, BN]
     s = tl.where(i[:, None] == j[None, :], own_i, s)
-    t_i, t_j = tl.load(temperature + i)[:, None], tl.load(temperature + j)[None, :]
-    forth = softmax_weight(s, own_i, t_i, tl.load(log_sum + i)[:, None], LOG2E)  # W_ij
-    back = softmax_weight(s, own_j, t_j, tl.load(log_sum + j)[None, :], LOG2E)  # W_ji
-    d = product_strip(row_values, rows, cols, n, m, stride) - tl.load(centre + i)[:, None]
-    h = forth * d * tl.load(factor + i)[:, None] * inv_j
+    # One similarity gives both weights, since s_ij is s_ji.
+    t_i, t_j = tl.load(temperature + i)[:, None], tl.load(temperature + j)[None, :]  # [BM, 1], [1, BN]
+    forth = softmax_weight(s, own_i, t_i, tl.load(log_sum + i)[:, None], LOG2E)  # [BM, BN] W_ij
+    back = softmax_weight(s, own_j, t_j, tl.load(log_sum + j)[None, :], LOG2E)  # [BM, BN] W_ji
+    # H_ij and H_ji are added in float32 and rounded once; the row's inverse norm is in the factor.
+    d = product_strip(row_values, rows, cols, n, m, stride) - tl.load(centre + i)[:, None]  # [BM, BN]
+    h = forth * d * tl.load(factor + i)[:, None] * inv_j  # [BM, BN]
     d = product_strip(column_values, rows, cols, n, m, stride) - tl.load(centre + j)[None, :]
     h += back * d * tl.load(factor + j)[None, :] * inv_i
-    inside = (cols < m)[None, :]
-    to = rows.to(tl.int64)[:, None] * stride + cols[None, :]
-    mask = (rows < n)[:, None] & (cols < stride)[None, :]
+    # Zeros fill a row up to its stride: stores are then 16 bytes wide.
+    inside = (cols < m)[None, :]  # [1, BN]
+    to = rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, BN]
+    mask = (rows < n)[:, None] & (cols < stride)[None, :]  # [BM, BN]
     tl.store(weights + to, narrow(tl.where(inside, back, 0.0), weights, UPCAST), mask=mask)
     h = saturate(tl.where(inside, h, 0.0), slopes)
     tl.store(slopes + to, narrow(h, slopes, UPCAST), mask=mask)

@@ -76,11 +76,12 @@ def fill_weights(
 @triton.jit
 def strip_similarity(s, rows, cols, scale, row, top, m, KL: tl.constexpr):
     """Similarities from a strip of products, the pixel's own exact, and the scales of its columns."""
-    scale_col = tl.load(row + cols, mask=cols < m, other=0.0)
+    # Norms and entropies come after the product, in float32: its operands stay unrounded.
+    scale_col = tl.load(row + cols, mask=cols < m, other=0.0)  # [columns]
     if KL:
-        s = s + scale[:, None]
+        s = s + scale[:, None]  # [BM, columns]
     else:
-        s = s * scale[:, None] * scale_col[None, :]
+        s = s * scale[:, None] * scale_col[None, :]  # [BM, columns]
     return tl.where(cols[None, :] == rows[:, None], top[:, None], s), scale_col
 
 
@@ -115,29 +116,35 @@ def weight_panel(
     BK: tl.constexpr,
 ):
     """Rows ``first`` to ``first + n`` of ``m``: weights relative to the pixel's own, and sums [splits, n]."""
+    # Programs that run together share operands, which then stay in L2.
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
-    rows = block * BM + tl.arange(0, BM)
-    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)
+    # Rows and columns past the end read the last one, a valid address; what they give is masked.
+    rows = block * BM + tl.arange(0, BM)  # [BM]
+    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)  # [BM]
     if not LIBRARY:
-        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)  # [BN]
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
-        parts = quarters(s, BM, BN)
-    scale = tl.load(row + at_row)
-    top = tl.load(own + at_row)
-    inv = LOG2E / tl.load(temperature + at_row)
-    total = tl.zeros((BM,), tl.float32)
+        parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
+    scale = tl.load(row + at_row)  # [BM]
+    # The pixel's own similarity is the row's maximum, known beforehand: no pass looks for it.
+    top = tl.load(own + at_row)  # [BM]
+    inv = LOG2E / tl.load(temperature + at_row)  # [BM]
+    total = tl.zeros((BM,), tl.float32)  # [BM]
+    # The epilogue takes four strips of columns: for a whole tile its vectors would spill.
     for strip in tl.static_range(4):
-        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
-        col_ok = cols < m
+        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
+        col_ok = cols < m  # [BN // 4]
         if LIBRARY:
-            part = product_strip(products, rows, cols, n, m, stride)
+            part = product_strip(products, rows, cols, n, m, stride)  # [BM, BN // 4]
         else:
-            part = parts[strip]
-        s, _ = strip_similarity(part, first + rows, cols, scale, row, top, m, KL)
+            part = parts[strip]  # [BM, BN // 4]
+        s, _ = strip_similarity(part, first + rows, cols, scale, row, top, m, KL)  # [BM, BN // 4]
         # At a vanishing temperature rounding must not lift a weight to infinity.
-        e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))
+        e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))  # [BM, BN // 4]
         e = tl.where(col_ok[None, :], e, 0.0)
         total += tl.sum(e, 1)
-        to = weights + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        # Zeros fill a row up to its stride: stores are then 16 bytes wide.
+        to = weights + rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, BN // 4]
         tl.store(to, narrow(e, weights, UPCAST), mask=(rows < n)[:, None] & (cols < stride)[None, :])
+    # A column split writes sums of its own: torch adds them in a fixed order.
     tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)

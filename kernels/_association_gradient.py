@@ -200,43 +200,50 @@ def association_panel(
 ):
     """The gradient of the loss with respect to ``a @ b.T``, rows ``first`` to ``first + n`` of the image.
     ``pull``: the first hop, per row; ``push``: the second, per column (cosine only)."""
+    # Programs that run together share operands, which then stay in L2.
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
-    rows = block * BM + tl.arange(0, BM)
-    at_row = tl.minimum(rows, n - 1).to(tl.int64)
+    # Rows and columns past the end read the last one, a valid address; what they give is masked.
+    rows = block * BM + tl.arange(0, BM)  # [BM]
+    at_row = tl.minimum(rows, n - 1).to(tl.int64)  # [BM]
     if not LIBRARY:
-        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)
+        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)  # [BN]
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
-        parts = quarters(s, BM, BN)
-    scale = tl.load(row_a + at_row)
-    weight = tl.load(pull_weight + first + at_row)
-    inv = tl.load(pull_inv + first + at_row)
-    lse = tl.load(pull_lse + first + at_row)
-    match = tl.load(pull_index + first + at_row)
+        parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
+    # Operands and scale are the panel's rows; the residuals are the image's, hence first.
+    scale = tl.load(row_a + at_row)  # [BM]
+    weight = tl.load(pull_weight + first + at_row)  # [BM]
+    inv = tl.load(pull_inv + first + at_row)  # [BM]
+    lse = tl.load(pull_lse + first + at_row)  # [BM]
+    match = tl.load(pull_index + first + at_row)  # [BM]
+    # The epilogue takes four strips of columns: for a whole tile its vectors would spill.
     for strip in tl.static_range(4):
-        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)
-        col_ok = cols < m
+        cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
+        col_ok = cols < m  # [BN // 4]
         if LIBRARY:
-            s = product_strip(products, rows, cols, n, m, stride)
+            s = product_strip(products, rows, cols, n, m, stride)  # [BM, BN // 4]
         else:
-            s = parts[strip]
+            s = parts[strip]  # [BM, BN // 4]
         if KL:
             s = s + scale[:, None]
         else:
-            scale_col = tl.load(row_b + cols, mask=col_ok, other=0.0)
+            scale_col = tl.load(row_b + cols, mask=col_ok, other=0.0)  # [BN // 4]
             s = s * scale[:, None] * scale_col[None, :]
         # A probability: rounding at a vanishing temperature must not make it infinite.
-        p = tl.exp2(tl.minimum(s * inv[:, None] - lse[:, None], 0.0))
-        g = weight[:, None] * tl.where(match[:, None] == cols[None, :], p - 1.0, p)
+        p = tl.exp2(tl.minimum(s * inv[:, None] - lse[:, None], 0.0))  # [BM, BN // 4]
+        g = weight[:, None] * tl.where(match[:, None] == cols[None, :], p - 1.0, p)  # [BM, BN // 4]
         if not KL:
-            back = tl.load(push_inv + cols, mask=col_ok, other=0.0)
-            back_lse = tl.load(push_lse + cols, mask=col_ok, other=0.0)
-            back_match = tl.load(push_index + cols, mask=col_ok, other=-1)
-            back_weight = tl.load(push_weight + cols, mask=col_ok, other=0.0)
-            p = tl.exp2(tl.minimum(s * back[None, :] - back_lse[None, :], 0.0))
-            hit = back_match[None, :] == (first + rows)[:, None]
+            # The second hop has the same similarities, by column: its gradient needs no product of its own.
+            back = tl.load(push_inv + cols, mask=col_ok, other=0.0)  # [BN // 4]
+            back_lse = tl.load(push_lse + cols, mask=col_ok, other=0.0)  # [BN // 4]
+            back_match = tl.load(push_index + cols, mask=col_ok, other=-1)  # [BN // 4]
+            back_weight = tl.load(push_weight + cols, mask=col_ok, other=0.0)  # [BN // 4]
+            p = tl.exp2(tl.minimum(s * back[None, :] - back_lse[None, :], 0.0))  # [BM, BN // 4]
+            hit = back_match[None, :] == (first + rows)[:, None]  # [BM, BN // 4]
             g += back_weight[None, :] * tl.where(hit, p - 1.0, p)
+            # With both norms in it the panel multiplies the raw features.
             g = g * scale[:, None] * scale_col[None, :]
-        to = panel + rows.to(tl.int64)[:, None] * stride + cols[None, :]
+        # Zeros fill a row up to its stride: stores are then 16 bytes wide.
+        to = panel + rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, BN // 4]
         g = tl.where(col_ok[None, :], g, 0.0)
         tl.store(
             to, narrow(saturate(g, panel), panel, UPCAST), mask=(rows < n)[:, None] & (cols < stride)[None, :]

@@ -75,26 +75,30 @@ def merge_best(
 ):
     """Merge ``parts`` partials [B, stride, L] into the running best; the lowest index of equals stays."""
     batch = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BL + tl.arange(0, BL)
-    ok = at < length
-    mine = batch * length + at
-    inv = LOG2E / tl.load(temperature + mine, mask=ok, other=1.0)
-    best = tl.load(value_out + mine, mask=ok, other=0.0)
-    best_index = tl.load(index_out + mine, mask=ok, other=0)
-    total = tl.load(sum_out + mine, mask=ok, other=0.0)
-    p = tl.arange(0, BP)
+    at = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
+    ok = at < length  # [BL]
+    mine = batch * length + at  # [BL]
+    inv = LOG2E / tl.load(temperature + mine, mask=ok, other=1.0)  # [BL]
+    # The merge goes on from what earlier chunks found: the memory of their partials is used again.
+    best = tl.load(value_out + mine, mask=ok, other=0.0)  # [BL]
+    best_index = tl.load(index_out + mine, mask=ok, other=0)  # [BL]
+    total = tl.load(sum_out + mine, mask=ok, other=0.0)  # [BL]
+    p = tl.arange(0, BP)  # [BP]
+    # One program takes all parts in order: two runs agree bit for bit.
     for start in range(0, parts, BP):
-        here = start + p
-        where = (batch * stride + here)[:, None] * length + at[None, :]
-        mask = (here < parts)[:, None] & ok[None, :]
-        value = tl.load(part_value + where, mask=mask, other=float("-inf"))
-        index = tl.load(part_index + where, mask=mask, other=0)
-        top = tl.maximum(tl.max(value, 0), best)
-        found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)
+        here = start + p  # [BP]
+        where = (batch * stride + here)[:, None] * length + at[None, :]  # [BP, BL]
+        mask = (here < parts)[:, None] & ok[None, :]  # [BP, BL]
+        value = tl.load(part_value + where, mask=mask, other=float("-inf"))  # [BP, BL]
+        index = tl.load(part_index + where, mask=mask, other=0)  # [BP, BL]
+        top = tl.maximum(tl.max(value, 0), best)  # [BL]
+        found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)  # [BL]
         if LSE:
-            sums = tl.load(part_sum + where, mask=mask, other=0.0)
+            # Every sum moves to the new maximum before it is added: no exponent is above 0.
+            sums = tl.load(part_sum + where, mask=mask, other=0.0)  # [BP, BL]
             total = total * tl.exp2((best - top) * inv)
             total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
+        # Later parts hold later keys: only a greater similarity takes the match from an earlier one.
         best_index = tl.where(top > best, found.to(tl.int64), best_index)
         best = top
     tl.store(value_out + mine, best, mask=ok)

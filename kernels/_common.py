@@ -94,8 +94,8 @@ def padded_classes(classes: int) -> int:
 def tile_product(
     a,
     b,
-    rows,
-    cols,
+    rows,  # [BM]
+    cols,  # [BN]
     channels,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -107,21 +107,25 @@ def tile_product(
 
     ``rows`` and ``cols`` are int64 and inside the tensors: the caller clamps them and masks the result.
     """
-    k = tl.arange(0, BK)
-    a_at = a + rows[:, None] * channels + k[None, :]
-    b_at = b + cols[None, :] * channels + k[:, None]
-    acc = tl.zeros((BM, BN), tl.float32)
+    # Addresses are made once and advanced, so that the loop only adds to them.
+    k = tl.arange(0, BK)  # [BK]
+    a_at = a + rows[:, None] * channels + k[None, :]  # [BM, BK]
+    b_at = b + cols[None, :] * channels + k[:, None]  # [BK, BN]
+    # The sum is float32 whatever the operands are: norms and temperatures are applied to it.
+    acc = tl.zeros((BM, BN), tl.float32)  # [BM, BN]
     for start in range(0, channels, BK):
+        # Loads have a mask only where the last block of channels is not whole: it costs in every round.
         if EVEN:
-            x = tl.load(a_at)
-            y = tl.load(b_at)
+            x = tl.load(a_at)  # [BM, BK]
+            y = tl.load(b_at)  # [BK, BN]
         else:
-            inside = k < channels - start
-            x = tl.load(a_at, mask=inside[None, :], other=0.0)
-            y = tl.load(b_at, mask=inside[:, None], other=0.0)
+            inside = k < channels - start  # [BK]
+            x = tl.load(a_at, mask=inside[None, :], other=0.0)  # [BM, BK]
+            y = tl.load(b_at, mask=inside[:, None], other=0.0)  # [BK, BN]
         if UPCAST:  # the interpreter multiplies bf16 bit patterns
             x = x.to(tl.float32)
             y = y.to(tl.float32)
+        # TF32 would round float32 operands, and could change the best match.
         acc = tl.dot(x, y, acc, input_precision="ieee")
         a_at += BK
         b_at += BK
@@ -131,7 +135,8 @@ def tile_product(
 @triton.jit
 def product_strip(products, rows, cols, n, m, stride):
     """[BM, columns] of products that the library has left in a float32 panel, 0 outside."""
-    at = rows.to(tl.int64)[:, None] * stride + cols[None, :]
+    # The mask is needed: past the product's edge the panel holds whatever was there.
+    at = rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, columns]
     return tl.load(products + at, mask=(rows < n)[:, None] & (cols < m)[None, :], other=0.0)
 
 
@@ -139,7 +144,7 @@ def product_strip(products, rows, cols, n, m, stride):
 def narrow(x, like, UPCAST: tl.constexpr):
     """float32 ``x`` in the element type of pointer ``like``, rounded to nearest even."""
     if UPCAST and like.dtype.element_ty == tl.bfloat16:  # the interpreter truncates
-        bits = x.to(tl.int32, bitcast=True)
+        bits = x.to(tl.int32, bitcast=True)  # as x
         bits += 0x7FFF + ((bits >> 16) & 1)
         # it also takes what is left of a rounded zero for a number
         x = (bits & -0x10000).to(tl.float32, bitcast=True)
@@ -149,21 +154,25 @@ def narrow(x, like, UPCAST: tl.constexpr):
 @triton.jit
 def halves(s, BM: tl.constexpr, BN: tl.constexpr):
     """The left and the right half of a tile."""
+    # A split takes the last axis apart, so the two halves of the columns are moved there.
+    # [BM, 2, BN // 2], then [BM, BN // 2, 2], then two of [BM, BN // 2]
     return tl.split(tl.permute(tl.reshape(s, (BM, 2, BN // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def quarters(s, BM: tl.constexpr, BN: tl.constexpr):
     """A tile in four strips of columns."""
-    left, right = halves(s, BM, BN)
-    return halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+    left, right = halves(s, BM, BN)  # both [BM, BN // 2]
+    return halves(left, BM, BN // 2) + halves(right, BM, BN // 2)  # four of [BM, BN // 4]
 
 
 @triton.jit
 def grouped(pid, blocks, splits, GROUP: tl.constexpr):
     """Program number to (row block, column split): neighbours share operands, which then stay in L2."""
+    # Consecutive programs take a group's blocks at one split: its columns are read from memory once.
     per_group = GROUP * splits
     first = (pid // per_group) * GROUP
+    # The last group may be smaller, and its numbers must still cover every split.
     size = tl.minimum(blocks - first, GROUP)
     return first + (pid % per_group) % size, (pid % per_group) // size
 

@@ -114,16 +114,18 @@ def mixed_gradient(
 @triton.jit
 def feature_rows(x, rows, n, channels, CP: tl.constexpr):
     """[rows, CP] of features, 0 outside."""
-    c = tl.arange(0, CP)
-    at = rows.to(tl.int64)[:, None] * channels + c[None, :]
+    # Channels are padded with zeros, which add nothing to a product; CP is a width that tl.dot takes.
+    c = tl.arange(0, CP)  # [CP]
+    at = rows.to(tl.int64)[:, None] * channels + c[None, :]  # [rows, CP]
     return tl.load(x + at, mask=(rows < n)[:, None] & (c < channels)[None, :], other=0.0)
 
 
 @triton.jit
 def store_sums(to, value, rows, n, channels, CP: tl.constexpr):
     """Write partial sums [rows, CP] of the program's span."""
-    c = tl.arange(0, CP)
-    at = (tl.program_id(1).to(tl.int64) * n + rows)[:, None] * channels + c[None, :]
+    # A span writes sums of its own, which torch adds in a fixed order; padding is left out.
+    c = tl.arange(0, CP)  # [CP]
+    at = (tl.program_id(1).to(tl.int64) * n + rows)[:, None] * channels + c[None, :]  # [rows, CP]
     tl.store(to + at, value, mask=(rows < n)[:, None] & (c < channels)[None, :])
 
 
@@ -148,36 +150,42 @@ def hop_sums(
 ):
     """``H key`` of a block of rows, or with ``COLUMNS`` ``H^T query`` of a block of columns, over the
     program's span of the others."""
+    # The block's features are loaded once and stay for the whole walk.
     own = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
     if COLUMNS:
         mine = feature_rows(key, own, m, channels, CP)  # [BO, CP]
         owned, others = m, n
     else:
-        mine = feature_rows(query, own, n, channels, CP)
+        mine = feature_rows(query, own, n, channels, CP)  # [BO, CP]
         owned, others = n, m
-    total = tl.zeros((BO, CP), tl.float32)
+    # The sum stays in registers: the features are narrow enough for that.
+    total = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, others), BT):
         there = start + tl.arange(0, BT)  # [BT]
         if COLUMNS:
             other = feature_rows(query, there, n, channels, CP)  # [BT, CP]
-            rows, cols = there, own
+            rows, cols = there, own  # [BT], [BO]
         else:
-            other = feature_rows(key, there, m, channels, CP)
-            rows, cols = own, there
-        row_ok = rows < n
-        w = tl.load(weight + rows, mask=row_ok, other=0.0)
-        scale = tl.load(inv + rows, mask=row_ok, other=0.0)
-        less = tl.load(lse + rows, mask=row_ok, other=0.0)
-        extra = tl.load(entropy + rows, mask=row_ok, other=0.0)
-        best = tl.load(match + rows, mask=row_ok, other=-1)
+            other = feature_rows(key, there, m, channels, CP)  # [BT, CP]
+            rows, cols = own, there  # [BO], [BT]
+        # Residuals are the rows', which COLUMNS walks over: they are loaded again for every tile.
+        row_ok = rows < n  # [BT] with COLUMNS, else [BO]
+        w = tl.load(weight + rows, mask=row_ok, other=0.0)  # as row_ok
+        scale = tl.load(inv + rows, mask=row_ok, other=0.0)  # as row_ok
+        less = tl.load(lse + rows, mask=row_ok, other=0.0)  # as row_ok
+        extra = tl.load(entropy + rows, mask=row_ok, other=0.0)  # as row_ok
+        best = tl.load(match + rows, mask=row_ok, other=-1)  # as row_ok
+        # Similarities are made again, in full float32, since TF32 would round the logarithms.
         s = tl.dot(mine, tl.trans(other), input_precision="ieee")  # [BO, BT]
+        # A probability is held at 1: rounding at a vanishing temperature must not make it infinite.
         if COLUMNS:
-            p = tl.exp2(tl.minimum((s + extra[None, :]) * scale[None, :] - less[None, :], 0.0))
-            h = w[None, :] * tl.where(best[None, :] == cols[:, None], p - 1.0, p)
+            p = tl.exp2(tl.minimum((s + extra[None, :]) * scale[None, :] - less[None, :], 0.0))  # [BO, BT]
+            h = w[None, :] * tl.where(best[None, :] == cols[:, None], p - 1.0, p)  # [BO, BT]
         else:
-            p = tl.exp2(tl.minimum((s + extra[:, None]) * scale[:, None] - less[:, None], 0.0))
-            h = w[:, None] * tl.where(best[:, None] == cols[None, :], p - 1.0, p)
+            p = tl.exp2(tl.minimum((s + extra[:, None]) * scale[:, None] - less[:, None], 0.0))  # [BO, BT]
+            h = w[:, None] * tl.where(best[:, None] == cols[None, :], p - 1.0, p)  # [BO, BT]
+        # What lies past the end has no part in the sum.
         h = tl.where((there < others)[None, :], h, 0.0)
         total = tl.dot(h, other, total, input_precision="ieee")
     store_sums(out, total, own, owned, channels, CP)
@@ -187,7 +195,8 @@ def hop_sums(
 def own_weights(s, rows, cols, entropy, temperature, log_sum, most, LOG2E: tl.constexpr):
     """``exp(s / t - log_sum)`` of products ``s`` (row vectors are given in the tile's shape), at most
     ``exp2(most)``; the pixel's own similarity is 0."""
-    s = tl.where(rows == cols, 0.0, s + entropy)
+    # The pixel's own similarity is put in exactly: it is the row's maximum, to which weights relate.
+    s = tl.where(rows == cols, 0.0, s + entropy)  # [BO, BT]
     return tl.exp2(tl.minimum(s * (LOG2E / temperature) - log_sum * LOG2E, most))
 
 
@@ -208,19 +217,23 @@ def mixed_sums(
     BT: tl.constexpr,
 ):
     """Weighted values and sums of weights of a block of rows."""
+    # The block's features and vectors are loaded once and stay for the whole walk.
     rows = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
-    row_ok = rows < n
+    row_ok = rows < n  # [BO]
     mine = feature_rows(values, rows, n, channels, CP)  # [BO, CP]
-    extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[:, None]
-    t = tl.load(temperature + rows, mask=row_ok, other=1.0)[:, None]
-    total = tl.zeros((BO,), tl.float32)
-    acc = tl.zeros((BO, CP), tl.float32)
+    extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
+    t = tl.load(temperature + rows, mask=row_ok, other=1.0)[:, None]  # [BO, 1]
+    # Weights and weighted values are summed on one walk: their quotient is taken after it.
+    total = tl.zeros((BO,), tl.float32)  # [BO]
+    acc = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, n), BT):
         cols = start + tl.arange(0, BT)  # [BT]
+        # [BO, BT]
         s = tl.dot(mine, tl.trans(feature_rows(key, cols, n, channels, CP)), input_precision="ieee")
         # at a vanishing temperature rounding must not lift a weight to infinity
-        e = own_weights(s, rows[:, None], cols[None, :], extra, t, 0.0, 100.0, LOG2E)
+        e = own_weights(s, rows[:, None], cols[None, :], extra, t, 0.0, 100.0, LOG2E)  # [BO, BT]
+        # Columns past the end would count in the sum of weights.
         e = tl.where((cols < n)[None, :], e, 0.0)
         total += tl.sum(e, 1)
         acc = tl.dot(e, feature_rows(values, cols, n, channels, CP), acc, input_precision="ieee")
@@ -250,24 +263,29 @@ def mixed_row_sums(
 ):
     """Of a block of rows: ``sum_j W_ij (d_ij - centre_i) key_j``, ``sum_j W_ij key_j`` and
     ``sum_j W_ij (d_ij - centre_i)`` with ``d_ij = grad_i . values_j``."""
+    # The block's features, gradients and vectors are loaded once and stay for the whole walk.
     rows = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
-    row_ok = rows < n
+    row_ok = rows < n  # [BO]
     mine = feature_rows(values, rows, n, channels, CP)  # [BO, CP]
-    g = feature_rows(grad, rows, n, channels, CP)
-    extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[:, None]
-    t = tl.load(temperature + rows, mask=row_ok, other=1.0)[:, None]
-    less = tl.load(log_sum + rows, mask=row_ok, other=0.0)[:, None]
-    middle = tl.load(centre + rows, mask=row_ok, other=0.0)[:, None]
-    acc = tl.zeros((BO, CP), tl.float32)
-    plain = tl.zeros((BO, CP), tl.float32)
-    error = tl.zeros((BO,), tl.float32)
+    g = feature_rows(grad, rows, n, channels, CP)  # [BO, CP]
+    extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
+    t = tl.load(temperature + rows, mask=row_ok, other=1.0)[:, None]  # [BO, 1]
+    less = tl.load(log_sum + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
+    middle = tl.load(centre + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
+    # The centre is an estimate: its error is summed beside, and what it costs is taken off after the walk.
+    acc = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
+    plain = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
+    error = tl.zeros((BO,), tl.float32)  # [BO]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, n), BT):
         cols = start + tl.arange(0, BT)  # [BT]
         k = feature_rows(key, cols, n, channels, CP)  # [BT, CP]
-        s = tl.dot(mine, tl.trans(k), input_precision="ieee")
+        # Full float32 and a centred d keep small what the key's logarithms would magnify.
+        s = tl.dot(mine, tl.trans(k), input_precision="ieee")  # [BO, BT]
+        # [BO, BT]
         d = tl.dot(g, tl.trans(feature_rows(values, cols, n, channels, CP)), input_precision="ieee") - middle
-        w = own_weights(s, rows[:, None], cols[None, :], extra, t, less, 0.0, LOG2E)
+        w = own_weights(s, rows[:, None], cols[None, :], extra, t, less, 0.0, LOG2E)  # [BO, BT]
+        # Columns past the end would count in the error.
         w = tl.where((cols < n)[None, :], w, 0.0)
         error += tl.sum(w * d, 1)
         acc = tl.dot(w * d, k, acc, input_precision="ieee")
@@ -298,25 +316,30 @@ def mixed_column_sums(
     BT: tl.constexpr,
 ):
     """Of a block of columns: ``sum_i H_ij values_i`` and ``sum_i W_ij grad_i``."""
+    # The block's features are loaded once and stay for the whole walk.
     cols = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
     k = feature_rows(key, cols, n, channels, CP)  # [BO, CP]
-    v = feature_rows(values, cols, n, channels, CP)
-    acc = tl.zeros((BO, CP), tl.float32)
-    acc_values = tl.zeros((BO, CP), tl.float32)
+    v = feature_rows(values, cols, n, channels, CP)  # [BO, CP]
+    # Both sums use the same weights: one walk makes them once.
+    acc = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
+    acc_values = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, n), BT):
+        # Vectors are the rows', which are walked over: they are loaded again for every tile.
         rows = start + tl.arange(0, BT)  # [BT]
-        row_ok = rows < n
+        row_ok = rows < n  # [BT]
         q = feature_rows(values, rows, n, channels, CP)  # [BT, CP]
-        g = feature_rows(grad, rows, n, channels, CP)
-        extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[None, :]
-        t = tl.load(temperature + rows, mask=row_ok, other=1.0)[None, :]
-        less = tl.load(log_sum + rows, mask=row_ok, other=0.0)[None, :]
-        middle = tl.load(centre + rows, mask=row_ok, other=0.0)[None, :]
-        step = tl.load(factor + rows, mask=row_ok, other=0.0)[None, :]
+        g = feature_rows(grad, rows, n, channels, CP)  # [BT, CP]
+        extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
+        t = tl.load(temperature + rows, mask=row_ok, other=1.0)[None, :]  # [1, BT]
+        less = tl.load(log_sum + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
+        middle = tl.load(centre + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
+        step = tl.load(factor + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
+        # The tile is made turned round, so that its product with the rows is the columns' sum.
         s = tl.dot(k, tl.trans(q), input_precision="ieee")  # [BO, BT]
-        d = tl.dot(v, tl.trans(g), input_precision="ieee") - middle
-        w = own_weights(s, rows[None, :], cols[:, None], extra, t, less, 0.0, LOG2E)
+        d = tl.dot(v, tl.trans(g), input_precision="ieee") - middle  # [BO, BT]
+        w = own_weights(s, rows[None, :], cols[:, None], extra, t, less, 0.0, LOG2E)  # [BO, BT]
+        # Rows past the end have no part in the sums.
         w = tl.where(row_ok[None, :], w, 0.0)
         acc = tl.dot(w * d * step, q, acc, input_precision="ieee")
         acc_values = tl.dot(w, g, acc_values, input_precision="ieee")

@@ -96,7 +96,8 @@ def without_vanishing(inv_norm: Tensor) -> Tensor:
 def saturate(x, like):
     """float32 ``x`` within the range of float16 where pointer ``like`` is that."""
     if like.dtype.element_ty == tl.float16:
-        x = tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+        # A NaN stays one: it must not turn into a number that looks right.
+        x = tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)  # as x
     return x
 
 
@@ -119,22 +120,25 @@ def project_rows(
     BC: tl.constexpr,
 ):
     """``BR`` rows per program."""
-    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
-    ok = row < rows
-    inv = tl.load(inv_norm + row, mask=ok, other=0.0)
-    c = tl.arange(0, BC)
-    along = tl.zeros((BR, BC), tl.float32)
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
+    ok = row < rows  # [BR]
+    inv = tl.load(inv_norm + row, mask=ok, other=0.0)  # [BR]
+    c = tl.arange(0, BC)  # [BC]
+    # The dot product needs all channels before one can be written, so they are read twice.
+    along = tl.zeros((BR, BC), tl.float32)  # [BR, BC]
     for start in range(0, channels, BC):
-        inside = ok[:, None] & (c < channels - start)[None, :]
-        at = row[:, None] * channels + start + c[None, :]
-        u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]
+        inside = ok[:, None] & (c < channels - start)[None, :]  # [BR, BC]
+        at = row[:, None] * channels + start + c[None, :]  # [BR, BC]
+        u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]  # [BR, BC]
         along += u * tl.load(y + at, mask=inside, other=0.0)
-    dot = tl.sum(along, 1)
+    # Lanes are summed across once, after the loop.
+    dot = tl.sum(along, 1)  # [BR]
     for start in range(0, channels, BC):
+        # All terms meet in float32: the result is rounded once, at the store.
         inside = ok[:, None] & (c < channels - start)[None, :]
         at = row[:, None] * channels + start + c[None, :]
         u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]
-        value = tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None]
+        value = tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None]  # [BR, BC]
         if SCALED:
             value = value / tl.load(scale)
         if REST:

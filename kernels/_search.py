@@ -124,15 +124,15 @@ def _partials(like: Tensor, batch: int, parts: int, length: int) -> tuple[Tensor
 
 @triton.jit
 def reduce_strip(
-    s,
+    s,  # [BM, BN]: here BN is the strip's width
     start,
-    row_ok,
-    rows,
-    scale_row,
-    inv_row,
-    best,
-    best_index,
-    total,
+    row_ok,  # [BM]
+    rows,  # [BM]
+    scale_row,  # [BM]
+    inv_row,  # [BM]
+    best,  # [BM]
+    best_index,  # [BM]
+    total,  # [BM]
     row_b,
     temperature_b,
     col_value,
@@ -148,28 +148,34 @@ def reduce_strip(
     BN: tl.constexpr,
 ):
     """Write the column partials of products ``s`` and fold its rows into the running best and sum."""
-    cols = start + tl.arange(0, BN)
-    col_ok = cols < m
-    at_col = batch * m + tl.minimum(cols, m - 1)
+    # Columns past the end read the last one's scale, a valid address; what they give is masked.
+    cols = start + tl.arange(0, BN)  # [BN]
+    col_ok = cols < m  # [BN]
+    at_col = batch * m + tl.minimum(cols, m - 1)  # [BN]
+    # Norms and entropies come after the product, in float32: its operands stay unrounded.
     if KL:
         s = s + scale_row[:, None]
     else:
         s = s * scale_row[:, None] * tl.load(row_b + at_col)[None, :]
     if COLUMNS:
-        below = tl.where(row_ok[:, None], s, float("-inf"))
-        value = tl.max(below, 0)
-        index = tl.min(tl.where(below == value[None, :], rows[:, None], 2147483647), 0)
-        to = part * m + cols
+        # A column's partial leaves out rows past the end; the least row of equals is its match.
+        below = tl.where(row_ok[:, None], s, float("-inf"))  # [BM, BN]
+        value = tl.max(below, 0)  # [BN]
+        index = tl.min(tl.where(below == value[None, :], rows[:, None], 2147483647), 0)  # [BN]
+        to = part * m + cols  # [BN]
         tl.store(col_value + to, value, mask=col_ok)
         tl.store(col_index + to, index, mask=col_ok)
         if LSE:
-            inv_col = LOG2E / tl.load(temperature_b + at_col)
-            e = tl.exp2((below - value[None, :]) * inv_col[None, :])
+            # The sum is relative to the partial's own maximum, so that no exponential overflows.
+            inv_col = LOG2E / tl.load(temperature_b + at_col)  # [BN]
+            e = tl.exp2((below - value[None, :]) * inv_col[None, :])  # [BM, BN]
             tl.store(col_sum + to, tl.sum(e, 0), mask=col_ok)
+    # A row leaves out columns past the end; the least column of equals is its match.
     s = tl.where(col_ok[None, :], s, float("-inf"))
-    value = tl.max(s, 1)
-    index = tl.min(tl.where(s == value[:, None], cols[None, :], 2147483647), 1)
-    top = tl.maximum(best, value)
+    value = tl.max(s, 1)  # [BM]
+    index = tl.min(tl.where(s == value[:, None], cols[None, :], 2147483647), 1)  # [BM]
+    # The running sum moves to the new maximum before a strip is added: no exponent is above 0.
+    top = tl.maximum(best, value)  # [BM]
     if LSE:
         # A strip past the last column leaves everything as it is.
         total = total * tl.exp2((best - top) * inv_row)
@@ -214,29 +220,36 @@ def search_tiles(
     BK: tl.constexpr,
 ):
     """Row partials [B, splits, N] and column partials [B, stride, M] of the row blocks from ``first``."""
+    # Programs that run together share operands, which then stay in L2.
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     batch = tl.program_id(1).to(tl.int64)
-    rows = (first + block) * BM + tl.arange(0, BM)
-    row_ok = rows < n
-    at_row = batch * n + tl.minimum(rows, n - 1)
-    scale_row = tl.load(row_a + at_row)
-    inv_row = LOG2E / tl.load(temperature_a + at_row)
-    best = tl.full((BM,), float("-inf"), tl.float32)
-    best_index = tl.zeros((BM,), tl.int32)
-    total = tl.zeros((BM,), tl.float32)
+    # Rows past the end read the last row, a valid address; what they give is masked.
+    rows = (first + block) * BM + tl.arange(0, BM)  # [BM]
+    row_ok = rows < n  # [BM]
+    at_row = batch * n + tl.minimum(rows, n - 1)  # [BM]
+    scale_row = tl.load(row_a + at_row)  # [BM]
+    inv_row = LOG2E / tl.load(temperature_a + at_row)  # [BM]
+    # The rows' best and sum stay in registers over the span: one partial per split is written.
+    best = tl.full((BM,), float("-inf"), tl.float32)  # [BM]
+    best_index = tl.zeros((BM,), tl.int32)  # [BM]
+    total = tl.zeros((BM,), tl.float32)  # [BM]
+    # Columns have a line of partials per row block, so that no two programs write to one place.
     block = batch * stride + block
+    # Tiles go from left to right: of equal similarities the first column stays the match.
     for start in range(split * span * BN, tl.minimum((split + 1) * span * BN, m), BN):
         if not LIBRARY:
-            at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)
+            at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)  # [BN]
             s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
             # The epilogue takes the tile in four strips of columns: whole, its column vectors would spill.
-            parts = quarters(s, BM, BN)
+            parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
         for strip in tl.static_range(4):
             if LIBRARY:
-                cols = start + strip * (BN // 4) + tl.arange(0, BN // 4)
+                # The library's panel begins at the chunk's first row, and is read a strip at a time.
+                cols = start + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
+                # [BM, BN // 4]
                 part = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)
             else:
-                part = parts[strip]
+                part = parts[strip]  # [BM, BN // 4]
             best, best_index, total = reduce_strip(
                 part,
                 start + strip * (BN // 4),
@@ -261,7 +274,8 @@ def search_tiles(
                 LOG2E,
                 BN // 4,
             )
-    to = (batch * splits + split) * n + rows
+    # A split writes partials of its own: they are merged in a fixed order, without atomics.
+    to = (batch * splits + split) * n + rows  # [BM]
     tl.store(row_value + to, best, mask=row_ok)
     tl.store(row_index + to, best_index, mask=row_ok)
     if LSE:

@@ -214,36 +214,42 @@ def tile_moments(
 ):
     """Mean and sum of squared deviations of one cosine tile per row ([B, splits, stride BM]) and column
     ([B, stride, M]), row blocks from ``first``. ``SQUARE``: one image against itself, upper tiles only."""
+    # Programs that run together share operands, which then stay in L2.
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
+    # The matrix is symmetric: a tile below the diagonal has the moments of the one above, turned round.
     if SQUARE:  # noqa: SIM102 (one is a constant, the other a tensor)
         if split < first + block:
             return
     batch = tl.program_id(1).to(tl.int64)
+    # Rows and columns past the end read the last one, a valid address; what they give is masked.
     rows = (first + block) * BM + tl.arange(0, BM)  # [BM]
     cols = split * BN + tl.arange(0, BN)  # [BN]
-    row_ok = rows < n
-    col_ok = cols < m
-    at_row = batch * n + tl.minimum(rows, n - 1)
-    at_col = batch * m + tl.minimum(cols, m - 1)
+    row_ok = rows < n  # [BM]
+    col_ok = cols < m  # [BN]
+    at_row = batch * n + tl.minimum(rows, n - 1)  # [BM]
+    at_col = batch * m + tl.minimum(cols, m - 1)  # [BN]
+    # Norms come after the product, in float32: half-precision features enter it unrounded.
     if LIBRARY:
-        s = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)
+        s = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)  # [BM, BN]
     else:
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
     s = s * tl.load(inv_a + at_row)[:, None] * tl.load(inv_b + at_col)[None, :]
 
+    # Deviations are from the tile's own mean: sums of squares would cancel where similarities are close.
     count = tl.minimum(m - split * BN, BN).to(tl.float32)
-    mean = tl.sum(tl.where(col_ok[None, :], s, 0.0), 1) / count
-    d = tl.where(col_ok[None, :], s - mean[:, None], 0.0)
-    to = (batch * splits + split) * (stride * BM) + block * BM + tl.arange(0, BM)
+    mean = tl.sum(tl.where(col_ok[None, :], s, 0.0), 1) / count  # [BM]
+    d = tl.where(col_ok[None, :], s - mean[:, None], 0.0)  # [BM, BN]
+    to = (batch * splits + split) * (stride * BM) + block * BM + tl.arange(0, BM)  # [BM]
     tl.store(row_mean + to, mean, mask=row_ok)
     tl.store(row_m2 + to, tl.sum(d * d, 1), mask=row_ok)
 
     if SQUARE:  # the diagonal tile has spoken for its rows
         col_ok = col_ok & (split > first + block)
+    # Columns are reduced from the same registers: the second direction needs no product of its own.
     count = tl.minimum(n - (first + block) * BM, BM).to(tl.float32)
-    mean = tl.sum(tl.where(row_ok[:, None], s, 0.0), 0) / count
-    d = tl.where(row_ok[:, None], s - mean[None, :], 0.0)
-    to = (batch * stride + block) * m + cols
+    mean = tl.sum(tl.where(row_ok[:, None], s, 0.0), 0) / count  # [BN]
+    d = tl.where(row_ok[:, None], s - mean[None, :], 0.0)  # [BM, BN]
+    to = (batch * stride + block) * m + cols  # [BN]
     tl.store(col_mean + to, mean, mask=col_ok)
     tl.store(col_m2 + to, tl.sum(d * d, 0), mask=col_ok)
 
@@ -278,39 +284,45 @@ def merge_moments(
     ``total`` values each (Chan et al. 1979), and the temperatures so far."""
     batch = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
-    ok = at < length
-    own = (start + at) // width  # the block that a row lies in
-    low = tl.zeros((BL,), tl.int32) + first
-    high = low + count
+    ok = at < length  # [BL]
+    own = (start + at) // width  # [BL] the block that a row lies in
+    # A row has a range of parts of its own: the upper tiles leave it some by column, the others by row.
+    low = tl.zeros((BL,), tl.int32) + first  # [BL]
+    high = low + count  # [BL]
     if BELOW:
         high = tl.minimum(high, own)
     if ABOVE:
         low = tl.maximum(low, own)
-    before = tl.minimum(low * width, total).to(tl.float32)
-    after = tl.minimum(high * width, total).to(tl.float32)
+    before = tl.minimum(low * width, total).to(tl.float32)  # [BL]
+    after = tl.minimum(high * width, total).to(tl.float32)  # [BL]
+    # Rows that have no part here keep the moments that they have.
     ok = ok & (high > low)
-    to = batch * whole_length + start + at
-    old = tl.load(mean_io + to, mask=ok & (low > 0), other=0.0)
+    to = batch * whole_length + start + at  # [BL]
+    # Before part 0 nothing is merged, and the memory holds no number to read.
+    old = tl.load(mean_io + to, mask=ok & (low > 0), other=0.0)  # [BL]
     p = tl.arange(0, BP)  # [BP]
-    weighted = old * before
+    # The mean is complete before any deviation from it is taken, and parts are added in a fixed order.
+    weighted = old * before  # [BL]
     for step in range(0, count, BP):
-        part = first + step + p
-        values = tl.minimum(total - part * width, width).to(tl.float32)
-        where = (batch * stride + step + p)[:, None] * part_length + at[None, :]
-        mask = (part[:, None] >= low[None, :]) & (part[:, None] < high[None, :]) & ok[None, :]
+        part = first + step + p  # [BP]
+        values = tl.minimum(total - part * width, width).to(tl.float32)  # [BP]
+        where = (batch * stride + step + p)[:, None] * part_length + at[None, :]  # [BP, BL]
+        mask = (part[:, None] >= low[None, :]) & (part[:, None] < high[None, :]) & ok[None, :]  # [BP, BL]
         weighted += tl.sum(tl.load(part_mean + where, mask=mask, other=0.0) * values[:, None], 0)
-    mean = weighted / tl.maximum(after, 1.0)
-    m2 = tl.load(m2_io + to, mask=ok & (low > 0), other=0.0) + before * (old - mean) * (old - mean)
+    mean = weighted / tl.maximum(after, 1.0)  # [BL]
+    # A part adds its own squares and those of its mean's distance: no term is negative, none cancels.
+    m2 = tl.load(m2_io + to, mask=ok & (low > 0), other=0.0) + before * (old - mean) * (old - mean)  # [BL]
     for step in range(0, count, BP):
         part = first + step + p
         values = tl.minimum(total - part * width, width).to(tl.float32)
         where = (batch * stride + step + p)[:, None] * part_length + at[None, :]
         mask = (part[:, None] >= low[None, :]) & (part[:, None] < high[None, :]) & ok[None, :]
-        d = tl.load(part_mean + where, mask=mask, other=0.0) - mean[None, :]
-        inner = tl.load(part_m2 + where, mask=mask, other=0.0)
+        d = tl.load(part_mean + where, mask=mask, other=0.0) - mean[None, :]  # [BP, BL]
+        inner = tl.load(part_m2 + where, mask=mask, other=0.0)  # [BP, BL]
         m2 += tl.sum(tl.where(mask, inner + d * d * values[:, None], 0.0), 0)
-    std = tl.sqrt(m2 / tl.maximum(after - 1, 1.0))
-    rounding = ROUNDING * tl.maximum(tl.abs(mean), 1.0)
+    # A deviation that rounding explains counts as none: dividing by it would magnify the rounding.
+    std = tl.sqrt(m2 / tl.maximum(after - 1, 1.0))  # [BL]
+    rounding = ROUNDING * tl.maximum(tl.abs(mean), 1.0)  # [BL]
     tl.store(mean_io + to, mean, mask=ok)
     tl.store(m2_io + to, m2, mask=ok)
     tl.store(temperature + to, tl.where(std <= rounding, 1.0, std + EPS), mask=ok)
