@@ -74,8 +74,9 @@ def prototype_contrast_bank_fwd(
 @triton.jit
 def judged_labels(labels, at, ok, classes, ignore):
     """The labels at ``at``, which of them are classes, and which neither that nor ``ignore``."""
-    label = tl.load(labels + at, mask=ok, other=ignore)
-    is_class = (label != ignore) & (label >= 0) & (label < classes)
+    # A place without a feature reads as ignored, so that it is no stranger.
+    label = tl.load(labels + at, mask=ok, other=ignore)  # as `at`
+    is_class = (label != ignore) & (label >= 0) & (label < classes)  # as `at`
     return label, is_class, (label != ignore) & (is_class == 0)
 
 
@@ -83,10 +84,12 @@ def judged_labels(labels, at, ok, classes, ignore):
 def sorted_features(labels, order, n, classes, ignore, BN: tl.constexpr):
     """The program's places [BN] in the order of the labels, which of them there are, the features there with
     what :func:`judged_labels` says, and the range of their classes."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    row = tl.load(order + i, mask=ok, other=0)
-    label, is_class, alien = judged_labels(labels, row, ok, classes, ignore)
+    # The place is int64, since offsets of rows made of it pass 32 bits.
+    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
+    ok = i < n  # [BN]
+    row = tl.load(order + i, mask=ok, other=0)  # [BN]
+    label, is_class, alien = judged_labels(labels, row, ok, classes, ignore)  # [BN] each
+    # Places of no class stay out of the range, which is empty when there is no other.
     low = tl.min(tl.where(is_class, label, classes), 0)
     return i, ok, row, label, is_class, alien, low, tl.max(tl.where(is_class, label, -1), 0)
 
@@ -94,12 +97,15 @@ def sorted_features(labels, order, n, classes, ignore, BN: tl.constexpr):
 @triton.jit
 def add_products(z, x_at, x_ok, w_at, w_ok, width, BK: tl.constexpr):
     """``z`` plus the products of the rows that begin at ``x_at`` and at ``w_at``, of ``width`` channels."""
+    # The width is walked in steps, so that a row of any length meets the other side in registers.
     for start in range(0, width, BK):
-        a = start + tl.arange(0, BK)
-        a_ok = a < width
-        x = tl.load(x_at[:, None] + a[None, :], mask=x_ok[:, None] & a_ok[None, :], other=0.0)
+        a = start + tl.arange(0, BK)  # [BK]
+        a_ok = a < width  # [BK]
+        x = tl.load(x_at[:, None] + a[None, :], mask=x_ok[:, None] & a_ok[None, :], other=0.0)  # [BN, BK]
+        # [BK, KP] of centres, [BK, BM] of a bank
         w = tl.load(w_at[None, :] + a[:, None], mask=a_ok[:, None] & w_ok[None, :], other=0.0)
-        z = tl.dot(x.to(tl.float32), w, z, input_precision="tf32x3")
+        # Three products of TF32 are nearly float32, on the tensor cores.
+        z = tl.dot(x.to(tl.float32), w, z, input_precision="tf32x3")  # [BN, KP] or [BN, BM]
     return z
 
 
@@ -126,37 +132,45 @@ def bank_losses(
 ):
     """A program per ``BN`` features, in the order of their labels: the losses, and the slopes by the products
     with the own bank [N, M] and with the centres [N, K]."""
+    # i to alien: [BN]; low and high are scalars
     i, ok, row, label, is_class, alien, low, high = sorted_features(labels, order, n, classes, ignore, BN)
-    k = tl.arange(0, KP)
-    m = tl.arange(0, BM)
-    k_ok = k < classes
-    x_at = features + row * width
-    z = tl.zeros((BN, KP), tl.float32)
+    k = tl.arange(0, KP)  # [KP]
+    m = tl.arange(0, BM)  # [BM]
+    k_ok = k < classes  # [KP]
+    x_at = features + row * width  # [BN]
+    # The centres stand for whole banks: the mean similarity to a bank is that to its mean.
+    z = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
     z = add_products(z, x_at, ok, centre + k * width, k_ok, width, BK)
-    rest = k_ok[None, :] & (k[None, :] != label[:, None])
-    best = tl.max(tl.where(rest, z, -3.0e38), 1)
-    e = tl.where(rest, tl.exp(z - best[:, None]), 0.0)
-    total = tl.sum(e, 1)
-    negative = best + tl.log(total)
-    loss = tl.where(alien, float("nan"), 0.0)
-    push = tl.zeros((BN,), tl.float32)
+    # The own class and the padding stay out of the log-sum-exp, which is about its largest term.
+    rest = k_ok[None, :] & (k[None, :] != label[:, None])  # [BN, KP]
+    best = tl.max(tl.where(rest, z, -3.0e38), 1)  # [BN]
+    e = tl.where(rest, tl.exp(z - best[:, None]), 0.0)  # [BN, KP]
+    total = tl.sum(e, 1)  # [BN]
+    negative = best + tl.log(total)  # [BN]
+    # A label that is neither a class nor ignored makes the loss NaN, since the host checks none.
+    loss = tl.where(alien, float("nan"), 0.0)  # [BN]
+    push = tl.zeros((BN,), tl.float32)  # [BN]
+    # Features come in the order of their labels, so that few banks are walked, mostly one.
     for c in range(low, high + 1):
         filled = tl.load(count + c)
-        mine = is_class & (label == c)
+        mine = is_class & (label == c)  # [BN]
         for first in range(0, filled, BM):
-            positive = tl.zeros((BN, BM), tl.float32)
-            own = bank + (tl.cast(c, tl.int64) * length + first + m) * width
-            here = first + m < filled
+            positive = tl.zeros((BN, BM), tl.float32)  # [BN, BM]
+            own = bank + (tl.cast(c, tl.int64) * length + first + m) * width  # [BM]
+            here = first + m < filled  # [BM]
             positive = add_products(positive, x_at, mine, own, here, width, BK)
-            gap = negative[:, None] - positive
-            near = tl.exp(-tl.abs(gap))
-            term = tl.maximum(gap, 0.0) + tl.log(1.0 + near)
-            s = tl.where(gap > 0, 1.0, near) / (1.0 + near) / filled
-            valid = mine[:, None] & here[None, :]
+            # Softplus and its slope share an exponential of a negative number, which cannot overflow.
+            gap = negative[:, None] - positive  # [BN, BM]
+            near = tl.exp(-tl.abs(gap))  # [BN, BM]
+            term = tl.maximum(gap, 0.0) + tl.log(1.0 + near)  # [BN, BM]
+            s = tl.where(gap > 0, 1.0, near) / (1.0 + near) / filled  # [BN, BM]
+            # Features of other classes and vectors past the filled ones have a value here, but do not count.
+            valid = mine[:, None] & here[None, :]  # [BN, BM]
             loss += tl.sum(tl.where(valid, term, 0.0), 1) / filled
             push += tl.sum(tl.where(valid, s, 0.0), 1)
             tl.store(slope + i[:, None] * length + first + m[None, :], s, mask=valid)
-    to = other + i[:, None] * classes + k[None, :]
+    # The slope by every centre is the share of its term times the sum of the slopes by the own bank.
+    to = other + i[:, None] * classes + k[None, :]  # [BN, KP]
     tl.store(to, e / total[:, None] * push[:, None], mask=ok[:, None] & k_ok[None, :])
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
 
@@ -182,23 +196,29 @@ def bank_gradient(
     BA: tl.constexpr,
 ):
     """A program per ``BN`` features, in the order of their labels, and ``BA`` channels."""
+    # i to is_class: [BN]; low and high are scalars
     i, ok, row, label, is_class, _, low, high = sorted_features(labels, order, n, classes, ignore, BN)
-    k = tl.arange(0, KP)
-    m = tl.arange(0, BM)
-    a = tl.program_id(1) * BA + tl.arange(0, BA)
-    a_ok = a < width
-    k_ok = k < classes
+    k = tl.arange(0, KP)  # [KP]
+    m = tl.arange(0, BM)  # [BM]
+    a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
+    a_ok = a < width  # [BA]
+    k_ok = k < classes  # [KP]
+    # The centres' part comes first; a feature of no class reads 0 and so gets none of it.
+    # [BN, KP]
     p = tl.load(other + i[:, None] * classes + k[None, :], mask=is_class[:, None] & k_ok[None, :], other=0.0)
+    # [KP, BA]
     w = tl.load(centre + k[:, None] * width + a[None, :], mask=k_ok[:, None] & a_ok[None, :], other=0.0)
-    total = tl.dot(p, w, input_precision="tf32x3")
+    total = tl.dot(p, w, input_precision="tf32x3")  # [BN, BA]
+    # The own bank pulls back: its slopes enter with a minus, and only those that were written are read.
     for c in range(low, high + 1):
         filled = tl.load(count + c)
-        mine = is_class & (label == c)
+        mine = is_class & (label == c)  # [BN]
         for first in range(0, filled, BM):
-            here = first + m < filled
-            s_at = slope + i[:, None] * length + first + m[None, :]
-            s = tl.load(s_at, mask=mine[:, None] & here[None, :], other=0.0)
-            own = bank + (tl.cast(c, tl.int64) * length + first + m[:, None]) * width
-            w = tl.load(own + a[None, :], mask=here[:, None] & a_ok[None, :], other=0.0)
+            here = first + m < filled  # [BM]
+            s_at = slope + i[:, None] * length + first + m[None, :]  # [BN, BM]
+            s = tl.load(s_at, mask=mine[:, None] & here[None, :], other=0.0)  # [BN, BM]
+            own = bank + (tl.cast(c, tl.int64) * length + first + m[:, None]) * width  # [BM, 1]
+            w = tl.load(own + a[None, :], mask=here[:, None] & a_ok[None, :], other=0.0)  # [BM, BA]
             total = tl.dot(-s, w, total, input_precision="tf32x3")
+    # The gradient goes back to the features' own order; those of no class are written too, with 0.
     tl.store(grad + row[:, None] * width + a[None, :], total, mask=ok[:, None] & a_ok[None, :])

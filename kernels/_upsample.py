@@ -50,11 +50,13 @@ def stretches(
 def source_before(x, sources, outputs, ALIGN: tl.constexpr):
     """Of outputs ``x``: the source before each, and the weight of that after it (float64)."""
     sources_f, outputs_f = tl.cast(sources, tl.float64), tl.cast(outputs, tl.float64)
+    # Places are float64, so that rounding neither moves an output past a source nor costs its share digits.
     if ALIGN:
+        # as `x`
         place = x.to(tl.float64) * tl.where(outputs > 1, (sources_f - 1) / tl.maximum(outputs_f - 1, 1), 0.0)
     else:
-        place = tl.maximum((x.to(tl.float64) + 0.5) * (sources_f / outputs_f) - 0.5, 0.0)
-    first = tl.minimum(place.to(tl.int32), sources - 1)
+        place = tl.maximum((x.to(tl.float64) + 0.5) * (sources_f / outputs_f) - 0.5, 0.0)  # as `x`
+    first = tl.minimum(place.to(tl.int32), sources - 1)  # as `x`
     return first, place - first.to(tl.float64)
 
 
@@ -64,15 +66,17 @@ def axis_tables(
 ):
     """The tables of one axis, ``BL`` entries of each a program."""
     i = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
-    first, share = source_before(i, sources, outputs, ALIGN)
+    # The tables have lengths of their own, hence a mask for each.
+    first, share = source_before(i, sources, outputs, ALIGN)  # [BL] each
     tl.store(first_out + i, first, mask=i < outputs)
     tl.store(share_out + i, share.to(tl.float32), mask=i < outputs)
-    low = tl.zeros((BL,), tl.int32)
-    high = low + outputs
+    # The starts come from a bisection of the same places, so that they agree with the table of sources.
+    low = tl.zeros((BL,), tl.int32)  # [BL]
+    high = low + outputs  # [BL]
     for _ in range(steps):  # the first output whose source is i or later
-        middle = (low + high) // 2
+        middle = (low + high) // 2  # [BL]
         first, _share = source_before(middle, sources, outputs, ALIGN)
-        later = (first < i) & (low < high)
+        later = (first < i) & (low < high)  # [BL]
         high = tl.where(later, high, middle)
         low = tl.where(later, middle + 1, low)
     tl.store(start_out + i, low, mask=i <= sources)
@@ -95,6 +99,7 @@ def stretch_tables(
     BL: tl.constexpr,
 ):
     """A program per axis and ``BL`` of its entries."""
+    # The tables are short, so that those of both axes come from one launch.
     if tl.program_id(1) == 0:
         axis_tables(row_first, row_share, row_start, h, height, steps, ALIGN, BL)
     else:
@@ -109,6 +114,7 @@ def owned_columns(outputs: int, sources: int, width: int, most: int) -> int:
 @triton.jit
 def program_block(rows, columns, BR: tl.constexpr, BC: tl.constexpr):
     """The program's image (int64), and the first row and column of its block of ``BR`` by ``BC``."""
+    # Programs run along the columns first, so that neighbours meet the same source rows in the cache.
     across = tl.cdiv(columns, BC)
     down = tl.cdiv(rows, BR)
     pid = tl.program_id(0)
@@ -118,14 +124,15 @@ def program_block(rows, columns, BR: tl.constexpr, BC: tl.constexpr):
 @triton.jit
 def outputs_around(column_start, c0, w, OWNED: tl.constexpr):
     """The outputs that touch ``OWNED`` source columns from ``c0``: the first, and that after the last."""
+    # An output reads a source and the next one, so that the run begins at the column before the owned ones.
     return tl.load(column_start + tl.maximum(c0 - 1, 0)), tl.load(column_start + tl.minimum(c0 + OWNED, w))
 
 
 @triton.jit
 def output_columns(start, end, column_first, column_share, BX: tl.constexpr):
     """Outputs [BX] from ``start``, which of them are before ``end``, and their entries of the two tables."""
-    x = start + tl.arange(0, BX)
-    ok = x < end
+    x = start + tl.arange(0, BX)  # [BX], as all that is returned
+    ok = x < end  # [BX]
     return x, ok, tl.load(column_first + x, mask=ok, other=0), tl.load(column_share + x, mask=ok, other=0.0)
 
 
@@ -142,12 +149,14 @@ def stretched_rows(planes, r, h, w, first, share, mask):
     ``planes`` points to the first source of one plane, or of several down a column; ``first`` and ``share``
     are the outputs', along a row.
     """
-    second = tl.minimum(first + 1, w - 1)
-    upper = planes + tl.cast(r, tl.int64) * w
-    lower = planes + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w
-    a = bounded(tl.load(upper + first, mask=mask, other=0.0).to(tl.float32))
-    b = bounded(tl.load(upper + second, mask=mask, other=0.0).to(tl.float32))
-    top = a + share * (b - a)
+    # The last source has no next one and stands for it itself.
+    second = tl.minimum(first + 1, w - 1)  # as `first`
+    upper = planes + tl.cast(r, tl.int64) * w  # as `planes`
+    lower = planes + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w  # as `planes`
+    # Rows are stretched in float32 whatever the scores are: all outputs between two rows are made of these.
+    a = bounded(tl.load(upper + first, mask=mask, other=0.0).to(tl.float32))  # as `mask`
+    b = bounded(tl.load(upper + second, mask=mask, other=0.0).to(tl.float32))  # as `mask`
+    top = a + share * (b - a)  # as `mask`
     a = bounded(tl.load(lower + first, mask=mask, other=0.0).to(tl.float32))
     b = bounded(tl.load(lower + second, mask=mask, other=0.0).to(tl.float32))
     return top, a + share * (b - a)
@@ -167,20 +176,22 @@ def stretched_block(
 ):
     """The program's image, source row and outputs [BX] along it, the classes [KP], the two stretched rows."""
     b, r, start = program_block(h, width, 1, BX)
-    x, ok, first, share = output_columns(start, width, column_first, column_share, BX)
-    k = tl.arange(0, KP).to(tl.int64)
+    x, ok, first, share = output_columns(start, width, column_first, column_share, BX)  # [BX] each
+    # Classes are int64, since offsets of planes made of them pass 32 bits.
+    k = tl.arange(0, KP).to(tl.int64)  # [KP]
     plane = tl.cast(h, tl.int64) * w
-    planes = scores + b * classes * plane + k[:, None] * plane
-    mask = (k < classes)[:, None] & ok[None, :]
-    top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
+    planes = scores + b * classes * plane + k[:, None] * plane  # [KP, 1]
+    mask = (k < classes)[:, None] & ok[None, :]  # [KP, BX]
+    top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)  # [KP, BX] each
     return b, r, x, k, top, bottom
 
 
 @triton.jit
 def column_weights(first, share, w, columns):
     """[outputs, columns]: the weight of every source column in every output."""
-    second = tl.minimum(first + 1, w - 1)
-    weight = tl.where(first[:, None] == columns[None, :], 1.0 - share[:, None], 0.0)
+    second = tl.minimum(first + 1, w - 1)  # [outputs]
+    # Both weights of an output fall on one column at the border, hence the sum.
+    weight = tl.where(first[:, None] == columns[None, :], 1.0 - share[:, None], 0.0)  # [outputs, columns]
     return weight + tl.where(second[:, None] == columns[None, :], share[:, None], 0.0)
 
 
@@ -189,5 +200,5 @@ def store_gradient_row(planes, columns, r, h, w, upper, lower, mask):
     """Write source row ``r`` of a gradient: ``upper`` is what it has in the outputs around it, ``lower`` what
     the next row has in those below it."""
     # below the last source row there is none: its share belongs to the last row itself
-    found = tl.where(r == h - 1, upper + lower, upper)
+    found = tl.where(r == h - 1, upper + lower, upper)  # as `upper`
     tl.store(planes + tl.cast(r, tl.int64) * w + columns[None, :], found, mask=mask)

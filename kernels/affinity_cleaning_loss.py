@@ -34,16 +34,18 @@ def product_sums(p, grad, partial, height, width, GRADIENT: tl.constexpr, D: tl.
     size = height * width
     across = tl.cdiv(size, BX)
     plane = (tl.program_id(0) // across).to(tl.int64)
-    i = tl.program_id(0) % across * BX + tl.arange(0, BX)
-    ok = i < size
+    i = tl.program_id(0) % across * BX + tl.arange(0, BX)  # [BX]
+    ok = i < size  # [BX]
     image = p + plane * size
-    around = tl.zeros((BX,), tl.float32)
+    # The neighbours are added before the product: their sum is the gradient as well.
+    around = tl.zeros((BX,), tl.float32)  # [BX]
     for d in range(D):
         cell = 2 * d + 1 if D == 4 else d + d // 4
-        row = inside(i // width + cell // 3 - 1, height)
-        column = inside(i % width + cell % 3 - 1, width)
+        row = inside(i // width + cell // 3 - 1, height)  # [BX]
+        column = inside(i % width + cell % 3 - 1, width)  # [BX]
         around += tl.load(image + row * width + column, mask=ok, other=0.0).to(tl.float32)
-    own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)
+    # A pixel past the plane is 0, so that the sum needs no mask.
+    own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)  # [BX]
     tl.store(partial + tl.program_id(0), tl.sum(own * around, 0))
     if GRADIENT:
         tl.store(grad + plane * size + i, 2.0 * around, mask=ok)

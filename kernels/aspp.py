@@ -145,15 +145,19 @@ def sum_taps(
     """Adds to ``BN`` logits of a class from pixel ``first`` on the products [T K, count] of the taps whose
     features are among the ``count`` pixels from ``start`` on."""
     k = tl.program_id(1)
+    # Pixels are int64, since offsets into the logits made of them pass 32 bits.
     p = first + tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
-    ok = p < pixels
-    image, y, x = pixel_place(p, h, w)
-    to = sums + ((image * classes + k) * h + y) * w + x
-    total = tl.load(to, mask=ok, other=0.0)
+    ok = p < pixels  # [BN]
+    image, y, x = pixel_place(p, h, w)  # [BN] each
+    to = sums + ((image * classes + k) * h + y) * w + x  # [BN]
+    # The logits hold what earlier panels of features gave: the taps of a pixel reach into several.
+    total = tl.load(to, mask=ok, other=0.0)  # [BN]
+    # A tap has to stay inside the image, as well as the panel: rows and images lie end to end.
     for t in range(taps):
         dy = tl.load(shifts + 2 * t)
         dx = tl.load(shifts + 2 * t + 1)
         q = p + dy * w + dx - start  # [BN]
+        # [BN]
         inside = ok & (y + dy >= 0) & (y + dy < h) & (x + dx >= 0) & (x + dx < w) & (q >= 0) & (q < count)
         row = (t * classes + k).to(tl.int64) * count
         total += tl.load(products + row + q, mask=inside, other=0.0)
@@ -169,10 +173,12 @@ def spread_taps(
     row = tl.program_id(1).to(tl.int64)
     t, k = row // classes, row % classes
     q = tl.program_id(0) * BN + tl.arange(0, BN)  # [BN]
-    ok = q < count
-    image, y, x = pixel_place(start + q.to(tl.int64), h, w)
+    ok = q < count  # [BN]
+    # The shift is taken back, from the features to the output that they enter by this tap.
+    image, y, x = pixel_place(start + q.to(tl.int64), h, w)  # [BN] each
     y -= tl.load(shifts + 2 * t)
     x -= tl.load(shifts + 2 * t + 1)
-    inside = ok & (y >= 0) & (y < h) & (x >= 0) & (x < w)
-    g = tl.load(grad + ((image * classes + k) * h + y) * w + x, mask=inside, other=0.0)
+    inside = ok & (y >= 0) & (y < h) & (x >= 0) & (x < w)  # [BN]
+    # Without such an output the place is written as 0, since the products after it read the whole row.
+    g = tl.load(grad + ((image * classes + k) * h + y) * w + x, mask=inside, other=0.0)  # [BN]
     tl.store(moved + row * count + q, g, mask=ok)

@@ -104,29 +104,35 @@ def pooled_chunks(
     chunks = tl.cdiv(n, BN * TILES)
     pid = tl.program_id(0).to(tl.int64)
     b = pid // chunks
-    k = tl.arange(0, KP)
-    k_ok = k < classes
-    a = tl.program_id(1) * BA + tl.arange(0, BA)
-    a_ok = a < width
-    top = tl.full((KP,), -3.0e38, tl.float32)
-    total = tl.zeros((KP,), tl.float32)
-    found = tl.zeros((KP, BA), tl.float32)
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
+    a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
+    a_ok = a < width  # [BA]
+    # The first top is finite: a difference of two infinities would be NaN.
+    top = tl.full((KP,), -3.0e38, tl.float32)  # [KP]
+    total = tl.zeros((KP,), tl.float32)  # [KP]
+    found = tl.zeros((KP, BA), tl.float32)  # [KP, BA]
     for tile in range(TILES):
-        i = (pid % chunks * TILES + tile) * BN + tl.arange(0, BN)
-        ok = i < n
-        z_at = logits + (b * n + i)[None, :] * classes + k[:, None]
-        z = tl.load(z_at, mask=k_ok[:, None] & ok[None, :], other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(top, tl.max(z, 1))
-        e = tl.exp(z - higher[:, None])
-        scale = tl.exp(top - higher)
+        i = (pid % chunks * TILES + tile) * BN + tl.arange(0, BN)  # [BN]
+        ok = i < n  # [BN]
+        z_at = logits + (b * n + i)[None, :] * classes + k[:, None]  # [KP, BN]
+        # Pixels past the last are -inf, so that they have no share; classes lie first, as in the product.
+        z = tl.load(z_at, mask=k_ok[:, None] & ok[None, :], other=float("-inf")).to(tl.float32)  # [KP, BN]
+        # What was summed is moved to the new top before it grows, so that no exponential passes 1.
+        higher = tl.maximum(top, tl.max(z, 1))  # [KP]
+        e = tl.exp(z - higher[:, None])  # [KP, BN]
+        scale = tl.exp(top - higher)  # [KP]
         total = total * scale + tl.sum(e, 1)
+        # [BN, BA]
         f = tl.load(
             features + (b * n + i)[:, None] * width + a[None, :], mask=ok[:, None] & a_ok[None, :], other=0.0
         )
         found = tl.dot(e, f.to(tl.float32), found * scale[:, None], input_precision="tf32x3")
         top = higher
-    to = partial + (pid * classes + k)[:, None] * width + a[None, :]
+    # Every chunk keeps its own top and sums, which the host merges: no atomics, the same bits every run.
+    to = partial + (pid * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
     tl.store(to, found, mask=k_ok[:, None] & a_ok[None, :])
+    # Tops and totals are the same for all channels, so that one program per chunk writes them.
     if tl.program_id(1) == 0:
         tl.store(tops + pid * classes + k, top, mask=k_ok)
         tl.store(totals + pid * classes + k, total, mask=k_ok)
@@ -136,14 +142,15 @@ def pooled_chunks(
 def pixel_shares(logits, lse, b, n, classes, KP: tl.constexpr, BN: tl.constexpr):
     """The program's pixels [BN] of image ``b``, which of them there are, where their logits [BN, KP] are and
     which of those exist, and the soft-max over the pixels, 0 elsewhere."""
-    i = tl.program_id(0) % tl.cdiv(n, BN) * BN + tl.arange(0, BN)
-    ok = i < n
-    k = tl.arange(0, KP)
-    k_ok = k < classes
-    at = (b * n + i)[:, None] * classes + k[None, :]
-    mask = ok[:, None] & k_ok[None, :]
-    z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)
-    share = tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :])
+    i = tl.program_id(0) % tl.cdiv(n, BN) * BN + tl.arange(0, BN)  # [BN]
+    ok = i < n  # [BN]
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
+    at = (b * n + i)[:, None] * classes + k[None, :]  # [BN, KP]
+    mask = ok[:, None] & k_ok[None, :]  # [BN, KP]
+    z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)  # [BN, KP]
+    # Shares are made again from the kept log-sum-exp, which is less to read than they are.
+    share = tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :])  # [BN, KP]
     return i, ok, at, mask, tl.where(mask, share, 0.0)
 
 
@@ -163,15 +170,16 @@ def pooled_features_gradient(
 ):
     """A program per image, ``BN`` pixels and ``BA`` channels."""
     b = (tl.program_id(0) // tl.cdiv(n, BN)).to(tl.int64)
-    i, ok, _, _, share = pixel_shares(logits, lse, b, n, classes, KP, BN)
-    k = tl.arange(0, KP)
-    k_ok = k < classes
-    a = tl.program_id(1) * BA + tl.arange(0, BA)
-    a_ok = a < width
-    g_at = grad + (b * classes + k)[:, None] * width + a[None, :]
-    g = tl.load(g_at, mask=k_ok[:, None] & a_ok[None, :], other=0.0)
-    found = tl.dot(share, g, input_precision="tf32x3")
-    to = out + (b * n + i)[:, None] * width + a[None, :]
+    i, ok, _, _, share = pixel_shares(logits, lse, b, n, classes, KP, BN)  # i and ok: [BN]; share: [BN, KP]
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
+    a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
+    a_ok = a < width  # [BA]
+    # A pixel gets of every class's gradient its share: one product over the classes.
+    g_at = grad + (b * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
+    g = tl.load(g_at, mask=k_ok[:, None] & a_ok[None, :], other=0.0)  # [KP, BA]
+    found = tl.dot(share, g, input_precision="tf32x3")  # [BN, BA]
+    to = out + (b * n + i)[:, None] * width + a[None, :]  # [BN, BA]
     tl.store(to, narrow(found, out, UPCAST), mask=ok[:, None] & a_ok[None, :])
 
 
@@ -193,18 +201,22 @@ def pooled_logits_gradient(
 ):
     """A program per image and ``BN`` pixels."""
     b = (tl.program_id(0) // tl.cdiv(n, BN)).to(tl.int64)
+    # i and ok: [BN]; at, mask and share: [BN, KP]
     i, ok, at, mask, share = pixel_shares(logits, lse, b, n, classes, KP, BN)
-    k = tl.arange(0, KP)
-    k_ok = k < classes
-    inner = tl.zeros((BN, KP), tl.float32)
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
+    # The width is walked in steps, so that pixels of any width meet the gradients in registers.
+    inner = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
     for start in range(0, width, BA):
-        a = start + tl.arange(0, BA)
-        a_ok = a < width
+        a = start + tl.arange(0, BA)  # [BA]
+        a_ok = a < width  # [BA]
+        # [BN, BA]
         f = tl.load(
             features + (b * n + i)[:, None] * width + a[None, :], mask=ok[:, None] & a_ok[None, :], other=0.0
         )
-        g_at = grad + (b * classes + k)[None, :] * width + a[:, None]
-        g = tl.load(g_at, mask=a_ok[:, None] & k_ok[None, :], other=0.0)
+        g_at = grad + (b * classes + k)[None, :] * width + a[:, None]  # [BA, KP]
+        g = tl.load(g_at, mask=a_ok[:, None] & k_ok[None, :], other=0.0)  # [BA, KP]
         inner = tl.dot(f.to(tl.float32), g, inner, input_precision="tf32x3")
-    mean = tl.load(along + b * classes + k, mask=k_ok, other=0.0)
+    # The mean of the inner products under the shares is known beforehand, from the pooled features.
+    mean = tl.load(along + b * classes + k, mask=k_ok, other=0.0)  # [KP]
     tl.store(out + at, narrow(share * (inner - mean[None, :]), out, UPCAST), mask=mask)

@@ -70,39 +70,46 @@ def softmax_rows(
 ):
     """``BR`` rows per program. Long rows: moments by Chan's formula, then the sum, then the write; the second
     and third read hit L2."""
-    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
-    row_ok = row < rows
-    c = tl.arange(0, BC)
-    at = row[:, None] * width + c[None, :]
-    mask = row_ok[:, None] & (c < width)[None, :]
-    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
+    row_ok = row < rows  # [BR]
+    c = tl.arange(0, BC)  # [BC]
+    at = row[:, None] * width + c[None, :]  # [BR, BC]
+    mask = row_ok[:, None] & (c < width)[None, :]  # [BR, BC]
+    # The first block stays in registers to the end: a row that it holds is read once.
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BR, BC]
     count = tl.minimum(width, BC).to(tl.float32)
-    mean = tl.sum(value, 1) / count
-    d = tl.where(mask, value - mean[:, None], 0.0)
-    m2 = tl.sum(d * d, 1)
-    top = tl.max(tl.where(mask, value, float("-inf")), 1)
+    # The squares are of deviations from the mean, so that a large common value costs no digits.
+    mean = tl.sum(value, 1) / count  # [BR]
+    d = tl.where(mask, value - mean[:, None], 0.0)  # [BR, BC]
+    m2 = tl.sum(d * d, 1)  # [BR]
+    top = tl.max(tl.where(mask, value, float("-inf")), 1)  # [BR]
     if not WHOLE:
+        # Later blocks are merged by their own means, as exact as the first.
         for start in range(BC, width, BC):
-            ok = row_ok[:, None] & (c < width - start)[None, :]
-            v = tl.load(x + at + start, mask=ok, other=0.0).to(tl.float32)
+            ok = row_ok[:, None] & (c < width - start)[None, :]  # [BR, BC]
+            v = tl.load(x + at + start, mask=ok, other=0.0).to(tl.float32)  # [BR, BC]
             here = tl.minimum(width - start, BC).to(tl.float32)
-            v_mean = tl.sum(v, 1) / here
+            v_mean = tl.sum(v, 1) / here  # [BR]
             d = tl.where(ok, v - v_mean[:, None], 0.0)
-            delta = v_mean - mean
+            delta = v_mean - mean  # [BR]
             both = count + here
             m2 += tl.sum(d * d, 1) + delta * delta * (count * here / both)
             mean += delta * (here / both)
             count = both
             top = tl.maximum(top, tl.max(tl.where(ok, v, float("-inf")), 1))
-    inv = 1.0 / (tl.sqrt(m2 / tl.maximum(count - 1.0, 1.0)) + EPS)
+    # A row of one element has deviation 0, not 0 / 0.
+    inv = 1.0 / (tl.sqrt(m2 / tl.maximum(count - 1.0, 1.0)) + EPS)  # [BR]
     tl.store(inv_std + row, inv, mask=row_ok)
-    scale = inv * LOG2E
+    # The scale takes in the base of the exponential: exp2 is what the hardware has.
+    scale = inv * LOG2E  # [BR]
+    # Rows past the last have no top; 0 keeps their exponentials finite.
     top = tl.where(row_ok, top, 0.0)
-    e = tl.where(mask, tl.exp2((value - top[:, None]) * scale[:, None]), 0.0)
-    total = tl.sum(e, 1)
+    e = tl.where(mask, tl.exp2((value - top[:, None]) * scale[:, None]), 0.0)  # [BR, BC]
+    total = tl.sum(e, 1)  # [BR]
     if WHOLE:
         tl.store(y + at, narrow(e / total[:, None], y, UPCAST), mask=mask)
     else:
+        # The sum needs the scale, and the write the sum: two more walks over a long row.
         for start in range(BC, width, BC):
             ok = row_ok[:, None] & (c < width - start)[None, :]
             v = tl.load(x + at + start, mask=ok, other=0.0).to(tl.float32)
@@ -128,25 +135,27 @@ def softmax_rows_gradient(
     BC: tl.constexpr,
 ):
     """``BR`` rows per program."""
-    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
-    row_ok = row < rows
-    c = tl.arange(0, BC)
-    at = row[:, None] * width + c[None, :]
-    mask = row_ok[:, None] & (c < width)[None, :]
-    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    p = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
-    inv = tl.load(inv_std + row, mask=row_ok, other=0.0)
-    along = tl.sum(g * p, 1)
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
+    row_ok = row < rows  # [BR]
+    c = tl.arange(0, BC)  # [BC]
+    at = row[:, None] * width + c[None, :]  # [BR, BC]
+    mask = row_ok[:, None] & (c < width)[None, :]  # [BR, BC]
+    # Both are float32 from here on: the inner product adds a whole row.
+    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)  # [BR, BC]
+    p = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)  # [BR, BC]
+    inv = tl.load(inv_std + row, mask=row_ok, other=0.0)  # [BR]
+    along = tl.sum(g * p, 1)  # [BR]
     if WHOLE:
         tl.store(out + at, narrow(inv[:, None] * p * (g - along[:, None]), out, UPCAST), mask=mask)
     else:
+        # The write needs the inner product of the whole row: a long one is walked twice.
         for start in range(BC, width, BC):
-            ok = row_ok[:, None] & (c < width - start)[None, :]
+            ok = row_ok[:, None] & (c < width - start)[None, :]  # [BR, BC]
             g = tl.load(grad + at + start, mask=ok, other=0.0).to(tl.float32)
             along += tl.sum(g * tl.load(y + at + start, mask=ok, other=0.0).to(tl.float32), 1)
         for start in range(0, width, BC):
             ok = row_ok[:, None] & (c < width - start)[None, :]
             g = tl.load(grad + at + start, mask=ok, other=0.0).to(tl.float32)
             p = tl.load(y + at + start, mask=ok, other=0.0).to(tl.float32)
-            value = inv[:, None] * p * (g - along[:, None])
+            value = inv[:, None] * p * (g - along[:, None])  # [BR, BC]
             tl.store(out + at + start, narrow(value, out, UPCAST), mask=ok)

@@ -131,64 +131,79 @@ def encoded_losses(
     """A program per image, ``BR`` source rows and ``OWNED`` source columns of the domain logits; tiles are
     [KP channels, BX outputs]. ``level`` clips soft labels, or is the least probability of hard ones."""
     b, r0, c0 = program_block(h, w, BR, OWNED)
-    k = tl.arange(0, KP)
-    k_ok = k < channels
-    s = k - offset
-    s_ok = (s >= 0) & (s < classes)
-    c = c0 + tl.arange(0, BC)
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < channels  # [KP]
+    # The classes of the labels lie at the domain's channels, one half of them: the others' labels are 0.
+    s = k - offset  # [KP]
+    s_ok = (s >= 0) & (s < classes)  # [KP]
+    c = c0 + tl.arange(0, BC)  # [BC]
     plane = tl.cast(h, tl.int64) * w
     image = domain + b * channels * plane
-    seg_planes = seg + (b * classes + s)[:, None] * tl.cast(seg_h, tl.int64) * seg_w
+    seg_planes = seg + (b * classes + s)[:, None] * tl.cast(seg_h, tl.int64) * seg_w  # [KP, 1]
     begin, end = outputs_around(column_start, c0, w, OWNED)
-    loss = tl.zeros((BX,), tl.float32)
-    carried = tl.zeros((KP, BC), tl.float32)
+    loss = tl.zeros((BX,), tl.float32)  # [BX]
+    # The gradient of the next source row is carried over, so that each is written once, without atomics.
+    carried = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
+    # The row before the block is walked too, since outputs below it reach into the block.
     for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
-        upper = carried
-        lower = tl.zeros((KP, BC), tl.float32)
+        upper = carried  # [KP, BC]
+        lower = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
         top_y = tl.load(row_start + r)
         end_y = tl.load(row_start + r + 1)
         for x0 in range(begin, end, BX):
-            x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)
-            seg_first = tl.load(seg_column_first + x, mask=ok, other=0)[None, :]
-            seg_share = tl.load(seg_column_share + x, mask=ok, other=0.0)[None, :]
-            mask = k_ok[:, None] & ok[None, :]
-            seg_mask = s_ok[:, None] & ok[None, :]
-            planes = image + k[:, None] * plane
+            x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)  # [BX] each
+            seg_first = tl.load(seg_column_first + x, mask=ok, other=0)[None, :]  # [1, BX]
+            seg_share = tl.load(seg_column_share + x, mask=ok, other=0.0)[None, :]  # [1, BX]
+            mask = k_ok[:, None] & ok[None, :]  # [KP, BX]
+            seg_mask = s_ok[:, None] & ok[None, :]  # [KP, BX]
+            planes = image + k[:, None] * plane  # [KP, 1]
+            # The two source rows are stretched once for all output rows between them.
+            # [KP, BX] each
             top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
-            mine = ok & (first >= c0) & (r >= r0)
-            by_top = tl.zeros((KP, BX), tl.float32)
-            by_bottom = tl.zeros((KP, BX), tl.float32)
+            # Pixels between two blocks give both a gradient, but count in the loss of one.
+            mine = ok & (first >= c0) & (r >= r0)  # [BX]
+            by_top = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
+            by_bottom = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
             for y in range(top_y, end_y):
                 seg_r = tl.load(seg_row_first + y)
+                # Labels are made where they are used, at the output pixel: no plane of them is written.
+                # [KP, BX] each
                 a, z = stretched_rows(seg_planes, seg_r, seg_h, seg_w, seg_first, seg_share, seg_mask)
                 z = a + tl.load(seg_row_share + y) * (z - a)
+                # Channels without a class are -inf, so that their label is 0.
                 z = tl.where(s_ok[:, None], z * sharpness, float("-inf"))
-                best = tl.max(z, 0)
-                q = tl.exp(z - best[None, :])
+                best = tl.max(z, 0)  # [BX]
+                q = tl.exp(z - best[None, :])  # [KP, BX]
                 q /= tl.sum(q, 0)[None, :]
                 if HARD:
-                    guess = tl.min(tl.where((z == best[None, :]) & s_ok[:, None], k[:, None], KP), 0)
+                    # The lowest of equal classes is the label, and none where it is not probable enough.
+                    guess = tl.min(tl.where((z == best[None, :]) & s_ok[:, None], k[:, None], KP), 0)  # [BX]
                     q = tl.where((k[:, None] == guess[None, :]) & (q >= level), 1.0, 0.0)
                 else:
                     q = tl.where(q > level, level, q)
                 row = tl.load(row_share + y)
-                value = top + row * (bottom - top)
-                best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)
-                e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)
-                total = tl.sum(e, 0)
-                mass = tl.sum(q, 0)
+                # The loss is float32 about the largest logit; padded channels have no term.
+                value = top + row * (bottom - top)  # [KP, BX]
+                best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)  # [BX]
+                e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)  # [KP, BX]
+                total = tl.sum(e, 0)  # [BX]
+                # Clipped labels do not add up to 1, so that the log-sum-exp counts with their sum.
+                mass = tl.sum(q, 0)  # [BX]
                 loss += tl.where(mine, mass * (best + tl.log(total)) - tl.sum(q * value, 0), 0.0)
+                # The gradient stays at the output's width for all rows between two sources.
                 if GRADIENT:
-                    g = tl.where(ok[None, :], (mass / total)[None, :] * e - q, 0.0)
+                    g = tl.where(ok[None, :], (mass / total)[None, :] * e - q, 0.0)  # [KP, BX]
                     by_top += (1.0 - row) * g
                     by_bottom += row * g
+            # A product with the columns' weights shrinks it to the sources, once per source row.
             if GRADIENT:
-                hat = column_weights(first, share, w, c)
+                hat = column_weights(first, share, w, c)  # [BX, BC]
                 upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
                 lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
+        # Columns past the owned ones are another program's, and the row before the block is too.
         if GRADIENT:
-            here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]
-            planes = grad + (b * channels + k)[:, None] * plane
+            here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]  # [KP, BC]
+            planes = grad + (b * channels + k)[:, None] * plane  # [KP, 1]
             store_gradient_row(planes, c, r, h, w, upper, lower, here)
             carried = lower
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))

@@ -85,8 +85,8 @@ def inside(i, size):
 def slope_by_joint(joint, one, zero):
     """Derivative of KL(Bern(joint) || Bern(p)) by the joint; ``one`` and ``zero`` are the clamped p and
     1 - p."""
-    rest = 1.0 - joint
-    by_one = passed(joint, tl.log(clamped(joint) / one) + 1.0)
+    rest = 1.0 - joint  # as `joint`
+    by_one = passed(joint, tl.log(clamped(joint) / one) + 1.0)  # as `joint`
     return by_one - passed(rest, tl.log(clamped(rest) / zero) + 1.0)
 
 
@@ -96,23 +96,27 @@ def affinity_maps(p, out, classes, height, width, distance, D: tl.constexpr, BX:
     size = height * width
     across = tl.cdiv(size, BX)
     plane = (tl.program_id(0) // across).to(tl.int64)
-    i = tl.program_id(0) % across * BX + tl.arange(0, BX)
-    ok = i < size
-    y = i // width
-    x = i % width
+    i = tl.program_id(0) % across * BX + tl.arange(0, BX)  # [BX]
+    ok = i < size  # [BX]
+    y = i // width  # [BX]
+    x = i % width  # [BX]
     image = p + plane * size
-    own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)
-    one = clamped(own)
-    zero = clamped(1.0 - own)
+    # The pixel's terms serve all directions, in float32: they enter logarithms.
+    own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)  # [BX]
+    one = clamped(own)  # [BX]
+    zero = clamped(1.0 - own)  # [BX]
     to = out + (plane // classes * D * classes + plane % classes) * size
     for d in range(D):
+        # A direction is a cell of the 3 x 3 around the pixel: all but the middle, or of four the odd ones.
         cell = 2 * d + 1 if D == 4 else d + d // 4
-        row = inside(y + (cell // 3 - 1) * distance, height)
-        column = inside(x + (cell % 3 - 1) * distance, width)
-        joint = own * tl.load(image + row * width + column, mask=ok, other=0.0).to(tl.float32)
-        both = clamped(joint)
-        rest = clamped(1.0 - joint)
-        found = both * tl.log(both / one) + rest * tl.log(rest / zero)
+        # A neighbour past the border is the border's pixel, so that every load is inside the plane.
+        row = inside(y + (cell // 3 - 1) * distance, height)  # [BX]
+        column = inside(x + (cell % 3 - 1) * distance, width)  # [BX]
+        joint = own * tl.load(image + row * width + column, mask=ok, other=0.0).to(tl.float32)  # [BX]
+        # Logarithms and quotients are of clamped numbers, so that none is infinite.
+        both = clamped(joint)  # [BX]
+        rest = clamped(1.0 - joint)  # [BX]
+        found = both * tl.log(both / one) + rest * tl.log(rest / zero)  # [BX]
         tl.store(to + d * tl.cast(classes, tl.int64) * size + i, found, mask=ok)
 
 
@@ -122,17 +126,19 @@ def affinity_products(p, out, classes, height, width, distance, D: tl.constexpr,
     size = height * width
     across = tl.cdiv(size, BX)
     b = (tl.program_id(0) // across).to(tl.int64)
-    i = tl.program_id(0) % across * BX + tl.arange(0, BX)
-    ok = i < size
-    d = tl.arange(0, D)
-    cell = 2 * d + 1 if D == 4 else d + d // 4
-    row = inside((i // width)[None, :] + ((cell // 3 - 1) * distance)[:, None], height)
-    column = inside((i % width)[None, :] + ((cell % 3 - 1) * distance)[:, None], width)
-    total = tl.zeros((D, BX), tl.float32)
+    i = tl.program_id(0) % across * BX + tl.arange(0, BX)  # [BX]
+    ok = i < size  # [BX]
+    d = tl.arange(0, D)  # [D]
+    cell = 2 * d + 1 if D == 4 else d + d // 4  # [D]
+    # Places of the neighbours are the same in every plane, so that they are made once.
+    row = inside((i // width)[None, :] + ((cell // 3 - 1) * distance)[:, None], height)  # [D, BX]
+    column = inside((i % width)[None, :] + ((cell % 3 - 1) * distance)[:, None], width)  # [D, BX]
+    total = tl.zeros((D, BX), tl.float32)  # [D, BX]
     image = p + b * classes * size
+    # Planes are added in float32, and no product of a single class is written.
     for _ in range(classes):
-        own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)
-        other = tl.load(image + row * width + column, mask=ok[None, :], other=0.0).to(tl.float32)
+        own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)  # [BX]
+        other = tl.load(image + row * width + column, mask=ok[None, :], other=0.0).to(tl.float32)  # [D, BX]
         total += own[None, :] * other
         image += size
     tl.store(out + (b * D + d)[:, None] * size + i[None, :], total, mask=ok[None, :])
@@ -143,9 +149,10 @@ def sender(i, offset, size, step):
     """Along one axis, a pixel that has ``i`` as its neighbour: ``i - offset``; past the border, where that
     place is free, the ``step``-th pixel from the border, whose neighbour at minus ``offset`` the border
     ``i`` is. Returns the pixel, whether the second holds, and whether there is one."""
-    at = i - offset
-    past = (at < 0) | (at >= size)
-    lent = tl.where(offset > 0, i == 0, i == size - 1)
+    at = i - offset  # [BX], as all that is returned
+    past = (at < 0) | (at >= size)  # [BX]
+    # Only the border itself is lent to, and an inner pixel has its one sender at the first step alone.
+    lent = tl.where(offset > 0, i == 0, i == size - 1)  # [BX]
     border = tl.where(offset > 0, step, size - 1 - step)
     return tl.where(past, border, at), past, tl.where(past, lent, step == 0)
 
@@ -171,31 +178,36 @@ def affinity_gradient(
     across = tl.cdiv(size, BX)
     plane = (tl.program_id(0) // across).to(tl.int64)
     start = tl.program_id(0) % across * BX
-    i = start + tl.arange(0, BX)
-    ok = i < size
-    y = i // width
-    x = i % width
+    i = start + tl.arange(0, BX)  # [BX]
+    ok = i < size  # [BX]
+    y = i // width  # [BX]
+    x = i % width  # [BX]
     image = p + plane * size
-    own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)
-    one = clamped(own)
-    zero = clamped(1.0 - own)
+    own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)  # [BX]
+    one = clamped(own)  # [BX]
+    zero = clamped(1.0 - own)  # [BX]
     b = plane // classes
-    total = tl.zeros((BX,), tl.float32)
+    total = tl.zeros((BX,), tl.float32)  # [BX]
     for d in range(D):
         cell = 2 * d + 1 if D == 4 else d + d // 4
         oy = (cell // 3 - 1) * distance
         ox = (cell % 3 - 1) * distance
+        # First what the pixel gets as a pixel, from its map of this direction.
+        # [BX]
         other = tl.load(
             image + inside(y + oy, height) * width + inside(x + ox, width), mask=ok, other=0.0
         ).to(tl.float32)
         if PRODUCT:
             total += tl.load(grad + (b * D + d) * size + i, mask=ok, other=0.0).to(tl.float32) * other
         else:
-            joint = own * other
+            joint = own * other  # [BX]
+            # [BX]
             by_own = passed(1.0 - own, clamped(1.0 - joint) / zero) - passed(own, clamped(joint) / one)
-            slope = by_own + other * slope_by_joint(joint, one, zero)
+            slope = by_own + other * slope_by_joint(joint, one, zero)  # [BX]
+            # [BX]
             weight = tl.load(grad + ((b * D + d) * classes + plane % classes) * size + i, mask=ok, other=0.0)
             total += weight.to(tl.float32) * slope
+        # Only a border pixel has several senders: blocks away from the upper and lower border take one row.
         if NEAR:
             rows = 1
             columns = 1
@@ -204,19 +216,23 @@ def affinity_gradient(
             rows = tl.where(touches, tl.minimum(distance, height), 1)
             columns = tl.where(ox != 0, tl.minimum(distance, width), 1)
         for step in range(rows * columns):
-            row, flip_y, row_ok = sender(y, oy, height, step // columns)
-            column, flip_x, column_ok = sender(x, ox, width, step % columns)
-            mask = ok & row_ok & column_ok
+            # Then what it gets as a neighbour, gathered from every sender: no atomics add it.
+            row, flip_y, row_ok = sender(y, oy, height, step // columns)  # [BX] each
+            column, flip_x, column_ok = sender(x, ox, width, step % columns)  # [BX] each
+            mask = ok & row_ok & column_ok  # [BX]
+            # A sender looks along this direction, mirrored on an axis where it looks past the border.
+            # [BX]
             back = tl.where(flip_y, 2 - cell // 3, cell // 3) * 3 + tl.where(flip_x, 2 - cell % 3, cell % 3)
-            direction = back // 2 if D == 4 else tl.where(back > 4, back - 1, back)
-            at = row * width + column
+            direction = back // 2 if D == 4 else tl.where(back > 4, back - 1, back)  # [BX]
+            at = row * width + column  # [BX]
             if PRODUCT:
-                weights = grad + (b * D + direction) * size
+                weights = grad + (b * D + direction) * size  # [BX]
             else:
-                weights = grad + ((b * D + direction) * classes + plane % classes) * size
-            given = tl.load(image + at, mask=mask, other=0.0).to(tl.float32)
-            share = given * tl.load(weights + at, mask=mask, other=0.0).to(tl.float32)
+                weights = grad + ((b * D + direction) * classes + plane % classes) * size  # [BX]
+            given = tl.load(image + at, mask=mask, other=0.0).to(tl.float32)  # [BX]
+            share = given * tl.load(weights + at, mask=mask, other=0.0).to(tl.float32)  # [BX]
             if not PRODUCT:
                 share *= slope_by_joint(given * own, clamped(given), clamped(1.0 - given))
+            # Masked lanes add nothing, whatever their slope is.
             total += tl.where(mask, share, 0.0)
     tl.store(out + plane * size + i, narrow(total, out, UPCAST), mask=ok)

@@ -153,14 +153,17 @@ class _Upsampled:
 def jaccard_slopes(error, hit, hits, slope, weighted, n, BX: tl.constexpr):
     """Differences of the Jaccard loss along the sorted pixels, without cancellation; the sign is that of the
     error's derivative. The last of ``hits`` is the number of the class's pixels."""
-    i = tl.program_id(0).to(tl.int64) * BX + tl.arange(0, BX)
-    ok = i < n
+    # The place is int64, as the counts are that it meets.
+    i = tl.program_id(0).to(tl.int64) * BX + tl.arange(0, BX)  # [BX]
+    ok = i < n  # [BX]
     own = tl.load(hits + n - 1)
-    mine = tl.load(hit + i, mask=ok, other=0) != 0
-    found = tl.load(hits + i, mask=ok, other=0)
-    union = (own + i + 1 - found).to(tl.float32)
-    step = tl.where(mine, 1.0, (own - found).to(tl.float32) / tl.maximum(union - 1.0, 1.0)) / union
+    mine = tl.load(hit + i, mask=ok, other=0) != 0  # [BX]
+    found = tl.load(hits + i, mask=ok, other=0)  # [BX]
+    # Counts are subtracted as integers, exactly, and only their quotients are float32.
+    union = (own + i + 1 - found).to(tl.float32)  # [BX]
+    step = tl.where(mine, 1.0, (own - found).to(tl.float32) / tl.maximum(union - 1.0, 1.0)) / union  # [BX]
     tl.store(slope + i, tl.where(mine, -step, step), mask=ok)
+    # The loss is summed later, in float64: here it is a term per pixel.
     tl.store(weighted + i, step * tl.load(error + i, mask=ok, other=0.0), mask=ok)
 
 
@@ -181,14 +184,18 @@ def upsampled_sums(
     BX: tl.constexpr,
 ):
     """A program per image, source row and ``BX`` outputs along it: log-sum-exp of the outputs below it."""
+    # The two source rows are stretched once for all output rows between them.
+    # x: [BX]; k: [KP]; top and bottom: [KP, BX]; b and r are scalars
     b, r, x, k, top, bottom = stretched_block(
         logits, column_first, column_share, classes, h, w, width, KP, BX
     )
-    ok = x < width
+    ok = x < width  # [BX]
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
+        # Padded classes are -inf, so that they add nothing to the sum.
+        # [KP, BX]
         value = tl.where((k < classes)[:, None], top + tl.load(row_share + y) * (bottom - top), float("-inf"))
-        best = tl.max(value, 0)
-        total = tl.sum(tl.exp(value - best[None, :]), 0)
+        best = tl.max(value, 0)  # [BX]
+        total = tl.sum(tl.exp(value - best[None, :]), 0)  # [BX]
         tl.store(lse + (b * height + y) * width + x, best + tl.log(total), mask=ok)
 
 
@@ -214,16 +221,19 @@ def class_plane(
 ):
     """A program per image, source row and ``BX`` outputs along it: the class's probabilities, or errors."""
     b, r, start = program_block(h, width, 1, BX)
-    i, ok, first, share = output_columns(start, width, column_first, column_share, BX)
+    i, ok, first, share = output_columns(start, width, column_first, column_share, BX)  # [BX] each
     plane = x + (b * classes + c) * tl.cast(h, tl.int64) * w
-    top, bottom = stretched_rows(plane, r, h, w, first, share, ok)
+    # The class's two source rows are stretched once for all output rows between them.
+    top, bottom = stretched_rows(plane, r, h, w, first, share, ok)  # [BX] each
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
-        at = (b * height + y) * width + i
-        found = top + tl.load(row_share + y) * (bottom - top)
+        at = (b * height + y) * width + i  # [BX]
+        found = top + tl.load(row_share + y) * (bottom - top)  # [BX]
+        # The kept log-sum-exp makes a probability of one class's logit, without the others.
         if FROM_LOGITS:
             found = tl.exp(found - tl.load(lse + at, mask=ok, other=0.0))
         if ERRORS:
-            label = tl.load(labels + at, mask=ok, other=-1)
+            # Pixels without a label get -1, below every error, so that they are sorted to the end.
+            label = tl.load(labels + at, mask=ok, other=-1)  # [BX]
             found = tl.where(label == c, 1.0 - found, found)
             found = tl.where(found < 0.0, 0.0, found)
             found = tl.where(label < 0, -1.0, found)
@@ -256,25 +266,28 @@ def class_gradient(
     ``p_c slope`` of the outputs between them and their neighbours."""
     b, r0, c0 = program_block(h, w, 1, OWNED)
     c += tl.program_id(1)
-    column = c0 + tl.arange(0, BC)
+    column = c0 + tl.arange(0, BC)  # [BC]
     plane = (b * classes + c) * tl.cast(h, tl.int64) * w
     begin, end = outputs_around(column_start, c0, w, OWNED)
-    total = tl.zeros((BC,), tl.float32)
+    total = tl.zeros((BC,), tl.float32)  # [BC]
     for x0 in range(begin, end, BX):
-        i, ok, first, share = output_columns(x0, end, column_first, column_share, BX)
-        gathered = tl.zeros((BX,), tl.float32)
+        i, ok, first, share = output_columns(x0, end, column_first, column_share, BX)  # [BX] each
+        # Outputs below this source row and the one before it reach the row: both are walked, with no atomics.
+        gathered = tl.zeros((BX,), tl.float32)  # [BX]
         for r in range(tl.maximum(r0 - 1, 0), r0 + 1):
-            top, bottom = stretched_rows(x + plane, r, h, w, first, share, ok)
+            top, bottom = stretched_rows(x + plane, r, h, w, first, share, ok)  # [BX] each
             for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
-                at = (b * height + y) * width + i
+                at = (b * height + y) * width + i  # [BX]
                 row = tl.load(row_share + y)
-                p = tl.exp(top + row * (bottom - top) - tl.load(lse + at, mask=ok, other=0.0))
+                p = tl.exp(top + row * (bottom - top) - tl.load(lse + at, mask=ok, other=0.0))  # [BX]
                 # below the last source row there is none: its share belongs to the last row itself
                 weight = tl.where(r == r0, tl.where(r0 == h - 1, 1.0, 1.0 - row), row)
                 gathered += weight * tl.where(ok, p * tl.load(slope + at, mask=ok, other=0.0), 0.0)
+        # The rows' sum is shrunk to the sources' columns once per run of outputs.
         total += tl.sum(column_weights(first, share, w, column) * gathered[:, None], 0)
-    here = (column < c0 + OWNED) & (column < w)
-    to = grad + plane + tl.cast(r0, tl.int64) * w + column
+    # Columns past the owned ones are another program's.
+    here = (column < c0 + OWNED) & (column < w)  # [BC]
+    to = grad + plane + tl.cast(r0, tl.int64) * w + column  # [BC]
     if LESS:
         total = tl.load(to, mask=here, other=0.0) - total
     tl.store(to, total, mask=here)

@@ -110,33 +110,37 @@ def prototype_losses(
     BK: tl.constexpr,
 ):
     """A program per ``BN`` features; with ``DIST`` their squares meet the variances in the same loop."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    k = tl.arange(0, KP)
-    k_ok = k < classes
+    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
+    ok = i < n  # [BN]
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
     depth = width * (2 if DIST else 1)
-    z = tl.zeros((BN, KP), tl.float32)
-    spread = tl.zeros((BN, KP), tl.float32)
+    # Products with means and with variances are kept apart: the own logit has only the first.
+    z = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
+    spread = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
     for start in range(0, width, BK):
-        a = start + tl.arange(0, BK)
-        a_ok = a < width
-        x_at = features + i[:, None] * width + a[None, :]
-        x = tl.load(x_at, mask=ok[:, None] & a_ok[None, :], other=0.0).to(tl.float32)
-        w_at = weight + k[None, :] * depth + a[:, None]
-        mask = a_ok[:, None] & k_ok[None, :]
+        a = start + tl.arange(0, BK)  # [BK]
+        a_ok = a < width  # [BK]
+        x_at = features + i[:, None] * width + a[None, :]  # [BN, BK]
+        x = tl.load(x_at, mask=ok[:, None] & a_ok[None, :], other=0.0).to(tl.float32)  # [BN, BK]
+        w_at = weight + k[None, :] * depth + a[:, None]  # [BK, KP]
+        mask = a_ok[:, None] & k_ok[None, :]  # [BK, KP]
         z = tl.dot(x, tl.load(w_at, mask=mask, other=0.0), z, input_precision="tf32x3")
         if DIST:
-            w = tl.load(w_at + width, mask=mask, other=0.0)
+            w = tl.load(w_at + width, mask=mask, other=0.0)  # [BK, KP]
             spread = tl.dot(x * x, w, spread, input_precision="tf32x3")
-    label, known, alien = judged_labels(labels, i, ok, classes, ignore)
-    logits = tl.where(k_ok[None, :], z + spread, float("-inf"))
-    best = tl.max(logits, 1)
-    e = tl.exp(logits - best[:, None])
-    total = tl.sum(e, 1)
-    to = share + i[:, None] * classes + k[None, :]
+    label, known, alien = judged_labels(labels, i, ok, classes, ignore)  # [BN] each
+    # Padded classes are -inf, so that they have no share of the softmax.
+    logits = tl.where(k_ok[None, :], z + spread, float("-inf"))  # [BN, KP]
+    best = tl.max(logits, 1)  # [BN]
+    e = tl.exp(logits - best[:, None])  # [BN, KP]
+    total = tl.sum(e, 1)  # [BN]
+    # The softmax is kept for the backward, 0 where the feature has no class and so no gradient.
+    to = share + i[:, None] * classes + k[None, :]  # [BN, KP]
     tl.store(to, tl.where(known[:, None], e / total[:, None], 0.0), mask=ok[:, None] & k_ok[None, :])
-    own = tl.sum(tl.where(k[None, :] == label[:, None], z, 0.0), 1)
-    loss = tl.where(known, best + tl.log(total) - own, tl.where(alien, float("nan"), 0.0))
+    own = tl.sum(tl.where(k[None, :] == label[:, None], z, 0.0), 1)  # [BN]
+    # A label that is neither a class nor ignored makes the loss NaN, since the host checks none.
+    loss = tl.where(known, best + tl.log(total) - own, tl.where(alien, float("nan"), 0.0))  # [BN]
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
 
 
@@ -159,23 +163,27 @@ def prototype_gradient(
     BA: tl.constexpr,
 ):
     """A program per ``BN`` features and ``BA`` channels."""
-    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < n
-    a = tl.program_id(1) * BA + tl.arange(0, BA)
-    k = tl.arange(0, KP)
-    k_ok = k < classes
+    i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
+    ok = i < n  # [BN]
+    a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
     depth = width * (2 if DIST else 1)
-    mask = ok[:, None] & (a < width)[None, :]
-    label = tl.load(labels + i, mask=ok, other=ignore)
+    mask = ok[:, None] & (a < width)[None, :]  # [BN, BA]
+    label = tl.load(labels + i, mask=ok, other=ignore)  # [BN]
+    # [BN, KP]
     p = tl.load(share + i[:, None] * classes + k[None, :], mask=ok[:, None] & k_ok[None, :], other=0.0)
-    own = (k[None, :] == label[:, None]) & (label != ignore)[:, None]
-    w_at = weight + k[:, None] * depth + a[None, :]
-    w_mask = k_ok[:, None] & (a < width)[None, :]
-    w = tl.load(w_at, mask=w_mask, other=0.0)
-    found = tl.dot(tl.where(own, p - 1.0, p), w, input_precision="tf32x3")
-    at = i[:, None] * width + a[None, :]
+    # The own class enters with its share less 1; an ignored label may be a class's number.
+    own = (k[None, :] == label[:, None]) & (label != ignore)[:, None]  # [BN, KP]
+    w_at = weight + k[:, None] * depth + a[None, :]  # [KP, BA]
+    w_mask = k_ok[:, None] & (a < width)[None, :]  # [KP, BA]
+    w = tl.load(w_at, mask=w_mask, other=0.0)  # [KP, BA]
+    found = tl.dot(tl.where(own, p - 1.0, p), w, input_precision="tf32x3")  # [BN, BA]
+    at = i[:, None] * width + a[None, :]  # [BN, BA]
+    # The own logit has no variance, so that shares meet the variances as they are.
     if DIST:
         w = tl.load(w_at + width, mask=w_mask, other=0.0)
-        x = tl.load(features + at, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(features + at, mask=mask, other=0.0).to(tl.float32)  # [BN, BA]
         found += 2.0 * x * tl.dot(p, w, input_precision="tf32x3")
+    # The gradient is float32 until it is scaled, and rounded once.
     tl.store(out + at, narrow(tl.load(grad) * found, out, UPCAST), mask=mask)

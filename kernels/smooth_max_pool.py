@@ -57,15 +57,19 @@ def pool_parts(logits, tops, totals, pixels, parts, k, BLOCKS: tl.constexpr, BN:
     ``k z``, and the sum of ``exp(k z - top)``. Every lane keeps its own."""
     plane = (tl.program_id(0) // parts).to(tl.int64)
     first = tl.program_id(0) % parts * BLOCKS * BN
-    i = tl.arange(0, BN)
-    top = tl.full((BN,), -3.0e38, tl.float32)
-    total = tl.zeros((BN,), tl.float32)
+    i = tl.arange(0, BN)  # [BN]
+    # The first top is finite: a difference of two infinities would be NaN.
+    top = tl.full((BN,), -3.0e38, tl.float32)  # [BN]
+    total = tl.zeros((BN,), tl.float32)  # [BN]
+    # A sum is moved to the new top before it grows, so that no exponential passes 1.
     for start in range(first, tl.minimum(first + BLOCKS * BN, pixels), BN):
-        ok = i < pixels - start
-        z = tl.load(logits + plane * pixels + start + i, mask=ok, other=0.0).to(tl.float32) * k
-        higher = tl.where(ok, tl.maximum(top, z), top)
+        ok = i < pixels - start  # [BN]
+        z = tl.load(logits + plane * pixels + start + i, mask=ok, other=0.0).to(tl.float32) * k  # [BN]
+        # Lanes past the plane keep their top and add nothing.
+        higher = tl.where(ok, tl.maximum(top, z), top)  # [BN]
         total = total * tl.exp(top - higher) + tl.where(ok, tl.exp(z - higher), 0.0)
         top = higher
+    # Lanes meet once, after the last block: a reduction per block would have all warps wait.
     best = tl.max(top, 0)
     tl.store(tops + tl.program_id(0), best)
     tl.store(totals + tl.program_id(0), tl.sum(total * tl.exp(top - best), 0))
@@ -75,16 +79,18 @@ def pool_parts(logits, tops, totals, pixels, parts, k, BLOCKS: tl.constexpr, BN:
 def merge_parts(tops, totals, pooled, lse, parts, k, log_pixels, BN: tl.constexpr):
     """A program per plane."""
     plane = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, BN)
-    top = tl.full((BN,), -3.0e38, tl.float32)
-    total = tl.zeros((BN,), tl.float32)
+    i = tl.arange(0, BN)  # [BN]
+    top = tl.full((BN,), -3.0e38, tl.float32)  # [BN]
+    total = tl.zeros((BN,), tl.float32)  # [BN]
+    # Parts are merged as blocks are, in a fixed order, so that two runs agree bit for bit.
     for start in range(0, parts, BN):
-        ok = i < parts - start
-        here = tl.load(tops + plane * parts + start + i, mask=ok, other=-3.0e38)
-        higher = tl.maximum(top, here)
+        ok = i < parts - start  # [BN]
+        here = tl.load(tops + plane * parts + start + i, mask=ok, other=-3.0e38)  # [BN]
+        higher = tl.maximum(top, here)  # [BN]
         total *= tl.exp(top - higher)
         total += tl.load(totals + plane * parts + start + i, mask=ok, other=0.0) * tl.exp(here - higher)
         top = higher
+    # Lanes meet once; the logarithm of the number of pixels makes a mean of the sum.
     best = tl.max(top, 0)
     whole = tl.sum(total * tl.exp(top - best), 0)
     value = best + tl.log(whole)
@@ -98,8 +104,9 @@ def pool_planes_gradient(grad, logits, lse, out, pixels, k, UPCAST: tl.constexpr
     division into an exponent."""
     blocks = tl.cdiv(pixels, BN)
     plane = (tl.program_id(0) // blocks).to(tl.int64)
-    i = (tl.program_id(0) % blocks).to(tl.int64) * BN + tl.arange(0, BN)
-    ok = i < pixels
-    z = tl.load(logits + plane * pixels + i, mask=ok, other=0.0).to(tl.float32) * k
-    share = tl.exp(z - tl.load(lse + plane))
+    i = (tl.program_id(0) % blocks).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
+    ok = i < pixels  # [BN]
+    z = tl.load(logits + plane * pixels + i, mask=ok, other=0.0).to(tl.float32) * k  # [BN]
+    # Shares are float32, and rounded once, on the way out.
+    share = tl.exp(z - tl.load(lse + plane))  # [BN]
     tl.store(out + plane * pixels + i, narrow(tl.load(grad + plane) * share, out, UPCAST), mask=ok)

@@ -84,33 +84,41 @@ def upsampled_counts(
 ):
     """A program per image, source row and ``BX`` outputs along it; the last entry of ``matrix`` counts the
     labels that are no class."""
+    # The two source rows are stretched once for all output rows between them.
+    # x: [BX]; k: [KP]; top and bottom: [KP, BX]; b and r are scalars
     b, r, x, k, top, bottom = stretched_block(
         scores, column_first, column_share, classes, h, w, width, KP, BX
     )
-    ok = x < width
-    k_ok = k < classes
-    counts = tl.zeros((BINS,), tl.int32)
-    alien = tl.zeros((BX,), tl.int32)
+    ok = x < width  # [BX]
+    k_ok = k < classes  # [KP]
+    counts = tl.zeros((BINS,), tl.int32)  # [BINS]
+    alien = tl.zeros((BX,), tl.int32)  # [BX]
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
         row = tl.load(row_share + y)
-        value = tl.where(k_ok[:, None], top + row * (bottom - top), float("-inf"))
-        best = tl.max(value, 0)
-        guess = tl.min(tl.where((value == best[None, :]) & k_ok[:, None], k[:, None], KP), 0)
+        # Padded classes are -inf, so that none of them is the best.
+        value = tl.where(k_ok[:, None], top + row * (bottom - top), float("-inf"))  # [KP, BX]
+        best = tl.max(value, 0)  # [BX]
+        # The lowest of equal classes wins; a column of NaN equals none and goes to the last class.
+        guess = tl.min(tl.where((value == best[None, :]) & k_ok[:, None], k[:, None], KP), 0)  # [BX]
         guess = tl.minimum(guess, classes - 1).to(tl.int32)
-        at = (b * height + y) * width + x
+        at = (b * height + y) * width + x  # [BX]
         tl.store(predicted + at, guess.to(tl.uint8), mask=ok)
-        label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)
-        known = (label >= 0) & (label < classes)
-        keep = ok & (label != ignore) & known
+        # Labels that are no class are counted on the way: a check beforehand would read them all once more.
+        label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)  # [BX]
+        known = (label >= 0) & (label < classes)  # [BX]
+        keep = ok & (label != ignore) & known  # [BX]
         alien += (ok & (label != ignore) & (known == 0)).to(tl.int32)
-        cell = tl.where(keep, label * classes + guess, 0).to(tl.int32)
+        cell = tl.where(keep, label * classes + guess, 0).to(tl.int32)  # [BX]
+        # Few pairs fit a histogram of the program, which spares an atomic per pixel; many do not.
         if HISTOGRAM:
             counts += tl.histogram(cell, BINS, mask=keep)
         else:
             tl.atomic_add(matrix + cell, tl.full((BX,), 1, tl.int64), mask=keep)
+    # Integers add up to the same in any order, so that atomics leave two runs equal.
     if HISTOGRAM:
-        cell = tl.arange(0, BINS)
+        cell = tl.arange(0, BINS)  # [BINS]
         tl.atomic_add(matrix + cell, counts.to(tl.int64), mask=counts > 0)
+    # A program without strangers, the usual one, touches nothing.
     strangers = tl.sum(alien, 0)
     if strangers > 0:
         tl.atomic_add(matrix + classes * classes, strangers.to(tl.int64))

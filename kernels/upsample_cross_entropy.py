@@ -136,71 +136,85 @@ def upsampled_losses(
     """A program per image, ``BR`` source rows and ``OWNED`` source columns; tiles are [KP classes, BX
     outputs]."""
     b, r0, c0 = program_block(h, w, BR, OWNED)
-    k = tl.arange(0, KP)
-    k_ok = k < classes
-    c = c0 + tl.arange(0, BC)
+    k = tl.arange(0, KP)  # [KP]
+    k_ok = k < classes  # [KP]
+    c = c0 + tl.arange(0, BC)  # [BC]
     plane = tl.cast(h, tl.int64) * w
     image = logits + b * classes * plane
-    weight = tl.load(class_weight + k, mask=k_ok, other=0.0)
+    # Padded classes weigh 0, so that no label, smoothed or not, falls on them.
+    weight = tl.load(class_weight + k, mask=k_ok, other=0.0)  # [KP]
     sharp = 1.0 - smoothing
     smooth = smoothing / classes
     begin, end = outputs_around(column_start, c0, w, OWNED)
-    loss = tl.zeros((BX,), tl.float32)
-    norm = tl.zeros((BX,), tl.float32)
-    carried = tl.zeros((KP, BC), tl.float32)
+    loss = tl.zeros((BX,), tl.float32)  # [BX]
+    norm = tl.zeros((BX,), tl.float32)  # [BX]
+    # The gradient of the next source row is carried over, so that each is written once, without atomics.
+    carried = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
+    # The row before the block is walked too, since outputs below it reach into the block.
     for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
-        upper = carried
-        lower = tl.zeros((KP, BC), tl.float32)
+        upper = carried  # [KP, BC]
+        lower = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
         top_y = tl.load(row_start + r)
         end_y = tl.load(row_start + r + 1)
         for x0 in range(begin, end, BX):
-            x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)
-            mask = k_ok[:, None] & ok[None, :]
-            planes = image + k[:, None] * plane
+            x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)  # [BX] each
+            mask = k_ok[:, None] & ok[None, :]  # [KP, BX]
+            planes = image + k[:, None] * plane  # [KP, 1]
+            # The two source rows are stretched once for all output rows between them.
+            # [KP, BX] each
             top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
-            mine = ok & (first >= c0) & (r >= r0)
-            by_top = tl.zeros((KP, BX), tl.float32)
-            by_bottom = tl.zeros((KP, BX), tl.float32)
+            # Pixels between two blocks give both a gradient, but count in the loss of one.
+            mine = ok & (first >= c0) & (r >= r0)  # [BX]
+            by_top = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
+            by_bottom = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
             for y in range(top_y, end_y):
                 row = tl.load(row_share + y)
-                value = (top + row * (bottom - top)) * sharpness
-                best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)
-                e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)
-                total = tl.sum(e, 0)
-                at = (b * height + y) * width + x
+                # The softmax is float32 about the largest logit; padded classes have no term.
+                value = (top + row * (bottom - top)) * sharpness  # [KP, BX]
+                best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)  # [BX]
+                e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)  # [KP, BX]
+                total = tl.sum(e, 0)  # [BX]
+                at = (b * height + y) * width + x  # [BX]
+                # Hard and soft labels become the same weighted target, so that all after it is one code.
                 if SOFT:
-                    q_at = labels + ((b * classes + k)[:, None] * height + y) * width + x[None, :]
-                    q = tl.load(q_at, mask=mask, other=0.0)
-                    target = weight[:, None] * (smooth + sharp * q)
-                    pixel = tl.where(ok, 1.0, 0.0)
+                    q_at = labels + ((b * classes + k)[:, None] * height + y) * width + x[None, :]  # [KP, BX]
+                    q = tl.load(q_at, mask=mask, other=0.0)  # [KP, BX]
+                    target = weight[:, None] * (smooth + sharp * q)  # [KP, BX]
+                    pixel = tl.where(ok, 1.0, 0.0)  # [BX]
                 else:
-                    label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)
-                    valid = ok & (label != ignore) & (label >= 0) & (label < classes)
-                    hit = k[:, None] == label.to(tl.int32)[None, :]
-                    target = weight[:, None] * tl.where(hit, smooth + sharp, smooth)
-                    pixel = tl.where(valid, 1.0, 0.0)
+                    label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)  # [BX]
+                    valid = ok & (label != ignore) & (label >= 0) & (label < classes)  # [BX]
+                    hit = k[:, None] == label.to(tl.int32)[None, :]  # [KP, BX]
+                    target = weight[:, None] * tl.where(hit, smooth + sharp, smooth)  # [KP, BX]
+                    pixel = tl.where(valid, 1.0, 0.0)  # [BX]
                     norm += tl.where(mine & valid, tl.sum(tl.where(hit, weight[:, None], 0.0), 0), 0.0)
                 if WEIGHTED:
                     pixel *= tl.load(pixel_weight + at, mask=ok, other=0.0)
-                mass = tl.sum(target, 0)
+                # Weighted targets do not add up to 1, so that the log-sum-exp counts with their sum.
+                mass = tl.sum(target, 0)  # [BX]
                 # a value of no weight may be infinite
-                own = tl.sum(tl.where(target == 0.0, 0.0, target * value), 0)
-                term = pixel * (mass * (best + tl.log(total)) - own)
+                own = tl.sum(tl.where(target == 0.0, 0.0, target * value), 0)  # [BX]
+                term = pixel * (mass * (best + tl.log(total)) - own)  # [BX]
                 loss += tl.where(mine, term, 0.0)
                 if PER_PIXEL:
                     tl.store(losses + at, term, mask=mine)
+                # The gradient stays at the output's width for all rows between two sources.
                 if GRADIENT:
+                    # [KP, BX]
                     g = sharpness * ((pixel * mass / total)[None, :] * e - pixel[None, :] * target)
                     by_top += (1.0 - row) * g
                     by_bottom += row * g
+            # A product with the columns' weights shrinks it to the sources, once per source row.
             if GRADIENT:
-                hat = column_weights(first, share, w, c)
+                hat = column_weights(first, share, w, c)  # [BX, BC]
                 upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
                 lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
+        # Columns past the owned ones are another program's, and the row before the block is too.
         if GRADIENT:
-            here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]
-            planes = grad + (b * classes + k)[:, None] * plane
+            here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]  # [KP, BC]
+            planes = grad + (b * classes + k)[:, None] * plane  # [KP, 1]
             store_gradient_row(planes, c, r, h, w, upper, lower, here)
             carried = lower
+    # Every program writes sums of its own, added later in a fixed order: two runs agree bit for bit.
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
     tl.store(partial + tl.num_programs(0) + tl.program_id(0), tl.sum(norm, 0))
