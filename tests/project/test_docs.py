@@ -87,6 +87,8 @@ def browser(built, tmp_path_factory):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium here")
     with Browser(tmp_path_factory.mktemp("profile")) as browser:
         browser.call("Network.enable")
+        # the theme stores the scheme of a page, also late, and the next page would take it
+        browser.call("Page.addScriptToEvaluateOnNewDocument", source="localStorage.clear()")
         yield browser
 
 
@@ -99,7 +101,6 @@ def test_pages_fit_the_screen_and_ask_nothing_of_the_network(browser, built, nam
     browser.call("Emulation.setEmulatedMedia", features=preferred)
     browser.events.clear()
     browser.open((built / name).with_suffix(".html").as_uri())
-    browser.run("localStorage.clear()")  # the theme keeps its scheme there for the next page
     assert browser.run("document.scrollingElement.scrollWidth") <= width
     assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     drawn = "e => e.querySelector('.katex') && !e.querySelector('.katex-error')"
