@@ -134,6 +134,21 @@ def test_steps_whose_losses_differ_get_no_time():
     assert end_to_end.difference([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.5}]) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("in_float32", [1.0, 1.5])
+def test_sides_that_differ_in_bfloat16_are_compared_in_float32(in_float32, monkeypatch):
+    loss = {"bfloat16": {"fused": 1.0, "published": 1.2}, "float32": {"fused": 1.0, "published": in_float32}}
+    monkeypatch.setattr(
+        end_to_end, "side", lambda job, name, timeout: {"losses": [{"a": loss[job["dtype"]][name]}]}
+    )
+    job = {"method": "plca", "dtype": "bfloat16", "steps": 3}
+    sides = {name: end_to_end.side(job, name, 1.0) for name in end_to_end.SIDES}
+    if in_float32 == 1.0:
+        assert end_to_end.agreement(job, "published", sides) == "0.0e+00 (float32)"
+    else:
+        with pytest.raises(end_to_end.Failed, match=r"published: .* differ by 0\.33 in float32"):
+            end_to_end.agreement(job, "published", sides)
+
+
 def test_what_bounds_a_step_is_told_from_its_profile():
     row = dict.fromkeys((f"{side}_{part}" for side in ("fused", "published") for part in table.PARTS), "0.1")
     row |= {"method": "fada", "crop": "512x512", "ratio": "1.20", "published_ops": "0.25"}
