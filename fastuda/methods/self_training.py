@@ -23,7 +23,7 @@ from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import joint_share
-from fastuda.system.settings import Natural, NonNegative, Share
+from fastuda.system.settings import Count, Natural, NonNegative, Share
 
 
 class PseudoLabel(NamedTuple):
@@ -93,9 +93,10 @@ def fuse_matched(
 
 @register("self_training")
 class SelfTraining(Method):
-    """``CE(source) + ssl_weight CE(mixed)``: half of a source image's classes are pasted onto a target
-    image. The other pixels have the teacher's label, weighted by the share of confident pixels in the
-    batch.
+    """``CE(source) + ssl_weight CE(mixed) + mask_weight CE(masked)``: half of a source image's classes are
+    pasted onto a target image. The other pixels have the teacher's label, weighted by the share of confident
+    pixels in the batch. In the masked target image (MIC), random blocks are hidden, and all pixels have the
+    teacher's label of the whole image.
     """
 
     @dataclass(frozen=True)
@@ -118,6 +119,12 @@ class SelfTraining(Method):
         """Strength of the jitter of brightness, contrast, saturation, and hue (in turns)."""
         blur_share: Share = 0.5
         """Share of blurred images."""
+        mask_ratio: Share = 0.0
+        """Share of the blocks to hide in a target image for masked image consistency (published 0.7); 0: off."""
+        mask_block: Count = 32
+        """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
+        mask_weight: NonNegative = 1.0
+        """Weight of the loss on the masked image."""
         static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
         """Classes whose pseudo-labels also use a matched image (``data.pairs``): Cityscapes' road,
         sidewalk, building, wall, fence, vegetation, terrain and sky."""
@@ -170,7 +177,7 @@ class SelfTraining(Method):
         )
         yield Phase("model", {"ce": source}, {"confident": pseudo.confident})
         del source
-        yield self._mixed(self.model, batch, batch.target_image, pseudo)
+        yield from self._on_target(self.model, batch, batch.target_image, pseudo)
 
     def _follow(self, student: nn.Module, step: int) -> None:
         if step != self.followed:
@@ -205,6 +212,14 @@ class SelfTraining(Method):
             weight[:, -self.config.ignore_bottom :] = 0
         return PseudoLabel(label, weight, confident)
 
+    def _on_target(
+        self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel
+    ) -> Iterator[Phase]:
+        """The losses by the teacher's labels, each with its own backward."""
+        yield self._mixed(student, batch, target, pseudo)
+        if self.config.mask_ratio:
+            yield self._masked(student, target, pseudo)
+
     def _mixed(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
         """The loss on target images with pasted source classes."""
         if target.shape != batch.source_image.shape:
@@ -221,6 +236,16 @@ class SelfTraining(Method):
         logits = student(self._strong(image)).logits
         loss = pixel_mean_ce(logits, label, self.model.align_corners, weight, self.class_weight)
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
+
+    def _masked(self, student: nn.Module, target: Tensor, pseudo: PseudoLabel) -> Phase:
+        """The loss on target images with hidden blocks, by the labels of the whole images."""
+        config = self.config
+        image = augment.block_mask(self._strong(target), config.mask_block, config.mask_ratio)
+        logits = student(image).logits
+        loss = pixel_mean_ce(
+            logits, pseudo.label, self.model.align_corners, pseudo.weight, self.class_weight
+        )
+        return Phase("model", {"masked": config.mask_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:
         config = self.config

@@ -121,9 +121,10 @@ def test_an_interrupted_evaluation_is_made_up_for_with_any_interval(scenes_root,
     assert sorted({step for step, name, _ in curves(out) if name.startswith("val/")}) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", [*sorted(METHODS), "self_training method.mask_ratio=0.7"])
 def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
-    more = ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
+    method, *more = method.split()
+    more += ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     done = fastuda("train", *arguments(scenes_root, whole, method, *more, "--steps", 5))
     assert done.returncode == 0, done.stderr
