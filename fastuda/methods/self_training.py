@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.feature_distance import InitialFeatures, feature_distance
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import upsampled
 from fastuda.models.ema import EMATeacher
@@ -125,6 +126,17 @@ class SelfTraining(Method):
         """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
         mask_weight: NonNegative = 1.0
         """Weight of the loss on the masked image."""
+        feature_distance: NonNegative = 0.0
+        """Weight of the distance of the source's features to those of the initial weights (published: 0.005
+        in DAFormer, 0.1 in VFM-UDA++); 0: off."""
+        feature_target: NonNegative = 0.0
+        """The same on the target, over all cells (published: 0.1 in VFM-UDA++); 0: off."""
+        feature_loss: Literal["norm", "cosine"] = "norm"
+        """Distance of a cell: norm (DAFormer) or cosine, with smooth L1 (VFM-UDA++)."""
+        feature_classes: tuple[Natural, ...] | None = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
+        """Classes whose cells of the source count: Cityscapes' things; None: all cells (VFM-UDA++)."""
+        feature_share: Share = 0.75
+        """Share of a cell that one class must fill for the cell to have it."""
         static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
         """Classes whose pseudo-labels also use a matched image (``data.pairs``): Cityscapes' road,
         sidewalk, building, wall, fence, vegetation, terrain and sky."""
@@ -148,6 +160,9 @@ class SelfTraining(Method):
         self.teacher = EMATeacher(model, config.ema_decay)
         self.followed = -1
         """The step of the last teacher update: it moves once a step, however many batches a step has."""
+        self.initial: InitialFeatures | None = None
+        if model.pretrained and (config.feature_distance or config.feature_target):
+            self.initial = InitialFeatures(model)
         self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
 
     def _rarity(self, spread: float) -> Tensor | None:
@@ -172,11 +187,11 @@ class SelfTraining(Method):
         self._follow(self.model, step)
         align = self.model.align_corners
         pseudo = self._pseudo_label(batch.target_image, batch.target_match)
-        source = pixel_mean_ce(
-            self.model(batch.source_image).logits, batch.source_label, align, class_weight=self.class_weight
-        )
-        yield Phase("model", {"ce": source}, {"confident": pseudo.confident})
-        del source
+        source = self.model(batch.source_image)
+        ce = pixel_mean_ce(source.logits, batch.source_label, align, class_weight=self.class_weight)
+        losses = {"ce": ce} | self._source_distance(source, batch.source_image, batch.source_label)
+        yield Phase("model", losses, {"confident": pseudo.confident})
+        del source, ce, losses
         yield from self._on_target(self.model, batch, batch.target_image, pseudo)
 
     def _follow(self, student: nn.Module, step: int) -> None:
@@ -212,10 +227,42 @@ class SelfTraining(Method):
             weight[:, -self.config.ignore_bottom :] = 0
         return PseudoLabel(label, weight, confident)
 
+    def _source_distance(self, source: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The feature distance of the student's output for source images, if it has a weight."""
+        config = self.config
+        if not config.feature_distance:
+            return {}
+        if max(config.feature_classes or (0,)) >= self.num_classes:
+            raise UserError(
+                f"method.feature_classes names class {max(config.feature_classes or ())} of"
+                f" {self.num_classes}"
+            )
+        distance = self._distance(source, images, labels)
+        return {"feature_distance": config.feature_distance * distance}
+
+    def _distance(self, output: Any, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Distance of the student's output to the initial weights' features of ``images``; of all cells
+        without labels."""
+        if self.initial is None:
+            raise UserError(
+                f"method.feature_distance of {self.name} keeps features near those of pretrained weights:"
+                " name a file with --weights"
+            )
+        config = self.config
+        features = output.features if output.deepest is None else output.deepest
+        return feature_distance(
+            features, self.initial(images), config.feature_loss, labels, config.feature_classes,
+            self.num_classes, config.feature_share,
+        )  # fmt: skip
+
     def _on_target(
         self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel
     ) -> Iterator[Phase]:
-        """The losses by the teacher's labels, each with its own backward."""
+        """The losses on target images, each with its own backward."""
+        if self.config.feature_target:
+            distance = self._distance(student(self._strong(target)), target)
+            yield Phase("model", {"feature_target": self.config.feature_target * distance})
+            del distance
         yield self._mixed(student, batch, target, pseudo)
         if self.config.mask_ratio:
             yield self._masked(student, target, pseudo)
