@@ -191,8 +191,9 @@ class SelfTraining(Method):
         source = self.model(batch.source_image)
         ce = pixel_mean_ce(source.logits, batch.source_label, align, class_weight=self.class_weight)
         losses = {"ce": ce} | self._source_distance(source, batch.source_image, batch.source_label)
+        del source, ce  # the backward frees its maps one after another
         yield Phase("model", losses, {"confident": pseudo.confident})
-        del source, ce, losses
+        del losses
         yield from self._on_target(self.model, batch, batch.target_image, pseudo)
 
     def _follow(self, student: nn.Module, step: int) -> None:
@@ -236,7 +237,7 @@ class SelfTraining(Method):
         if max(config.feature_classes or (0,)) >= self.num_classes:
             raise UserError(
                 f"method.feature_classes names class {max(config.feature_classes or ())} of"
-                f" {self.num_classes}"
+                f" {self.num_classes}: name the run's own, or null for all cells"
             )
         distance = self._distance(source, images, labels)
         return {"feature_distance": config.feature_distance * distance}
@@ -246,7 +247,7 @@ class SelfTraining(Method):
         without labels."""
         if self.initial is None:
             raise UserError(
-                f"method.feature_distance of {self.name} keeps features near those of pretrained weights:"
+                "method.feature_distance and feature_target keep features near those of pretrained weights:"
                 " name a file with --weights"
             )
         config = self.config
