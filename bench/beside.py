@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.jobs import Failed, side, trainer
 from bench.machine import commit, machine
 from bench.measure import peak, start_peak
 from fastuda.engine.trainer import Trainer
@@ -39,7 +40,7 @@ def seconds(run: Trainer, device: str) -> float:
     return clock() - began
 
 
-def measure(job: dict[str, Any], trainer: Callable[[dict[str, Any], Path], Trainer]) -> dict[str, Any]:
+def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Least seconds of a step, and its peak memory above what stays between steps in MiB; of the job's
     settings first, then of those in ``job["beside"]`` in their place."""
     device = job["device"]
@@ -63,6 +64,18 @@ def measure(job: dict[str, Any], trainer: Callable[[dict[str, Any], Path], Train
         for run in runs:
             run.loader.close()
     return {"seconds": [min(of[1:]) for of in times], "mib": list(map(min, memory))}
+
+
+def cost(job: dict, timeout: float = math.inf) -> dict[str, object]:
+    """Measure the job's settings beside those of ``--beside``, as one row.
+
+    Raises:
+        Failed: there is no measurement.
+    """
+    result = side(job, "fused", timeout)
+    if "failed" in result:
+        raise Failed(f"{job['method']}, {result['failed']}")
+    return row_of(job, result)
 
 
 def row_of(job: dict[str, Any], result: dict[str, Any]) -> dict[str, object]:
