@@ -69,6 +69,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
     model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
     if config.weights is not None:
         model.input = load_weights(model, config.weights, caffe=config.caffe, input=config.input).input
+        model.pretrained = True
     elif config.input:
         model.input = INPUTS[config.input]
     if config.freeze_bn != "none":
