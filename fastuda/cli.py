@@ -37,7 +37,7 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "data_root": ("data.data_root", "folder of domains without a path (default: data)", {}),
     "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
     "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small", {}),
-    "weights": ("model.weights", ".pth or .safetensors file with initial weights", {}),
+    "weights": ("model.weights", "imagenet (downloaded once), or a .pth or .safetensors file", {}),
     "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
     "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
     "steps": ("train.steps", "optimiser steps; with --stages, per stage", {"type": int}),

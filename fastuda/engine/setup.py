@@ -19,6 +19,7 @@ from fastuda.engine.optim import build_optimizer
 from fastuda.engine.parallel import sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import build_model
+from fastuda.models.build import weights_path
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import choose
@@ -67,6 +68,8 @@ def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
     """
     if world.device.type == "cpu" and config.train.keep_memory:
         keep_freed_memory()
+    with world.first_goes_ahead():  # the first process may have to download the weights
+        weights_path(config.model)
     seed_everything(config.train.seed)
     model = build_model(config.model, num_classes)
     method = get_method(config.method["name"])(config.method_config(), model, num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from fastuda.models.backbones import BACKBONES, freeze_batch_norm, init_scratch
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.deeplab import ASPP
 from fastuda.models.normalization import INPUTS
+from fastuda.models.published import NAMES, published
 from fastuda.models.segmentor import Segmentor
 from fastuda.models.weights import load_weights
 from fastuda.system.settings import NonNegative
@@ -26,9 +28,9 @@ class ModelConfig:
     """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16, mit_b0 to mit_b5
     (these need the extra ``transformers``), or small (for training from scratch)."""
     weights: str | None = None
-    """A .pth or .safetensors file, or None to train from scratch. Known keys: torchvision, Caffe-style
-    DeepLab, AdaptSegNet, FADA, timm, SegFormer (NVlabs, Hugging Face or mmsegmentation), and fastuda's
-    own."""
+    """``imagenet``, the published file of the backbone, which is downloaded once; or a .pth or .safetensors
+    file; or None to train from scratch. Known keys: torchvision, Caffe-style DeepLab, AdaptSegNet, FADA,
+    timm, SegFormer (NVlabs, Hugging Face or mmsegmentation), and fastuda's own."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: Literal[1, 2, 3, 4] = 4
@@ -67,13 +69,33 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
     backbone = BACKBONES[config.backbone](config.caffe)
     init_scratch(backbone)
     model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
-    if config.weights is not None:
-        model.input = load_weights(model, config.weights, caffe=config.caffe, input=config.input).input
+    path = weights_path(config)
+    if path is not None:
+        model.input = load_weights(model, path, caffe=config.caffe, input=config.input).input
     elif config.input:
         model.input = INPUTS[config.input]
     if config.freeze_bn != "none":
         freeze_batch_norm(backbone, config.freeze_bn)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def weights_path(config: ModelConfig) -> Path | None:
+    """The file of ``config.weights``, downloaded if it is a published one that is not in the cache yet.
+
+    Raises:
+        UserError: see :func:`~fastuda.models.published.published` and
+            :meth:`~fastuda.models.published.WeightsFile.fetch`.
+    """
+    if config.weights is None:
+        return None
+    caffe = config.caffe and config.backbone.startswith("resnet")
+    file = published(config.weights, config.backbone, caffe=caffe, input=config.input)
+    if file is not None:
+        return file.fetch()
+    path = Path(config.weights)
+    if path.name and not path.suffix and not path.exists():  # more likely a misspelt name than a path
+        raise UserError(f"no weights file at {path}{nearest(config.weights, NAMES)}")
+    return path
 
 
 def _head(config: ModelConfig, backbone: nn.Module, num_classes: int) -> nn.Module:
