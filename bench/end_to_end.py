@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import published, table
+from bench import beside, published, table
 from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
 from bench.rows import append_rows, check_rows, say
@@ -50,7 +50,8 @@ HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
   python -m bench.end_to_end --method plca --crop 736 736 --steps 1
   python -m bench.end_to_end --method sepico --set variant=bank --dtype float32
-  python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README"""
+  python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README
+  python -m bench.end_to_end --method self_training --set mask_ratio=0.7 --beside mask_ratio=0"""
 SIDES = ("fused", "published")
 PLAIN = "plain"
 """The third side: the network of torch's own layers, the losses of ``fastuda.ops``."""
@@ -117,6 +118,8 @@ def work(job: dict) -> dict[str, object]:
         torch.set_num_threads(job["threads"])
     setup_logging(quiet=True)
     device = job["device"]
+    if "beside" in job:
+        return beside.measure(job, trainer)
     times, terms = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = trainer(job, Path(folder))
@@ -220,6 +223,18 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
     }  # fmt: skip
 
 
+def cost(job: dict, timeout: float = math.inf) -> dict[str, object]:
+    """Measure the job's settings beside those of ``--beside``, as one row.
+
+    Raises:
+        Failed: there is no measurement.
+    """
+    result = side(job, "fused", timeout)
+    if "failed" in result:
+        raise Failed(f"{job['method']}, {result['failed']}")
+    return beside.row_of(job, result)
+
+
 def line_of(row: dict[str, object]) -> str:
     """A row as one line of text."""
     shares = ", ".join(f"{part} {100 * float(str(row[f'fused_{part}'])):.0f}%" for part in PARTS)
@@ -267,6 +282,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="a setting of the methods, e.g. contrast=false (repeatable)",
     )  # fmt: skip
     p.add_argument(
+        "--beside", action="append", default=[], metavar="KEY=VALUE",
+        help="time steps with --set by turns with steps that have these settings in their place, in one process,"
+        " and report the ratio alone (repeatable)",
+    )  # fmt: skip
+    p.add_argument(
         "--workers",
         type=cli.number(int, 0),
         default=0,
@@ -295,10 +315,15 @@ def main() -> int:
          "settings": parse_overrides(args.set), "workers": args.workers}
         for name in args.method or every
     ]  # fmt: skip
+    other = parse_overrides(args.beside)
+    columns, measure, line = (beside.COLUMNS, cost, beside.line_of) if other else (COLUMNS, compare, line_of)
     for job in jobs:  # check all before the first measurement
         config_of(job, Path())
+        if other:
+            job["beside"] = other
+            config_of({**job, "settings": {**job["settings"], **other}}, Path())
     if args.csv:
-        check_rows(args.csv, COLUMNS)
+        check_rows(args.csv, columns)
     if args.dtype is None:
         say(f"{dtype}: {bf16.reason}")
     deadline = time.monotonic() + args.budget
@@ -310,14 +335,14 @@ def main() -> int:
                 failed.append(f"{job['method']}: no time was left")
                 continue
             try:
-                row = compare(job | {"root": root}, left)
+                row = measure(job | {"root": root}, left)
             except Failed as reason:
                 failed.append(str(reason))
                 say(str(reason))
                 continue
-            say(line_of(row))
+            say(line(row))
             if args.csv:
-                append_rows(args.csv, COLUMNS, [row])
+                append_rows(args.csv, columns, [row])
     if args.csv and args.csv.resolve().parent == HERE / "results":
         table.write()
     if failed:

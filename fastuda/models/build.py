@@ -72,6 +72,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
     path = weights_path(config)
     if path is not None:
         model.input = load_weights(model, path, caffe=config.caffe, input=config.input).input
+        model.pretrained = True
     elif config.input:
         model.input = INPUTS[config.input]
     if config.freeze_bn != "none":

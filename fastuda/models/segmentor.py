@@ -17,6 +17,8 @@ class SegOutput(NamedTuple):
     """[B, C, h, w]."""
     logits: Tensor
     """[B, K, h, w]."""
+    deepest: Tensor | None = None
+    """[B, C', h', w']: the backbone's last stage, where the features are several stages; else None."""
 
 
 class Segmentor(nn.Module):
@@ -36,17 +38,26 @@ class Segmentor(nn.Module):
         self.least_size = int(getattr(backbone, "least_size", 1))
         self.align_corners = align_corners
         self.input = Normalization()
+        self.pretrained = False
+        """Whether the backbone's weights were loaded from a file."""
 
     def forward(self, images: Tensor) -> SegOutput:
+        features, deepest = self.encode(images)
+        return SegOutput(features, self.head(features), deepest)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The features and the deepest map of :class:`SegOutput`, without the head."""
         height, width = images.shape[2:]
-        if height >= self.least_size and width >= self.least_size:
-            features = self.backbone(images)
+        below, right = max(0, self.least_size - height), max(0, self.least_size - width)
+        if below or right:
+            images = nnf.pad(images, (0, right, 0, below), mode="replicate")
+        if getattr(self.backbone, "has_deepest", False):
+            features, deepest = self.backbone(images, deepest=True)
         else:
-            below, right = max(0, self.least_size - height), max(0, self.least_size - width)
-            continued = nnf.pad(images, (0, right, 0, below), mode="replicate")
-            rows, columns = -(-height // self.stride), -(-width // self.stride)
-            features = self.backbone(continued)[:, :, :rows, :columns]
-        return SegOutput(features, self.head(features))
+            features, deepest = self.backbone(images), None
+        if below or right:
+            features = features[:, :, : -(-height // self.stride), : -(-width // self.stride)]
+        return features, deepest
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, K, h, w] of features [B, C, h, w]."""

@@ -58,6 +58,7 @@ def steps(
     torch.manual_seed(0)
     cls = get_method(name)
     model = build_model(ModelConfig(backbone="small"), CLASSES)
+    model.pretrained = True
     method = cls(build(cls.Config, settings, "method"), model, CLASSES)
     if world.size > 1:
         sync_batch_norm(method, world.device)
