@@ -91,6 +91,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
         UserError: an unknown method, backbone or setting.
     """
     settings = {**SETTINGS.get(job["method"], {}), **job["settings"]}
+    sections = {name: settings.pop(name) for name in ("data", "model") if name in settings}
     chosen = {
         "method.name": job["method"], "data.data_root": str(root), "data.crop": job["crop"],
         "data.batch_size": job["batch"], "data.workers": job.get("workers", 0), "data.loader": "torch",
@@ -99,7 +100,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
         "train.amp": "force-bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
         "train.keep_memory": False,
     }  # fmt: skip
-    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, {})
+    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, sections)
 
 
 def losses(run: Trainer) -> dict[str, float]:
@@ -279,7 +280,8 @@ def build_parser() -> argparse.ArgumentParser:
     machine_flags(p, "all methods")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of the methods, e.g. contrast=false (repeatable)",
+        help="a setting of the methods, e.g. contrast=false, or of the sections data and model, e.g."
+        " model.hrda=[128,128] (repeatable)",
     )  # fmt: skip
     p.add_argument(
         "--beside", action="append", default=[], metavar="KEY=VALUE",

@@ -95,6 +95,7 @@ class PLCA(Method):
         def supervised(self) -> dict[str, Any]:
             return {"lovasz_weight": self.lovasz_weight}
 
+    pairs_features = True
     titles: ClassVar = {
         "ce": "Cross-entropy",
         "lovasz": "Lovasz-Softmax",

@@ -84,6 +84,7 @@ class WeakSeg(Method):
         """Hidden width of the category discriminators; None: the width of the features, as published."""
 
     config: Config
+    pairs_features = True
     target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.output.name": "adam",

@@ -13,11 +13,12 @@ from fastuda.errors import UserError, nearest
 from fastuda.models.backbones import BACKBONES, freeze_batch_norm, init_scratch
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.deeplab import ASPP
+from fastuda.models.hrda import HRSegmentor
 from fastuda.models.normalization import INPUTS
 from fastuda.models.published import NAMES, published
 from fastuda.models.segmentor import Segmentor
 from fastuda.models.weights import load_weights
-from fastuda.system.settings import NonNegative
+from fastuda.system.settings import NonNegative, Size
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class ModelConfig:
     head: Literal["auto", "deeplabv2", "daformer"] = "auto"
     """The head: deeplabv2, daformer (only on mit_b0 to mit_b5), or auto: daformer on mit, deeplabv2
     otherwise."""
+    hrda: Size | None = None
+    """HRDA: height and width of the detail crop at full resolution (published: 512 x 512, half of
+    ``data.crop``), beside the whole crop at half resolution. None: one scale."""
     align_corners: bool = False
     """align_corners of the logits' upsampling: False in PLCA and SePiCo, True in FADA, ASANet and
     WeakSegDA."""
@@ -68,7 +72,12 @@ def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
         raise UserError(f"unknown backbone {config.backbone!r}{nearest(config.backbone, BACKBONES)}")
     backbone = BACKBONES[config.backbone](config.caffe)
     init_scratch(backbone)
-    model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
+    head = _head(config, backbone, num_classes)
+    if config.hrda is None:
+        model = Segmentor(backbone, head, num_classes, config.align_corners)
+    else:
+        attention = _head(config, backbone, num_classes, context=False)
+        model = HRSegmentor(backbone, head, attention, num_classes, config.align_corners, config.hrda)
     path = weights_path(config)
     if path is not None:
         model.input = load_weights(model, path, caffe=config.caffe, input=config.input).input
@@ -99,13 +108,14 @@ def weights_path(config: ModelConfig) -> Path | None:
     return path
 
 
-def _head(config: ModelConfig, backbone: nn.Module, num_classes: int) -> nn.Module:
+def _head(config: ModelConfig, backbone: nn.Module, num_classes: int, context: bool = True) -> nn.Module:
+    """The segmentation head, or HRDA's attention head, which in DAFormer is without ``context``."""
     widths = getattr(backbone, "widths", None)
     kind = config.head if config.head != "auto" else "daformer" if widths else "deeplabv2"
     if kind == "daformer":
         if not widths:
             raise UserError(f"model.head daformer needs a mit backbone, not {config.backbone}")
-        return DAFormerHead(widths, num_classes)
+        return DAFormerHead(widths, num_classes, context=context)
     return ASPP(
         int(backbone.channels),  # type: ignore[arg-type]
         num_classes,

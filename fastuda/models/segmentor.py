@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from fastuda.models.normalization import Normalization
 
 
+class Detail(NamedTuple):
+    """A crop at full resolution that HRDA sees besides the whole image."""
+
+    logits: Tensor
+    """[B, K, h, w] of the crop alone."""
+    box: tuple[int, int, int, int]
+    """First and last row (exclusive), first and last column of the crop in the image."""
+    weight: float
+    """Share of the crop's loss."""
+
+
 class SegOutput(NamedTuple):
     """A segmentor's output, at low resolution."""
 
@@ -19,6 +30,8 @@ class SegOutput(NamedTuple):
     """[B, K, h, w]."""
     deepest: Tensor | None = None
     """[B, C', h', w']: the backbone's last stage, where the features are several stages; else None."""
+    detail: Detail | None = None
+    """HRDA's detail crop, in training."""
 
 
 class Segmentor(nn.Module):
