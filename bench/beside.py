@@ -69,7 +69,14 @@ def row_of(job: dict[str, Any], result: dict[str, Any]) -> dict[str, object]:
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"
     shown = (" ".join(f"{k}={json.dumps(v)}" for k, v in job[key].items()) for key in ("settings", "beside"))
     values = (
-        *(job["method"], *shown, job["backbone"], "x".join(map(str, job["crop"])), job["batch"], job["dtype"]),
+        *(
+            job["method"],
+            *shown,
+            job["backbone"],
+            "x".join(map(str, job["crop"])),
+            job["batch"],
+            job["dtype"],
+        ),
         *(f"{own:.3f}", f"{other:.3f}", f"{own / other:.2f}", f"{mib:.0f}", f"{other_mib:.0f}"),
         *(f"{machine(job['device'])}{threads}", torch.__version__, commit()),
         datetime.date.today().isoformat(),

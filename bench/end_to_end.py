@@ -285,8 +285,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--beside", action="append", default=[], metavar="KEY=VALUE",
-        help="time steps with --set by turns with steps that have these settings in their place, in one process,"
-        " and report the ratio alone (repeatable)",
+        help="time steps with --set by turns with steps that have these settings in their place, in one"
+        " process, and report the ratio alone (repeatable)",
     )  # fmt: skip
     p.add_argument(
         "--workers",

@@ -32,8 +32,8 @@ AMP_CHOICES = ("off", "bf16", "fp16", "force-bf16", "force-fp16")
 
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "method": ("method.name", "name of a method, several joined by +, or package.module:Class", {}),
-    "source": ("data.source", "labelled domain: name or name:path[:split]; scenes is built in", {}),
-    "target": ("data.target", "unlabelled domain, likewise", {}),
+    "source": ("data.source", "labelled domain: name or name:path[:split], several joined by commas", {}),
+    "target": ("data.target", "unlabelled domain, likewise, a single one; scenes is built in", {}),
     "data_root": ("data.data_root", "folder of domains without a path (default: data)", {}),
     "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
     "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small", {}),

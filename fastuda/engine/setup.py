@@ -11,8 +11,7 @@ from torch import nn
 
 from fastuda.config.schema import OptimConfig, RunConfig
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import Domain
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.run import RunDomains, open_run
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.engine.optim import build_optimizer
@@ -43,21 +42,19 @@ def with_precision(config: RunConfig, world: World, checkpoint: dict[str, Any] |
     return config.with_train(amp=asked if asked.startswith("force-") else chosen)
 
 
-def open_domains(data: DataConfig, world: World) -> tuple[Domain, Domain, Domain]:
-    """Source, target and held-out images, with the classes that they share.
+def open_domains(data: DataConfig, world: World) -> RunDomains:
+    """Sources, target and held-out images, with the classes that they share.
 
     Raises:
-        UserError: a domain cannot be read, shares no class with the others, or has wrong labels.
+        UserError: a domain cannot be read, shares no class with the others, or has wrong labels; or an image
+            of a source is held out.
     """
     with world.first_goes_ahead():  # the first process may have to draw the scenes
-        source = open_domain(data.source, role="source", data_root=data.data_root)
-        target = open_domain(data.target, role="target", data_root=data.data_root)
-    held_out = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    shared = share_classes(source, target, held_out, classes=data.classes, aliases=data.class_alias)
-    for domain in (shared[0], shared[2]):
+        domains = open_run(data)
+    for domain in (*domains.sources, domains.held_out):
         domain.check_labels(data.check_labels)
-    held_out.check_files()
-    return shared[0], shared[1], shared[2]
+    domains.held_out.check_files()
+    return domains
 
 
 def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
@@ -97,17 +94,16 @@ def build_optimizers(
     return {name: build_optimizer(settings[name], network) for name, network in networks.items()}
 
 
-def build_run_loader(
-    config: RunConfig, source: Domain, target: Domain, method: Method, world: World
-) -> TorchLoader:
-    """The loader of this process's share of the training images.
+def build_run_loader(config: RunConfig, domains: RunDomains, method: Method, world: World) -> TorchLoader:
+    """The loader of this process's share of the training images. Several sources are logged with their
+    shares.
 
     Raises:
         UserError: see :func:`~fastuda.data.loading.build.build_loader`.
     """
-    return build_loader(
-        source,
-        target,
+    loader = build_loader(
+        domains.sources,
+        domains.target,
         config.data,
         method.model.input,
         seed=config.train.seed,
@@ -115,3 +111,12 @@ def build_run_loader(
         world=world.size,
         pin=world.device.type == "cuda",
     )
+    train = config.train
+    images = train.steps * train.accumulate * config.data.batch_size * world.size
+    shares = loader.samples.drawer.sampler.shares.tolist()
+    for source, share in zip(domains.sources, shares, strict=True) if len(shares) > 1 else ():
+        log.info(
+            "source %s (%s): %d images, %.1f %% of the draws, %.1f passes in %d steps",
+            source.name, source.split, len(source), 100 * share, images * share / len(source), train.steps,
+        )  # fmt: skip
+    return loader

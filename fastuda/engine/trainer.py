@@ -60,14 +60,15 @@ class Trainer:
         config = setup.with_precision(config, world, begun)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
-        self.source, self.target, self.held_out = setup.open_domains(config.data, world)
-        self.method = setup.build_method(config, len(self.source.classes), world)
+        self.domains = setup.open_domains(config.data, world)
+        self.held_out = self.domains.held_out
+        self.method = setup.build_method(config, len(self.domains.classes), world)
         self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}
         self.optimizers = setup.build_optimizers(self.settings, self.networks)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
-        self.loader = setup.build_run_loader(config, self.source, self.target, self.method, world)
+        self.loader = setup.build_run_loader(config, self.domains, self.method, world)
         self.means = RunningMeans(world)
         self.guard = LossGuard(out, eager=world.device.type == "cpu", scaler=self.scaler)
         self.stop_signal = 0
@@ -260,9 +261,9 @@ class Trainer:
         size = self.config.data.eval_size
         self.method.eval()
         predictor = Predictor(
-            self.method, self.target.classes, self.world.device, size, how, self.config.data.resampling
+            self.method, self.domains.classes, self.world.device, size, how, self.config.data.resampling
         )
-        leave_pictures(predictor, self.target, folder, self.config.eval.pictures)
+        leave_pictures(predictor, self.domains.target, folder, self.config.eval.pictures)
         self.method.train()
 
     def _stop(self, loggers: Loggers) -> NoReturn:
@@ -294,7 +295,7 @@ class Trainer:
     def _finish(self, scores: Scores) -> None:
         if not self.world.first:
             return
-        save_model(self.out / "model.safetensors", bare(self.method.model), self.source.classes)
+        save_model(self.out / "model.safetensors", bare(self.method.model), self.domains.classes)
         result = {"step": self.state.step, "target": self.held_out.name, "split": self.held_out.split}
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}

@@ -121,7 +121,8 @@ class SelfTraining(Method):
         blur_share: Share = 0.5
         """Share of blurred images."""
         mask_ratio: Share = 0.0
-        """Share of the blocks to hide in a target image for masked image consistency (published 0.7); 0: off."""
+        """Share of the blocks to hide in a target image, for masked image consistency (published 0.7); 0:
+        off."""
         mask_block: Count = 32
         """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
         mask_weight: NonNegative = 1.0

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from bench import end_to_end, gpu_check, gpu_kit, loader, measure, published, table
+from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table
 from bench.providers import PROVIDERS, CannotExpress
 from bench.registry import CASES, Case
 from fastuda import cli
@@ -130,6 +130,23 @@ def test_a_step_is_timed_on_both_sides(tmp_path):
         assert sum(float(row[f"{side}_{part}"]) for part in table.PARTS) == pytest.approx(1, abs=0.01)
 
 
+def test_an_option_is_timed_beside_steps_without_it(tmp_path):
+    rows = tmp_path / "results" / "beside.csv"
+    args = ["--method", "self_training", "--set", "mask_ratio=0.7", "--beside", "mask_ratio=0"]
+    args += ["--backbone", "small", "--crop", "32", "64", "--steps", "1", "--dtype", "float32"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.end_to_end", *args, "--threads", "1", "--csv", str(rows)],
+        cwd=table.HERE.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "self_training mask_ratio=0.7: " in done.stdout and "times a step with mask_ratio=0" in done.stdout
+    with rows.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert tuple(row) == beside.COLUMNS and row["settings"] == "mask_ratio=0.7"
+    ratio = float(row["seconds"]) / float(row["beside_s"])
+    assert float(row["ratio"]) == pytest.approx(ratio, abs=0.1 * ratio)
+
+
 def test_steps_whose_losses_differ_get_no_time():
     assert end_to_end.difference([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.5}]) == pytest.approx(0.2)
 
@@ -187,6 +204,7 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
         ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
         ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),
         ("end_to_end --method plca --set alhpa=1", "unknown setting 'method.alhpa'"),
+        ("end_to_end --method plca --beside alhpa=1", "unknown setting 'method.alhpa'"),
         ("end_to_end --steps 0", "--steps is 0; it must be at least 1"),
         ("end_to_end --csv FILE", "FILE has other columns than this bench; choose another --csv"),
         ("loader --photo FILE", "FILE cannot be read: no image that Pillow knows"),

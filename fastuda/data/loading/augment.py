@@ -50,7 +50,7 @@ def paste(mask: Tensor, above: Tensor, below: Tensor) -> Tensor:
 
 
 def block_mask(images: Tensor, block: int, share: float) -> Tensor:
-    """Images whose blocks are set to 0, the mean colour, each with probability ``share``.
+    """The images with random blocks set to 0, the mean colour, each with probability ``share``.
 
     The grid has ``round(H / block) x round(W / block)`` cells, so a cell is ``block`` pixels wide only if that
     divides the side. All channels of an image share a mask.
