@@ -29,9 +29,10 @@ class ModelConfig:
     """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16, mit_b0 to mit_b5
     (these need the extra ``transformers``), or small (for training from scratch)."""
     weights: str | None = None
-    """``imagenet``, the published file of the backbone, which is downloaded once; or a .pth or .safetensors
-    file; or None to train from scratch. Known keys: torchvision, Caffe-style DeepLab, AdaptSegNet, FADA,
-    timm, SegFormer (NVlabs, Hugging Face or mmsegmentation), and fastuda's own."""
+    """``imagenet``, the published file of the backbone, which is downloaded once (likewise
+    ``dinov2_vits14``, ``dinov2_vitb14`` and ``dinov2_vitl14``); or a .pth or .safetensors file; or None to
+    train from scratch. Known keys: torchvision, Caffe-style DeepLab, AdaptSegNet, FADA, timm, SegFormer
+    (NVlabs, Hugging Face or mmsegmentation), DINOv2, and fastuda's own."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: Literal[1, 2, 3, 4] = 4

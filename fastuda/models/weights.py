@@ -97,7 +97,8 @@ class WeightsReport:
 
     path: str
     layout: str
-    """Layout of the keys: fastuda, torchvision, caffe, timm, segformer, segformer-hf or segformer-mmseg."""
+    """Layout of the keys: fastuda, torchvision, caffe, timm, segformer, segformer-hf, segformer-mmseg or
+    dinov2."""
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     """Keys of the network that the file lacks; they start from scratch."""

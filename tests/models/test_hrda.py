@@ -228,7 +228,7 @@ def test_crops_that_do_not_fit_name_the_setting(size):
 
 def test_a_backbone_without_whole_cells_is_refused():
     model = build_model(ModelConfig(backbone="resnet18", caffe=True, hrda=(32, 32)), 4).eval()
-    with pytest.raises(UserError, match="one cell for every 8 x 8 pixels: set model.caffe=false"):
+    with pytest.raises(UserError, match=r"one cell for every 8 x 8 pixels: set model.caffe=false"):
         model(torch.randn(1, 3, 64, 64))
 
 
