@@ -275,6 +275,34 @@ def test_the_loss_of_the_source_is_that_of_the_formula(monkeypatch):
     same(gradients(first.losses["ce"], method.model), gradients(wanted, method.model))
 
 
+def test_the_feature_distance_is_of_the_context():
+    model, cls = small(), get_method("self_training")
+    model.pretrained = True
+    method = cls(cls.Config(feature_distance=0.5, feature_classes=None), model, 4).train()
+    data = batch(size=(64, 64))
+    with torch.no_grad():
+        for p in model.backbone.parameters():
+            p.add_(0.01)
+    model.eval()
+    initial = method.initial(data.source_image)
+    features = model.backbone(nnf.avg_pool2d(data.source_image, 2))
+    assert initial.shape == features.shape == (2, 128, 4, 4)
+    wanted = 0.5 * torch.linalg.vector_norm(features - initial, dim=1).mean()
+    first = next(iter(method.phases(data, 0)))
+    assert first.losses["feature_distance"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_composition_shares_the_window():
+    """Both parts have the same forward of the source, and so the same detail crop."""
+    cls = get_method("source_only+self_training")
+    method = cls(cls.Config(), small(), 4).train()
+    seen = []
+    method.model.backbone.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    first = next(iter(method.phases(batch(size=(64, 64)), 0)))
+    assert {"source_only_ce", "self_training_ce"} <= first.losses.keys() and seen == [2, 2]
+    sum(first.losses.values()).backward()
+
+
 def test_every_backbone_at_half_size_has_whole_cells():
     """Of those that are built without an optional package."""
     for name in BACKBONES:
