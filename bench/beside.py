@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.jobs import Failed, side, trainer
 from bench.machine import commit, machine
 from bench.measure import peak, start_peak
 from fastuda.engine.trainer import Trainer
@@ -25,6 +26,8 @@ COLUMNS = (
     *("method", "settings", "beside", "backbone", "crop", "batch", "dtype", "seconds", "beside_s", "ratio"),
     *("mib", "beside_mib", "machine", "torch", "commit", "date"),
 )
+
+SETTINGS = ("settings", "beside")
 
 
 def seconds(run: Trainer, device: str) -> float:
@@ -37,21 +40,21 @@ def seconds(run: Trainer, device: str) -> float:
     return clock() - began
 
 
-def measure(job: dict[str, Any], trainer: Callable[[dict[str, Any], Path], Trainer]) -> dict[str, Any]:
+def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Least seconds of a step, and its peak memory above what stays between steps in MiB; of the job's
     settings first, then of those in ``job["beside"]`` in their place."""
     device = job["device"]
     with tempfile.TemporaryDirectory() as folder:
         jobs = [job, {**job, "settings": {**job["settings"], **job["beside"]}}]
         runs = [trainer(one, Path(folder) / str(i)) for i, one in enumerate(jobs)]
-        memory = []
         for run in runs:
             run.method.train()
             run.step()  # the first step includes compilation and caches
-        for run in runs:
+        memory: list[list[float]] = [[], []]
+        for i in (0, 1, 1, 0):  # twice, as what freed memory leaves between blocks differs by some percent
             before = start_peak(device)
-            run.step()
-            memory.append(peak(device) - before)
+            runs[i].step()
+            memory[i].append(peak(device) - before)
         if device == "cpu":
             keep_freed_memory()
         times: list[list[float]] = [[], []]
@@ -60,28 +63,34 @@ def measure(job: dict[str, Any], trainer: Callable[[dict[str, Any], Path], Train
                 times[i].append(seconds(runs[i], device))
         for run in runs:
             run.loader.close()
-    return {"seconds": [min(of[1:]) for of in times], "mib": memory}
+    return {"seconds": [min(of[1:]) for of in times], "mib": list(map(min, memory))}
+
+
+def cost(job: dict, timeout: float = math.inf) -> dict[str, object]:
+    """Measure the job's settings beside those of ``--beside``, as one row.
+
+    Raises:
+        Failed: there is no measurement.
+    """
+    result = side(job, "fused", timeout)
+    if "failed" in result:
+        raise Failed(f"{job['method']}, {result['failed']}")
+    return row_of(job, result)
 
 
 def row_of(job: dict[str, Any], result: dict[str, Any]) -> dict[str, object]:
     """The row of a measurement."""
     (own, other), (mib, other_mib) = result["seconds"], result["mib"]
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"
-    shown = (" ".join(f"{k}={json.dumps(v)}" for k, v in job[key].items()) for key in ("settings", "beside"))
-    values = (
-        *(
-            job["method"],
-            *shown,
-            job["backbone"],
-            "x".join(map(str, job["crop"])),
-            job["batch"],
-            job["dtype"],
-        ),
-        *(f"{own:.3f}", f"{other:.3f}", f"{own / other:.2f}", f"{mib:.0f}", f"{other_mib:.0f}"),
-        *(f"{machine(job['device'])}{threads}", torch.__version__, commit()),
-        datetime.date.today().isoformat(),
-    )
-    return dict(zip(COLUMNS, values, strict=True))
+    settings, beside = (" ".join(f"{k}={json.dumps(v)}" for k, v in job[key].items()) for key in SETTINGS)
+    return {
+        "method": job["method"], "settings": settings, "beside": beside, "backbone": job["backbone"],
+        "crop": "x".join(map(str, job["crop"])), "batch": job["batch"], "dtype": job["dtype"],
+        "seconds": f"{own:.4g}", "beside_s": f"{other:.4g}", "ratio": f"{own / other:.2f}",
+        "mib": f"{mib:.0f}", "beside_mib": f"{other_mib:.0f}",
+        "machine": f"{machine(job['device'])}{threads}", "torch": torch.__version__,
+        "commit": commit(), "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
 
 
 def line_of(row: dict[str, object]) -> str:

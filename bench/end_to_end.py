@@ -17,10 +17,7 @@ import argparse
 import datetime
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,24 +26,19 @@ import torch
 from tqdm import tqdm
 
 from bench import beside, published, table
+from bench.jobs import HERE, Failed, config_of, losses, side, trainer
 from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
 from bench.rows import append_rows, check_rows, say
 from fastuda import cli
-from fastuda.config.resolve import resolve
-from fastuda.config.schema import RunConfig
-from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.profiling import PARTS, profile_step
-from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
-from fastuda.system import distributed
 from fastuda.system.log import setup_logging
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import support
 from fastuda.system.settings import parse_overrides
 
-HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
   python -m bench.end_to_end --method plca --crop 736 736 --steps 1
   python -m bench.end_to_end --method sepico --set variant=bank --dtype float32
@@ -66,46 +58,6 @@ COMPARED = 4
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-SETTINGS = {
-    "source_only": {"lovasz_weight": 0.0},
-    "plca": {"lovasz_weight": 0.75, "association_weight": 0.1},
-    "sepico": {"contrast_start": 0, "width": 512},
-    "weakseg": {"category_width": None},
-}
-"""The published settings where the shipped configuration of the scenes differs, and SePiCo's contrast from
-the first step."""
-
-
-def trainer(job: dict, folder: Path) -> Trainer:
-    """The trainer of one method on scenes of the crop's size, with the loader in the same process."""
-    scenes = ScenesConfig(source=4, target=4, evaluation=1, height=job["crop"][0], width=job["crop"][1])
-    root = Path(job.get("root") or folder)
-    ensure_scenes(root / "scenes", scenes, quiet=True)
-    return Trainer(config_of(job, root), folder / "run", distributed.start(job["device"]), quiet=True)
-
-
-def config_of(job: dict, root: Path) -> RunConfig:
-    """The configuration of a job.
-
-    Raises:
-        UserError: an unknown method, backbone or setting.
-    """
-    settings = {**SETTINGS.get(job["method"], {}), **job["settings"]}
-    sections = {name: settings.pop(name) for name in ("data", "model") if name in settings}
-    chosen = {
-        "method.name": job["method"], "data.data_root": str(root), "data.crop": job["crop"],
-        "data.batch_size": job["batch"], "data.workers": job.get("workers", 0), "data.loader": "torch",
-        "data.check_labels": 1,
-        "model.backbone": job["backbone"], "optim.lr": 1e-4, "optim.warmup": 0, "train.device": job["device"],
-        "train.amp": "force-bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
-        "train.keep_memory": False,
-    }  # fmt: skip
-    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, sections)
-
-
-def losses(run: Trainer) -> dict[str, float]:
-    """The loss terms of the last step."""
-    return {name: value for name, value in run.take_means().items() if name.startswith("train/")}
 
 
 def work(job: dict) -> dict[str, object]:
@@ -120,7 +72,7 @@ def work(job: dict) -> dict[str, object]:
     setup_logging(quiet=True)
     device = job["device"]
     if "beside" in job:
-        return beside.measure(job, trainer)
+        return beside.measure(job)
     times, terms = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = trainer(job, Path(folder))
@@ -145,23 +97,6 @@ def work(job: dict) -> dict[str, object]:
             "ops": profile.ops}  # fmt: skip
 
 
-def side(job: dict, name: str, timeout: float = math.inf) -> dict:
-    """Run one side in its own process."""
-    command = [sys.executable, "-m", "bench.end_to_end", "--worker", json.dumps({**job, "side": name})]
-    try:
-        done = subprocess.run(
-            command, cwd=HERE.parent, env=dict(os.environ), capture_output=True, text=True,
-            timeout=None if timeout == math.inf else timeout,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took over {timeout:.0f} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line[7:])
-    memory = [line for line in done.stderr.splitlines() if "OutOfMemoryError" in line]
-    return {"failed": "out of memory" if memory else f"ended with {done.returncode}:\n{done.stderr[-2000:]}"}
-
-
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
     """Largest relative difference of any loss term at any step."""
     return max(
@@ -169,10 +104,6 @@ def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> 
         for a, b in zip(fused, truth, strict=True)
         for name in b
     )
-
-
-class Failed(Exception):
-    """A method has no row."""
 
 
 def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
@@ -222,18 +153,6 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         "machine": f"{machine(job['device'])}{threads}", "torch": torch.__version__,
         "commit": commit(), "date": datetime.date.today().isoformat(),
     }  # fmt: skip
-
-
-def cost(job: dict, timeout: float = math.inf) -> dict[str, object]:
-    """Measure the job's settings beside those of ``--beside``, as one row.
-
-    Raises:
-        Failed: there is no measurement.
-    """
-    result = side(job, "fused", timeout)
-    if "failed" in result:
-        raise Failed(f"{job['method']}, {result['failed']}")
-    return beside.row_of(job, result)
 
 
 def line_of(row: dict[str, object]) -> str:
@@ -318,7 +237,9 @@ def main() -> int:
         for name in args.method or every
     ]  # fmt: skip
     other = parse_overrides(args.beside)
-    columns, measure, line = (beside.COLUMNS, cost, beside.line_of) if other else (COLUMNS, compare, line_of)
+    columns, measure, line = COLUMNS, compare, line_of
+    if other:
+        columns, measure, line = beside.COLUMNS, beside.cost, beside.line_of
     for job in jobs:  # check all before the first measurement
         config_of(job, Path())
         if other:

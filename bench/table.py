@@ -160,8 +160,9 @@ def steps() -> str:
 
 
 COSTS = """
-What an option costs (`python -m bench.end_to_end --set ... --beside ...`): steps with the first settings and with
-the second by turns in one process, the least of each; on a CPU seconds of the processor. MiB as above.
+What an option costs (`python -m bench.end_to_end --set ... --beside ...`): steps with the first settings
+and with the second by turns in one process, the least of each; on a CPU seconds of the processor. MiB as
+above.
 """
 
 

@@ -61,7 +61,6 @@ class Trainer:
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
         self.domains = setup.open_domains(config.data, world)
-        self.held_out = self.domains.held_out
         self.method = setup.build_method(config, len(self.domains.classes), world)
         self.input = self.method.model.input
         self.networks = self.method.networks()
@@ -227,7 +226,7 @@ class Trainer:
         try:
             scores = evaluate(
                 self.method,
-                self.held_out,
+                self.domains.held_out,
                 self.config.data,
                 self.world,
                 how=Inference(amp=self.amp),
@@ -240,14 +239,14 @@ class Trainer:
         except Stopped:
             self._stop(loggers)
         self.state.owed = False
-        if folder and not len(self.held_out) and self.config.eval.pictures and self.world.first:
+        if folder and not len(self.domains.held_out) and self.config.eval.pictures and self.world.first:
             self._look(folder)
         per_class = dict(zip(scores.classes, scores.iou, strict=True))
         values = {f"val/{key}": value for key, value in scores.protocols().items() if value == value}
         values |= {f"iou/{name}": value for name, value in per_class.items() if value == value}
         loggers.log(self.state.step, values)
-        if len(self.held_out):
-            where = f"{self.held_out.name} ({self.held_out.split})"
+        if len(self.domains.held_out):
+            where = f"{self.domains.held_out.name} ({self.domains.held_out.split})"
             where += "" if scores.other_iou is None else f", by {scores.protocol}"
             log.info("step %d: mIoU %.2f on %s", self.state.step, scores.miou, where)
         if scores.miou > self.state.best:
@@ -296,7 +295,8 @@ class Trainer:
         if not self.world.first:
             return
         save_model(self.out / "model.safetensors", bare(self.method.model), self.domains.classes)
-        result = {"step": self.state.step, "target": self.held_out.name, "split": self.held_out.split}
+        held_out = self.domains.held_out
+        result = {"step": self.state.step, "target": held_out.name, "split": held_out.split}
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
         with written(self.out / "result.json", fsync=True) as draft:

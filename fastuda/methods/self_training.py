@@ -190,8 +190,9 @@ class SelfTraining(Method):
         source = self.model(batch.source_image)
         ce = self._ce(source, batch.source_label)
         losses = {"ce": ce} | self._source_distance(source, batch.source_image, batch.source_label)
+        del source, ce  # the backward frees its maps one after another
         yield Phase("model", losses, {"confident": pseudo.confident})
-        del source, ce, losses
+        del losses
         yield from self._on_target(self.model, batch, batch.target_image, pseudo)
 
     def _follow(self, student: nn.Module, step: int) -> None:
@@ -236,23 +237,21 @@ class SelfTraining(Method):
 
     def _source_distance(self, source: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The feature distance of the student's output for source images, if it has a weight."""
-        config = self.config
-        if not config.feature_distance:
+        weight, last = self.config.feature_distance, max(self.config.feature_classes or (0,))
+        if not weight:
             return {}
-        if max(config.feature_classes or (0,)) >= self.num_classes:
+        if last >= self.num_classes:
             raise UserError(
-                f"method.feature_classes names class {max(config.feature_classes or ())} of"
-                f" {self.num_classes}"
+                f"method.feature_classes names class {last} of {self.num_classes}: name the run's own, or"
+                " null for all cells"
             )
-        distance = self._distance(source, images, labels)
-        return {"feature_distance": config.feature_distance * distance}
+        return {"feature_distance": weight * self._distance(source, images, labels)}
 
     def _distance(self, output: Any, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Distance of the student's output to the initial weights' features of ``images``; of all cells
-        without labels."""
+        """Distance of the student's output to the initial features; of all cells without labels."""
         if self.initial is None:
             raise UserError(
-                f"method.feature_distance of {self.name} keeps features near those of pretrained weights:"
+                "method.feature_distance and feature_target keep features near those of pretrained weights:"
                 " name a file with --weights"
             )
         config = self.config

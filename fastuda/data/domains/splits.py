@@ -251,11 +251,14 @@ def _is_image_name(name: str) -> bool:
 
 def evaluation_split(root: Path, entry: DomainEntry, target_split: str | None) -> str:
     """Split that evaluates a target split: the entry's, or the split with train replaced by val or test.
+    A list file has the entry's, unless that is all images.
 
     Raises:
         UserError: there is none.
     """
     if target_split is None or target_split == entry.target_split:
+        return entry.eval_split
+    if is_list(target_split) and entry.eval_split != "all":
         return entry.eval_split
     if target_split in entry.eval_splits:
         return entry.eval_splits[target_split]

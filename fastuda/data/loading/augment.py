@@ -52,8 +52,8 @@ def paste(mask: Tensor, above: Tensor, below: Tensor) -> Tensor:
 def block_mask(images: Tensor, block: int, share: float) -> Tensor:
     """The images with random blocks set to 0, the mean colour, each with probability ``share``.
 
-    The grid has ``round(H / block) x round(W / block)`` cells, so a cell is ``block`` pixels wide only if that
-    divides the side. All channels of an image share a mask.
+    The grid has ``round(H / block) x round(W / block)`` cells, so that a cell has ``block`` pixels only if
+    that divides the side. All channels of an image share a mask.
 
     Args:
         images: normalised images [B, C, H, W].

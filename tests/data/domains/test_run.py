@@ -105,6 +105,15 @@ def test_a_labelled_part_of_the_target_is_a_list(cityscapes, gta5, tmp_path, mon
         assert stored.endswith(":few.txt") and "few.txt:" not in stored
 
 
+def test_a_listed_part_of_the_target_is_evaluated_as_the_target_is(cityscapes, tmp_path):
+    (cityscapes / "few.txt").write_text("".join(names_in(cityscapes / "leftImg8bit", "train", 2)))
+    assert open_domain(f"cityscapes:{cityscapes}:few.txt", role="evaluation", data_root=".").split == "val"
+    root = folder(tmp_path / "own")
+    (root / "few.txt").write_text("a.png\n")
+    with pytest.raises(UserError, match=r"which split evaluates folder:few\.txt"):
+        open_domain(f"folder:{root}:few.txt", role="evaluation", data_root=".")
+
+
 def test_a_list_that_is_not_there_is_one_line(cityscapes):
     with pytest.raises(UserError, match=r"no list few\.txt in .*cityscapes or in the working directory"):
         open_domain(f"cityscapes:{cityscapes}:few.txt", role="source", data_root=".")
@@ -115,8 +124,8 @@ def test_an_evaluated_image_is_refused_as_a_source(cityscapes, gta5, tmp_path):
     names = names_in(cityscapes / "leftImg8bit", "train", 2) + names_in(cityscapes / "leftImg8bit", "val", 1)
     (cityscapes / "few.txt").write_text("".join(names))
     said = (
-        r"1 of 3 images of the source cityscapes \(split few\.txt\) are evaluated, in cityscapes \(split val\);"
-        r" the first is .*val.*: leave them out"
+        r"1 of 3 images of the source cityscapes \(split few\.txt\) are evaluated, in cityscapes"
+        r" \(split val\); the first is .*val.*: leave them out"
     )
     with pytest.raises(UserError, match=said):
         open_run(config(f"gta5:{gta5},{target}:few.txt", target))
