@@ -57,8 +57,11 @@ def open_domains(data: DataConfig, world: World) -> RunDomains:
     return domains
 
 
-def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
+def build_method(config: RunConfig, num_classes: int, world: World, pretrained: bool = True) -> Method:
     """Seed, then build the method and its networks on the device.
+
+    Args:
+        pretrained: False for a run that continues from a checkpoint, which holds all weights.
 
     Raises:
         UserError: the weights do not fit, or the method refuses a setting.
@@ -68,7 +71,7 @@ def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
     with world.first_goes_ahead():  # the first process may have to download the weights
         weights_path(config.model)
     seed_everything(config.train.seed)
-    model = build_model(config.model, num_classes)
+    model = build_model(config.model, num_classes, pretrained)
     method = get_method(config.method["name"])(config.method_config(), model, num_classes)
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)

@@ -106,6 +106,8 @@ class SelfTraining(Method):
         """Decay of the teacher: ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
         threshold: NonNegative = 0.968
         """Smallest probability of a confident pixel."""
+        flip_pseudo_label: bool = False
+        """Average the teacher's probabilities with those of the mirrored image (VFM-UDA)."""
         ssl_weight: float = 1.0
         """Weight of the loss on the mixed image."""
         ignore_top: Natural = 0
@@ -218,7 +220,14 @@ class SelfTraining(Method):
         return self._weighted(probability, label)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        return upsampled(self.teacher(images).logits, images, self.model.align_corners).softmax(1)
+        """[B, K, H, W] of the teacher: the mean of ``softmax(image)`` and of the mirrored image's, mirrored
+        back, if that is asked for."""
+        align = self.model.align_corners
+        p = upsampled(self.teacher(images).logits, images, align).softmax(1)
+        if not self.config.flip_pseudo_label:
+            return p
+        mirrored = upsampled(self.teacher(images.flip(3)).logits, images, align).softmax(1)
+        return (p + mirrored.flip(3)) / 2
 
     def _weighted(self, probability: Tensor, label: Tensor) -> PseudoLabel:
         confident = joint_share((probability >= self.config.threshold).to(probability.dtype).mean())

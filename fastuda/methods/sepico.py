@@ -59,9 +59,11 @@ class Student(nn.Module):
         embedding = self.projection(out.features) if project else None
         return StudentOutput(out.features, out.logits, embedding, out.deepest, out.detail)
 
-    def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """The segmentor's parameter groups and the projection head's, which has the head's learning rate."""
-        groups = self.segmentor.param_groups(lr, head_lr_mult)
+        groups = self.segmentor.param_groups(lr, head_lr_mult, layer_decay)
         return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
 
 

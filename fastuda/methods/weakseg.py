@@ -197,6 +197,8 @@ class WeakSeg(Method):
 
     def _pool(self, features: Tensor, logits: Tensor) -> Tensor:
         """[B, C, K]."""
+        if logits.shape[2:] != features.shape[2:]:  # of a head with finer logits
+            logits = nnf.interpolate(logits, features.shape[2:], mode="area")
         return F.category_pool(pixel_major(features), pixel_major(logits.detach())).transpose(1, 2)
 
     def _judge(self, *sides: tuple[Tensor, Tensor, float]) -> list[Tensor]:

@@ -129,9 +129,11 @@ class HRSegmentor(Segmentor):
             return self._one_window(images)
         return self._frames(images)
 
-    def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """The segmentor's parameter groups, and the attention head's with the head's learning rate."""
-        groups = super().param_groups(lr, head_lr_mult)
+        groups = super().param_groups(lr, head_lr_mult, layer_decay)
         own = [p for p in self.attention.parameters() if p.requires_grad]
         return [*groups, {"params": own, "lr": lr * head_lr_mult}]
 

@@ -201,6 +201,21 @@ def test_heads_and_backbones(settings):
         assert rates[id(p)] == (1.0 if name.startswith("backbone.") else 10.0), name
 
 
+def test_a_backbone_of_hugging_face(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    config.save_pretrained(tmp_path)
+    model = build_model(ModelConfig(backbone=f"hf:{tmp_path}", hrda=(32, 64)), 4).train()
+    out = model(torch.randn(2, 3, 64, 128))
+    assert model.stride == 4 and out.logits.shape == (2, 4, 16, 32) and out.features.shape[2:] == (8, 16)
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 70, 150)).logits.shape == (1, 4, 18, 38)
+    with pytest.raises(
+        UserError, match=r"model.hrda needs a backbone and a head, and hf:.*"
+    ):
+        build_model(ModelConfig(network=f"hf:{tmp_path}", hrda=(32, 64)), 4)
+
+
 def test_the_attention_of_daformer_has_no_context():
     pytest.importorskip("transformers")
     model = build_model(ModelConfig(backbone="mit_b0", hrda=(32, 32)), 4)

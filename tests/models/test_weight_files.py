@@ -179,7 +179,7 @@ def as_dinov2(state):
 
 
 @pytest.mark.parametrize("registers", [0, 4])
-def test_dinov2_of_the_hub_in_the_names_of_transformers(registers):
+def test_dinov2_of_the_hub_in_the_names_of_transformers(registers, tmp_path):
     transformers = pytest.importorskip("transformers")
     kind = "Dinov2WithRegisters" if registers else "Dinov2"
     more = {"num_register_tokens": registers} if registers else {}
@@ -196,3 +196,7 @@ def test_dinov2_of_the_hub_in_the_names_of_transformers(registers):
     found, layout = remap(hub)
     assert layout == "dinov2" and found.keys() == {f"backbone.network.{key}" for key in state}
     assert all(torch.equal(found[f"backbone.network.{key}"], value) for key, value in state.items())
+    config.save_pretrained(tmp_path)
+    torch.save(hub, tmp_path / "hub.pth")
+    model = loaded(tmp_path / "hub.pth", f"hf:{tmp_path}")
+    assert holds(model, {f"network.{key}": value for key, value in state.items()})
