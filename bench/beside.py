@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bench.jobs import Failed, side, trainer
 from bench.machine import commit, machine
-from bench.measure import peak, start_peak
 from fastuda.engine.trainer import Trainer
 from fastuda.system.memory import keep_freed_memory
 
@@ -40,6 +40,23 @@ def seconds(run: Trainer, device: str) -> float:
     return clock() - began
 
 
+def allocated(run: Trainer, device: str) -> float:
+    """MiB that torch's allocator holds at most during a step, above what it holds after it. The memory of the
+    process would differ by some percent from what freed blocks leave between others."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        run.step()
+        return (torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run.step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return (highest - held) / 2**20
+
+
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Least seconds of a step, and its peak memory above what stays between steps in MiB; of the job's
     settings first, then of those in ``job["beside"]`` in their place."""
@@ -50,11 +67,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         for run in runs:
             run.method.train()
             run.step()  # the first step includes compilation and caches
-        memory: list[list[float]] = [[], []]
-        for i in (0, 1, 1, 0):  # twice, as what freed memory leaves between blocks differs by some percent
-            before = start_peak(device)
-            runs[i].step()
-            memory[i].append(peak(device) - before)
+        memory = [allocated(run, device) for run in runs]
         if device == "cpu":
             keep_freed_memory()
         times: list[list[float]] = [[], []]
@@ -63,7 +76,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
                 times[i].append(seconds(runs[i], device))
         for run in runs:
             run.loader.close()
-    return {"seconds": [min(of[1:]) for of in times], "mib": list(map(min, memory))}
+    return {"seconds": [min(of[1:]) for of in times], "mib": memory}
 
 
 def cost(job: dict, timeout: float = math.inf) -> dict[str, object]:

@@ -161,8 +161,8 @@ def steps() -> str:
 
 COSTS = """
 What an option costs (`python -m bench.end_to_end --set ... --beside ...`): steps with the first settings
-and with the second by turns in one process, the least of each; on a CPU seconds of the processor. MiB as
-above.
+and with the second by turns in one process, the least of each; on a CPU seconds of the processor. MiB that
+torch's allocator holds at the peak above what it holds after the step.
 """
 
 
