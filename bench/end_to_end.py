@@ -216,7 +216,8 @@ def build_parser() -> argparse.ArgumentParser:
     machine_flags(p, "all methods")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of the methods, e.g. contrast=false (repeatable)",
+        help="a setting of the methods, e.g. contrast=false, or of the sections data and model, e.g."
+        " model.hrda=[128,128] (repeatable)",
     )  # fmt: skip
     p.add_argument(
         "--beside", action="append", default=[], metavar="KEY=VALUE",

@@ -41,6 +41,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
         UserError: an unknown method, backbone or setting.
     """
     settings = {**SETTINGS.get(job["method"], {}), **job["settings"]}
+    sections = {name: settings.pop(name) for name in ("data", "model") if name in settings}
     chosen = {
         "method.name": job["method"], "data.data_root": str(root), "data.crop": job["crop"],
         "data.batch_size": job["batch"], "data.workers": job.get("workers", 0), "data.loader": "torch",
@@ -49,7 +50,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
         "train.amp": "force-bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
         "train.keep_memory": False,
     }  # fmt: skip
-    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, {})
+    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, sections)
 
 
 def losses(run: Trainer) -> dict[str, float]:

@@ -3,7 +3,8 @@
 In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op,
 ``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those
 of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an
-op's kernels are, and ``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
+op's kernels are, ``<!-- published weights -->`` lists the weight files that have a name, and
+``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if str(ROOT) not in sys.path:
 
 NONE = "not measured"
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>")
-MARK = re.compile(r"<!-- (measured|implementations|settings|section|reference) ([\w.]+) -->")
+MARK = re.compile(r"<!-- (measured|implementations|settings|section|reference|published) ([\w.]+) -->")
 
 
 def measured(op: str) -> str:
@@ -120,6 +121,24 @@ def reference(package: str) -> str:
     return "\n\n".join(f"::: {item.__module__}.{item.__qualname__}" for item in exported)
 
 
+def published(name: str) -> str:
+    """The weight files that ``--weights`` knows by name."""
+    from fastuda.models.published import DINOV2, IMAGENET
+
+    lines = [["`--weights`", "`--backbone`", "public name", "file", "MiB", "licence of the weights"]]
+    lines.append(["---"] * 6)
+    files = [("imagenet", f"`{backbone}`", file) for backbone, file in IMAGENET.items()]
+    files += [(key, "DINOv2", file) for key, file in DINOV2.items()]
+    for key, backbone, file in files:
+        size = "not published" if file.megabytes is None else f"{file.megabytes:.1f}"
+        link = f"[{file.name}]({file.url})"
+        lines.append([f"`{key}`", backbone, file.public_name, link, size, file.licence])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+MAKERS = (measured, implementations, settings, section, reference, published)
+
+
 def _shown(field: Any) -> str:
     """The default as it is written in a configuration."""
     from fastuda.system.settings import plain
@@ -143,7 +162,7 @@ def _field_docs(config: type) -> dict[str, str]:
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """MkDocs calls this with the text of every page."""
-    makers = {maker.__name__: maker for maker in (measured, implementations, settings, section, reference)}
+    makers = {maker.__name__: maker for maker in MAKERS}
     return MARK.sub(lambda mark: makers[mark[1]](mark[2]), markdown)
 
 

@@ -18,6 +18,7 @@ from fastuda.engine.optim import build_optimizer
 from fastuda.engine.parallel import sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import build_model
+from fastuda.models.build import weights_path
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import choose
@@ -56,16 +57,21 @@ def open_domains(data: DataConfig, world: World) -> RunDomains:
     return domains
 
 
-def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
+def build_method(config: RunConfig, num_classes: int, world: World, pretrained: bool = True) -> Method:
     """Seed, then build the method and its networks on the device.
+
+    Args:
+        pretrained: False for a run that continues from a checkpoint, which holds all weights.
 
     Raises:
         UserError: the weights do not fit, or the method refuses a setting.
     """
     if world.device.type == "cpu" and config.train.keep_memory:
         keep_freed_memory()
+    with world.first_goes_ahead():  # the first process may have to download the weights
+        weights_path(config.model)
     seed_everything(config.train.seed)
-    model = build_model(config.model, num_classes)
+    model = build_model(config.model, num_classes, pretrained)
     method = get_method(config.method["name"])(config.method_config(), model, num_classes)
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)

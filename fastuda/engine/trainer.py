@@ -32,6 +32,7 @@ from fastuda.inference.saved import save_model
 from fastuda.inference.scores import Scores
 from fastuda.inference.windows import Inference
 from fastuda.methods.base import phases_of
+from fastuda.models.build import described
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from fastuda.system.files import clean, written
@@ -58,10 +59,12 @@ class Trainer:
         begun = None if resume is None else checkpoint.load(resume)
         asked = config.train.amp
         config = setup.with_precision(config, world, begun)
+        with world.first_goes_ahead():  # the first process may have to fetch files
+            config = dataclasses.replace(config, model=described(config.model))
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
         self.domains = setup.open_domains(config.data, world)
-        self.method = setup.build_method(config, len(self.domains.classes), world)
+        self.method = setup.build_method(config, len(self.domains.classes), world, begun is None)
         self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}

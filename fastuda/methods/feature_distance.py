@@ -38,7 +38,7 @@ class InitialFeatures(nn.Module):
         self.held = (frozen,)
         """In a tuple, so that it is no submodule."""
         content = hashlib.blake2b(digest_size=7)
-        for value in frozen.state_dict().values():
+        for value in frozen.backbone.state_dict().values():
             content.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         self.register_buffer("digest", torch.tensor(int.from_bytes(content.digest(), "big")))
 

@@ -19,7 +19,7 @@ from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
 from fastuda.methods.feature_distance import InitialFeatures, feature_distance
 from fastuda.methods.registry import register
-from fastuda.methods.tensors import upsampled
+from fastuda.methods.tensors import upsampled, with_detail
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
@@ -106,6 +106,8 @@ class SelfTraining(Method):
         """Decay of the teacher: ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
         threshold: NonNegative = 0.968
         """Smallest probability of a confident pixel."""
+        flip_pseudo_label: bool = False
+        """Average the teacher's probabilities with those of the mirrored image (VFM-UDA)."""
         ssl_weight: float = 1.0
         """Weight of the loss on the mixed image."""
         ignore_top: Natural = 0
@@ -186,10 +188,9 @@ class SelfTraining(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         self._follow(self.model, step)
-        align = self.model.align_corners
         pseudo = self._pseudo_label(batch.target_image, batch.target_match)
         source = self.model(batch.source_image)
-        ce = pixel_mean_ce(source.logits, batch.source_label, align, class_weight=self.class_weight)
+        ce = self._ce(source, batch.source_label)
         losses = {"ce": ce} | self._source_distance(source, batch.source_image, batch.source_label)
         del source, ce  # the backward frees its maps one after another
         yield Phase("model", losses, {"confident": pseudo.confident})
@@ -219,7 +220,14 @@ class SelfTraining(Method):
         return self._weighted(probability, label)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        return upsampled(self.teacher(images).logits, images, self.model.align_corners).softmax(1)
+        """[B, K, H, W] of the teacher: the mean of ``softmax(image)`` and of the mirrored image's, mirrored
+        back, if that is asked for."""
+        align = self.model.align_corners
+        p = upsampled(self.teacher(images).logits, images, align).softmax(1)
+        if not self.config.flip_pseudo_label:
+            return p
+        mirrored = upsampled(self.teacher(images.flip(3)).logits, images, align).softmax(1)
+        return (p + mirrored.flip(3)) / 2
 
     def _weighted(self, probability: Tensor, label: Tensor) -> PseudoLabel:
         confident = joint_share((probability >= self.config.threshold).to(probability.dtype).mean())
@@ -228,6 +236,13 @@ class SelfTraining(Method):
         if self.config.ignore_bottom:
             weight[:, -self.config.ignore_bottom :] = 0
         return PseudoLabel(label, weight, confident)
+
+    def _ce(self, output: Any, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """:func:`pixel_mean_ce` of the student's output."""
+        align = self.model.align_corners
+        return with_detail(
+            output, labels, lambda z, y, w: pixel_mean_ce(z, y, align, w, self.class_weight), weight
+        )
 
     def _source_distance(self, source: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The feature distance of the student's output for source images, if it has a weight."""
@@ -280,16 +295,14 @@ class SelfTraining(Method):
         image = augment.paste(mask, batch.source_image, target)
         label = augment.paste(mask, batch.source_label, pseudo.label)
         weight = torch.where(mask, 1.0, pseudo.weight)
-        logits = student(self._strong(image)).logits
-        loss = pixel_mean_ce(logits, label, self.model.align_corners, weight, self.class_weight)
+        loss = self._ce(student(self._strong(image)), label, weight)
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
 
     def _masked(self, student: nn.Module, target: Tensor, pseudo: PseudoLabel) -> Phase:
         """The loss on target images with hidden blocks, by the labels of the whole images."""
         config = self.config
         image = augment.block_mask(self._strong(target), config.mask_block, config.mask_ratio)
-        logits = student(image).logits
-        loss = pixel_mean_ce(logits, pseudo.label, self.model.align_corners, pseudo.weight, self.class_weight)
+        loss = self._ce(student(image), pseudo.label, pseudo.weight)
         return Phase("model", {"masked": config.mask_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:

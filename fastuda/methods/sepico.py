@@ -21,11 +21,11 @@ from fastuda.methods.base import Phase
 from fastuda.methods.cells import downsample_labels
 from fastuda.methods.crops import balanced_crops, cut
 from fastuda.methods.registry import register
-from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
+from fastuda.methods.self_training import PseudoLabel, SelfTraining
 from fastuda.methods.tensors import at_least_float32
 from fastuda.models.ema import EMATeacher
 from fastuda.models.projection import ProjectionHead
-from fastuda.models.segmentor import Segmentor
+from fastuda.models.segmentor import Detail, Segmentor
 from fastuda.ops import ClassStatistics, PrototypeBank
 from fastuda.system.distributed import joint_mean, joint_share, joint_sum
 from fastuda.system.settings import Count, Natural, Positive, Size
@@ -42,6 +42,8 @@ class StudentOutput(NamedTuple):
     """[B, A, h, w] unit vectors, if requested."""
     deepest: Tensor | None
     """As of the segmentor."""
+    detail: Detail | None
+    """As of the segmentor."""
 
 
 class Student(nn.Module):
@@ -55,11 +57,13 @@ class Student(nn.Module):
     def forward(self, images: Tensor, project: bool = False) -> StudentOutput:
         out = self.segmentor(images)
         embedding = self.projection(out.features) if project else None
-        return StudentOutput(out.features, out.logits, embedding, out.deepest)
+        return StudentOutput(out.features, out.logits, embedding, out.deepest, out.detail)
 
-    def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """The segmentor's parameter groups and the projection head's, which has the head's learning rate."""
-        groups = self.segmentor.param_groups(lr, head_lr_mult)
+        groups = self.segmentor.param_groups(lr, head_lr_mult, layer_decay)
         return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
 
 
@@ -142,9 +146,7 @@ class SePiCo(SelfTraining):
 
         images = self._strong(batch.source_image)
         source = self.student(images, project=contrast)
-        ce = pixel_mean_ce(
-            source.logits, batch.source_label, self.model.align_corners, class_weight=self.class_weight
-        )
+        ce = self._ce(source, batch.source_label)
         losses: dict[str, Tensor] = {"ce": ce} | self._source_distance(source, images, batch.source_label)
         metrics: dict[str, Tensor] = {"confident": pseudo.confident}
         if source.embedding is not None:

@@ -122,7 +122,10 @@ def test_an_interrupted_evaluation_is_made_up_for_with_any_interval(scenes_root,
     assert sorted({step for step, name, _ in curves(out) if name.startswith("val/")}) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("method", [*sorted(METHODS), "self_training with its options"])
+OPTIONS = ["self_training with its options", "self_training with its options and hrda"]
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), *OPTIONS])
 def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
     more = ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
     if " " in method:
@@ -130,6 +133,7 @@ def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
         torch.save(build_model(ModelConfig(backbone="small"), 19).state_dict(), weights)
         more += ["--weights", weights, "method.mask_ratio=0.7", "method.mask_block=8"]
         more += ["method.feature_distance=0.1", "method.feature_target=0.1"]
+        more += ["model.hrda=[16, 32]"] if "hrda" in method else []
         method = method.split()[0]
     whole, out = tmp_path / "whole", tmp_path / "run"
     done = fastuda("train", *arguments(scenes_root, whole, method, *more, "--steps", 5))
