@@ -24,6 +24,7 @@ from fastuda.errors import UserError
 from fastuda.inference.saved import save_model
 from fastuda.inference.windows import probabilities
 from fastuda.methods import Method
+from fastuda.models.huggingface import no_export
 from fastuda.ops._backends import default_backend
 from fastuda.system.files import written
 
@@ -72,6 +73,9 @@ def trace(method: Method) -> torch.export.ExportedProgram:
     Raises:
         UserError: the method computes something that torch.export cannot follow.
     """
+    reason = no_export(getattr(method.model.backbone, "network", method.model.backbone))
+    if reason:
+        raise UserError(f"{reason}: take --format safetensors")
     free = torch.export.Dim.DYNAMIC
     try:
         with default_backend("reference"), _hushed(), torch.no_grad():
