@@ -20,7 +20,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("Swin", TINY_SWIN),
     "convnextv2": ("ConvNextV2", TINY_STAGES),
     "resnet": ("ResNet", {**TINY_STAGES, "embedding_size": 16, "layer_type": "basic"}),
-    "pvt_v2": ("PvtV2", {"hidden_sizes": [16, 32, 32, 64], "depths": [1] * 4, "num_attention_heads": [1] * 4}),
+    "pvt_v2": (
+        "PvtV2",
+        {"hidden_sizes": [16, 16, 32, 32], "depths": [1] * 4, "num_attention_heads": [1] * 4},
+    ),
     "hiera": ("Hiera", {"image_size": [64, 64], "embed_dim": 16, "depths": [1] * 4, "num_heads": [1] * 4}),
 }  # fmt: skip
 """Name of a backbone's class before ``Config`` and ``Backbone``, and a tiny configuration."""
