@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastuda.ops import reference_losses
+from fastuda.ops.class_statistics import reference as plain_statistics
+from fastuda.ops.local_affinity import reference as plain_affinity
 from tests.helpers import within_budget
 
 HERE = Path(__file__).parent
@@ -63,7 +64,7 @@ def test_affinity(emulated, size, neighbours, distance, kind):
 
     def reference(dtype):
         leaf = p.to(dtype).requires_grad_()
-        value = reference_losses.local_affinity(leaf, neighbours, distance, kind)
+        value = plain_affinity(leaf, neighbours, distance, kind)
         return value.detach(), torch.autograd.grad(value, leaf, weight.to(dtype))[0]
 
     found = torch.full(weight.shape, torch.nan), torch.full(p.shape, torch.nan)
@@ -81,7 +82,7 @@ def test_affinity(emulated, size, neighbours, distance, kind):
 def test_affinity_cleaning(emulated, size, neighbours):
     p = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).softmax(1)
     exact = p.double().requires_grad_()
-    wanted = reference_losses.local_affinity(exact, neighbours, 1, "product").sum()
+    wanted = plain_affinity(exact, neighbours, 1, "product").sum()
     (wanted_grad,) = torch.autograd.grad(wanted, exact)
     shape = AffinityShape(2, 3, *size, neighbours, 1)
     emulated.fastuda_affinity_blocks.restype = ctypes.c_int64
@@ -112,8 +113,8 @@ def test_class_statistics(emulated, n, width, classes):
     found = [torch.full(size, torch.nan) for size in ((classes,), (classes, width), (classes, width))]
     places = [at(t) for t in (x, labels, *found, partial)]
     assert emulated.fastuda_class_statistics(*places, shape, None) == 0
-    plain = reference_losses.class_statistics(x, labels, classes, 255)
-    truth = reference_losses.class_statistics(x.double(), labels, classes, 255)
+    plain = plain_statistics(x, labels, classes, 255)
+    truth = plain_statistics(x.double(), labels, classes, 255)
     for name, *three in zip(("count", "mean", "variance"), found, plain, truth, strict=True):
         within_budget(*three, name, torch.float32)
 
