@@ -156,16 +156,19 @@ def register(
         rows.append(Backend(op, "triton", "cuda", FLOATS, operators, triton_limit))
         for operator in operators:
             for key in ("CUDA", "CPU"):
-                library.impl(f"{operator}.triton", _lazy_launcher(op, operator), key)
+                library.impl(f"{operator}.triton", launcher(op, operator), key)
                 if library_channels:
-                    library.impl(f"{operator}.library", _lazy_launcher(op, operator, library=True), key)
+                    library.impl(f"{operator}.library", launcher(op, operator, library=True), key)
     rows.append(Backend(op, "reference", "any", (*FLOATS, torch.float64)))
     BACKENDS[op] = tuple(rows)
 
 
-def _lazy_launcher(op: str, operator: str, **options: Any) -> Any:
-    def launch(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"fastuda.kernels.{op}"), operator)(*args, **options)
+def launcher(op: str, operator: str, **options: Any) -> Callable[..., Any]:
+    """The function of that name in ``fastuda.kernels.<op>``, which its first call imports."""
+
+    def launch(*args: Any, **more: Any) -> Any:
+        module = importlib.import_module(f"fastuda.kernels.{op}")
+        return getattr(module, operator)(*args, **options, **more)
 
     return launch
 

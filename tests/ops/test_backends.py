@@ -1,6 +1,7 @@
 """Backend selection, registration, and the direction of imports."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,37 @@ import torch
 
 import fastuda.ops as F
 from fastuda.ops import _backends, _schema
+from tests import cases
+from tests.cases import OPS, _inputs, case, every
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_public_op_has_rows_and_a_reference():
-    for op in F.__all__:
-        if op in ("backends", "release_memory") or not op.islower():
-            continue
+def test_every_public_op_has_a_reference_and_a_module_of_cases():
+    public = [op for op in F.__all__ if op.islower() and op not in ("backends", "release_memory")]
+    assert public == list(OPS)
+    for op in OPS:
         rows = F.backends(op)
         assert rows[-1].name == "reference" and rows[-1].usable
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_are_complete(op):
+    """What is missing, or misspelt, would not be tested."""
+    names = {
+        name
+        for name, value in vars(case(op)).items()
+        if name[0] != "_" and getattr(value, "__module__", case(op).__name__) == case(op).__name__
+    }
+    names -= set(vars(_inputs)) | {"dataclasses", "torch", "F"}
+    known = set(re.findall(r"``(\w+)(?:\(.*?\))?``", cases.__doc__))
+    wanted = {"good"}
+    if _backends.BACKENDS[op][0].operators:
+        wanted |= {"operators"}
+        assert {name for name, *_ in case(op).operators("cpu")} == set(_backends.BACKENDS[op][0].operators)
+    if any(row.name == "triton" for row in _backends.BACKENDS[op]):
+        wanted |= {"samples", "small", "compiled"}
+    assert wanted <= names <= known, (wanted - names, names - known)
 
 
 def test_unknown_op_and_backend_say_what_there_is():
@@ -88,27 +110,14 @@ def test_fakes_give_the_shapes(implementation):
     )
 
 
-def cases(operator):
-    x, y = torch.randn(2, 9, 8), torch.randn(2, 7, 8)
-    if operator == "cycle_match_fwd":
-        return (x, y, "cosine")
-    if operator == "cycle_association_loss_fwd":
-        return (x, y, "cosine", True)
-    if operator == "spatial_aggregate_fwd":
-        return (x, "cosine", True, 0.5)
-    if operator == "contrast_softmax_fwd":
-        return (x, 1e-10)
-    return None
+OPERATORS = every("operators", "cpu")
 
 
-@pytest.mark.parametrize(
-    "operator",
-    ["cycle_match_fwd", "cycle_association_loss_fwd", "spatial_aggregate_fwd", "contrast_softmax_fwd"],
-)
-def test_opcheck_of_the_extension(operator):
+@pytest.mark.parametrize(("op", "operator", "args"), [(op, name, args) for op, name, *args in OPERATORS])
+def test_opcheck_of_the_extension(op, operator, args):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastuda::{operator}.cpu", "CPU"):
         pytest.skip("the C++ extension is not built")
-    torch.library.opcheck(getattr(torch.ops.fastuda, operator).cpu, cases(operator))
+    torch.library.opcheck(getattr(torch.ops.fastuda, operator).cpu, tuple(args))
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,78 @@
+import torch
+
+import fastuda.ops as F
+from tests.cases._inputs import normal, tensor
+
+BAD = {"temperature": (0,), "clip": (0, 1.5), "hard_threshold": (1.1,)}
+
+
+def good():
+    return dict(domain_logits=tensor(2, 6, 4, 5), seg_logits=tensor(2, 3, 4, 5), encode="source")
+
+
+def faults():
+    for shape in ((2, 2, 4, 5), (2, 3, 4, 4)):
+        yield {"seg_logits": tensor(*shape)}, ValueError, "seg_logits", str(shape)
+    for size in (16, "ab", (4, 2.5), [4, None]):
+        yield {"size": size}, TypeError, "size", "" if len(str(size)) > 4 else str(size)
+    for size in ((16,), (1, 2, 3), (0, 4), (4, -1)):
+        yield {"size": size}, ValueError, "size", "" if len(size) == 2 else str(size)
+
+
+def edges():
+    for encode in ("source", "target"):
+        for hard in (None, 0, 1):
+            for b, k, h, w in ((0, 3, 4, 5), (2, 1, 4, 5), (1, 1, 1, 1)):
+                call = dict(domain_logits=tensor(b, 2 * k, h, w), seg_logits=tensor(b, k, h, w))
+                yield dict(encode=encode, hard_threshold=hard, **call)
+                yield dict(encode=encode, hard_threshold=hard, size=[7, 9], **call)
+    yield {"clip": 1}
+    yield {"seg_logits": tensor(2, 3, 4, 5, dtype=torch.float64)}
+
+
+def _loss(seg, size, **settings):
+    return lambda x, b: F.domain_cross_entropy(
+        x, seg.to(x), encode="target", size=size, backend=b, **settings
+    )
+
+
+def hard():
+    loss = _loss(torch.ones(1, 3, 4, 4), (8, 8))
+    yield "", (1, 6, 4, 4), loss
+
+
+_HARD = dict(hard_threshold=0.4, align_corners=False)
+
+
+def samples(device):
+    x, seg = 3 * normal(2, 38, 11, 17), 4 * normal(2, 19, 9, 14, seed=4).to(device)
+    yield "domain", x, _loss(seg, (61, 93))
+    yield "hard domain", x, _loss(seg, (61, 93), **_HARD)
+
+
+def small():
+    """Five source rows are two blocks, and so are 20 columns."""
+    x, seg = 3 * normal(1, 10, 6, 20), 4 * normal(1, 5, 4, 7, seed=4)
+    yield "domain", x, _loss(seg, (15, 46))
+    yield "hard domain", x, _loss(seg, (15, 46), **_HARD)
+    yield "domain of many classes", 3 * normal(1, 38, 4, 5), _loss(4 * normal(1, 19, 3, 4, seed=4), (15, 22))
+
+
+def operators(device):
+    pair, seg = torch.randn(2, 8, 3, 5, device=device), torch.randn(2, 4, 3, 5, device=device)
+    yield "domain_cross_entropy_fwd", pair, seg, 4, 6, 9, True, 1.8, 0.9, None, True
+
+
+def compiled(dtype):
+    pair, seg = torch.randn(1, 38, 16, 16).to(dtype), torch.randn(1, 19, 16, 16).to(dtype)
+    for name, threshold in (("soft", None), ("hard", 0.5)):
+        rest = (19, 128, 128, True, 1.8, 0.9, threshold, True)
+        yield f"domain cross-entropy {name}", "domain_cross_entropy_fwd", pair, seg, *rest
+
+
+MEMORY = {"": 2 * 38 * 64 * 128 * 4 / 2**20}
+
+
+def memory():
+    domain, seg = torch.randn(1, 38, 64, 128), torch.randn(1, 19, 64, 128)
+    yield "", _loss(seg, (512, 1024)), domain
