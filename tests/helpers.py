@@ -3,13 +3,16 @@ judge."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import fastuda.ops as F
+from tests.cases import case, good
 
 EPS = {
     torch.float64: 2.3e-16,
@@ -24,6 +27,36 @@ def cpu_backends(op: str) -> list:
     names = [row.name for row in F.backends(op, torch.zeros(1, 1, 1)) if row.usable]
     names = [name for name in dict.fromkeys([*names, "reference"]) if name not in ("triton", "library")]
     return [pytest.param(name, id=name) for name in names]
+
+
+def flat(results: Any) -> list[Tensor]:
+    """The tensors of what an op returns."""
+    if isinstance(results, Tensor):
+        return [results]
+    parts = vars(results).values() if dataclasses.is_dataclass(results) else results
+    return [x for part in parts for x in flat(part)]
+
+
+def tensors(op: str) -> list[str]:
+    """The arguments of an op that are tensors."""
+    return [name for name, value in good(op).items() if isinstance(value, Tensor)]
+
+
+def run(op: str, backend: str, arguments: dict[str, Any], around: Any = lambda call: call) -> list[Tensor]:
+    """Results of an op and its gradients; ``around`` may wrap the call."""
+    names = tensors(op)[: getattr(case(op), "GRADIENTS", 1)]
+    leaves = [arguments[name].detach().requires_grad_() for name in names]
+    rest = {name: value for name, value in arguments.items() if name not in names}
+
+    def call(*leaves: Tensor) -> Any:
+        return getattr(F, op)(**dict(zip(names, leaves, strict=True)), **rest, backend=backend)
+
+    results = flat(around(call)(*leaves))
+    if not leaves:
+        return results
+    assert results[0].requires_grad
+    weight = torch.linspace(0.5, 1.5, results[0].numel()).reshape(results[0].shape)
+    return [*results, *torch.autograd.grad((results[0] * weight).sum(), leaves)]
 
 
 def wave(shape: tuple[int, ...], a: float) -> Tensor:

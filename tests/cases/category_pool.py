@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import Bench, Case
 from tests.cases._inputs import normal, tensor
 
 GRADIENTS = 2
@@ -45,7 +46,8 @@ def operators(device):
     x, p = torch.rand(2, 20, 8, device=device), torch.rand(2, 20, 4, device=device).softmax(-1)
     pooled, lse = torch.rand(2, 4, 8, device=device), torch.rand(2, 4, device=device)
     yield "category_pool_fwd", x, p
-    yield "category_pool_bwd", pooled, x, p, pooled, lse, True, True
+    for wanted in ((True, True), (True, False), (False, True)):
+        yield "category_pool_bwd", pooled, x, p, pooled, lse, *wanted
 
 
 def compiled(dtype):
@@ -62,3 +64,17 @@ MEMORY = {"": 40000 * (2 * 150 + 16) * 4 / 2**20}
 def memory():
     leaves = torch.randn(1, 40000, 16), torch.randn(1, 40000, 150)
     yield "", lambda x, z, b: F.category_pool(x, z, backend=b), *leaves
+
+
+def _attention(c, n, generator):
+    x = torch.randn(c.batch, n, c.channels, generator=generator).relu_()
+    return {"x": x, "seg": 4 * torch.randn(c.batch, n, 19, generator=generator)}
+
+
+BENCH = Bench(
+    [Case("category_pool", "fwd+bwd", "float32", 8464, 2048)],
+    _attention,
+    lambda c, t, b: F.category_pool(t["x"], t["seg"], backend=b),
+    lambda c: (2 if c.backward else 1) * 4 * c.batch * c.pixels * c.channels,
+    shape=lambda c: f"{c.batch}x{c.pixels}x{c.channels}, 19 classes",
+)

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import Bench, Case, unit_features
 from tests.cases._inputs import classes_of, labels, normal, tensor
 
 GRADIENTS = 0
@@ -37,3 +38,19 @@ def operators(device):
 def compiled(dtype):
     x, y = torch.rand(256, 512).to(dtype), torch.zeros(256, dtype=torch.long)
     yield "class statistics", "class_statistics_fwd", x, y, 19, 255
+
+
+def _authors(c):
+    from bench import published
+
+    return lambda t: published.class_statistics(t["x"], t["labels"], 19).variance
+
+
+BENCH = Bench(
+    [Case("class_statistics", "fwd", "float32", 12800, 512)],
+    unit_features,
+    lambda c, t, b: F.class_statistics(t["x"], t["labels"], 19, backend=b).variance,
+    lambda c: 4 * c.pixels * c.channels,
+    shape=lambda c: f"{c.pixels}x{c.channels}, 19 classes",
+    others={"authors": _authors},
+)

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, Case
 from tests.cases._inputs import normal, tensor
 
 BAD = {"eps": (0, 1e-300)}
@@ -40,3 +41,11 @@ def compiled(dtype):
         rows = torch.rand(4, width).to(dtype)
         yield f"contrast softmax forward {width}", "contrast_softmax_fwd", rows, 1e-10
         yield f"contrast softmax backward {width}", "contrast_softmax_bwd", rows, rows, torch.rand(4)
+
+
+BENCH = Bench(
+    [Case("contrast_softmax", mode, "float32", 8464, 8464) for mode in BOTH],
+    lambda c, n, generator: {"x": torch.randn(c.batch, n, c.channels, generator=generator)},
+    lambda c, t, b: F.contrast_softmax(t["x"], backend=b),
+    lambda c: (5 if c.backward else 2) * c.element * c.batch * c.pixels * c.channels,
+)

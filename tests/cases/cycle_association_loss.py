@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, Case, two_images
 from tests.cases._inputs import classes_of, features, labels, predictions, tensor, tiles, with_mean
 
 GRADIENTS = 2
@@ -67,3 +68,25 @@ def compiled(dtype):
             yield f"association forward {name}", "cycle_association_loss_fwd", y, y, kind, True
         residuals = (stat, stat, index, index, stat, stat, stat, stat)
         yield f"association backward {name}", "cycle_association_loss_bwd", y, y, *residuals, kind
+
+
+def _authors(c):
+    from bench import published
+
+    run = published.cycle_association_loss
+    return lambda t: run(t["source"], t["target"], t["labels"], similarity=c.similarity)[0]
+
+
+BENCH = Bench(
+    [
+        *(Case("cycle_association_loss", mode, dtype, pixels, 2048)
+          for dtype in ("bfloat16", "float32") for pixels in (4096, 8464) for mode in BOTH),
+        Case("cycle_association_loss", "fwd+bwd", "float32", 8464, 19, "kl"),
+        Case("cycle_association_loss", "fwd+bwd", "bfloat16", 32768, 256),
+    ],
+    two_images,
+    lambda c, t, b: F.cycle_association_loss(**t, similarity=c.similarity, backend=b)[0],
+    # tiles once and once for the temperatures; backward: tiles again and two gradients
+    products=lambda c: 5.0 if c.backward else 2.0,
+    others={"authors": _authors},
+)  # fmt: skip

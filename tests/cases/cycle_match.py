@@ -1,6 +1,8 @@
 import torch
+import torch.nn.functional as nnf
 
 import fastuda.ops as F
+from bench.case import Bench, CannotExpress, Case, two_images
 from tests.cases._inputs import features, predictions, tensor, tiles, with_mean
 
 GRADIENTS = 0
@@ -51,3 +53,52 @@ def operators(device):
 def compiled(dtype):
     for kind in ("cosine", "kl"):
         yield f"match {kind}", "cycle_match_fwd", *[tiles(dtype)[kind]] * 2, kind
+
+
+def _faiss(case):
+    """Both hops with an exact inner-product index (FAISS)."""
+    if case.dtype != "float32" or case.similarity != "cosine":
+        raise CannotExpress
+    try:
+        import faiss
+    except ImportError as error:
+        raise CannotExpress("faiss is not installed") from error
+
+    def hop(query, key):
+        index = faiss.IndexFlatIP(key.shape[-1])
+        index.add(key.numpy())
+        return torch.from_numpy(index.search(query.numpy(), 1)[0][:, 0])
+
+    def run(t):
+        source, target = (nnf.normalize(t[name], dim=-1)[0] for name in ("source", "target"))
+        return torch.cat([hop(source, target), hop(target, source)])[None]
+
+    return run
+
+
+def _keops(case):
+    """Both hops with a symbolic matrix (KeOps)."""
+    if case.dtype != "float32" or case.similarity != "cosine":
+        raise CannotExpress
+    try:
+        from pykeops.torch import LazyTensor
+    except ImportError as error:
+        raise CannotExpress("pykeops is not installed") from error
+
+    def run(t):
+        a, b = (nnf.normalize(t[name], dim=-1) for name in ("source", "target"))
+        product = (LazyTensor(a[:, :, None]) * LazyTensor(b[:, None])).sum(-1)
+        return torch.cat([product.max(dim=2)[..., 0], product.max(dim=1)[..., 0]], 1)
+
+    return run
+
+
+BENCH = Bench(
+    [Case("cycle_match", "fwd", dtype, 4096, 2048) for dtype in ("bfloat16", "float32")],
+    two_images,
+    lambda c, t, b: torch.cat(
+        F.cycle_match(t["source"], t["target"], similarity=c.similarity, backend=b)[2:], 1
+    ),
+    products=lambda c: 1.0 if c.similarity == "cosine" else 2.0,
+    others={"keops": _keops, "faiss": _faiss},
+)

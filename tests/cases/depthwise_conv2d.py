@@ -1,8 +1,12 @@
+import math
+
 import torch
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, Case, square_map
 from tests.cases._inputs import tensor
 
+GRADIENTS = 2
 BAD = {"stride": (0,), "padding": (-1,), "dilation": (0,)}
 
 
@@ -11,7 +15,12 @@ def good():
 
 
 def faults():
+    for shape in ((4, 4, 3, 3), (3, 1, 3, 3)):
+        yield {"weight": tensor(*shape)}, ValueError, "weight", str(shape)
     yield {"bias": tensor(3)}, ValueError, "bias", "(3,)"
+    yield {"bias": tensor(4).long()}, TypeError, "bias", "int64"
+    yield {"stride": (2, 2)}, TypeError, "stride", "(2, 2)"
+    yield {"dilation": 4}, ValueError, "dilation", "(3, 3)"
 
 
 def hard():
@@ -20,10 +29,13 @@ def hard():
 
 
 def operators(device):
-    x, weight = torch.randn(2, 4, 5, 6, device=device), torch.randn(4, 1, 3, 3, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    yield "depthwise_conv2d_fwd", x, weight, weight[:, 0, 0, 0].contiguous(), 1, 1, 1
-    yield "depthwise_conv2d_bwd", x, x, weight, 1, 1, 1, True, True
+    x, weight = torch.randn(2, 4, 6, 7, device=device), torch.randn(4, 1, 3, 3, device=device)
+    grad = torch.randn(2, 4, 4, 5, device=device)
+    for y in (x, x.contiguous(memory_format=torch.channels_last)):
+        for bias in (None, torch.randn(4, device=device)):
+            yield "depthwise_conv2d_fwd", y, weight, bias, 2, 3, 2
+        for wanted in ((True, True), (True, False), (False, True)):
+            yield "depthwise_conv2d_bwd", grad, y, weight, 2, 3, 2, *wanted
 
 
 MEMORY = {"": 3 * 256 * 64 * 128 * 4 / 2**20}
@@ -33,3 +45,16 @@ def memory():
     x = torch.randn(1, 256, 64, 128).contiguous(memory_format=torch.channels_last)
     run = lambda x, w, b: F.depthwise_conv2d(x, w, padding=4, dilation=4, backend=b)  # noqa: E731
     yield "", run, x, torch.randn(256, 1, 3, 3)
+
+
+def _bench_inputs(c, n, generator):
+    return {"x": square_map(c, n, generator), "weight": torch.randn(c.channels, 1, 3, 3, generator=generator)}
+
+
+BENCH = Bench(
+    [Case("depthwise_conv2d", mode, "float32", 1024, 960) for mode in BOTH],
+    _bench_inputs,
+    lambda c, t, b: F.depthwise_conv2d(t["x"], t["weight"], padding=4, dilation=4, backend=b),
+    lambda c: (5 if c.backward else 2) * c.element * c.batch * c.pixels * c.channels,
+    shape=lambda c: f"{c.batch}x{c.channels}x{math.isqrt(c.pixels)}², 3x3 dilated by 4",
+)

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, Case, low
 from tests.cases._inputs import normal, tensor
 
 BAD = {"temperature": (0,), "clip": (0, 1.5), "hard_threshold": (1.1,)}
@@ -60,7 +61,8 @@ def small():
 
 def operators(device):
     pair, seg = torch.randn(2, 8, 3, 5, device=device), torch.randn(2, 4, 3, 5, device=device)
-    yield "domain_cross_entropy_fwd", pair, seg, 4, 6, 9, True, 1.8, 0.9, None, True
+    for threshold, gradient in ((None, True), (0.5, False)):
+        yield "domain_cross_entropy_fwd", pair, seg, 4, 6, 9, True, 1.8, 0.9, threshold, gradient
 
 
 def compiled(dtype):
@@ -76,3 +78,29 @@ MEMORY = {"": 2 * 38 * 64 * 128 * 4 / 2**20}
 def memory():
     domain, seg = torch.randn(1, 38, 64, 128), torch.randn(1, 19, 64, 128)
     yield "", _loss(seg, (512, 1024)), domain
+
+
+def _bench_inputs(c, n, generator):
+    size = (c.batch, c.channels, low(n // 2), low(n))
+    x = 4 * torch.randn(size[0], 2 * size[1], *size[2:], generator=generator)
+    return {"x": x, "seg": 4 * torch.randn(size, generator=generator)}
+
+
+def _eightfold(t):
+    return dict(encode="target", size=(8 * t["x"].shape[2], 8 * t["x"].shape[3]))
+
+
+def _authors(c):
+    from bench import published
+
+    return lambda t: published.domain_cross_entropy(t["x"], t["seg"], **_eightfold(t))
+
+
+BENCH = Bench(
+    [Case("domain_cross_entropy", mode, "float32", 1024, 19) for mode in BOTH],
+    _bench_inputs,
+    lambda c, t, b: F.domain_cross_entropy(t["x"], t["seg"], **_eightfold(t), backend=b),
+    lambda c: (5 if c.backward else 3) * 4 * c.batch * c.channels * low(c.pixels // 2) * low(c.pixels),
+    shape=lambda c: f"{c.batch}x{2 * c.channels} to {c.pixels // 2}x{c.pixels}",
+    others={"authors": _authors},
+)

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, Case, plane_shape, planes
 from tests.cases._inputs import normal, tensor
 
 BAD = {"neighbours": (0, 6), "distance": (0, -1)}
@@ -34,13 +35,23 @@ def small():
 
 
 def operators(device):
-    p, maps = torch.rand(2, 4, 3, 5, device=device).softmax(1), torch.rand(2, 32, 3, 5, device=device)
-    yield "local_affinity_fwd", p, 8, 1, False
-    yield "local_affinity_bwd", maps, p, 8, 1, False
+    p = torch.rand(2, 4, 3, 5, device=device).softmax(1)
+    for product, planes_out in ((False, 32), (True, 8)):
+        yield "local_affinity_fwd", p, 8, 1, product
+        yield "local_affinity_bwd", torch.rand(2, planes_out, 3, 5, device=device), p, 8, 1, product
 
 
 def compiled(dtype):
     p = torch.rand(1, 19, 32, 32).to(dtype)
-    for name, planes, rest in (("", 8 * 19, (8, 1, False)), (" far product", 4, (4, 3, True))):
+    for name, count, rest in (("", 8 * 19, (8, 1, False)), (" far product", 4, (4, 3, True))):
         yield f"local affinity forward{name}", "local_affinity_fwd", p, *rest
-        yield f"local affinity backward{name}", "local_affinity_bwd", torch.rand(1, planes, 32, 32), p, *rest
+        yield f"local affinity backward{name}", "local_affinity_bwd", torch.rand(1, count, 32, 32), p, *rest
+
+
+BENCH = Bench(
+    [Case("local_affinity", mode, "float32", 1024, 19) for mode in BOTH],
+    planes,
+    lambda c, t, b: F.local_affinity(t["x"], backend=b),
+    lambda c: (19 if c.backward else 9) * 4 * c.batch * c.channels * c.pixels**2 // 2,
+    shape=plane_shape,
+)

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import Bench, Case, upsampled, upsampled_bytes, upsampled_shape
 from tests.cases._inputs import classes_of, labels, normal, stray_labels, tensor
 
 EVERY_DTYPE = True
@@ -55,3 +56,12 @@ def operators(device):
 def compiled(dtype):
     x, y = torch.randn(1, 19, 16, 16).to(dtype), torch.zeros(1, 128, 128, dtype=torch.long)
     yield "lovasz softmax", "lovasz_softmax_fwd", x, y, True, False, 255, True
+
+
+BENCH = Bench(
+    [Case("lovasz_softmax", "fwd+bwd", "float32", 730, 19, batch=2)],
+    upsampled,
+    lambda c, t, b: F.lovasz_softmax(t["x"], t["labels"], from_logits=True, backend=b),
+    upsampled_bytes,
+    shape=upsampled_shape,
+)

@@ -3,6 +3,7 @@ import dataclasses
 import torch
 
 import fastuda.ops as F
+from bench.case import Bench, Case, unit_features
 from fastuda.ops import ClassStatistics, PrototypeBank
 from tests.cases._inputs import bank, classes_of, labels, normal, statistics, stray_labels, tensor
 
@@ -96,8 +97,9 @@ def small():
 def operators(device):
     x, y = torch.rand(20, 8, device=device), torch.randint(0, 4, (20,), device=device)
     mean, share = torch.rand(4, 8, device=device), torch.rand(20, 4, device=device)
-    yield "prototype_contrast_fwd", x, y, mean, mean, 1.0, 255
-    yield "prototype_contrast_bwd", torch.ones((), device=device), x, y, share, mean, mean, 1.0, 255
+    for spread in (None, mean):
+        yield "prototype_contrast_fwd", x, y, mean, spread, 1.0, 255
+        yield "prototype_contrast_bwd", torch.ones((), device=device), x, y, share, mean, spread, 1.0, 255
     vectors, count = torch.rand(4, 5, 8, device=device), torch.full((4,), 5, device=device)
     yield "prototype_contrast_bank_fwd", x, y, vectors, count, 1.0, 255, True
 
@@ -121,3 +123,29 @@ def memory():
     yield "dist", _loss(y, ClassStatistics(torch.ones(150), *torch.rand(2, 150, 16)), kind="dist"), x
     full = PrototypeBank(torch.rand(19, 500, 16), torch.full((19,), 500))
     yield "bank", _loss(y % 19, full, kind="bank"), x
+
+
+def _bench_inputs(c, n, generator):
+    t = unit_features(c, n, generator)
+    given = F.class_statistics(t["x"], t["labels"], 19, backend="reference")
+    return {**t, "mean": given.mean, "variance": given.variance}
+
+
+def _given(t):
+    return t["x"], t["labels"], ClassStatistics(t["labels"].new_ones(19), t["mean"], t["variance"])
+
+
+def _authors(c):
+    from bench import published
+
+    return lambda t: published.prototype_contrast(*_given(t), tau=0.1)
+
+
+BENCH = Bench(
+    [Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512)],
+    _bench_inputs,
+    lambda c, t, b: F.prototype_contrast(*_given(t), tau=0.1, backend=b),
+    lambda c: 3 * 4 * c.pixels * c.channels,
+    shape=lambda c: f"{c.pixels}x{c.channels}, 19 prototypes",
+    others={"authors": _authors},
+)

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import Bench, Case, plane_shape, planes
 from tests.cases._inputs import normal, tensor
 
 BAD = {"k": (0,)}
@@ -48,3 +49,12 @@ MEMORY = {"": 8 * 512 * 1024 * 4 / 2**20}
 
 def memory():
     yield "", lambda x, b: F.smooth_max_pool(x, backend=b), torch.randn(1, 8, 512, 1024)
+
+
+BENCH = Bench(
+    [Case("smooth_max_pool", "fwd+bwd", "float32", 1024, 19)],
+    planes,
+    lambda c, t, b: F.smooth_max_pool(t["x"], backend=b),
+    lambda c: (3 if c.backward else 1) * 4 * c.batch * c.channels * c.pixels**2 // 2,
+    shape=plane_shape,
+)

@@ -1,6 +1,8 @@
 import torch
+import torch.nn.functional as nnf
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, CannotExpress, Case, similar_rows
 from tests.cases._inputs import features, predictions, tensor, tiles, with_mean
 
 BAD = {"alpha": (2,)}
@@ -55,3 +57,50 @@ def compiled(dtype):
         kind, stat = name.split(" ")[0], torch.rand(y.shape[:2]) + 0.5
         yield f"aggregate forward {name}", "spatial_aggregate_fwd", y, kind, name == "cosine", 0.5
         yield f"aggregate backward {name}", "spatial_aggregate_bwd", y, y, y, stat, stat, kind, 0.5
+
+
+def _authors(c):
+    from bench import published
+
+    run = published.spatial_aggregate
+    return lambda t: run(t["x"], similarity=c.similarity, contrast=c.similarity == "cosine")
+
+
+def _sdpa(case):
+    """Scaled dot-product attention with the given temperatures folded into the query."""
+    if case.similarity != "cosine":
+        raise CannotExpress
+    temperature = {}
+
+    def run(t):
+        x = t["x"]
+        unit = nnf.normalize(x, dim=-1)
+        if x.shape[1] not in temperature:  # not timed: the first call is the warm-up
+            temperature[x.shape[1]] = _row_std(unit.detach().float()).to(x.dtype)
+        query = unit / temperature[x.shape[1]]
+        # with a head dimension: without one torch stores the matrix
+        heads = (z[:, None] for z in (query, unit, x))
+        return 0.5 * x + 0.5 * nnf.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]
+
+    return run
+
+
+def _row_std(unit):
+    parts = [(part @ unit.transpose(1, 2)).std(-1, keepdim=True) for part in unit.split(256, 1)]
+    return torch.cat(parts, 1) + 1e-10
+
+
+BENCH = Bench(
+    [
+        *(Case("spatial_aggregate", mode, dtype, pixels, 2048)
+          for dtype in ("bfloat16", "float32") for pixels in (4096, 8464) for mode in BOTH),
+        Case("spatial_aggregate", "fwd+bwd", "float32", 8464, 19, "kl"),
+    ],
+    lambda c, n, generator: {"x": similar_rows(c, n, generator)},
+    lambda c, t, b: F.spatial_aggregate(
+        t["x"], similarity=c.similarity, contrast=c.similarity == "cosine", backend=b
+    ),
+    # temperatures and tiles half each, weighted sum; backward: half the tiles, weights, values, features
+    products=lambda c: 5.5 if c.backward else 2.0,
+    others={"authors": _authors, "sdpa": _sdpa},
+)  # fmt: skip

@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import Bench, Case, label_blocks, low
 from tests.cases._inputs import classes_of, labels, normal, stray_labels, tensor
 
 GRADIENTS = 0
@@ -47,3 +48,17 @@ def compiled(dtype):
     for classes in (19, 100):
         x = torch.zeros(1, classes, 16, 16).to(dtype)
         yield f"upsample confusion {classes}", "upsample_confusion_fwd", x, y, False, 255
+
+
+def _frame(c, n, generator):
+    logits = 2 * torch.randn(c.batch, c.channels, low(n // 2), low(n), generator=generator)
+    return {"x": logits, "labels": label_blocks(generator, c.batch, n // 2, n, classes=c.channels)}
+
+
+BENCH = Bench(
+    [Case("upsample_confusion", "fwd", "float32", 2048, 19)],
+    _frame,
+    lambda c, t, b: F.upsample_confusion(t["x"], t["labels"], backend=b).to(t["x"].dtype),
+    lambda c: 8 * c.batch * c.pixels**2 // 2,
+    shape=lambda c: f"{c.batch}x{c.channels} to {c.pixels // 2}x{c.pixels}",
+)

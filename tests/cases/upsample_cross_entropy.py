@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench.case import BOTH, Bench, Case, upsampled, upsampled_bytes, upsampled_shape
 from tests.cases._inputs import classes_of, generator, labels, normal, stray_labels, tensor
 
 BAD = {"temperature": (0,), "label_smoothing": (2,)}
@@ -88,3 +89,12 @@ def compiled(dtype):
         rest = (False, 1.0, 255, 0.0, gradient, not gradient)
         call = (logits, target, None, weight, *rest)
         yield f"upsample cross-entropy {name}", "upsample_cross_entropy_fwd", *call
+
+
+BENCH = Bench(
+    [Case("upsample_cross_entropy", mode, "float32", 730, 19, batch=2) for mode in BOTH],
+    upsampled,
+    lambda c, t, b: F.upsample_cross_entropy(t["x"], t["labels"], backend=b),
+    upsampled_bytes,
+    shape=upsampled_shape,
+)

