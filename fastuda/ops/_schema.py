@@ -19,6 +19,9 @@ IMPLEMENTATIONS = ("cpu", "triton", "library", "cuda")
 
 library = torch.library.Library("fastuda", "DEF")
 
+OPERATORS: list[str] = []
+"""The names of all."""
+
 
 def operator(fake: Callable[..., Any]) -> Callable[..., Any]:
     """Register ``fastuda::<name of the fake>`` with its signature, one overload per implementation."""
@@ -28,6 +31,7 @@ def operator(fake: Callable[..., Any]) -> Callable[..., Any]:
         name = f"{fake.__name__}.{implementation}"
         library.define(name + schema)
         torch.library.register_fake(f"fastuda::{name}", fake, lib=library)
+    OPERATORS.append(fake.__name__)
     return fake
 
 

@@ -52,7 +52,7 @@ def aspp_bwd(
     return by_features, weight.new_empty(weight.shape if for_weight else (0,))
 
 
-_backends.register("aspp", ("aspp_fwd", "aspp_bwd"), triton=True)
+_backends.register("aspp", triton=True)
 
 
 class _ASPP(torch.autograd.Function):

@@ -43,7 +43,7 @@ def category_pool_bwd(
     )
 
 
-_backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), triton=True)
+_backends.register("category_pool", triton=True)
 
 
 class _CategoryPool(torch.autograd.Function):

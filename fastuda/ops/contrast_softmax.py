@@ -32,7 +32,7 @@ def contrast_softmax_bwd(grad: Tensor, y: Tensor, inv_std: Tensor) -> Tensor:
     return y.new_empty(y.shape)
 
 
-_backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"), triton=True)
+_backends.register("contrast_softmax", triton=True)
 
 
 class _ContrastSoftmax(torch.autograd.Function):

@@ -69,12 +69,7 @@ def cycle_association_loss_bwd(
     return source.new_empty(source.shape), target.new_empty(target.shape)
 
 
-_backends.register(
-    "cycle_association_loss",
-    ("cycle_association_loss_fwd", "cycle_association_loss_bwd"),
-    triton=True,
-    library_channels=512,
-)
+_backends.register("cycle_association_loss", triton=True, library_channels=512)
 
 
 class CycleStats(NamedTuple):

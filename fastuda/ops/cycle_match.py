@@ -35,7 +35,7 @@ def cycle_match_fwd(source: Tensor, target: Tensor, similarity: str) -> tuple[Te
     return index(source, b, n), index(source, b, m), statistic(source, b, n), statistic(source, b, m)
 
 
-_backends.register("cycle_match", ("cycle_match_fwd",), triton=True, library_channels=512)
+_backends.register("cycle_match", triton=True, library_channels=512)
 
 
 class CycleMatch(NamedTuple):

@@ -62,11 +62,7 @@ def lovasz_softmax_fwd(
 
 # sorting is in float32: float64 stays with the reference
 _backends.register(
-    "lovasz_softmax",
-    ("lovasz_softmax_fwd",),
-    dtypes=_backends.FLOATS,
-    triton=True,
-    cpu_limit=_backends.most_classes(254),
+    "lovasz_softmax", dtypes=_backends.FLOATS, triton=True, cpu_limit=_backends.most_classes(254)
 )
 
 

@@ -95,11 +95,7 @@ def prototype_contrast_bank_fwd(
     return statistic(features), statistic(features, *(features.shape if gradient else (0,)))
 
 
-_backends.register(
-    "prototype_contrast",
-    ("prototype_contrast_fwd", "prototype_contrast_bwd", "prototype_contrast_bank_fwd"),
-    triton=True,
-)
+_backends.register("prototype_contrast", triton=True)
 
 
 @dataclass(frozen=True)

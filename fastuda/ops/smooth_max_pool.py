@@ -31,7 +31,7 @@ def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, lse: Tensor, k: float) -> 
     return logits.new_empty(logits.shape)
 
 
-_backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), triton=True)
+_backends.register("smooth_max_pool", triton=True)
 
 
 class _SmoothMax(torch.autograd.Function):

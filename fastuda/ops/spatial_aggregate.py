@@ -44,9 +44,7 @@ def spatial_aggregate_bwd(
     return x.new_empty(x.shape)
 
 
-_backends.register(
-    "spatial_aggregate", ("spatial_aggregate_fwd", "spatial_aggregate_bwd"), triton=True, library_channels=512
-)
+_backends.register("spatial_aggregate", triton=True, library_channels=512)
 
 
 class _Aggregate(torch.autograd.Function):

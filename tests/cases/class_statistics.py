@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench import published
 from bench.case import Bench, Case, unit_features
 from tests.cases._inputs import classes_of, labels, normal, tensor
 
@@ -18,16 +19,22 @@ def edges():
     yield dict(labels=labels(11) - 2)
 
 
-def _variance(y, classes):
-    return lambda x, b: F.class_statistics(x, y, classes, backend=b).variance
+def _moments(y, classes):
+    def run(x, b):
+        found = F.class_statistics(x, y, classes, backend=b)
+        return torch.cat([found.count[:, None] / len(y), found.mean, found.variance], 1)
+
+    return run
 
 
 def samples(device):
-    yield "statistics", normal(300, 40) + 3, _variance(classes_of(300).to(device), 19)
+    for n, width, classes in ((300, 40, 19), (1, 1, 1), (2000, 97, 19), (700, 130, 150)):
+        y = classes_of(n, classes=classes).to(device)
+        yield f"statistics of {n} x {width}", normal(n, width) + 3, _moments(y, classes)
 
 
 def small():
-    yield "statistics", normal(150, 70) + 3, _variance(classes_of(150, classes=5), 5)
+    yield "statistics", normal(150, 70) + 3, _moments(classes_of(150, classes=5), 5)
 
 
 def operators(device):
@@ -40,17 +47,11 @@ def compiled(dtype):
     yield "class statistics", "class_statistics_fwd", x, y, 19, 255
 
 
-def _authors(c):
-    from bench import published
-
-    return lambda t: published.class_statistics(t["x"], t["labels"], 19).variance
-
-
 BENCH = Bench(
     [Case("class_statistics", "fwd", "float32", 12800, 512)],
     unit_features,
     lambda c, t, b: F.class_statistics(t["x"], t["labels"], 19, backend=b).variance,
     lambda c: 4 * c.pixels * c.channels,
     shape=lambda c: f"{c.pixels}x{c.channels}, 19 classes",
-    others={"authors": _authors},
+    others={"authors": lambda c: lambda t: published.class_statistics(t["x"], t["labels"], 19).variance},
 )

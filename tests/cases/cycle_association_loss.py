@@ -1,6 +1,7 @@
 import torch
 
 import fastuda.ops as F
+from bench import published
 from bench.case import BOTH, Bench, Case, two_images
 from tests.cases._inputs import classes_of, features, labels, predictions, tensor, tiles, with_mean
 
@@ -70,13 +71,6 @@ def compiled(dtype):
         yield f"association backward {name}", "cycle_association_loss_bwd", y, y, *residuals, kind
 
 
-def _authors(c):
-    from bench import published
-
-    run = published.cycle_association_loss
-    return lambda t: run(t["source"], t["target"], t["labels"], similarity=c.similarity)[0]
-
-
 BENCH = Bench(
     [
         *(Case("cycle_association_loss", mode, dtype, pixels, 2048)
@@ -88,5 +82,5 @@ BENCH = Bench(
     lambda c, t, b: F.cycle_association_loss(**t, similarity=c.similarity, backend=b)[0],
     # tiles once and once for the temperatures; backward: tiles again and two gradients
     products=lambda c: 5.0 if c.backward else 2.0,
-    others={"authors": _authors},
+    others={"authors": lambda c: lambda t: published.cycle_association_loss(**t, similarity=c.similarity)[0]},
 )  # fmt: skip

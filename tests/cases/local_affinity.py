@@ -20,18 +20,18 @@ def _maps(**settings):
     return lambda x, b: F.local_affinity(x, backend=b, **settings)
 
 
-def samples(device):
-    p = (4 * normal(2, 7, 45, 70)).softmax(1)
+def _kinds(p, distance):
     yield "affinity", p, _maps()
-    yield "far affinity", p, _maps(neighbours=4, distance=20)
+    yield "far affinity", p, _maps(neighbours=4, distance=distance)
     yield "product", p, _maps(kind="product")
+
+
+def samples(device):
+    yield from _kinds((4 * normal(2, 7, 45, 70)).softmax(1), 20)
 
 
 def small():
-    p = (4 * normal(1, 5, 9, 30)).softmax(1)
-    yield "affinity", p, _maps()
-    yield "far affinity", p, _maps(neighbours=4, distance=3)
-    yield "product", p, _maps(kind="product")
+    yield from _kinds((4 * normal(1, 5, 9, 30)).softmax(1), 3)
 
 
 def operators(device):

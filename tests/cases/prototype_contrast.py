@@ -3,6 +3,7 @@ import dataclasses
 import torch
 
 import fastuda.ops as F
+from bench import published
 from bench.case import Bench, Case, unit_features
 from fastuda.ops import ClassStatistics, PrototypeBank
 from tests.cases._inputs import bank, classes_of, labels, normal, statistics, stray_labels, tensor
@@ -135,17 +136,11 @@ def _given(t):
     return t["x"], t["labels"], ClassStatistics(t["labels"].new_ones(19), t["mean"], t["variance"])
 
 
-def _authors(c):
-    from bench import published
-
-    return lambda t: published.prototype_contrast(*_given(t), tau=0.1)
-
-
 BENCH = Bench(
     [Case("prototype_contrast", "fwd+bwd", "float32", 12800, 512)],
     _bench_inputs,
     lambda c, t, b: F.prototype_contrast(*_given(t), tau=0.1, backend=b),
     lambda c: 3 * 4 * c.pixels * c.channels,
     shape=lambda c: f"{c.pixels}x{c.channels}, 19 prototypes",
-    others={"authors": _authors},
+    others={"authors": lambda c: lambda t: published.prototype_contrast(*_given(t), tau=0.1)},
 )

@@ -2,6 +2,7 @@ import torch
 import torch.nn.functional as nnf
 
 import fastuda.ops as F
+from bench import published
 from bench.case import BOTH, Bench, CannotExpress, Case, similar_rows
 from tests.cases._inputs import features, predictions, tensor, tiles, with_mean
 
@@ -59,13 +60,6 @@ def compiled(dtype):
         yield f"aggregate backward {name}", "spatial_aggregate_bwd", y, y, y, stat, stat, kind, 0.5
 
 
-def _authors(c):
-    from bench import published
-
-    run = published.spatial_aggregate
-    return lambda t: run(t["x"], similarity=c.similarity, contrast=c.similarity == "cosine")
-
-
 def _sdpa(case):
     """Scaled dot-product attention with the given temperatures folded into the query."""
     if case.similarity != "cosine":
@@ -90,6 +84,10 @@ def _row_std(unit):
     return torch.cat(parts, 1) + 1e-10
 
 
+def _settings(c):
+    return dict(similarity=c.similarity, contrast=c.similarity == "cosine")
+
+
 BENCH = Bench(
     [
         *(Case("spatial_aggregate", mode, dtype, pixels, 2048)
@@ -97,10 +95,8 @@ BENCH = Bench(
         Case("spatial_aggregate", "fwd+bwd", "float32", 8464, 19, "kl"),
     ],
     lambda c, n, generator: {"x": similar_rows(c, n, generator)},
-    lambda c, t, b: F.spatial_aggregate(
-        t["x"], similarity=c.similarity, contrast=c.similarity == "cosine", backend=b
-    ),
+    lambda c, t, b: F.spatial_aggregate(**t, **_settings(c), backend=b),
     # temperatures and tiles half each, weighted sum; backward: half the tiles, weights, values, features
     products=lambda c: 5.5 if c.backward else 2.0,
-    others={"authors": _authors, "sdpa": _sdpa},
+    others={"authors": lambda c: lambda t: published.spatial_aggregate(**t, **_settings(c)), "sdpa": _sdpa},
 )  # fmt: skip

@@ -126,19 +126,6 @@ def test_confusion(classes, align, dtype, backend):
         F.upsample_confusion(x, labels, backend=backend)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 1), (2000, 97, 19), (700, 130, 150)])
-def test_statistics(n, width, classes, dtype, backend):
-    x = (normal(n, width) + 3).to(DEVICE, dtype)
-    require("class_statistics", backend, x)
-    labels = classes_of(n, classes=classes).to(DEVICE)
-    found, plain = (F.class_statistics(x, labels, classes, backend=b) for b in (backend, "reference"))
-    truth = F.class_statistics(x.double(), labels, classes, backend="reference")
-    for name in ("count", "mean", "variance"):
-        within_budget(*(getattr(run, name) for run in (found, plain, truth)), name, torch.float32)
-
-
 @pytest.mark.parametrize(
     ("op", "backend"), [(op, backend) for backend in ("triton", "cuda") for op in OPS if has(op, backend)]
 )

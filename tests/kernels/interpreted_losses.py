@@ -230,14 +230,6 @@ def test_domain_cross_entropy(low, seg, size, encode):
     check(lambda x, backend: F.domain_cross_entropy(x, z.to(x.dtype), **settings, backend=backend), x)
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=0.5, clip=0.6), dict(hard_threshold=0.4)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_domain_cross_entropy_options(settings, dtype):
-    x, z = (3 * torch.randn(1, 38, 3, 7)).to(dtype), (4 * torch.randn(1, 19, 4, 5)).to(dtype)
-    settings = dict(encode="target", size=(9, 19), **settings)
-    check(lambda x, backend: F.domain_cross_entropy(x, z.to(x.dtype), **settings, backend=backend), x)
-
-
 def prototypes(kind, classes, width, length=40):
     if kind == "bank":
         vectors, count = torch.randn(classes, length, width), torch.randint(0, length + 1, (classes,))

@@ -8,9 +8,10 @@ import torch
 
 from bench.case import Bench
 from fastuda.ops import _backends
+from fastuda.ops._schema import IMPLEMENTATIONS
 from tests import cases
 from tests.cases import OPS, case, every, good
-from tests.helpers import cpu_backends, run
+from tests.helpers import cpu_backends, flat, run
 
 KERNELS = [op for op in OPS if "cpu" in [backend.id for backend in cpu_backends(op)]]
 OPERATORS = every("operators", "cpu")
@@ -48,6 +49,15 @@ def test_opcheck(op, operator, args):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastuda::{operator}.cpu", "CPU"):
         pytest.skip("the C++ extension is not built")
     torch.library.opcheck(getattr(torch.ops.fastuda, operator).cpu, tuple(args))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op", KERNELS)
+def test_fakes_give_the_shapes(op, implementation):
+    for (name, *args), (_, *metas) in zip(case(op).operators("cpu"), case(op).operators("meta"), strict=True):
+        real = flat(_backends.overload(name, "cpu")(*args))
+        fake = flat(_backends.overload(name, implementation)(*metas))
+        assert [(x.shape, x.dtype) for x in fake] == [(x.shape, x.dtype) for x in real]
 
 
 @pytest.mark.parametrize(("op", "backend"), COMPILED)
