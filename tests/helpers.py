@@ -3,6 +3,7 @@ judge."""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
 from typing import Any
@@ -59,6 +60,11 @@ def run(op: str, backend: str, arguments: dict[str, Any], around: Any = lambda c
     return [*results, *torch.autograd.grad((results[0] * weight).sum(), leaves)]
 
 
+def at(x: Tensor | None) -> ctypes.c_void_p:
+    """Where its values are, for a function of C."""
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
 def wave(shape: tuple[int, ...], a: float) -> Tensor:
     """``sin(a k k / 7 + k + 0.3)`` in float64: the inputs of the published test vectors."""
     k = torch.arange(math.prod(shape), dtype=torch.float64)
@@ -95,6 +101,24 @@ def within_budget(found: Tensor, plain: Tensor, truth: Tensor, name: str, dtype:
     budget = 2 * (plain.double() - truth).abs().max().item() + 8 * EPS[dtype] * truth.abs().max().item()
     assert torch.isfinite(found).all(), f"{name} is not finite"
     assert error <= budget, f"{name}: error {error:.3g} is over the budget {budget:.3g}"
+
+
+def value_and_gradient(function: Any, x: Tensor, backend: str, dtype: torch.dtype) -> list[Tensor]:
+    """Of a function of an input and a backend; the value alone where it has no gradient."""
+    leaf = x.detach().to(dtype, copy=True).requires_grad_()
+    value = function(leaf, backend)
+    weight = torch.linspace(-1, 2, value.numel(), device=x.device).reshape(value.shape).to(value.dtype)
+    return [value.detach(), *(torch.autograd.grad(value, leaf, weight) if value.requires_grad else ())]
+
+
+def judge(function: Any, x: Tensor, found: list[Tensor], name: str = "") -> None:
+    """Hold the :func:`value_and_gradient` of ``x`` to the budget. A value in the input's dtype is rounded to
+    it."""
+    assert found[-1].dtype in (x.dtype, torch.float32)
+    plain = value_and_gradient(function, x, "reference", x.dtype)
+    truth = value_and_gradient(function, x, "reference", torch.float64)
+    for part, *three in zip((f"value {name}", f"gradient {name}"), found, plain, truth, strict=False):
+        within_budget(*three, part, x.dtype if three[0].dtype == x.dtype else torch.float32)
 
 
 def as_good_match(index: Tensor, sim: Tensor, slack: float) -> None:

@@ -32,9 +32,8 @@ def edges():
     yield {"seg_logits": tensor(2, 3, 4, 5, dtype=torch.float64)}
 
 
-def _loss(seg, size, **settings):
-    settings |= dict(encode="target", size=size)
-    return lambda x, b: F.domain_cross_entropy(x, seg.to(x), backend=b, **settings)
+def _loss(seg, size, encode="target", **settings):
+    return lambda x, b: F.domain_cross_entropy(x, seg.to(x), encode=encode, size=size, backend=b, **settings)
 
 
 def hard():
@@ -55,6 +54,7 @@ def small():
     x, seg = 3 * normal(1, 10, 6, 20), 4 * normal(1, 5, 4, 7, seed=4)
     yield "domain", x, _loss(seg, (15, 46), temperature=0.5, clip=0.6)
     yield "hard domain", x, _loss(seg, (15, 46), **_HARD)
+    yield "domain of the source", x, _loss(seg, (15, 46), "source")
     yield "domain of many classes", 3 * normal(1, 38, 4, 5), _loss(4 * normal(1, 19, 3, 4, seed=4), (15, 22))
 
 

@@ -16,7 +16,7 @@ from fastuda.ops import _backends
 from tests.cases import OPS, case, every
 from tests.cases._inputs import classes_of, normal
 from tests.gpu.kernels import DEVICE, DTYPES, has
-from tests.helpers import as_good_match, within_budget
+from tests.helpers import as_good_match, judge, value_and_gradient
 
 pytestmark = pytest.mark.gpu
 
@@ -46,23 +46,13 @@ def test_value_and_gradient(op, name, backend, dtype):
     x, function = sample(op, name)
     x = x.to(DEVICE, dtype)
     require(op, backend, x)
-    judge(function, x, backend, dtype)
+    judge_twice(function, x, backend, dtype)
 
 
-def judge(function, x, backend, dtype):
+def judge_twice(function, x, backend, dtype):
     """Value and gradient against float64, and against themselves."""
-
-    def run(name, work):
-        leaf = x.to(work, copy=True).requires_grad_()
-        value = function(leaf, name)
-        weight = torch.linspace(-1, 2, value.numel(), device=DEVICE).reshape(value.shape).to(value.dtype)
-        return value.detach(), *(torch.autograd.grad(value, leaf, weight) if value.requires_grad else ())
-
-    found, plain, truth = run(backend, dtype), run("reference", dtype), run("reference", torch.float64)
-    again = run(backend, dtype)
-    for name, *three in zip(("value", "gradient"), found, plain, truth, strict=False):
-        # the ops that give the input's dtype round their value to it
-        within_budget(*three, name, dtype if three[0].dtype == dtype else torch.float32)
+    found, again = (value_and_gradient(function, x, backend, dtype) for _ in range(2))
+    judge(function, x, found)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
 
 
@@ -76,7 +66,7 @@ def test_many_panels_of_whole_tiles(backend, width, op, dtype, monkeypatch):
     require(op, backend, x)
     for module in ("_panels", "_search", "_temperature"):
         monkeypatch.setattr(f"fastuda.kernels.{module}.PANEL_BYTES", 1 << 16)
-    judge(function, x, backend, dtype)
+    judge_twice(function, x, backend, dtype)
 
 
 def test_the_cuda_kernels_are_built_where_they_can_be():

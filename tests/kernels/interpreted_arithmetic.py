@@ -9,7 +9,7 @@ import torch
 import fastuda.ops as F
 from tests.cases import every
 from tests.cases._inputs import normal
-from tests.helpers import within_budget
+from tests.helpers import judge, value_and_gradient
 from tests.kernels.instruments import gpu_arithmetic
 
 HALF = (torch.bfloat16, torch.float16)
@@ -27,20 +27,12 @@ def test_error_is_within_the_budget(name, dtype, monkeypatch):
     x, function = CASES[name]
     x = x.to(dtype)
 
-    def run(backend, work):
-        leaf = x.to(work, copy=True).requires_grad_()
-        value = function(leaf, backend)
-        weight = torch.linspace(-1, 2, value.numel()).reshape(value.shape).to(value.dtype)
-        return value.detach(), *(torch.autograd.grad(value, leaf, weight) if value.requires_grad else ())
-
-    plain, truth = run("reference", dtype), run("reference", torch.float64)
     with monkeypatch.context() as patch:
         met = gpu_arithmetic(patch, half=dtype in HALF)
-        found = run("triton", dtype)
+        found = value_and_gradient(function, x, "triton", dtype)
     if dtype in HALF:
         assert met == {PRODUCTS[name]}
-    for part, *three in zip(("value", "gradient"), found, plain, truth, strict=False):
-        within_budget(*three, part, dtype if three[0].dtype == dtype else torch.float32)
+    judge(function, x, found)
 
 
 def test_the_arithmetic_is_that_of_a_gpu(monkeypatch):

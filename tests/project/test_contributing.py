@@ -159,9 +159,12 @@ def test_named_files_and_folders_are_there():
 
 COMMON = (
     "fastuda/ops/_[!_]*.py",
-    "bench/[!_]*.py",
+    *(f"bench/{name}.py" for name in ("case", "gpu_kit", "measure", "providers", "registry", "run", "table")),
     "tests/gpu/[!t_]*.py",
+    "csrc/cuda/*.[!c]*",
     "tests/kernels/aot.py",
+    "tests/kernels/threads*",
+    "tests/conftest.py",
     "tests/kernels/test_kernels.py",
     "tests/ops/test_bad_arguments.py",
     "tests/ops/test_operators.py",
@@ -175,8 +178,9 @@ COMMON = (
 def test_an_op_is_its_own_files():
     listed = re.findall(r"^\d+\. (.*)$", part("Adding an op"), re.MULTILINE)
     assert len(listed) <= 9
-    for op in ("contrast_softmax", "category_pool", "smooth_max_pool"):
+    for op in ("class_statistics", "contrast_softmax", "category_pool", "smooth_max_pool"):
         for entry in listed[:-1]:
-            assert (ROOT / re.findall(r"`([\w./]+)`", entry)[0].replace("X", op)).is_file(), entry
+            path = re.findall(r"`([\w./]+)`", entry)[0].replace("X", op)
+            assert (ROOT / path).is_file() or (op != "class_statistics" and "cuda" in path), path
         for path in (path for pattern in COMMON for path in ROOT.glob(pattern)):
-            assert op not in path.read_text(encoding="utf-8"), path
+            assert not re.search(rf"\b{op}\b", path.read_text(encoding="utf-8")), path
