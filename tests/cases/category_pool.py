@@ -12,7 +12,7 @@ def good():
 
 
 def faults():
-    yield {"logits": tensor(2, 4, 3)}, ValueError, "logits", "(2, 4, 3)"
+    yield {"logits": tensor(2, 4, 3)}, ValueError, "logits", "(2, 4, 3) must share batch and pixels"
 
 
 def edges():

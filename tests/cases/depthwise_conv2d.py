@@ -17,10 +17,10 @@ def good():
 def faults():
     for shape in ((4, 4, 3, 3), (3, 1, 3, 3)):
         yield {"weight": tensor(*shape)}, ValueError, "weight", str(shape)
-    yield {"bias": tensor(3)}, ValueError, "bias", "(3,)"
+    yield {"bias": tensor(3)}, ValueError, "bias", "shape (4,), got (3,)"
     yield {"bias": tensor(4).long()}, TypeError, "bias", "int64"
     yield {"stride": (2, 2)}, TypeError, "stride", "(2, 2)"
-    yield {"dilation": 4}, ValueError, "dilation", "(3, 3)"
+    yield {"dilation": 4}, ValueError, "dilation", "(3, 3) with dilation 4 is larger than x"
 
 
 def hard():

@@ -13,8 +13,8 @@ def good():
 
 
 def faults():
-    for shape in ((2, 2, 4, 5), (2, 3, 4, 4)):
-        yield {"seg_logits": tensor(*shape)}, ValueError, "seg_logits", str(shape)
+    for shape, given in (((2, 2, 4, 5), "[2, 4, h, w]"), ((2, 3, 4, 4), "differ in resolution: give size")):
+        yield {"seg_logits": tensor(*shape)}, ValueError, f"seg_logits {shape}", given
     for size in (16, "ab", (4, 2.5), [4, None]):
         yield {"size": size}, TypeError, "size", "" if len(str(size)) > 4 else str(size)
     for size in ((16,), (1, 2, 3), (0, 4), (4, -1)):

@@ -4,11 +4,15 @@ import fastuda.ops as F
 from bench.case import BOTH, Bench, Case, plane_shape, planes
 from tests.cases._inputs import normal, tensor
 
-BAD = {"neighbours": (0, 6), "distance": (0, -1)}
+BAD = {"neighbours": (0,), "distance": (0, -1)}
 
 
 def good():
     return dict(p=tensor(2, 3, 4, 5))
+
+
+def faults():
+    yield {"neighbours": 6}, ValueError, "neighbours", "4 or 8, got 6"
 
 
 def edges():

@@ -20,7 +20,7 @@ def faults():
     for kind in ("dist", "proto", "bank"):
         for value, given in ((tensor(3, 4), "Tensor"), (None, "None")):
             yield {"prototypes": value, "kind": kind}, TypeError, "prototypes", given
-    yield {"prototypes": bank()}, ValueError, "prototypes", "PrototypeBank"
+    yield {"prototypes": bank()}, ValueError, "prototypes", "does not go with a PrototypeBank"
     yield {"prototypes": statistics(), "kind": "bank"}, ValueError, "prototypes", "ClassStatistics"
     yield {"prototypes": statistics(width=5)}, ValueError, "prototypes", "width 5"
     yield {"prototypes": statistics(classes=0)}, ValueError, "prototypes", "0 classes"
