@@ -15,8 +15,9 @@ import torch
 
 import fastuda.ops as F
 from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table
-from bench.providers import PROVIDERS, CannotExpress
-from bench.registry import CASES, Case
+from bench.case import CannotExpress, Case
+from bench.providers import PROVIDERS
+from bench.registry import CASES
 from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
@@ -56,8 +57,8 @@ def test_floor_counts_products_and_bytes():
 
 def test_command_measures_and_writes(tmp_path):
     code = (
-        "import sys; from bench import registry, run, table;"
-        "run.CASES = [registry.Case('contrast_softmax', 'fwd', 'float32', 64, 64)];"
+        "import sys; from bench import case, run, table;"
+        "run.CASES = [case.Case('contrast_softmax', 'fwd', 'float32', 64, 64)];"
         "table.write = lambda: None;"
         f"sys.argv = ['run', '--provider', 'fastuda', '--provider', 'reference', '--repeats', '2', "
         f"'--csv', {str(tmp_path / 'out.csv')!r}]; run.main()"
