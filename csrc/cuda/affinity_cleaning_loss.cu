@@ -1,22 +1,11 @@
 // affinity_cleaning_loss on the GPU: the sum of all products of neighbours and its gradient in one pass, with
 // no map of products; the partial sums of the blocks are added in a fixed order.
 #include "affinity_window.h"
+#include "sums.h"
 
 namespace fastuda {
 
 namespace {
-
-// The block's sum of `value` over its threads, in thread 0.
-__device__ double block_sum(double value, double* memory) {
-  __syncthreads();
-  memory[threadIdx.x] = value;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (int(threadIdx.x) < half) memory[threadIdx.x] += memory[threadIdx.x + half];
-    __syncthreads();
-  }
-  return memory[0];
-}
 
 template <int D>
 __global__ void __launch_bounds__(kThreads, kBlocks)
@@ -42,17 +31,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                           [&](int, int iy, int ix) { received += window.at(iy, ix); });
     p_grad[tile.plane * plane + int64_t(y) * width + x] = around + received;
   });
-  total = block_sum(total, memory);
+  total = block_sum<kThreads>(total, memory);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
-}
-
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    add_partials(const double* partial, int64_t count, float* total) {
-  FASTUDA_SHARED(double, memory);
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[i];
-  sum = block_sum(sum, memory);
-  if (threadIdx.x == 0) *total = float(sum);
 }
 
 }  // namespace
@@ -70,5 +50,5 @@ int fastuda_affinity_cleaning(const float* p, float* total, float* p_grad, doubl
   const int failed = launch(s.neighbours == 8 ? cleaning_tiles<8> : cleaning_tiles<4>, blocks, kThreads,
                             sums + window_bytes(s, false), stream, p, partial, p_grad, s.height, s.width);
   if (failed) return failed;
-  return launch(add_partials, 1, kThreads, sums, stream, static_cast<const double*>(partial), blocks, total);
+  return launch_sums(partial, blocks, total, nullptr, stream);
 }

@@ -51,5 +51,38 @@ struct ConfusionShape {
 FASTUDA_EXPORT int fastuda_upsample_confusion(const float* scores, const int64_t* labels, int64_t* matrix,
                                               uint8_t* predicted, ConfusionShape shape, void* stream);
 
+// Logits [batch, classes, h, w] in float32, contiguous, upsampled to height x width.
+struct UpsampleShape {
+  int64_t batch, classes, h, w, height, width;
+  bool align_corners;
+};
+// One over the temperature, the label smoothing, the hard label to leave out.
+struct EntropyOptions {
+  float sharpness, smoothing;
+  int64_t ignore;
+};
+// Segmentation logits [batch, classes, seg_h, seg_w]: their classes begin at channel `offset` of the domain
+// logits. `level` clips soft labels, or is the least probability of hard ones.
+struct DomainOptions {
+  int classes, offset;
+  int64_t seg_h, seg_w;
+  float sharpness, level;
+  bool hard;
+};
+
+// Labels are hard [batch, height, width] or soft [batch, classes, height, width]; the other is null, as are
+// weights [classes] and [batch, height, width] that are not wanted. Writes the sums of the losses and of the
+// weights, adds to grad, as logits, and writes losses [batch, height, width] where these are not null.
+// partial holds 2 fastuda_upsample_blocks(shape) doubles.
+FASTUDA_EXPORT int64_t fastuda_upsample_blocks(UpsampleShape shape);
+FASTUDA_EXPORT int fastuda_upsample_cross_entropy(const float* logits, const int64_t* hard, const float* soft,
+                                                  const float* class_weight, const float* pixel_weight,
+                                                  float* grad, float* losses, float* total, float* norm,
+                                                  double* partial, UpsampleShape shape,
+                                                  EntropyOptions options, void* stream);
+FASTUDA_EXPORT int fastuda_domain_cross_entropy(const float* domain, const float* seg, float* grad,
+                                                float* total, double* partial, UpsampleShape shape,
+                                                DomainOptions options, void* stream);
+
 // Copies device memory to the host and waits for it.
 FASTUDA_EXPORT int fastuda_read(void* to, const void* from, int64_t bytes, void* stream);

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <tuple>
 
 #include "kernels.h"
@@ -100,6 +101,64 @@ std::tuple<Tensor, Tensor> upsample_confusion_fwd(Tensor scores, Tensor labels, 
   return {torch::stable::reshape(counts, {classes, classes}), predicted};
 }
 
+UpsampleShape upsample_shape(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
+  return {logits.size(0), logits.size(1), logits.size(2), logits.size(3), height, width, align_corners};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy_fwd(
+    Tensor logits, Tensor labels, std::optional<Tensor> class_weight, std::optional<Tensor> pixel_weight,
+    bool align_corners, double temperature, int64_t ignore_index, double label_smoothing, bool gradient,
+    bool per_pixel) {
+  const DeviceGuard guard(logits.get_device_index());
+  const Tensor x = floats(logits);
+  const bool soft = labels.dim() == 4;
+  const Tensor y = soft ? floats(labels) : torch::stable::contiguous(labels);
+  const Tensor by_class = class_weight ? floats(*class_weight) : x;
+  const Tensor by_pixel = pixel_weight ? floats(*pixel_weight) : x;
+  const int64_t height = labels.size(labels.dim() - 2), width = labels.size(labels.dim() - 1);
+  const UpsampleShape shape = upsample_shape(x, height, width, align_corners);
+  Tensor partial = torch::stable::new_empty(x, {2 * fastuda_upsample_blocks(shape)}, ScalarType::Double);
+  Tensor total = torch::stable::new_empty(x, {}), norm = torch::stable::new_empty(x, {});
+  Tensor grad = gradient ? torch::stable::new_zeros(x, {x.size(0), x.size(1), x.size(2), x.size(3)})
+                         : torch::stable::new_empty(x, {0});
+  Tensor losses =
+      per_pixel ? torch::stable::new_empty(x, {x.size(0), height, width}) : torch::stable::new_empty(x, {0});
+  check(fastuda_upsample_cross_entropy(
+      x.const_data_ptr<float>(), soft ? nullptr : y.const_data_ptr<int64_t>(),
+      soft ? y.const_data_ptr<float>() : nullptr, class_weight ? by_class.const_data_ptr<float>() : nullptr,
+      pixel_weight ? by_pixel.const_data_ptr<float>() : nullptr,
+      gradient ? grad.mutable_data_ptr<float>() : nullptr,
+      per_pixel ? losses.mutable_data_ptr<float>() : nullptr, total.mutable_data_ptr<float>(),
+      norm.mutable_data_ptr<float>(), partial.mutable_data_ptr<double>(), shape,
+      EntropyOptions{float(1 / temperature), float(label_smoothing), ignore_index}, stream_of(x)));
+  return {total, norm, grad, losses};
+}
+
+std::tuple<Tensor, Tensor> domain_cross_entropy_fwd(Tensor domain_logits, Tensor seg_logits, int64_t offset,
+                                                    int64_t height, int64_t width, bool align_corners,
+                                                    double temperature, double clip,
+                                                    std::optional<double> hard_threshold, bool gradient) {
+  const DeviceGuard guard(domain_logits.get_device_index());
+  const Tensor x = floats(domain_logits), z = floats(seg_logits);
+  const UpsampleShape shape = upsample_shape(x, height, width, align_corners);
+  const DomainOptions options{int(z.size(1)),
+                              int(offset),
+                              z.size(2),
+                              z.size(3),
+                              float(1 / temperature),
+                              float(hard_threshold.value_or(clip)),
+                              hard_threshold.has_value()};
+  Tensor partial = torch::stable::new_empty(x, {2 * fastuda_upsample_blocks(shape)}, ScalarType::Double);
+  Tensor total = torch::stable::new_empty(x, {});
+  Tensor grad = gradient ? torch::stable::new_zeros(x, {x.size(0), x.size(1), x.size(2), x.size(3)})
+                         : torch::stable::new_empty(x, {0});
+  check(fastuda_domain_cross_entropy(x.const_data_ptr<float>(), z.const_data_ptr<float>(),
+                                     gradient ? grad.mutable_data_ptr<float>() : nullptr,
+                                     total.mutable_data_ptr<float>(), partial.mutable_data_ptr<double>(),
+                                     shape, options, stream_of(x)));
+  return {total, grad};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
@@ -108,4 +167,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
   m.impl("affinity_cleaning_loss_fwd.cuda", TORCH_BOX(&affinity_cleaning_loss_fwd));
   m.impl("class_statistics_fwd.cuda", TORCH_BOX(&class_statistics_fwd));
   m.impl("upsample_confusion_fwd.cuda", TORCH_BOX(&upsample_confusion_fwd));
+  m.impl("upsample_cross_entropy_fwd.cuda", TORCH_BOX(&upsample_cross_entropy_fwd));
+  m.impl("domain_cross_entropy_fwd.cuda", TORCH_BOX(&domain_cross_entropy_fwd));
 }

@@ -157,7 +157,10 @@ TRITON = {
 }  # fmt: skip
 
 
-CUDA = {"affinity", "far affinity", "product", "cleaning", "statistics", "confusion"}
+CUDA = {
+    "affinity", "far affinity", "product", "cleaning", "statistics", "confusion", "entropy", "soft entropy",
+    "weighted entropy", "domain", "hard domain",
+}  # fmt: skip
 
 
 def wide(n, seed, width=256):

@@ -6,6 +6,10 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
+import pytest
+
+from tests.kernels.emulation import compiled
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     import triton.language as tl
     from triton.runtime import interpreter
@@ -14,3 +18,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     patched.restore = lambda: None
     interpreter._patch_lang = lambda function: patched
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The CUDA kernels, compiled for the CPU."""
+    return compiled(tmp_path_factory.mktemp("emulated"))

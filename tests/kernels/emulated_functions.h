@@ -24,11 +24,12 @@ inline float __logf(float x) {
   const bool near_one = x >= 0.5f && x <= 2.0f;
   return emulated::off(exact, near_one ? std::exp2(-21.41) : 3 * emulated::ulp(exact), x);
 }
-inline float __expf(float x) {
-  const double exact = std::exp(double(x));
+inline float rough_exp2f(float x) {
+  const double exact = std::exp2(double(x));
   if (!std::isfinite(exact) || exact < 1.2e-38) return exact < 1.2e-38 ? 0.0f : float(exact);
-  return emulated::off(exact, (2 + std::floor(std::fabs(1.173 * x))) * emulated::ulp(exact), x);
+  return emulated::off(exact, 2 * emulated::ulp(exact), x);
 }
+#define exp2f rough_exp2f
 inline float __fdividef(float a, float b) {
   const double exact = double(a) / double(b);
   if (!std::isfinite(exact)) return float(exact);

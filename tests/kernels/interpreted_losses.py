@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda.ops as F
+from fastuda.kernels import _class_planes
 from fastuda.kernels import affinity_cleaning_loss as cleaning
 from fastuda.kernels import aspp as head
 from fastuda.kernels import category_pool as category
@@ -312,7 +313,9 @@ def test_prototype_contrast_shows_alien_labels_and_needs_no_valid_one(kind, monk
 )
 @pytest.mark.parametrize("align", [False, True])
 def test_lovasz_from_logits(low, high, align, monkeypatch):
-    monkeypatch.setattr(lovasz, "OUTPUTS", 32)
+    monkeypatch.setattr(_class_planes, "OUTPUTS", 32)
+    if align:  # a class at a time
+        monkeypatch.setattr(lovasz, "PANEL_BYTES", 1)
     x, labels = 3 * torch.randn(2, 3, *low), torch.randint(0, 2, (2, *high))
     labels[torch.rand(labels.shape) < 0.2] = 255
     settings = dict(from_logits=True, align_corners=align)

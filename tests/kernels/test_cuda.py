@@ -15,12 +15,10 @@ import torch
 
 from fastuda.ops import reference_losses
 from tests.helpers import within_budget
+from tests.kernels.emulation import CUDA, ROOT, SOURCES, at
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-CUDA = ROOT / "csrc" / "cuda"
 RECIPE = runpy.run_path(str(CUDA / "build.py"))
-SOURCES = sorted(CUDA.glob("*.cu"))
 
 
 class AffinityShape(ctypes.Structure):
@@ -28,25 +26,6 @@ class AffinityShape(ctypes.Structure):
         ("batch", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("classes", "height", "width", "neighbours", "distance")),
     )
-
-
-def at(x: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The kernels, compiled for the CPU: blocks one after the other, threads from barrier to barrier."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
-    subprocess.run(
-        [compiler, *options, "-x", "c++", "-include", HERE / "emulated_cuda.h", *SOURCES, "-o", library],
-        check=True,
-    )
-    return ctypes.CDLL(str(library))
 
 
 SIZES = [(1, 1), (1, 9), (40, 1), (2, 2), (17, 33), (35, 70)]
@@ -176,11 +155,14 @@ def test_no_kernel_errs_with_real_threads(sanitizer, tmp_path):
     assert "WARNING" not in done.stderr and "ERROR" not in done.stderr, done.stderr[:6000]
     if sanitizer == "thread":
         planted = subprocess.run([program, "without barriers"], capture_output=True, text=True)
-        for file in ("local_affinity.cu", "upsample_confusion.cu"):
+        for file in ("local_affinity.cu", "upsample_confusion.cu", "upsampled_walk.h"):
             assert re.search(f"data race.*{file}", planted.stderr, re.DOTALL), f"{file} has no barriers"
 
 
-OPS = ["local_affinity", "affinity_cleaning_loss", "class_statistics", "upsample_confusion"]
+OPS = [
+    "local_affinity", "affinity_cleaning_loss", "class_statistics", "upsample_confusion",
+    "upsample_cross_entropy", "domain_cross_entropy",
+]  # fmt: skip
 
 STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'
 

@@ -91,7 +91,8 @@ def test_every_kernel_compiles_without_spills(arch):
         "bank_gradient",
         "jaccard_slopes",
         "upsampled_sums",
-        "class_plane",
+        "error_keys",
+        "inner_sums",
         "class_gradient",
         "pooled_chunks",
         "pooled_features_gradient",
@@ -133,7 +134,7 @@ PANELS = {"association_panel", "weight_panel", "symmetric_block"}
 
 QUIET = {
     "project_rows", "pool_parts", "pool_planes_gradient", "product_sums", "affinity_maps",
-    "affinity_gradient", "stretch_tables", "jaccard_slopes", "class_plane", "finish_rows",
+    "affinity_gradient", "stretch_tables", "jaccard_slopes", "error_keys", "inner_sums", "finish_rows",
 }  # fmt: skip
 """Kernels whose threads have nothing to tell each other in a loop."""
 

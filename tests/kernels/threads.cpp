@@ -61,6 +61,24 @@ void confusion(int64_t classes) {
   fastuda_upsample_confusion(scores.data(), labels.data(), matrix.data(), predicted.data(), shape, nullptr);
 }
 
+void upsampled(int64_t height, int64_t width) {
+  const UpsampleShape shape{1, 4, 9, 11, height, width, false};
+  const size_t pixels = size_t(height * width);
+  const auto logits = random_values(4 * 99), seg = random_values(2 * 12), soft = random_values(4 * pixels);
+  const auto labels = random_labels(pixels, 4);
+  std::vector<float> gradient(4 * 99), losses(pixels);
+  std::vector<double> partial(size_t(2 * fastuda_upsample_blocks(shape)));
+  float total, norm;
+  for (const bool hard : {true, false}) {
+    fastuda_upsample_cross_entropy(logits.data(), hard ? labels.data() : nullptr,
+                                   hard ? nullptr : soft.data(), nullptr, nullptr, gradient.data(),
+                                   losses.data(), &total, &norm, partial.data(), shape,
+                                   EntropyOptions{1.0f, 0.1f, 255}, nullptr);
+    fastuda_domain_cross_entropy(logits.data(), seg.data(), gradient.data(), &total, partial.data(), shape,
+                                 DomainOptions{2, 2, 3, 4, 0.5f, 0.6f, hard}, nullptr);
+  }
+}
+
 }  // namespace
 
 int main(int count, char**) {
@@ -70,5 +88,7 @@ int main(int count, char**) {
   statistics();
   confusion(5);    // counts in shared memory
   confusion(120);  // and straight in the matrix
+  upsampled(60, 70);
+  upsampled(7, 200);
   std::puts("every kernel ran");
 }
