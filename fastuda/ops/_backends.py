@@ -138,9 +138,9 @@ def register(
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
     ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
-    of the same names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` a GPU has no
-    kernel but torch's own, which the reference calls; ``cpu_limit`` and
-    ``triton_limit`` say which tensors they do not take. With ``library_channels`` the same launchers also
+    of the same names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` the op
+    has no kernel in CUDA C++; ``cpu_limit`` and ``triton_limit`` say which tensors they do not take. With
+    ``library_channels`` the same launchers also
     fill the overloads ``.library``: for features of so many channels cuBLAS multiplies, and a kernel reduces
     its panels, where the tiles of the Triton kernel would wait for L2 (predicted, not measured).
     """

@@ -11,7 +11,9 @@ from torch.autograd.function import once_differentiable
 from fastuda.ops import _backends, reference
 from fastuda.ops._checks import check_beside, check_float, check_integer, check_rank, without_autocast
 
-_backends.register("depthwise_conv2d", ("depthwise_conv2d_fwd", "depthwise_conv2d_bwd"), cuda=False)
+_backends.register(
+    "depthwise_conv2d", ("depthwise_conv2d_fwd", "depthwise_conv2d_bwd"), triton=True, cuda=False
+)
 
 
 class _DepthwiseConv2d(torch.autograd.Function):

@@ -95,7 +95,14 @@ def head(x, backend):
     return F.aspp(x, [w.to(x) for w in HEAD], dilations=(6, 12, 18, 24), backend=backend)
 
 
+def depthwise(x, backend):
+    return F.depthwise_conv2d(x, KERNELS.to(x), padding=4, dilation=4, backend=backend)
+
+
+KERNELS = normal(40, 1, 3, 3, seed=17)
+
 CASES = {
+    "depthwise": ("depthwise_conv2d", normal(2, 40, 33, 50, seed=12), depthwise),
     "pooling": ("smooth_max_pool", LOGITS, lambda x, b: F.smooth_max_pool(x, k=3.0, backend=b)),
     "category features": (
         "category_pool",
@@ -151,7 +158,8 @@ CASES = {
 
 TRITON = {
     "affinity", "aggregation", "aggregation of predictions", "association", "association of predictions",
-    "bank", "category attention", "category features", "cleaning", "contrast", "dist", "domain", "entropy",
+    "bank", "category attention", "category features", "cleaning", "contrast", "depthwise", "dist", "domain",
+    "entropy",
     "far affinity", "hard domain", "head", "lovasz", "pooling", "product", "proto", "soft entropy",
     "weighted entropy",
 }  # fmt: skip

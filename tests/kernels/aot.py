@@ -165,6 +165,7 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         aspp,
         category_pool,
         class_statistics,
+        depthwise_conv2d,
         smooth_max_pool,
         upsample_confusion,
         upsample_cross_entropy,
@@ -204,6 +205,14 @@ def loss_launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     maps_of_features, taps = torch.randn(1, 64, 16, 16).to(dtype), torch.rand(4, 3, 3, 19, 64)
     calls["aspp forward"] = partial(aspp.aspp_fwd, maps_of_features, taps, plane[0], [6, 12, 18, 24])
     calls["aspp backward"] = partial(aspp.aspp_bwd, x, maps_of_features, taps, [6, 12, 18, 24], True, True)
+    for stride in (1, 2):
+        y, rest = maps_of_features[..., ::stride, ::stride], (torch.rand(64, 1, 3, 3), stride, 2, 2)
+        calls[f"depthwise forward {stride}"] = partial(
+            depthwise_conv2d.depthwise_conv2d_fwd, maps_of_features, rest[0], None, *rest[1:]
+        )
+        calls[f"depthwise backward {stride}"] = partial(
+            depthwise_conv2d.depthwise_conv2d_bwd, y, maps_of_features, *rest, True, True
+        )
     mean, share = torch.rand(19, 512), torch.rand(256, 19)
     bank, count = torch.rand(19, 40, 512), torch.full((19,), 40)
     for name, variance in (("proto", None), ("dist", mean)):

@@ -18,6 +18,7 @@ from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import contrast_softmax as softmax
 from fastuda.kernels import cycle_association_loss as association
 from fastuda.kernels import cycle_match as matching
+from fastuda.kernels import depthwise_conv2d as depthwise
 from fastuda.kernels import domain_cross_entropy as domain
 from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import lovasz_softmax as lovasz
@@ -196,6 +197,44 @@ def test_smooth_max_pool_of_planes_in_parts(monkeypatch):
 def test_smooth_max_does_not_overflow():
     x = 300 * torch.randn(2, 3, 5, 7)
     assert torch.isfinite(F.smooth_max_pool(x, k=20.0, backend="triton")).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel", "stride", "padding", "dilation"),
+    [
+        (1, (1, 1), (1, 1), 1, 0, 1),
+        (7, (9, 5), (3, 3), 1, 1, 1),
+        (40, (13, 10), (3, 3), 1, 4, 4),
+        (20, (11, 14), (3, 3), 2, 2, 2),
+        (3, (7, 12), (1, 5), 3, 2, 1),
+    ],
+)
+def test_depthwise_convolution(channels, size, kernel, stride, padding, dilation, dtype, monkeypatch):
+    monkeypatch.setattr(depthwise, "RUN", 64)
+    x = torch.randn(2, channels, *size).to(dtype)
+    given = torch.randn(channels, 1, *kernel).to(dtype), torch.randn(channels).to(dtype)
+    rest = dict(stride=stride, padding=padding, dilation=dilation)
+
+    def run(backend, work):
+        leaves = [t.to(work, copy=True).requires_grad_() for t in (x, *given)]
+        y = F.depthwise_conv2d(*leaves, **rest, backend=backend)
+        weight = torch.linspace(-1, 2, y.numel()).reshape(y.shape).to(y.dtype)
+        return y.detach(), *torch.autograd.grad(y, leaves, weight)
+
+    results = run("triton", dtype), run("reference", dtype), run("reference", torch.float64)
+    for name, *three in zip(("value", "x", "weight", "bias"), *results, strict=True):
+        assert three[0].dtype == dtype
+        within_budget(*three, name, dtype)
+
+
+def test_depthwise_convolution_of_strided_features_and_none():
+    weight, bias = torch.randn(6, 1, 3, 3).transpose(2, 3), torch.randn(18)[::3]
+    for x in (torch.randn(2, 6, 5, 18)[..., ::2], torch.randn(0, 6, 4, 4)):
+        found, wanted = (
+            F.depthwise_conv2d(x, weight, bias, padding=1, backend=name) for name in ("triton", "reference")
+        )
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.fixture
@@ -424,6 +463,10 @@ def launchers():
         yield partial(association.cycle_association_loss_bwd, y, y, *residuals, kind)
         yield partial(aggregation.spatial_aggregate_fwd, y, kind, True, 0.5)
         yield partial(aggregation.spatial_aggregate_bwd, y, y, y, stat, stat, kind, 0.5)
+    yield partial(aggregation.spatial_aggregate_fwd, x, "cosine", True, 0.5, library=True)
+    yield partial(aggregation.spatial_aggregate_bwd, x, x, x, stat, stat, "cosine", 0.5, library=True)
+    yield partial(association.cycle_association_loss_fwd, x, x, "cosine", True, library=True)
+    yield partial(association.cycle_association_loss_bwd, x, x, *residuals, "cosine", library=True)
     yield partial(softmax.contrast_softmax_fwd, p, 1e-10)
     yield partial(softmax.contrast_softmax_bwd, p, p, stat[..., None])
     logits, labels, plane = torch.randn(1, 4, 3, 5), torch.randint(0, 4, (1, 6, 9)), torch.rand(1, 4)
@@ -450,7 +493,9 @@ def launchers():
     pooled = torch.rand(1, 4, 8)
     yield partial(category.category_pool_bwd, pooled, x, p, pooled, plane, True, True)
     taps = torch.rand(2, 3, 3, 4, 8)
-    maps = torch.rand(1, 8, 3, 5)
+    maps, kernels = torch.rand(1, 8, 3, 5), torch.rand(8, 1, 3, 3)
+    yield partial(depthwise.depthwise_conv2d_fwd, maps, kernels, torch.rand(8), 1, 2, 2)
+    yield partial(depthwise.depthwise_conv2d_bwd, maps, maps, kernels, 1, 2, 2, True, True)
     yield partial(head.aspp_fwd, maps, taps, torch.rand(4), [1, 2])
     yield partial(head.aspp_bwd, logits, maps, taps, [1, 2], True, True)
 
