@@ -18,6 +18,7 @@ import fastuda.ops as F
 from fastuda.kernels import _class_planes, _panels, _search, _temperature
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
+from fastuda.kernels import depthwise_conv2d as depthwise
 from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import smooth_max_pool as smooth_max
 from tests.kernels.instruments import all_kernels, watched
@@ -35,6 +36,7 @@ def many_programs(monkeypatch):
     monkeypatch.setattr(category, "TILES", 2)
     monkeypatch.setattr(affinity, "BLOCK", 32)
     monkeypatch.setattr(_class_planes, "OUTPUTS", 32)
+    monkeypatch.setattr(depthwise, "RUN", 64)
     monkeypatch.setattr(smooth_max, "BLOCK", 32)
     monkeypatch.setattr(smooth_max, "BLOCKS", 2)
 
@@ -122,6 +124,10 @@ def maps():
         both_ways(partial(F.local_affinity, backend="triton", **settings), 1, 2, 9, 20, positive=True)
     both_ways(partial(F.affinity_cleaning_loss, backend="triton"), 2, 3, 9, 20)
     both_ways(lambda x: F.contrast_softmax(x, backend="triton").square(), 70, 2100)
+    features, weight = torch.randn(2, 150, 9, 11), torch.randn(150, 1, 3, 3)
+    settings = dict(stride=2, padding=4, dilation=2, backend="triton")
+    both_ways(lambda x: F.depthwise_conv2d(x, weight, **settings), *features.shape)
+    both_ways(lambda x: F.depthwise_conv2d(features, x, **settings), *weight.shape)
 
 
 def prototypes():
