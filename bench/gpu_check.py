@@ -325,7 +325,8 @@ class Work:
 def variants() -> dict[str, Callable]:
     """What is compared; the first is what runs today."""
     from fastuda.kernels import (
-        _aggregate_gradient,
+        _aggregate_divergence,
+        _aggregate_symmetric,
         _aggregate_weights,
         _association_gradient,
         _panels,
@@ -333,7 +334,15 @@ def variants() -> dict[str, Callable]:
         _temperature,
     )
 
-    tiled = (_aggregate_gradient, _aggregate_weights, _association_gradient, _panels, _search, _temperature)
+    tiled = (
+        _aggregate_divergence,
+        _aggregate_symmetric,
+        _aggregate_weights,
+        _association_gradient,
+        _panels,
+        _search,
+        _temperature,
+    )
 
     @contextmanager
     def changed(modules, name, value):

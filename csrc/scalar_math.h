@@ -47,4 +47,16 @@ FASTUDA_HOST_DEVICE float fast_log(float x) {
 }
 FASTUDA_HOST_DEVICE double fast_log(double x) { return log(x); }
 
+// What a GPU has instructions for. The logarithm is off by 2^-21.41 between 1/2 and 2, where it may be all of
+// it, and by three units in the last place elsewhere; 2^x by two units; the quotient by two where
+// 2^-126 <= |b| <= 2^126 (CUDA C++ Programming Guide, mathematical functions).
+FASTUDA_HOST_DEVICE float rough_exp2(float x) { return exp2f(x); }
+#if defined(__CUDA_ARCH__) || defined(FASTUDA_EMULATED_CUDA)
+FASTUDA_HOST_DEVICE float rough_log(float x) { return __logf(x); }
+FASTUDA_HOST_DEVICE float rough_quotient(float a, float b) { return __fdividef(a, b); }
+#else
+FASTUDA_HOST_DEVICE float rough_log(float x) { return logf(x); }
+FASTUDA_HOST_DEVICE float rough_quotient(float a, float b) { return a / b; }
+#endif
+
 }  // namespace fastuda

@@ -75,14 +75,14 @@ def fill_weights(
 
 @triton.jit
 def strip_similarity(s, rows, cols, scale, row, top, m, KL: tl.constexpr):
-    """Similarities from a strip of products, the pixel's own exact, and the scales of its columns."""
+    """Similarities from a strip of products, the pixel's own exact."""
     # Norms and entropies come after the product, in float32: its operands stay unrounded.
-    scale_col = tl.load(row + cols, mask=cols < m, other=0.0)  # [columns]
     if KL:
         s = s + scale[:, None]  # [BM, columns]
     else:
+        scale_col = tl.load(row + cols, mask=cols < m, other=0.0)  # [columns]
         s = s * scale[:, None] * scale_col[None, :]  # [BM, columns]
-    return tl.where(cols[None, :] == rows[:, None], top[:, None], s), scale_col
+    return tl.where(cols[None, :] == rows[:, None], top[:, None], s)
 
 
 @triton.jit(
@@ -138,7 +138,7 @@ def weight_panel(
             part = product_strip(products, rows, cols, n, m, stride)  # [BM, BN // 4]
         else:
             part = parts[strip]  # [BM, BN // 4]
-        s, _ = strip_similarity(part, first + rows, cols, scale, row, top, m, KL)  # [BM, BN // 4]
+        s = strip_similarity(part, first + rows, cols, scale, row, top, m, KL)  # [BM, BN // 4]
         # At a vanishing temperature rounding must not lift a weight to infinity.
         e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))  # [BM, BN // 4]
         e = tl.where(col_ok[None, :], e, 0.0)

@@ -92,14 +92,14 @@ def merge_best(
         value = tl.load(part_value + where, mask=mask, other=float("-inf"))  # [BP, BL]
         index = tl.load(part_index + where, mask=mask, other=0)  # [BP, BL]
         top = tl.maximum(tl.max(value, 0), best)  # [BL]
-        found = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)  # [BL]
+        best_key = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)  # [BL]
         if LSE:
             # Every sum moves to the new maximum before it is added: no exponent is above 0.
             sums = tl.load(part_sum + where, mask=mask, other=0.0)  # [BP, BL]
             total = total * tl.exp2((best - top) * inv)
             total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
         # Later parts hold later keys: only a greater similarity takes the match from an earlier one.
-        best_index = tl.where(top > best, found.to(tl.int64), best_index)
+        best_index = tl.where(top > best, best_key.to(tl.int64), best_index)
         best = top
     tl.store(value_out + mine, best, mask=ok)
     tl.store(index_out + mine, best_index, mask=ok)

@@ -50,14 +50,11 @@ def project(
     inv_norm: Tensor,
     out: Tensor,
     scale: Tensor | None = None,
-    rest: tuple[Tensor, Tensor, float] | None = None,
 ) -> None:
     """``out = y - u (u . y)`` per row [R, C] with ``u = x inv_norm``: the gradient of the normalisation.
 
-    ``y`` is float32, ``scale`` times too large where that is given ([] float32). ``rest = (g, v, alpha)``
-    adds ``(1 - alpha) g + alpha v``.
+    ``y`` is float32, ``scale`` times too large where that is given ([] float32).
     """
-    g, v, alpha = rest or (x, y, 0.0)
     rows, channels = y.shape
     width = min(triton.next_power_of_2(channels), 2048)
     height = 64 if INTERPRETED else 2048 // width
@@ -67,13 +64,9 @@ def project(
         inv_norm,
         out,
         y if scale is None else scale,
-        g,
-        v,
-        alpha,
         rows,
         channels,
         SCALED=scale is not None,
-        REST=rest is not None,
         UPCAST=INTERPRETED,
         BR=height,
         BC=width,
@@ -108,13 +101,9 @@ def project_rows(
     inv_norm,
     out,
     scale,
-    g,
-    v,
-    alpha,
     rows,
     channels,
     SCALED: tl.constexpr,
-    REST: tl.constexpr,
     UPCAST: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
@@ -134,14 +123,10 @@ def project_rows(
     # Lanes are summed across once, after the loop.
     dot = tl.sum(along, 1)  # [BR]
     for start in range(0, channels, BC):
-        # All terms meet in float32: the result is rounded once, at the store.
         inside = ok[:, None] & (c < channels - start)[None, :]
         at = row[:, None] * channels + start + c[None, :]
         u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]
         value = tl.load(y + at, mask=inside, other=0.0) - u * dot[:, None]  # [BR, BC]
         if SCALED:
             value = value / tl.load(scale)
-        if REST:
-            value += (1 - alpha) * tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
-            value += alpha * tl.load(v + at, mask=inside, other=0.0)
         tl.store(out + at, narrow(value, out, UPCAST), mask=inside)

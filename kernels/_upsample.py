@@ -200,5 +200,5 @@ def store_gradient_row(planes, columns, r, h, w, upper, lower, mask):
     """Write source row ``r`` of a gradient: ``upper`` is what it has in the outputs around it, ``lower`` what
     the next row has in those below it."""
     # below the last source row there is none: its share belongs to the last row itself
-    found = tl.where(r == h - 1, upper + lower, upper)  # as `upper`
-    tl.store(planes + tl.cast(r, tl.int64) * w + columns[None, :], found, mask=mask)
+    gradient = tl.where(r == h - 1, upper + lower, upper)  # as `upper`
+    tl.store(planes + tl.cast(r, tl.int64) * w + columns[None, :], gradient, mask=mask)

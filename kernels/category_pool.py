@@ -111,7 +111,7 @@ def pooled_chunks(
     # The first top is finite: a difference of two infinities would be NaN.
     top = tl.full((KP,), -3.0e38, tl.float32)  # [KP]
     total = tl.zeros((KP,), tl.float32)  # [KP]
-    found = tl.zeros((KP, BA), tl.float32)  # [KP, BA]
+    pooled = tl.zeros((KP, BA), tl.float32)  # [KP, BA]
     for tile in range(TILES):
         i = (pid % chunks * TILES + tile) * BN + tl.arange(0, BN)  # [BN]
         ok = i < n  # [BN]
@@ -127,11 +127,11 @@ def pooled_chunks(
         f = tl.load(
             features + (b * n + i)[:, None] * width + a[None, :], mask=ok[:, None] & a_ok[None, :], other=0.0
         )
-        found = tl.dot(e, f.to(tl.float32), found * scale[:, None], input_precision="tf32x3")
+        pooled = tl.dot(e, f.to(tl.float32), pooled * scale[:, None], input_precision="tf32x3")
         top = higher
     # Every chunk keeps its own top and sums, which the host merges: no atomics, the same bits every run.
     to = partial + (pid * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
-    tl.store(to, found, mask=k_ok[:, None] & a_ok[None, :])
+    tl.store(to, pooled, mask=k_ok[:, None] & a_ok[None, :])
     # Tops and totals are the same for all channels, so that one program per chunk writes them.
     if tl.program_id(1) == 0:
         tl.store(tops + pid * classes + k, top, mask=k_ok)
@@ -178,9 +178,9 @@ def pooled_features_gradient(
     # A pixel gets of every class's gradient its share: one product over the classes.
     g_at = grad + (b * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
     g = tl.load(g_at, mask=k_ok[:, None] & a_ok[None, :], other=0.0)  # [KP, BA]
-    found = tl.dot(share, g, input_precision="tf32x3")  # [BN, BA]
+    gradient = tl.dot(share, g, input_precision="tf32x3")  # [BN, BA]
     to = out + (b * n + i)[:, None] * width + a[None, :]  # [BN, BA]
-    tl.store(to, narrow(found, out, UPCAST), mask=ok[:, None] & a_ok[None, :])
+    tl.store(to, narrow(gradient, out, UPCAST), mask=ok[:, None] & a_ok[None, :])
 
 
 @triton.jit

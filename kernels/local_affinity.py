@@ -116,8 +116,8 @@ def affinity_maps(p, out, classes, height, width, distance, D: tl.constexpr, BX:
         # Logarithms and quotients are of clamped numbers, so that none is infinite.
         both = clamped(joint)  # [BX]
         rest = clamped(1.0 - joint)  # [BX]
-        found = both * tl.log(both / one) + rest * tl.log(rest / zero)  # [BX]
-        tl.store(to + d * tl.cast(classes, tl.int64) * size + i, found, mask=ok)
+        affinity = both * tl.log(both / one) + rest * tl.log(rest / zero)  # [BX]
+        tl.store(to + d * tl.cast(classes, tl.int64) * size + i, affinity, mask=ok)
 
 
 @triton.jit

@@ -129,7 +129,7 @@ def prototype_losses(
         if DIST:
             w = tl.load(w_at + width, mask=mask, other=0.0)  # [BK, KP]
             spread = tl.dot(x * x, w, spread, input_precision="tf32x3")
-    label, known, alien = judged_labels(labels, i, ok, classes, ignore)  # [BN] each
+    label, valid, alien = judged_labels(labels, i, ok, classes, ignore)  # [BN] each
     # Padded classes are -inf, so that they have no share of the softmax.
     logits = tl.where(k_ok[None, :], z + spread, float("-inf"))  # [BN, KP]
     best = tl.max(logits, 1)  # [BN]
@@ -137,10 +137,10 @@ def prototype_losses(
     total = tl.sum(e, 1)  # [BN]
     # The softmax is kept for the backward, 0 where the feature has no class and so no gradient.
     to = share + i[:, None] * classes + k[None, :]  # [BN, KP]
-    tl.store(to, tl.where(known[:, None], e / total[:, None], 0.0), mask=ok[:, None] & k_ok[None, :])
+    tl.store(to, tl.where(valid[:, None], e / total[:, None], 0.0), mask=ok[:, None] & k_ok[None, :])
     own = tl.sum(tl.where(k[None, :] == label[:, None], z, 0.0), 1)  # [BN]
     # A label that is neither a class nor ignored makes the loss NaN, since the host checks none.
-    loss = tl.where(known, best + tl.log(total) - own, tl.where(alien, float("nan"), 0.0))  # [BN]
+    loss = tl.where(valid, best + tl.log(total) - own, tl.where(alien, float("nan"), 0.0))  # [BN]
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
 
 
@@ -178,12 +178,12 @@ def prototype_gradient(
     w_at = weight + k[:, None] * depth + a[None, :]  # [KP, BA]
     w_mask = k_ok[:, None] & (a < width)[None, :]  # [KP, BA]
     w = tl.load(w_at, mask=w_mask, other=0.0)  # [KP, BA]
-    found = tl.dot(tl.where(own, p - 1.0, p), w, input_precision="tf32x3")  # [BN, BA]
+    gradient = tl.dot(tl.where(own, p - 1.0, p), w, input_precision="tf32x3")  # [BN, BA]
     at = i[:, None] * width + a[None, :]  # [BN, BA]
     # The own logit has no variance, so that shares meet the variances as they are.
     if DIST:
         w = tl.load(w_at + width, mask=w_mask, other=0.0)
         x = tl.load(features + at, mask=mask, other=0.0).to(tl.float32)  # [BN, BA]
-        found += 2.0 * x * tl.dot(p, w, input_precision="tf32x3")
+        gradient += 2.0 * x * tl.dot(p, w, input_precision="tf32x3")
     # The gradient is float32 until it is scaled, and rounded once.
-    tl.store(out + at, narrow(tl.load(grad) * found, out, UPCAST), mask=mask)
+    tl.store(out + at, narrow(tl.load(grad) * gradient, out, UPCAST), mask=mask)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fastuda.kernels import _temperature
-from fastuda.kernels._aggregate_gradient import fill_slopes
+from fastuda.kernels._aggregate_divergence import divergence_gradient
 from fastuda.kernels._aggregate_symmetric import symmetric_gradient
 from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
-from fastuda.kernels._common import EPS_KL, add_product, on_device, prepare, product
+from fastuda.kernels._common import EPS_KL, on_device, prepare, product
 from fastuda.kernels._narrow import WIDEST, mixed, mixed_gradient
-from fastuda.kernels._panels import Panel, panel_scale, project, without_vanishing
+from fastuda.kernels._panels import Panel, panel_scale, without_vanishing
 
 
 def spatial_aggregate_fwd(
@@ -68,7 +68,7 @@ def spatial_aggregate_bwd(
     """Gradient of the input; the low-level op of the same name. ``library`` as in
     :func:`spatial_aggregate_fwd`, of the cosine."""
     x, grad = x.contiguous(), grad.contiguous()
-    batch, n, c = x.shape
+    batch, _, c = x.shape
     work = x.float() if similarity == "kl" else x
     grad_x = torch.empty_like(x)
     with on_device(x):
@@ -77,72 +77,43 @@ def spatial_aggregate_bwd(
         log_sum = lse - own / temperature
         factor = alpha / temperature * (side.row if similarity == "cosine" else 1.0)
         for b in range(batch):
-            values, g = work[b], grad[b].to(work.dtype)
-            centre = _centre(g, values, out[b], alpha, similarity)
-            if similarity == "kl" and c <= WIDEST:
-                vectors = side.row[b], temperature[b], log_sum[b]
-                by_query, by_key, by_values = mixed_gradient(
-                    side.query[b], side.key[b], *vectors, g, centre, factor[b]
-                )
-                by_query += by_key / (values + EPS_KL)
-                grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
-                continue
-            step, scale = factor[b], None
-            if work.dtype == torch.float16:
-                scale = panel_scale(_largest_slope(g, values, step, side.row[b]))
-                step = step * scale
-            if library and similarity == "cosine":
-                vectors = own[b], temperature[b], log_sum[b], centre, step
-                symmetric_gradient(side, b, *vectors, g, alpha, scale, grad_x[b])
-                continue
-            by_similarity, by_values = own.new_zeros(2, n, c)
-            by_query = by_similarity if similarity == "cosine" else torch.zeros_like(by_values)
-            scratch = Panel(values, n, c, n, count=2)
-            for start in range(0, n, scratch.rows):
-                part = slice(start, min(start + scratch.rows, n))
-                weights, slopes = (scratch.view(part.stop - start, n, i) for i in (0, 1))
-                fill_slopes(
-                    weights,
-                    slopes,
-                    side,
-                    b,
-                    start,
-                    own,
-                    temperature,
-                    log_sum,
-                    g,
-                    values,
-                    centre,
-                    step,
-                    similarity,
-                )
-                add_product(by_values, weights.T, g[part])
-                add_product(by_similarity, slopes.T, values[part])
-                add_product(by_query[part], slopes, side.key[b])
-            rest = (g, by_values, alpha)
+            g, scale = grad[b].to(work.dtype), None
+            vectors = temperature[b], log_sum[b]
             if similarity == "cosine":
-                project(by_similarity, values, side.row[b], grad_x[b], scale, rest)
+                if work.dtype == torch.float16:
+                    scale = panel_scale(_largest(g, work[b], factor[b], side.row[b]))
+                    g = g * scale
+                centre = _centre(g, work[b], out[b], alpha)
+                vectors = own[b], *vectors, centre, factor[b]
+                symmetric_gradient(side, b, *vectors, g, alpha, scale, library, grad_x[b])
+                continue
+            centre = g.float() @ work[b].mean(0)
+            if c <= WIDEST:
+                by_query, by_key, by_values = mixed_gradient(
+                    side.query[b], side.key[b], side.row[b], *vectors, g, centre, factor[b]
+                )
             else:
-                by_query += by_similarity / (values + EPS_KL)
-                grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
+                by_query, by_key, by_values = divergence_gradient(side, b, *vectors, g, centre, factor[b])
+            by_query += by_key / (work[b] + EPS_KL)
+            grad_x[b] = by_query.add_(g, alpha=1 - alpha).add_(by_values, alpha=alpha)
     return grad_x
 
 
-def _largest_slope(grad: Tensor, values: Tensor, factor: Tensor, inv_norm: Tensor) -> Tensor:
-    """[] what no slope of the cosine exceeds, but for those of vanishing features:
+def _largest(grad: Tensor, values: Tensor, factor: Tensor, inv_norm: Tensor) -> Tensor:
+    """[] what neither ``grad`` nor a slope of the cosine exceeds, but for those of vanishing features:
     ``|w (g_i . x_j - centre_i)| <= |g_i| (|x_j| + max |x|)``."""
     inv = without_vanishing(inv_norm)
     factor = torch.where(inv > 0, factor, 0)
     length = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32)
     largest = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32).amax()
-    return (length * factor.abs()).amax() * (1 + largest * inv.amax())
+    slope = (length * factor.abs()).amax() * (1 + largest * inv.amax())
+    return torch.maximum(slope, grad.abs().amax())
 
 
-def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float, similarity: str) -> Tensor:
-    """[N] for :func:`fill_slopes`: the weighted mean of ``grad_i . x_j``, which the output holds; for KL
-    the plain mean."""
-    if similarity == "kl" or alpha == 0:
-        return grad.float() @ values.float().mean(0)
+def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float) -> Tensor:
+    """[N] the weighted mean of ``grad_i . x_j``, which the output holds."""
+    if alpha == 0:
+        return torch.zeros(len(grad), device=grad.device)
     result = torch.empty(len(grad), device=grad.device)
     for start in range(0, len(grad), 4096):
         rows = slice(start, start + 4096)

@@ -105,9 +105,9 @@ def upsampled_counts(
         tl.store(predicted + at, guess.to(tl.uint8), mask=ok)
         # Labels that are no class are counted on the way: a check beforehand would read them all once more.
         label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)  # [BX]
-        known = (label >= 0) & (label < classes)  # [BX]
-        keep = ok & (label != ignore) & known  # [BX]
-        alien += (ok & (label != ignore) & (known == 0)).to(tl.int32)
+        inside = (label >= 0) & (label < classes)  # [BX]
+        keep = ok & (label != ignore) & inside  # [BX]
+        alien += (ok & (label != ignore) & (inside == 0)).to(tl.int32)
         cell = tl.where(keep, label * classes + guess, 0).to(tl.int32)  # [BX]
         # Few pairs fit a histogram of the program, which spares an atomic per pixel; many do not.
         if HISTOGRAM:

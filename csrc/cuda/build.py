@@ -32,7 +32,8 @@ def kernel_command(compiler: str, source: Path, out: Path) -> list[str]:
     archs = architectures()
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    options = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC"]
+    options = ["-O3", "-std=c++17", "-ftz=true", "-Werror", "all-warnings", "-Xptxas", "-v"]
+    options += ["-Xcompiler", "-fPIC"]
     return [compiler, *options, *code, "-c", str(source), "-o", str(out)]
 
 

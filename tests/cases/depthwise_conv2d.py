@@ -4,7 +4,7 @@ import torch
 
 import fastuda.ops as F
 from bench.case import BOTH, Bench, Case, square_map
-from tests.cases._inputs import tensor
+from tests.cases._inputs import normal, tensor
 
 GRADIENTS = 2
 BAD = {"stride": (0,), "padding": (-1,), "dilation": (0,)}
@@ -28,6 +28,23 @@ def hard():
     yield "", (1, 3, 4, 4), lambda x, b: F.depthwise_conv2d(x, weight, padding=1, backend=b)[0, 0, 0, 0]
 
 
+def _convolution(weight, **settings):
+    return lambda x, b: F.depthwise_conv2d(x, weight.to(x), backend=b, **settings)
+
+
+def samples(device):
+    weight = normal(40, 1, 3, 3, seed=17).to(device)
+    yield "depthwise", normal(2, 40, 33, 50, seed=12), _convolution(weight, padding=4, dilation=4)
+
+
+def small():
+    """More channels than a tile takes."""
+    x, weight = normal(2, 150, 9, 11, seed=12), normal(150, 1, 3, 3, seed=17)
+    settings = dict(stride=2, padding=4, dilation=2)
+    yield "depthwise", x, _convolution(weight, **settings)
+    yield "depthwise kernels", weight, lambda w, b: F.depthwise_conv2d(x.to(w), w, backend=b, **settings)
+
+
 def operators(device):
     x, weight = torch.randn(2, 4, 6, 7, device=device), torch.randn(4, 1, 3, 3, device=device)
     grad = torch.randn(2, 4, 4, 5, device=device)
@@ -36,6 +53,14 @@ def operators(device):
             yield "depthwise_conv2d_fwd", y, weight, bias, 2, 3, 2
         for wanted in ((True, True), (True, False), (False, True)):
             yield "depthwise_conv2d_bwd", grad, y, weight, 2, 3, 2, *wanted
+
+
+def compiled(dtype):
+    x, weight = torch.randn(1, 64, 16, 16).to(dtype), torch.rand(64, 1, 3, 3)
+    for stride in (1, 2):
+        grad, rest = x[..., ::stride, ::stride], (stride, 2, 2)
+        yield f"depthwise forward {stride}", "depthwise_conv2d_fwd", x, weight, None, *rest
+        yield f"depthwise backward {stride}", "depthwise_conv2d_bwd", grad, x, weight, *rest, True, True
 
 
 MEMORY = {"": 3 * 256 * 64 * 128 * 4 / 2**20}

@@ -113,14 +113,11 @@ def test_no_variant_waits(name, settings):
 PLAIN = [(name, {"contrast_start": 0} if name == "sepico" else {}) for name in sorted(METHODS)]
 
 
-@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *VARIANTS])
-def test_a_step_stays_on_the_device_of_its_batch(name, settings, monkeypatch):
-    """Forward, backward and what follows the step, on the meta device, which no tensor of the CPU goes
-    together with and which has no values to ask for. The ops are Triton's, known by their shapes there."""
-    monkeypatch.setattr(_backends, "select", lambda op, *tensors, backend: "triton")
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no meta
+def steps_on_meta(name, settings, backbone="small"):
+    """Two steps of forward, backward and what follows, on the meta device, which no tensor of the CPU goes
+    together with and which has no values to ask for."""
     method_class = get_method(name)
-    model = build_model(ModelConfig(backbone="small"), CLASSES)
+    model = build_model(ModelConfig(backbone=backbone), CLASSES)
     method = method_class(build(method_class.Config, settings, "method"), model, CLASSES)
     method = method.double().to("meta").train()
     data = joint_batch(0, False)
@@ -136,6 +133,30 @@ def test_a_step_stays_on_the_device_of_its_batch(name, settings, monkeypatch):
     nets = method.networks().values()
     assert all(p.grad.is_meta for net in nets for p in net.parameters() if p.grad is not None)
     assert any(p.grad is not None for p in method.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "settings"), [*PLAIN, *VARIANTS])
+def test_a_step_stays_on_the_device_of_its_batch(name, settings, monkeypatch):
+    """The ops are Triton's, known by their shapes there."""
+    monkeypatch.setattr(_backends, "select", lambda op, *tensors, backend: "triton")
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # knows no meta
+    steps_on_meta(name, settings)
+
+
+def test_a_plca_step_stays_there_with_all_kinds_of_kernels(monkeypatch):
+    """Each op by the implementation that a GPU has first: products by the library, CUDA C++, Triton."""
+    chosen = {}
+
+    def first(op, *tensors, backend):
+        rows = [row for row in _backends.BACKENDS[op] if row.device == "cuda"]
+        chosen[op] = next(row.name for row in rows if not (row.limit and row.limit(*tensors)))
+        return chosen[op]
+
+    monkeypatch.setattr(_backends, "select", first)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    steps_on_meta("plca", {}, "resnet18")
+    kinds = {"spatial_aggregate", "cycle_association_loss", "upsample_cross_entropy", "lovasz_softmax"}
+    assert chosen.keys() >= kinds
 
 
 def test_apex_takes_the_place_of_torchs_optimiser(monkeypatch):

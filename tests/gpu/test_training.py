@@ -12,6 +12,8 @@ import fastuda.ops as F
 from fastuda.config.resolve import resolve
 from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
+from fastuda.ops import _backends
+from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from tests.engine.precision import BAND, drift, nudge
 
@@ -122,6 +124,77 @@ def test_the_step_does_not_wait_for_the_device(method, scenes_root, tmp_path):
         run._backward(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def whole_step(run, batch):
+    """Forward, backward and the optimisers' step of one batch; its loss. Gradients are made anew."""
+    total = 0.0
+    for phase in run._phases(batch):
+        loss = torch.stack([value.float() for value in phase.losses.values()]).sum()
+        loss.backward()
+        total = total + loss.detach()
+    for optimizer in run.optimizers.values():
+        optimizer.step()
+    return total
+
+
+def forget_gradients(run):
+    for optimizer in run.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+
+
+def held(run):
+    """All that a step changes, by name: weights, statistics, momentum."""
+    tensors = dict(run.method.state_dict())
+    for name, optimizer in run.optimizers.items():
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"{name}.{number}.{key}": x for key, x in state.items() if isinstance(x, torch.Tensor)
+            }
+    return tensors
+
+
+def plca_of_wide_features(root, out, device=DEVICE):
+    """A trainer, and a batch of it; 512 channels, which the library multiplies."""
+    chosen = (("method.name", "plca"), ("train.amp", "bf16"), ("model.backbone", "resnet18"))
+    run = trainer(root, out, *chosen, device=device)
+    return run, next(run.loader).to(torch.device(device))
+
+
+def test_a_whole_plca_step_is_captured_and_replayed(scenes_root, tmp_path):
+    """Replayed steps go where launched ones go: the same losses and the same weights, but for sums by atomics
+    in the network's own layers."""
+    run, batch = plca_of_wide_features(scenes_root, tmp_path)
+    wide = torch.empty(1, 8, bare(run.method.model).backbone.channels, device=DEVICE)
+    for op, tensors in (("spatial_aggregate", (wide,)), ("cycle_association_loss", (wide, wide))):
+        assert _backends.select(op, *tensors) == "library"
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles, chooses algorithms, makes the momentum
+        for _ in range(3):
+            forget_gradients(run)
+            whole_step(run, batch)
+    torch.cuda.current_stream().wait_stream(side)
+    before = {name: x.clone() for name, x in held(run).items()}
+    wanted = []
+    for _ in range(3):
+        forget_gradients(run)
+        wanted.append(whole_step(run, batch).item())
+    launched = {name: x.clone() for name, x in held(run).items()}
+    for name, x in held(run).items():
+        x.copy_(before[name])
+    forget_gradients(run)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = whole_step(run, batch)
+    found = []
+    for _ in range(3):
+        graph.replay()
+        found.append(loss.item())
+    assert found == pytest.approx(wanted, rel=0.02, abs=0.01)
+    for name, x in held(run).items():
+        moved = (launched[name].double() - before[name].double()).norm()
+        assert (x.double() - launched[name].double()).norm() <= 0.1 * moved + 1e-6, name
 
 
 @pytest.fixture

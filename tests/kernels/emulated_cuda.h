@@ -12,6 +12,8 @@
 #include <functional>
 #include <vector>
 
+#include "emulated_functions.h"
+
 struct Index {
   unsigned x = 0;
 };

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from fastuda.kernels import _narrow, _panels, _search, _temperature
+from fastuda.kernels import _aggregate_symmetric, _narrow, _panels, _search, _temperature
 from fastuda.kernels import cycle_association_loss as association
-from fastuda.kernels._common import prepare
+from fastuda.kernels._common import add_product, prepare, product
 from fastuda.ops._reference import pair_similarity, row_temperature
 from fastuda.ops.cycle_match import reference as plain_match
 from tests.helpers import as_good_match
@@ -194,6 +194,40 @@ def test_aggregate_in_many_panels(similarity, monkeypatch):
     monkeypatch.setattr(_panels, "PANEL_BYTES", 1)
     channels = 6 if similarity == "cosine" else _narrow.WIDEST + 3
     check_aggregate(pixels(1, 200, channels, similarity, torch.float32), similarity)
+
+
+@pytest.mark.parametrize(("backend", "products"), [("triton", 2.0), ("library", 3.5)])
+def test_aggregate_works_on_a_pair_of_pixels_once(backend, products, monkeypatch):
+    """What the library multiplies in the gradient, in products of the image with itself; a block with itself
+    counts whole."""
+    n, blocks = 384, 3
+    x = pixels(1, n, 512, "cosine", torch.float32)
+    monkeypatch.setattr(_panels, "PANEL_BYTES", 1)
+    out = F.spatial_aggregate(x.requires_grad_(), backend=backend)
+    multiplied = []
+
+    def counted(function):
+        def call(*matrices):
+            a, b = matrices[:2] if function is product else matrices[1:]
+            multiplied.append(a.shape[0] * a.shape[1] * b.shape[1])
+            return function(*matrices)
+
+        return call
+
+    for function in (product, add_product):
+        monkeypatch.setattr(_aggregate_symmetric, function.__name__, counted(function))
+    out.sum().backward()
+    assert sum(multiplied) / (n * n * 512) == pytest.approx(products + (0.5 / blocks if products > 2 else 0))
+
+
+@pytest.mark.parametrize("n", [1, 8464, 16836, 32768])
+@pytest.mark.parametrize("dtype", BAND)
+@pytest.mark.parametrize("library", [False, True])
+def test_a_pair_of_blocks_stays_within_the_panels_memory(n, dtype, library):
+    scratch = _aggregate_symmetric.Blocks(torch.empty(n, 512, dtype=dtype, device="meta"), library)
+    held = sum(x.nbytes for x in (scratch.memory, scratch.products, scratch.sums))
+    assert held <= 1.05 * (1 + library) * _panels.PANEL_BYTES
+    assert len(scratch.parts(n)) == -(-n // scratch.size) <= 1 + n / (0.8 * scratch.most(scratch.memory))
 
 
 @pytest.mark.parametrize("dtype", BAND)

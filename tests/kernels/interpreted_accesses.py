@@ -12,11 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
-from fastuda.kernels import _panels, _search, _temperature
+from fastuda.kernels import _class_planes, _panels, _search, _temperature
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
+from fastuda.kernels import depthwise_conv2d as depthwise
 from fastuda.kernels import local_affinity as affinity
-from fastuda.kernels import lovasz_softmax as lovasz
 from fastuda.kernels import smooth_max_pool as smooth_max
 from fastuda.ops._backends import BACKENDS, launcher
 from tests.cases import OPS, case
@@ -33,7 +33,8 @@ def many_programs(monkeypatch):
     monkeypatch.setattr(statistics, "TILES", 2)
     monkeypatch.setattr(category, "TILES", 2)
     monkeypatch.setattr(affinity, "BLOCK", 32)
-    monkeypatch.setattr(lovasz, "OUTPUTS", 32)
+    monkeypatch.setattr(_class_planes, "OUTPUTS", 32)
+    monkeypatch.setattr(depthwise, "RUN", 64)
     monkeypatch.setattr(smooth_max, "BLOCK", 32)
     monkeypatch.setattr(smooth_max, "BLOCKS", 2)
 

@@ -3,14 +3,18 @@ tests/kernels/test_kernels.py in a process of its own, as interpreted.py."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastuda.ops as F
+from fastuda.kernels import _class_planes
 from fastuda.kernels import aspp as head
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
+from fastuda.kernels import depthwise_conv2d as depthwise
 from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import lovasz_softmax as lovasz
 from fastuda.kernels import smooth_max_pool as smooth_max
@@ -183,6 +187,44 @@ def test_smooth_max_does_not_overflow():
     assert torch.isfinite(F.smooth_max_pool(x, k=20.0, backend="triton")).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel", "stride", "padding", "dilation"),
+    [
+        (1, (1, 1), (1, 1), 1, 0, 1),
+        (7, (9, 5), (3, 3), 1, 1, 1),
+        (40, (13, 10), (3, 3), 1, 4, 4),
+        (20, (11, 14), (3, 3), 2, 2, 2),
+        (3, (7, 12), (1, 5), 3, 2, 1),
+    ],
+)
+def test_depthwise_convolution(channels, size, kernel, stride, padding, dilation, dtype, monkeypatch):
+    monkeypatch.setattr(depthwise, "RUN", 64)
+    x = torch.randn(2, channels, *size).to(dtype)
+    given = torch.randn(channels, 1, *kernel).to(dtype), torch.randn(channels).to(dtype)
+    rest = dict(stride=stride, padding=padding, dilation=dilation)
+
+    def run(backend, work):
+        leaves = [t.to(work, copy=True).requires_grad_() for t in (x, *given)]
+        y = F.depthwise_conv2d(*leaves, **rest, backend=backend)
+        weight = torch.linspace(-1, 2, y.numel()).reshape(y.shape).to(y.dtype)
+        return y.detach(), *torch.autograd.grad(y, leaves, weight)
+
+    results = run("triton", dtype), run("reference", dtype), run("reference", torch.float64)
+    for name, *three in zip(("value", "x", "weight", "bias"), *results, strict=True):
+        assert three[0].dtype == dtype
+        within_budget(*three, name, dtype)
+
+
+def test_depthwise_convolution_of_strided_features_and_none():
+    weight, bias = torch.randn(6, 1, 3, 3).transpose(2, 3), torch.randn(18)[::3]
+    for x in (torch.randn(2, 6, 5, 18)[..., ::2], torch.randn(0, 6, 4, 4)):
+        found, wanted = (
+            F.depthwise_conv2d(x, weight, bias, padding=1, backend=name) for name in ("triton", "reference")
+        )
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Planes of several programs."""
@@ -273,7 +315,9 @@ def test_prototype_contrast_shows_alien_labels_and_needs_no_valid_one(kind, monk
 )
 @pytest.mark.parametrize("align", [False, True])
 def test_lovasz_from_logits(low, high, align, monkeypatch):
-    monkeypatch.setattr(lovasz, "OUTPUTS", 32)
+    monkeypatch.setattr(_class_planes, "OUTPUTS", 32)
+    if align:  # a class at a time
+        monkeypatch.setattr(lovasz, "PANEL_BYTES", 1)
     x, labels = 3 * torch.randn(2, 3, *low), torch.randint(0, 2, (2, *high))
     labels[torch.rand(labels.shape) < 0.2] = 255
     settings = dict(from_logits=True, align_corners=align)
@@ -374,10 +418,12 @@ class NoWaits(TorchDispatchMode):
 def test_no_launcher_waits_for_the_device():
     for op, operator, *args in every("operators", "cpu"):
         # upsample_confusion raises what the labels tell
-        if any(row.name == "triton" for row in BACKENDS[op]) and op != "upsample_confusion":
-            launcher(op, operator)(*args)  # tables are made on the first call
+        names = {row.name for row in BACKENDS[op]} if op != "upsample_confusion" else set()
+        for options in [{}] * ("triton" in names) + [{"library": True}] * ("library" in names):
+            call = partial(launcher(op, operator), *args, **options)
+            call()  # tables are made on the first call
             with NoWaits():
-                launcher(op, operator)(*args)
+                call()
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])

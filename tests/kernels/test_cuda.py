@@ -161,7 +161,7 @@ def test_no_kernel_errs_with_real_threads(sanitizer, tmp_path):
     assert "WARNING" not in done.stderr and "ERROR" not in done.stderr, done.stderr[:6000]
     if sanitizer == "thread":
         planted = subprocess.run([program, "without barriers"], capture_output=True, text=True)
-        for file in ("local_affinity.cu", "upsample_confusion.cu"):
+        for file in ("local_affinity.cu", "upsample_confusion.cu", "upsampled_walk.h"):
             assert re.search(f"data race.*{file}", planted.stderr, re.DOTALL), f"{file} has no barriers"
 
 
@@ -228,11 +228,11 @@ def test_library_loads_and_registers_its_kernels(built):
 
 
 def test_kernels_know_nothing_of_torch():
-    headers = {path: path.read_text() for path in (CUDA / "kernels.h", CUDA / "launch.h")}
-    headers |= {path: path.read_text() for path in (ROOT / "csrc").glob("*_math.h")}
-    for path in SOURCES:
+    texts = {path: path.read_text() for path in (ROOT / "csrc").glob("*_math.h")}
+    for path in (*SOURCES, *CUDA.glob("*.h")):
         declared, _, rest = path.read_text().partition("\n#if defined(FASTUDA_TORCH)\n")
-        headers[path] = declared + rest.partition("\n#elif defined(FASTUDA_SMALL)\n")[2]
-        assert "registration.h" in rest
-    for path, text in headers.items():
+        texts[path] = declared + rest.partition("\n#elif ")[2]
+        assert path not in SOURCES or "registration.h" in rest
+    del texts[CUDA / "registration.h"]
+    for path, text in texts.items():
         assert not re.search(r"#include\s*(<(torch|ATen|c10)|\"registration)|\bTensor\b", text), path
