@@ -3,8 +3,10 @@
 In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op,
 ``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those
 of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an
-op's kernels are, ``<!-- published weights -->`` lists the weight files that have a name, and
-``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
+op's kernels are, ``<!-- published weights -->`` lists the weight files that have a name,
+``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports, and
+``<!-- summaries FOLDER -->`` the first paragraphs of a folder's pages. The pages of ops join the navigation
+by themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ if str(ROOT) not in sys.path:
 
 NONE = "not measured"
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>")
-MARK = re.compile(r"<!-- (measured|implementations|settings|section|reference|published) ([\w.]+) -->")
+MARK = re.compile(
+    r"<!-- (measured|implementations|settings|section|reference|published|summaries) ([\w.]+) -->"
+)
 
 
 def measured(op: str) -> str:
@@ -136,7 +140,21 @@ def published(name: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-MAKERS = (measured, implementations, settings, section, reference, published)
+def pages(folder: str) -> list[Path]:
+    """The pages of a folder of docs but for its index."""
+    return [path for path in sorted((ROOT / "docs" / folder).glob("*.md")) if path.stem != "index"]
+
+
+def summaries(folder: str) -> str:
+    """A row for each page: what its title names, its first paragraph."""
+    lines = [["op", "what it computes"], ["---"] * 2]
+    for page in pages(folder):
+        title, text = page.read_text(encoding="utf-8").removeprefix("# ").split("\n\n")[:2]
+        lines.append([f"[`{title.replace(', ', '`, `')}`]({page.name})", " ".join(text.split())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+MAKERS = (measured, implementations, settings, section, reference, published, summaries)
 
 
 def _shown(field: Any) -> str:
@@ -158,6 +176,12 @@ def _field_docs(config: type) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 found[name] = " ".join(text.split()).replace("``", "`")
     return found
+
+
+def on_config(config: Any) -> None:
+    """MkDocs calls this first: the pages of ops join their index in the navigation."""
+    (ops,) = (section["Ops"] for section in config["nav"] if "Ops" in section)
+    ops += [page.relative_to(ROOT / "docs").as_posix() for page in pages("ops")]
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:

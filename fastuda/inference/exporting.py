@@ -25,6 +25,7 @@ from fastuda.inference.saved import save_model
 from fastuda.inference.windows import probabilities
 from fastuda.methods import Method
 from fastuda.models.hrda import HRSegmentor
+from fastuda.models.huggingface import no_export
 from fastuda.ops._backends import default_backend
 from fastuda.system.files import written
 
@@ -78,6 +79,9 @@ def trace(method: Method) -> torch.export.ExportedProgram:
             "a network with model.hrda cannot be exported: the number of its windows depends on the size of"
             " the image; --format safetensors works"
         )
+    reason = no_export(getattr(method.model.backbone, "network", method.model.backbone))
+    if reason:
+        raise UserError(f"{reason}: take --format safetensors")
     free = torch.export.Dim.DYNAMIC
     try:
         with default_backend("reference"), _hushed(), torch.no_grad():

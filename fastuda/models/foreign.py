@@ -144,8 +144,8 @@ def survey(
     """Measure strides, channels and the multiples that the sides of images must be.
 
     A network that fails on images of 448 and 896 pixels is taken to know ``image_size`` alone. Otherwise the
-    cell is the smallest of :data:`MULTIPLES` at which no map leaves pixels out, at two sizes: ``h * stride``
-    must not be less than the side. The network is copied without its values, which costs no time; where it
+    cell is the smallest of :data:`MULTIPLES` at which no map leaves pixels out: ``h * stride`` must not be
+    less than the side. The network is copied without its values, which costs no time; where it
     cannot be run so, it computes.
 
     Args:
@@ -183,15 +183,18 @@ def _survey(maps: Maps, name: str, image_size: tuple[int, int] | None) -> Geomet
     if widths != tuple(shape[0] for shape in large):
         raise UserError(f"{name} has no usable feature map: its maps are [B, h, w, C], not [B, C, h, w]")
     for multiple in MULTIPLES:
-        # odd multiples, so that none is one of twice the number
-        sides = [multiple * (round(least / multiple) | 1) for least in (75, 107)]
+        # odd multiples, so that none is one of twice the number; a network may take squares alone
+        height = multiple * (round(75 / multiple) | 1)
+        width = height + 2 * multiple
         try:
-            rows = [[shape[1] for shape in _shapes(maps, (side, side), name)] for side in sides]
+            shapes = _shapes(maps, (height, width), name)
         except Exception:
             continue
-        ends = [[n * stride for n, stride in zip(row, strides, strict=True)] for row in rows]
-        if all(min(end) >= side for end, side in zip(ends, sides, strict=True)):
+        ends = [(h * s, w * s) for (_, h, w), s in zip(shapes, strides, strict=True)]
+        if all(bottom >= height and right >= width for bottom, right in ends):
             return Geometry(widths, strides, (multiple, multiple))
+    if image_size is not None:
+        return _fixed(maps, name, image_size)
     raise UserError(f"{name} leaves pixels out at every size of an image: it has no usable feature map")
 
 

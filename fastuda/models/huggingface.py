@@ -19,6 +19,8 @@ from fastuda.models.normalization import Normalization
 
 PREFIX = "hf:"
 WEIGHTS = ("*.safetensors", "*.bin")
+SLOW_TO_TRACE = ("swin", "swinv2", "maskformer-swin")
+"""Families whose padded, shifted windows keep torch.export busy for longer than anyone waits."""
 RANDOM_POSITIONS = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
 """Settings of DINOv3 that move positions at random in training mode: a teacher would label at random."""
 
@@ -98,6 +100,8 @@ def hf_backbone(described: dict[str, Any], pretrained: bool, quarters: bool, enl
         whole = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
         hint = f"; it is a whole segmentation model: --model {spec}" if whole else ""
         raise UserError(f"{spec} is a {config.model_type}, which transformers has no backbone of{hint}")
+    if not hasattr(config, "stage_names"):
+        raise UserError(f"{spec} wraps another library's network: give that by package.module:function")
     for key in ("apply_layernorm", "reshape_hidden_states"):
         if hasattr(config, key):
             setattr(config, key, True)
@@ -114,6 +118,18 @@ def hf_backbone(described: dict[str, Any], pretrained: bool, quarters: bool, enl
     config.out_features = [stages[i] for i in chosen]
     built = _build(cls, config, spec, pretrained)
     return ForeignBackbone(built, listed, geometry.of(chosen), enlarge)
+
+
+def no_export(network: nn.Module) -> str:
+    """Why torch.export is not asked to follow a network of transformers; empty where it is."""
+    config = getattr(network, "config", None)
+    kinds = [getattr(c, "model_type", "") for c in (config, getattr(config, "backbone_config", None))]
+    slow = next((kind for kind in kinds if kind in SLOW_TO_TRACE), None)
+    return (
+        f"torch.export does not finish on the shifted windows of {slow} for images of any size"
+        if slow
+        else ""
+    )
 
 
 def _survey(cls: Any, config: Any, spec: str) -> Geometry:

@@ -15,8 +15,9 @@ import torch
 
 import fastuda.ops as F
 from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table
-from bench.providers import PROVIDERS, CannotExpress
-from bench.registry import CASES, Case
+from bench.case import CannotExpress, Case
+from bench.providers import PROVIDERS
+from bench.registry import CASES
 from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
@@ -56,8 +57,8 @@ def test_floor_counts_products_and_bytes():
 
 def test_command_measures_and_writes(tmp_path):
     code = (
-        "import sys; from bench import registry, run, table;"
-        "run.CASES = [registry.Case('contrast_softmax', 'fwd', 'float32', 64, 64)];"
+        "import sys; from bench import case, run, table;"
+        "run.CASES = [case.Case('contrast_softmax', 'fwd', 'float32', 64, 64)];"
         "table.write = lambda: None;"
         f"sys.argv = ['run', '--provider', 'fastuda', '--provider', 'reference', '--repeats', '2', "
         f"'--csv', {str(tmp_path / 'out.csv')!r}]; run.main()"
@@ -149,6 +150,21 @@ def test_an_option_is_timed_beside_steps_without_it(tmp_path):
 
 def test_steps_whose_losses_differ_get_no_time():
     assert end_to_end.difference([{"a": 1.0, "b": 2.0}], [{"a": 1.0, "b": 2.5}]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("in_float32", [1.0, 1.5])
+def test_sides_that_differ_in_bfloat16_are_compared_in_float32(in_float32, monkeypatch):
+    loss = {"bfloat16": {"fused": 1.0, "published": 1.2}, "float32": {"fused": 1.0, "published": in_float32}}
+    monkeypatch.setattr(
+        end_to_end, "side", lambda job, name, timeout: {"losses": [{"a": loss[job["dtype"]][name]}]}
+    )
+    job = {"method": "plca", "dtype": "bfloat16", "steps": 3}
+    sides = {name: end_to_end.side(job, name, 1.0) for name in end_to_end.SIDES}
+    if in_float32 == 1.0:
+        assert end_to_end.agreement(job, "published", sides) == "0.0e+00 (float32)"
+    else:
+        with pytest.raises(end_to_end.Failed, match=r"published: .* differ by 0\.33 in float32"):
+            end_to_end.agreement(job, "published", sides)
 
 
 def test_what_bounds_a_step_is_told_from_its_profile():
