@@ -42,8 +42,11 @@ def without(reason: str) -> dict:
 
 def extension() -> dict:
     """setup() arguments that build ``fastuda._C``, or nothing when it is not wanted or cannot be built."""
-    # a unit includes files of csrc/cpu: one parse of torch's headers for many kernels
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "units").glob("*.cpp"))
+    # a unit includes files of csrc/cpu, one parse of torch's headers for many kernels; others are their own
+    units = sorted((ROOT / "csrc" / "units").glob("*.cpp"))
+    included = "".join(path.read_text(encoding="utf-8") for path in units)
+    alone = [p for p in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if f'"../cpu/{p.name}"' not in included]
+    sources = [str(path.relative_to(ROOT)) for path in (*units, *alone)]
     if BUILD == "none" or not sources:
         return {}
     if BUILD == "auto" and not sys.platform.startswith("linux"):

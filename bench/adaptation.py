@@ -26,9 +26,9 @@ import torch
 from bench.machine import commit, machine
 from bench.rows import append_rows, check_rows
 from fastuda import cli
-from fastuda.config.resolve import resolve
 from fastuda.config.schema import RunConfig
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.run import open_run
+from fastuda.engine.grid import one_of_many
 from fastuda.engine.run import train
 from fastuda.engine.trainer import Interrupted
 from fastuda.errors import UserError
@@ -36,7 +36,7 @@ from fastuda.inference.saved import load_config
 from fastuda.inference.scores import Scores
 from fastuda.system.files import written
 from fastuda.system.log import setup_logging
-from fastuda.system.settings import merge, parse_overrides
+from fastuda.system.settings import parse_overrides
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -151,29 +151,12 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     runs = []
     for seed in args.seeds:
         for method, settings in chosen:
-            of_run = {**flags, "method.name": method, "train.seed": seed}
             given = parse_overrides([item.replace("=TARGET", f"={args.target}") for item in settings])
-            config = resolve(args.config, of_run, merge({"train": {"baseline": "off"}}, given))
+            config = one_of_many(args.config, flags, given, method, seed)
             name = re.sub(r"[^\w.+=-]+", "_", " ".join((method, *settings)))
             out = args.runs / f"{name}_{config.train.steps}_{config.train.seed}"
             runs.append(Run(method, " ".join(settings), config, out))
     return runs
-
-
-def classes_of(config: RunConfig) -> tuple[str, ...]:
-    """Of a run, before it is trained.
-
-    Raises:
-        UserError: a domain cannot be opened.
-    """
-    data = config.data
-    source, target = (
-        open_domain(spec, role=role, data_root=data.data_root)
-        for spec, role in ((data.source, "source"), (data.target, "target"))
-    )
-    held_out = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    shared = share_classes(source, target, held_out, classes=data.classes, aliases=data.class_alias)
-    return tuple(shared[0].classes.names)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -288,7 +271,7 @@ def main(go: Callable[..., dict[str, Scores]] = train) -> int:
     setup_logging(args.quiet)
     path = args.csv or HERE / "results" / f"{Path(args.config).stem}.csv"
     runs = runs_of(args)
-    check_rows(path, columns(classes_of(runs[0].config)))
+    check_rows(path, columns(open_run(runs[0].config.data).classes.names))
     ready = {key_of(row) for row in load(path)}
     left = [run for run in runs if run.key not in ready]
     began = commit()

@@ -19,10 +19,7 @@ import argparse
 import datetime
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,29 +27,25 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import published, table
+from bench import beside, published, table
+from bench.jobs import HERE, Failed, config_of, losses, side, trainer
 from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
 from bench.rows import append_rows, check_rows, say
 from fastuda import cli
-from fastuda.config.resolve import resolve
-from fastuda.config.schema import RunConfig
-from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.profiling import PARTS, profile_step
-from fastuda.engine.trainer import Trainer
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
-from fastuda.system import distributed
 from fastuda.system.log import setup_logging
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import support
 from fastuda.system.settings import parse_overrides
 
-HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
   python -m bench.end_to_end --method plca --crop 736 736 --steps 1
   python -m bench.end_to_end --method sepico --set variant=bank --dtype float32
-  python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README"""
+  python -m bench.end_to_end --csv bench/results/end_to_end.csv    # every method, into the README
+  python -m bench.end_to_end --method self_training --set mask_ratio=0.7 --beside mask_ratio=0"""
 SIDES = ("fused", "published")
 PLAIN = "plain"
 """The third side: the network of torch's own layers, the losses of ``fastuda.ops``."""
@@ -67,45 +60,6 @@ COMPARED = 4
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-SETTINGS = {
-    "source_only": {"lovasz_weight": 0.0},
-    "plca": {"lovasz_weight": 0.75, "association_weight": 0.1},
-    "sepico": {"contrast_start": 0, "width": 512},
-    "weakseg": {"category_width": None},
-}
-"""The published settings where the shipped configuration of the scenes differs, and SePiCo's contrast from
-the first step."""
-
-
-def trainer(job: dict, folder: Path) -> Trainer:
-    """The trainer of one method on scenes of the crop's size, with the loader in the same process."""
-    scenes = ScenesConfig(source=4, target=4, evaluation=1, height=job["crop"][0], width=job["crop"][1])
-    root = Path(job.get("root") or folder)
-    ensure_scenes(root / "scenes", scenes, quiet=True)
-    return Trainer(config_of(job, root), folder / "run", distributed.start(job["device"]), quiet=True)
-
-
-def config_of(job: dict, root: Path) -> RunConfig:
-    """The configuration of a job.
-
-    Raises:
-        UserError: an unknown method, backbone or setting.
-    """
-    settings = {**SETTINGS.get(job["method"], {}), **job["settings"]}
-    chosen = {
-        "method.name": job["method"], "data.data_root": str(root), "data.crop": job["crop"],
-        "data.batch_size": job["batch"], "data.workers": job.get("workers", 0), "data.loader": "torch",
-        "data.check_labels": 1,
-        "model.backbone": job["backbone"], "optim.lr": 1e-4, "optim.warmup": 0, "train.device": job["device"],
-        "train.amp": "force-bf16" if job["dtype"] == "bfloat16" else "off", "log.tensorboard": False,
-        "train.keep_memory": False,
-    }  # fmt: skip
-    return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, {})
-
-
-def losses(run: Trainer) -> dict[str, float]:
-    """The loss terms of the last step."""
-    return {name: value for name, value in run.take_means().items() if name.startswith("train/")}
 
 
 def work(job: dict) -> dict[str, object]:
@@ -119,6 +73,8 @@ def work(job: dict) -> dict[str, object]:
         torch.set_num_threads(job["threads"])
     setup_logging(quiet=True)
     device = job["device"]
+    if "beside" in job:
+        return beside.measure(job)
     times, terms = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = trainer(job, Path(folder))
@@ -143,23 +99,6 @@ def work(job: dict) -> dict[str, object]:
             "ops": profile.ops}  # fmt: skip
 
 
-def side(job: dict, name: str, timeout: float = math.inf) -> dict:
-    """Run one side in its own process."""
-    command = [sys.executable, "-m", "bench.end_to_end", "--worker", json.dumps({**job, "side": name})]
-    try:
-        done = subprocess.run(
-            command, cwd=HERE.parent, env=dict(os.environ), capture_output=True, text=True,
-            timeout=None if timeout == math.inf else timeout,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took over {timeout:.0f} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line[7:])
-    memory = [line for line in done.stderr.splitlines() if "OutOfMemoryError" in line]
-    return {"failed": "out of memory" if memory else f"ended with {done.returncode}:\n{done.stderr[-2000:]}"}
-
-
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
     """Largest relative difference of any loss term at any step."""
     return max(
@@ -167,10 +106,6 @@ def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> 
         for a, b in zip(fused, truth, strict=True)
         for name in b
     )
-
-
-class Failed(Exception):
-    """A method has no row."""
 
 
 def agreement(job: dict, name: str, sides: dict[str, dict], timeout: float = math.inf) -> str:
@@ -281,7 +216,13 @@ def build_parser() -> argparse.ArgumentParser:
     machine_flags(p, "all methods")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of the methods, e.g. contrast=false (repeatable)",
+        help="a setting of the methods, e.g. contrast=false, or of the sections data and model, e.g."
+        " model.hrda=[128,128] (repeatable)",
+    )  # fmt: skip
+    p.add_argument(
+        "--beside", action="append", default=[], metavar="KEY=VALUE",
+        help="time steps with --set by turns with steps that have these settings in their place, in one"
+        " process, and report the ratio alone (repeatable)",
     )  # fmt: skip
     p.add_argument(
         "--workers",
@@ -312,10 +253,17 @@ def main() -> int:
          "settings": parse_overrides(args.set), "workers": args.workers}
         for name in args.method or every
     ]  # fmt: skip
+    other = parse_overrides(args.beside)
+    columns, measure, line = COLUMNS, compare, line_of
+    if other:
+        columns, measure, line = beside.COLUMNS, beside.cost, beside.line_of
     for job in jobs:  # check all before the first measurement
         config_of(job, Path())
+        if other:
+            job["beside"] = other
+            config_of({**job, "settings": {**job["settings"], **other}}, Path())
     if args.csv:
-        check_rows(args.csv, COLUMNS)
+        check_rows(args.csv, columns)
     if args.dtype is None:
         say(f"{dtype}: {bf16.reason}")
     deadline = time.monotonic() + args.budget
@@ -327,14 +275,14 @@ def main() -> int:
                 failed.append(f"{job['method']}: no time was left")
                 continue
             try:
-                row = compare(job | {"root": root}, left)
+                row = measure(job | {"root": root}, left)
             except Failed as reason:
                 failed.append(str(reason))
                 say(str(reason))
                 continue
-            say(line_of(row))
+            say(line(row))
             if args.csv:
-                append_rows(args.csv, COLUMNS, [row])
+                append_rows(args.csv, columns, [row])
     if args.csv and args.csv.resolve().parent == HERE / "results":
         table.write()
     if failed:

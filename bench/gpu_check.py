@@ -30,9 +30,10 @@ from unittest import mock
 import torch
 
 from bench import measure, table
+from bench.case import Case
 from bench.gpu_kit import install
 from bench.machine import commit, machine
-from bench.registry import CASES, Case
+from bench.registry import CASES
 from bench.rows import append_rows
 from bench.run import GPU_FIRST
 from fastuda import cli

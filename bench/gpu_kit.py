@@ -79,35 +79,25 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     from bench.providers import public
     from bench.registry import CASES, make_inputs
     from bench.run import GPU_FIRST
-    from tests.gpu import cases as on_gpu
-
-    on_gpu.DEVICE = "cpu"
+    from tests.cases import OPS, every
+    from tests.cases import case as module_of
+    from tests.gpu.kernels import DTYPES, has
 
     def both_ways(function: Callable, x: torch.Tensor, backend: str = "triton") -> None:
         leaf = x.clone().requires_grad_()
         value = function(leaf, backend)
-        torch.autograd.grad(value.float().sum(), leaf)
+        if value.requires_grad:
+            torch.autograd.grad(value.float().sum(), leaf)
 
-    for dtype in on_gpu.DTYPES:
-        for name in sorted(on_gpu.TRITON):
-            _, x, function = on_gpu.CASES[name]
-            yield f"{name} {dtype}", partial(both_ways, function, x.to(dtype))
-        for kind in ("cosine", "kl"):
-            source, target = (on_gpu.normal(2, n, 19, seed=n).to(dtype) for n in (97, 130))
-            yield (
-                f"match {kind} {dtype}",
-                partial(F.cycle_match, source, target, similarity=kind, backend="triton"),
-            )
-        for classes in (19, 150):
-            x, labels = (
-                on_gpu.normal(2, classes, 11, 17).to(dtype),
-                on_gpu.classes_of(2, 61, 93, classes=classes),
-            )
-            yield f"confusion {classes} {dtype}", partial(F.upsample_confusion, x, labels, backend="triton")
-        for name, function in on_gpu.WIDE.items():
-            yield f"many panels {name} {dtype}", partial(both_ways, function, on_gpu.wide(1500, 0).to(dtype))
-            x = on_gpu.wide(1500, 0, 512).to(dtype)
-            yield f"many panels by the library {name} {dtype}", partial(both_ways, function, x, "library")
+    for dtype in DTYPES:
+        for op, name, x, function in every("samples", "cpu"):
+            if has(op, "triton"):
+                yield f"{name} {dtype}", partial(both_ways, function, x.to(dtype))
+        for op in OPS:
+            for width, backend in ((256, "triton"), (512, "library")):
+                for x, function in getattr(module_of(op), "wide", lambda *_: ())(width, "cpu"):
+                    call = partial(both_ways, function, x.to(dtype), backend)
+                    yield f"many panels {backend} {op} {dtype}", call
     for case in dict.fromkeys([*GPU_FIRST, *CASES]):
         small = replace(case, pixels=272 if case.pixels % 16 == 0 else 265)
 

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
-from bench.providers import PROVIDERS, CannotExpress, Inputs
-from bench.registry import DTYPES, Case, make_inputs
+from bench.case import DTYPES, CannotExpress, Case, Inputs
+from bench.providers import PROVIDERS
+from bench.registry import make_inputs
 from fastuda.ops import release_memory
 from fastuda.system.memory import give_back_freed_memory, keep_freed_memory
 

@@ -24,9 +24,10 @@ import torch
 from tqdm import tqdm
 
 from bench import table
+from bench.case import Case
 from bench.machine import check_device, machine, machine_flags, place_of
 from bench.providers import PROVIDERS
-from bench.registry import CASES, SWEEP, Case
+from bench.registry import CASES, SWEEP
 from bench.rows import append_rows, check_rows, say
 from bench.server import Server, child
 from fastuda import cli

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.registry import Case
+from bench.case import Case
 
 ROOT = Path(__file__).resolve().parents[1]
 

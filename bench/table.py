@@ -159,6 +159,30 @@ def steps() -> str:
     return text + "".join(f"\n{reason(row)}\n" for row in rows if float(row["ratio"]) < GOAL)
 
 
+COSTS = """
+What an option costs (`python -m bench.end_to_end --set ... --beside ...`): steps with the first settings
+and with the second by turns in one process, the least of each; on a CPU seconds of the processor. MiB that
+torch's allocator holds at the peak above what it holds after the step.
+"""
+
+
+def costs() -> str:
+    """The table of ``python -m bench.end_to_end --beside``; the last row of each key wins."""
+    keys = ("method", "settings", "beside", "backbone", "crop", "batch", "dtype", "machine")
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for path in sorted((HERE / "results").glob("beside*.csv")):
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows.update({tuple(row[key] for key in keys): row for row in csv.DictReader(stream)})
+    names = ("method", "with", "beside", "backbone", "crop", "dtype", "s", "beside", "ratio", "MiB", "beside",
+             "machine")  # fmt: skip
+    text = f"{COSTS}\n{_line(*names)}{'|---' * len(names)}|\n"
+    for row in rows.values():
+        what = (*(row[key] for key in keys[:4]), f"{row['batch']}x{row['crop']}", row["dtype"])
+        times = (row["seconds"], row["beside_s"], f"**{row['ratio']}**", row["mib"], row["beside_mib"])
+        text += _line(*what, *times, row["machine"])
+    return text + ("" if rows else _line(*["not measured"] * len(names)))
+
+
 def bound(row: dict[str, str]) -> float:
     """The ratio if ops took no time."""
     return 1 / max(1 - float(row["published_ops"]), 1e-3)
@@ -188,7 +212,7 @@ def write() -> None:
         if (HERE / "results" / "scaling.png").exists()
         else ""
     )
-    text = HEAD + plot + steps() + section("cpu", rows) + section("cuda", rows)
+    text = HEAD + plot + steps() + costs() + section("cpu", rows) + section("cuda", rows)
     with written(HERE / "README.md") as draft:
         draft.write_text(text, encoding="utf-8")
 

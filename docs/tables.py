@@ -3,7 +3,10 @@
 In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op,
 ``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those
 of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an
-op's kernels are, and ``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports.
+op's kernels are, ``<!-- published weights -->`` lists the weight files that have a name,
+``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports, and
+``<!-- summaries FOLDER -->`` the first paragraphs of a folder's pages. The pages of ops join the navigation
+by themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ if str(ROOT) not in sys.path:
 
 NONE = "not measured"
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>(?:~[\w.]*\.)?([\w.]+)</code>")
-MARK = re.compile(r"<!-- (measured|implementations|settings|section|reference) ([\w.]+) -->")
+MARK = re.compile(
+    r"<!-- (measured|implementations|settings|section|reference|published|summaries) ([\w.]+) -->"
+)
 
 
 def measured(op: str) -> str:
@@ -120,6 +125,38 @@ def reference(package: str) -> str:
     return "\n\n".join(f"::: {item.__module__}.{item.__qualname__}" for item in exported)
 
 
+def published(name: str) -> str:
+    """The weight files that ``--weights`` knows by name."""
+    from fastuda.models.published import DINOV2, IMAGENET
+
+    lines = [["`--weights`", "`--backbone`", "public name", "file", "MiB", "licence of the weights"]]
+    lines.append(["---"] * 6)
+    files = [("imagenet", f"`{backbone}`", file) for backbone, file in IMAGENET.items()]
+    files += [(key, "DINOv2", file) for key, file in DINOV2.items()]
+    for key, backbone, file in files:
+        size = "not published" if file.megabytes is None else f"{file.megabytes:.1f}"
+        link = f"[{file.name}]({file.url})"
+        lines.append([f"`{key}`", backbone, file.public_name, link, size, file.licence])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pages(folder: str) -> list[Path]:
+    """The pages of a folder of docs but for its index."""
+    return [path for path in sorted((ROOT / "docs" / folder).glob("*.md")) if path.stem != "index"]
+
+
+def summaries(folder: str) -> str:
+    """A row for each page: what its title names, its first paragraph."""
+    lines = [["op", "what it computes"], ["---"] * 2]
+    for page in pages(folder):
+        title, text = page.read_text(encoding="utf-8").removeprefix("# ").split("\n\n")[:2]
+        lines.append([f"[`{title.replace(', ', '`, `')}`]({page.name})", " ".join(text.split())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+MAKERS = (measured, implementations, settings, section, reference, published, summaries)
+
+
 def _shown(field: Any) -> str:
     """The default as it is written in a configuration."""
     from fastuda.system.settings import plain
@@ -141,9 +178,15 @@ def _field_docs(config: type) -> dict[str, str]:
     return found
 
 
+def on_config(config: Any) -> None:
+    """MkDocs calls this first: the pages of ops join their index in the navigation."""
+    (ops,) = (section["Ops"] for section in config["nav"] if "Ops" in section)
+    ops += [page.relative_to(ROOT / "docs").as_posix() for page in pages("ops")]
+
+
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """MkDocs calls this with the text of every page."""
-    makers = {maker.__name__: maker for maker in (measured, implementations, settings, section, reference)}
+    makers = {maker.__name__: maker for maker in MAKERS}
     return MARK.sub(lambda mark: makers[mark[1]](mark[2]), markdown)
 
 

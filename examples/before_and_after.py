@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.run import open_run
 from fastuda.inference.pictures import overlay
 from fastuda.inference.prediction import Predictor
 from fastuda.inference.saved import load_run
@@ -39,9 +39,7 @@ def main(out: str, runs: list[str], rows: int = 3) -> Image.Image:
     names = ["source-only", *(config.method["name"] for config, _, _ in loaded[1:])]
     config, _, classes = loaded[1]
     data = config.data
-    source = open_domain(data.source, role="source", data_root=data.data_root)
-    target = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    source, target = share_classes(source, target, classes=data.classes, aliases=data.class_alias)
+    (source, *_), _, target = open_run(data)
     size, resampling = data.eval_size, data.resampling
     predictors = [Predictor(method, classes, device, size, resampling=resampling) for _, method, _ in loaded]
 

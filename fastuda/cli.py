@@ -32,12 +32,14 @@ AMP_CHOICES = ("off", "bf16", "fp16", "force-bf16", "force-fp16")
 
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "method": ("method.name", "name of a method, several joined by +, or package.module:Class", {}),
-    "source": ("data.source", "labelled domain: name or name:path[:split]; scenes is built in", {}),
-    "target": ("data.target", "unlabelled domain, likewise", {}),
+    "source": ("data.source", "labelled domain: name or name:path[:split], several joined by commas", {}),
+    "target": ("data.target", "unlabelled domain, likewise, a single one; scenes is built in", {}),
     "data_root": ("data.data_root", "folder of domains without a path (default: data)", {}),
-    "model": ("model.head", "segmentation head: deeplabv2, daformer or auto", {}),
-    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small", {}),
-    "weights": ("model.weights", ".pth or .safetensors file with initial weights", {}),
+    "model": ("model.head", "segmentation head: deeplabv2, daformer, linear, light or auto; or a whole"
+              " network: hf:PATH (Hugging Face) or package.module:function", {}),
+    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small, hf:PATH"
+                 " or package.module:function", {}),
+    "weights": ("model.weights", "imagenet (downloaded once), or a .pth or .safetensors file", {}),
     "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
     "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
     "steps": ("train.steps", "optimiser steps; with --stages, per stage", {"type": int}),
@@ -113,7 +115,12 @@ def setting_flag(p: argparse.ArgumentParser, name: str, help: str | None = None,
 def flag_settings(args: argparse.Namespace, without: Collection[str] = ()) -> dict[str, Any]:
     """The dotted settings of the flags of :data:`FLAGS` that were given."""
     values = {name: getattr(args, name) for name in FLAGS if name not in without}
-    return {FLAGS[name][0]: value for name, value in values.items() if value is not None}
+    settings = {FLAGS[name][0]: value for name, value in values.items() if value is not None}
+    if ":" in settings.get("model.head", ""):
+        settings["model.network"] = settings.pop("model.head")
+    elif {"model.head", "model.backbone"} & settings.keys():
+        settings["model.network"] = None  # in place of a whole network of the configuration
+    return settings
 
 
 def inference_flags(p: argparse.ArgumentParser) -> None:

@@ -1,17 +1,19 @@
 """Shared fixtures and rules: seeds, real data where it is, tiny scenes, skips by capability."""
 
+import ctypes
 import importlib.util
 import logging
 import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-SHARED_DATA = Path(
-    os.environ.get("FASTUDA_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
-)
+TESTS = Path(__file__).resolve().parent
+SHARED_DATA = Path(os.environ.get("FASTUDA_TEST_DATA", TESTS.parents[1] / "shared" / "data"))
 
 # a machine without a package index may lack what only some tests, and those that borrow from them, need
 if importlib.util.find_spec("hypothesis") is None:
@@ -73,3 +75,17 @@ def scenes_root(tmp_path_factory) -> Path:
     config = ScenesConfig(source=8, target=8, evaluation=3, height=32, width=64)
     ensure_scenes(root / "scenes", config, quiet=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The CUDA kernels, compiled for the CPU: blocks one after the other, threads from barrier to barrier."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = tmp_path_factory.mktemp("emulated") / "kernels.so"
+    sources = sorted((TESTS.parent / "csrc" / "cuda").glob("*.cu"))
+    emulation = ["-x", "c++", "-include", TESTS / "kernels" / "emulated_cuda.h"]
+    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
+    subprocess.run([compiler, *options, *emulation, *sources, "-o", library], check=True)
+    return ctypes.CDLL(str(library))

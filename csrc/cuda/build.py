@@ -36,6 +36,12 @@ def kernel_command(compiler: str, source: Path, out: Path) -> list[str]:
     return [compiler, *options, *code, "-c", str(source), "-o", str(out)]
 
 
+def including(macro: str) -> str:
+    """A file of C++ that includes every op's with a macro, which says what of it."""
+    lines = (f'#include "{path}"' for path in sorted(HERE.glob("*.cu")))
+    return "\n".join((f"#define {macro}", *lines, ""))
+
+
 def build(compiler: str, work: Path, library: Path, includes: list[str], link: list[str]) -> str:
     """Compile everything under ``work``, link ``library``, and return what the compiler said.
 
@@ -50,11 +56,12 @@ def build(compiler: str, work: Path, library: Path, includes: list[str], link: l
     library.parent.mkdir(parents=True, exist_ok=True)
     objects = {source: work / f"{source.stem}.o" for source in sorted(HERE.glob("*.cu"))}
     commands = [kernel_command(compiler, source, out) for source, out in objects.items()]
-    registration = work / "library.o"
+    registration = work / "registration.o"
+    registration.with_suffix(".cpp").write_text(including("FASTUDA_TORCH"), encoding="utf-8")
     commands.append(
         [compiler, "-O2", "-std=c++17", "-Xcompiler", "-fPIC", "-DUSE_CUDA", TORCH_TARGET]
         + [f"-I{folder}" for folder in includes]
-        + ["-c", str(HERE / "library.cpp"), "-o", str(registration)]
+        + ["-c", str(registration.with_suffix(".cpp")), "-o", str(registration)]
     )
     everything = [str(path) for path in (*objects.values(), registration)]
     commands.append(

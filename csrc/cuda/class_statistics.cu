@@ -3,6 +3,57 @@
 // atomics.
 #include "../class_statistics_math.h"
 #include "kernels.h"
+
+// Features [rows, width] in float32, contiguous, and int64 labels [rows].
+struct StatisticsShape {
+  int64_t rows, width, classes, ignore;
+};
+
+// count [classes], mean and variance [classes, width]; partial holds fastuda_statistics_partials(shape)
+// floats.
+FASTUDA_EXPORT int64_t fastuda_statistics_partials(StatisticsShape shape);
+FASTUDA_EXPORT int fastuda_class_statistics(const float* features, const int64_t* labels, float* count,
+                                            float* mean, float* variance, float* partial,
+                                            StatisticsShape shape, void* stream);
+
+#if defined(FASTUDA_TORCH)
+
+#include "registration.h"
+
+static std::tuple<Tensor, Tensor, Tensor> class_statistics_fwd(Tensor features, Tensor labels,
+                                                               int64_t classes, int64_t ignore_index) {
+  const DeviceGuard guard(features.get_device_index());
+  const Tensor x = floats(features);
+  const Tensor y = torch::stable::contiguous(torch::stable::to(labels, ScalarType::Long));
+  const StatisticsShape shape{x.size(0), x.size(1), classes, ignore_index};
+  Tensor partial = torch::stable::new_empty(x, {fastuda_statistics_partials(shape)});
+  Tensor count = torch::stable::new_zeros(x, {classes});
+  Tensor mean = torch::stable::new_empty(x, {classes, x.size(1)}), variance = torch::stable::empty_like(mean);
+  check(fastuda_class_statistics(x.const_data_ptr<float>(), y.const_data_ptr<int64_t>(),
+                                 count.mutable_data_ptr<float>(), mean.mutable_data_ptr<float>(),
+                                 variance.mutable_data_ptr<float>(), partial.mutable_data_ptr<float>(), shape,
+                                 stream_of(x)));
+  return {count, mean, variance};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
+  m.impl("class_statistics_fwd.cuda", TORCH_BOX(&class_statistics_fwd));
+}
+
+#elif defined(FASTUDA_SMALL)
+
+const Small statistics([] {
+  const StatisticsShape shape{300, 40, 5, 255};
+  const auto features = random_values(300 * 40);
+  const auto labels = random_labels(300, 5);
+  std::vector<float> count(5), mean(5 * 40), variance(5 * 40);
+  std::vector<float> partial(size_t(fastuda_statistics_partials(shape)));
+  fastuda_class_statistics(features.data(), labels.data(), count.data(), mean.data(), variance.data(),
+                           partial.data(), shape, nullptr);
+});
+
+#else
+
 #include "launch.h"
 
 namespace fastuda {
@@ -98,3 +149,5 @@ int fastuda_class_statistics(const float* features, const int64_t* labels, float
   return launch(merge_strips, (s.classes * s.width + kMergeThreads - 1) / kMergeThreads, kMergeThreads, 0,
                 stream, static_cast<const float*>(partial), count, mean, variance, s);
 }
+
+#endif

@@ -4,6 +4,100 @@
 // for bit.
 #include "../local_affinity_math.h"
 #include "kernels.h"
+
+// Probabilities [batch, classes, height, width] in float32, contiguous; neighbours 4 or 8; distance at
+// least 1.
+struct AffinityShape {
+  int64_t batch;
+  int classes, height, width, neighbours, distance;
+};
+
+// out [batch, neighbours classes, height, width]; of products [batch, neighbours, height, width].
+FASTUDA_EXPORT int fastuda_local_affinity_fwd(const float* p, float* out, AffinityShape shape, bool product,
+                                              void* stream);
+// grad is shaped as out above, p_grad as p.
+FASTUDA_EXPORT int fastuda_local_affinity_bwd(const float* grad, const float* p, float* p_grad,
+                                              AffinityShape shape, bool product, void* stream);
+
+// The sum of all products and, unless p_grad is null, its gradient. partial holds affinity_blocks(shape)
+// doubles.
+FASTUDA_EXPORT int64_t fastuda_affinity_blocks(AffinityShape shape);
+FASTUDA_EXPORT int fastuda_affinity_cleaning(const float* p, float* total, float* p_grad, double* partial,
+                                             AffinityShape shape, void* stream);
+
+#if defined(FASTUDA_TORCH)
+
+#include "registration.h"
+
+static AffinityShape affinity_shape(const Tensor& p, int64_t neighbours, int64_t distance) {
+  return {p.size(0), int(p.size(1)), int(p.size(2)), int(p.size(3)), int(neighbours), int(distance)};
+}
+
+static Tensor local_affinity_fwd(Tensor probabilities, int64_t neighbours, int64_t distance, bool product) {
+  const DeviceGuard guard(probabilities.get_device_index());
+  const Tensor p = floats(probabilities);
+  const int64_t planes = product ? neighbours : neighbours * p.size(1);
+  Tensor out = torch::stable::new_empty(p, {p.size(0), planes, p.size(2), p.size(3)});
+  check(fastuda_local_affinity_fwd(p.const_data_ptr<float>(), out.mutable_data_ptr<float>(),
+                                   affinity_shape(p, neighbours, distance), product, stream_of(p)));
+  return out;
+}
+
+static Tensor local_affinity_bwd(Tensor grad, Tensor probabilities, int64_t neighbours, int64_t distance,
+                                 bool product) {
+  const DeviceGuard guard(probabilities.get_device_index());
+  const Tensor p = floats(probabilities), g = floats(grad);
+  Tensor out = torch::stable::empty_like(p);
+  check(fastuda_local_affinity_bwd(g.const_data_ptr<float>(), p.const_data_ptr<float>(),
+                                   out.mutable_data_ptr<float>(), affinity_shape(p, neighbours, distance),
+                                   product, stream_of(p)));
+  return torch::stable::to(out, probabilities.scalar_type());
+}
+
+static std::tuple<Tensor, Tensor> affinity_cleaning_loss_fwd(Tensor probabilities, int64_t neighbours,
+                                                             bool gradient) {
+  const DeviceGuard guard(probabilities.get_device_index());
+  const Tensor p = floats(probabilities);
+  const AffinityShape shape = affinity_shape(p, neighbours, 1);
+  Tensor partial = torch::stable::new_empty(p, {fastuda_affinity_blocks(shape)}, ScalarType::Double);
+  Tensor total = torch::stable::new_empty(p, {});
+  Tensor grad = gradient ? torch::stable::empty_like(p) : torch::stable::new_empty(p, {0});
+  check(fastuda_affinity_cleaning(p.const_data_ptr<float>(), total.mutable_data_ptr<float>(),
+                                  gradient ? grad.mutable_data_ptr<float>() : nullptr,
+                                  partial.mutable_data_ptr<double>(), shape, stream_of(p)));
+  return {total, grad};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
+  m.impl("local_affinity_fwd.cuda", TORCH_BOX(&local_affinity_fwd));
+  m.impl("local_affinity_bwd.cuda", TORCH_BOX(&local_affinity_bwd));
+  m.impl("affinity_cleaning_loss_fwd.cuda", TORCH_BOX(&affinity_cleaning_loss_fwd));
+}
+
+#elif defined(FASTUDA_SMALL)
+
+void affinities(int neighbours, int distance) {
+  const AffinityShape shape{1, 2, 9, 35, neighbours, distance};
+  const size_t pixels = 9 * 35;
+  const auto p = random_values(2 * pixels);
+  std::vector<float> gradient(2 * pixels);
+  for (const bool product : {false, true}) {
+    const size_t planes = size_t(neighbours) * (product ? 1 : 2);
+    std::vector<float> out(planes * pixels);
+    const auto weight = random_values(planes * pixels);
+    fastuda_local_affinity_fwd(p.data(), out.data(), shape, product, nullptr);
+    fastuda_local_affinity_bwd(weight.data(), p.data(), gradient.data(), shape, product, nullptr);
+  }
+  if (distance > 1) return;
+  float total;
+  std::vector<double> partial(size_t(fastuda_affinity_blocks(shape)));
+  fastuda_affinity_cleaning(p.data(), &total, gradient.data(), partial.data(), shape, nullptr);
+}
+
+const Small near([] { affinities(8, 1); }), far([] { affinities(4, 3); });
+
+#else
+
 #include "launch.h"
 
 namespace fastuda {
@@ -346,3 +440,5 @@ int fastuda_affinity_cleaning(const float* p, float* total, float* p_grad, doubl
   if (failed) return failed;
   return launch(add_partials, 1, kThreads, sums, stream, static_cast<const double*>(partial), blocks, total);
 }
+
+#endif

@@ -2,6 +2,62 @@
 // while the pairs of classes fit there. Sums of integers: two runs agree.
 #include "../upsample_math.h"
 #include "kernels.h"
+
+// Scores [batch, classes, h, w] in float32 and int64 labels [batch, height, width], contiguous.
+struct ConfusionShape {
+  int64_t batch, classes, h, w, height, width, ignore;
+  bool align_corners;
+};
+
+// Adds to matrix [classes classes + 1]: rows = truth, columns = prediction, then the labels that are no
+// class.
+FASTUDA_EXPORT int fastuda_upsample_confusion(const float* scores, const int64_t* labels, int64_t* matrix,
+                                              uint8_t* predicted, ConfusionShape shape, void* stream);
+
+#if defined(FASTUDA_TORCH)
+
+#include "registration.h"
+
+static std::tuple<Tensor, Tensor> upsample_confusion_fwd(Tensor scores, Tensor labels, bool align_corners,
+                                                         int64_t ignore_index) {
+  const DeviceGuard guard(scores.get_device_index());
+  const Tensor x = floats(scores);
+  const Tensor y = torch::stable::contiguous(torch::stable::to(labels, ScalarType::Long));
+  const int64_t classes = x.size(1), cells = classes * classes;
+  const ConfusionShape shape{x.size(0), classes,   x.size(2),    x.size(3),
+                             y.size(1), y.size(2), ignore_index, align_corners};
+  Tensor matrix = torch::stable::new_zeros(y, {cells + 1});
+  Tensor predicted = torch::stable::new_empty(y, {y.size(0), y.size(1), y.size(2)}, ScalarType::Byte);
+  int64_t aliens = 0;
+  check(fastuda_upsample_confusion(x.const_data_ptr<float>(), y.const_data_ptr<int64_t>(),
+                                   matrix.mutable_data_ptr<int64_t>(), predicted.mutable_data_ptr<uint8_t>(),
+                                   shape, stream_of(x)));
+  check(fastuda_read(&aliens, matrix.const_data_ptr<int64_t>() + cells, sizeof(aliens), stream_of(x)));
+  STD_TORCH_CHECK(aliens == 0, "labels hold classes outside 0..", classes - 1, " other than ignore_index");
+  Tensor counts = torch::stable::narrow(matrix, 0, 0, cells);
+  return {torch::stable::reshape(counts, {classes, classes}), predicted};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastuda, CUDA, m) {
+  m.impl("upsample_confusion_fwd.cuda", TORCH_BOX(&upsample_confusion_fwd));
+}
+
+#elif defined(FASTUDA_SMALL)
+
+void confusion(int64_t classes) {
+  const ConfusionShape shape{1, classes, 3, 4, 7, 150, 255, true};
+  const auto scores = random_values(size_t(classes) * 12);
+  const auto labels = random_labels(7 * 150, classes);
+  std::vector<int64_t> matrix(size_t(classes * classes) + 1);
+  std::vector<uint8_t> predicted(7 * 150);
+  fastuda_upsample_confusion(scores.data(), labels.data(), matrix.data(), predicted.data(), shape, nullptr);
+}
+
+// counts in shared memory, and straight in the matrix
+const Small few([] { confusion(5); }), many([] { confusion(120); });
+
+#else
+
 #include "launch.h"
 
 namespace fastuda {
@@ -74,3 +130,5 @@ int fastuda_upsample_confusion(const float* scores, const int64_t* labels, int64
 int fastuda_read(void* to, const void* from, int64_t bytes, void* stream) {
   return read_back(to, from, bytes, stream);
 }
+
+#endif

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastuda.config.schema import RunConfig
+from fastuda.data.domains.open import only_scenes
 from fastuda.errors import UserError, nearest
 from fastuda.methods import DEFAULT, get_method
 from fastuda.system.settings import build, merge, nest, without
@@ -65,7 +66,7 @@ def resolve(config: str | None, flags: dict[str, Any], overrides: dict[str, Any]
     """
     user = merge(nest(flags), overrides)
     source = _section(user, "data").get("source", "scenes")
-    if config is None and str(source).partition(":")[0] == "scenes":
+    if config is None and only_scenes(str(source)):
         config = "scenes"
     file = {} if config is None else load_yaml(config)
     of_file, asked = dict(_section(file, "method")), dict(_section(user, "method"))

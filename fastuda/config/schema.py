@@ -24,6 +24,9 @@ class OptimConfig:
     """Learning rate of the backbone."""
     head_lr_mult: NonNegative = 1.0
     """Factor of the segmentation head's learning rate."""
+    layer_decay: Annotated[float, Bounds(0, 1, open_below=True)] = 1.0
+    """Factor of a block's learning rate for each block of the backbone behind it (VFM-UDA++: 0.9); 1: all
+    blocks have the same."""
     momentum: NonNegative = 0.9
     """Momentum of sgd."""
     weight_decay: NonNegative = 5e-4

@@ -21,7 +21,8 @@ EXAMPLES = """\
   python -m fastuda.data synth --out data/scenes --source 1000
                                                           the built-in street scenes
 
-DOMAIN is NAME, NAME:PATH or NAME:PATH:SPLIT. See COMMAND --help.
+DOMAIN is NAME, NAME:PATH or NAME:PATH:SPLIT; check and index take several, joined by commas.
+A SPLIT may be a file LIST.txt with the names of images. See COMMAND --help.
 Exit code 0: no problems, 1: problems, 2: the data set cannot be opened."""
 
 
@@ -112,7 +113,7 @@ def _command(subparsers: Any, name: str) -> argparse.ArgumentParser:
 def _domain_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "domain", metavar="DOMAIN", type=at_home,
-        help="NAME, NAME:PATH or NAME:PATH:SPLIT; folder:PATH for your own images",
+        help="NAME, NAME:PATH or NAME:PATH:SPLIT, joined by commas; folder:PATH for your own images",
     )  # fmt: skip
     p.add_argument(
         "--role", choices=("source", "target", "evaluation"), default="source",

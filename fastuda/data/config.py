@@ -17,7 +17,10 @@ class DataConfig:
     """Domains, sizes, augmentation and loading."""
 
     source: str = "scenes"
-    """Labelled domain, ``name`` or ``name:path[:split]``."""
+    """Labelled domain, ``name`` or ``name:path[:split]``; several joined by commas. A split may be a file
+    ``LIST.txt`` with the names of images."""
+    source_weights: Annotated[tuple[float, ...], Bounds(0)] | None = None
+    """Weights of several sources in the draws; none: their numbers of images."""
     target: str = "scenes"
     """Unlabelled domain, in the same form; labels of its training split are never read."""
     data_root: str = "data"

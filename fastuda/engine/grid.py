@@ -17,6 +17,20 @@ Runs = list[tuple[RunConfig, Path]]
 """Configurations and their run folders."""
 
 
+def one_of_many(
+    source: str | None, flags: dict[str, Any], overrides: dict[str, Any], method: str | None, seed: int | None
+) -> RunConfig:
+    """Configuration of a run that is compared with others: without a baseline of its own, unless asked for.
+    Arguments as of :func:`plan`.
+
+    Raises:
+        UserError: a setting is unknown or not allowed.
+    """
+    chosen = {"method.name": method, "train.seed": seed}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    return resolve(source, flags | chosen, merge({"train": {"baseline": "off"}}, overrides))
+
+
 def plan(
     methods: Sequence[str | None],
     seeds: Sequence[int | None],
@@ -41,9 +55,7 @@ def plan(
     runs = []
     for method in methods:
         for seed in seeds:
-            chosen = {"method.name": method, "train.seed": seed}
-            chosen = {key: value for key, value in chosen.items() if value is not None}
-            config = resolve(source, flags | chosen, merge({"train": {"baseline": "off"}}, overrides))
+            config = one_of_many(source, flags, overrides, method, seed)
             name = str(config.method["name"]).replace(":", ".")
             runs.append((config, out / f"{name}_{config.train.seed}"))
     return runs

@@ -19,7 +19,8 @@ def build_optimizer(config: OptimConfig, network: nn.Module) -> torch.optim.Opti
         UserError: the implementation is not installed, or torch rejects a number.
     """
     if hasattr(network, "param_groups"):
-        groups = network.param_groups(config.lr, config.head_lr_mult)  # type: ignore[operator]
+        decay = {} if config.layer_decay == 1 else {"layer_decay": config.layer_decay}
+        groups = network.param_groups(config.lr, config.head_lr_mult, **decay)  # type: ignore[operator]
     else:
         groups = [{"params": [p for p in network.parameters() if p.requires_grad], "lr": config.lr}]
     kwargs: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}

@@ -76,7 +76,9 @@ def _scopes(trainer: Trainer) -> Iterator[None]:
         for module in trainer.method.modules():
             if isinstance(module, Segmentor):
                 _hook(stack, module.backbone, "backbone")
-                _hook(stack, module.head, "heads")
+                for name, part in module.named_children():
+                    if name != "backbone":
+                        _hook(stack, part, "heads")
         for other in dict.fromkeys(_others(trainer.method)):
             _hook(stack, other, "heads")
         for name in F.__all__:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fastuda.config.schema import RunConfig
+from fastuda.data.domains.open import only_scenes, split_specs
 from fastuda.engine.environment import environment
 from fastuda.engine.state import newest
 from fastuda.engine.trainer import Trainer
@@ -31,7 +32,8 @@ LESS_MEMORY = (
 
 def default_folder(config: RunConfig) -> Path:
     """``runs/<source>_<target>_<method>_<time>``."""
-    source, target = (spec.partition(":")[0] for spec in (config.data.source, config.data.target))
+    source = "+".join(spec.partition(":")[0] for spec in split_specs(config.data.source))
+    target = config.data.target.partition(":")[0]
     method = str(config.method["name"]).replace(":", ".")
     return Path("runs") / f"{source}_{target}_{method}_{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -41,7 +43,7 @@ def wants_baseline(config: RunConfig) -> bool:
     choice = config.train.baseline
     if config.method["name"] == BASELINE or choice == "off":
         return False
-    return choice == "on" or config.data.source.partition(":")[0] == "scenes"
+    return choice == "on" or only_scenes(config.data.source)
 
 
 def supervised(run: RunConfig, of: RunConfig) -> RunConfig:

@@ -11,14 +11,14 @@ from torch import nn
 
 from fastuda.config.schema import OptimConfig, RunConfig
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.domain import Domain
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.run import RunDomains, open_run
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.engine.optim import build_optimizer
 from fastuda.engine.parallel import sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import build_model
+from fastuda.models.build import weights_path
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import choose
@@ -42,33 +42,36 @@ def with_precision(config: RunConfig, world: World, checkpoint: dict[str, Any] |
     return config.with_train(amp=asked if asked.startswith("force-") else chosen)
 
 
-def open_domains(data: DataConfig, world: World) -> tuple[Domain, Domain, Domain]:
-    """Source, target and held-out images, with the classes that they share.
+def open_domains(data: DataConfig, world: World) -> RunDomains:
+    """Sources, target and held-out images, with the classes that they share.
 
     Raises:
-        UserError: a domain cannot be read, shares no class with the others, or has wrong labels.
+        UserError: a domain cannot be read, shares no class with the others, or has wrong labels; or an image
+            of a source is held out.
     """
     with world.first_goes_ahead():  # the first process may have to draw the scenes
-        source = open_domain(data.source, role="source", data_root=data.data_root)
-        target = open_domain(data.target, role="target", data_root=data.data_root)
-    held_out = open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split)
-    shared = share_classes(source, target, held_out, classes=data.classes, aliases=data.class_alias)
-    for domain in (shared[0], shared[2]):
+        domains = open_run(data)
+    for domain in (*domains.sources, domains.held_out):
         domain.check_labels(data.check_labels)
-    held_out.check_files()
-    return shared[0], shared[1], shared[2]
+    domains.held_out.check_files()
+    return domains
 
 
-def build_method(config: RunConfig, num_classes: int, world: World) -> Method:
+def build_method(config: RunConfig, num_classes: int, world: World, pretrained: bool = True) -> Method:
     """Seed, then build the method and its networks on the device.
+
+    Args:
+        pretrained: False for a run that continues from a checkpoint, which holds all weights.
 
     Raises:
         UserError: the weights do not fit, or the method refuses a setting.
     """
     if world.device.type == "cpu" and config.train.keep_memory:
         keep_freed_memory()
+    with world.first_goes_ahead():  # the first process may have to download the weights
+        weights_path(config.model)
     seed_everything(config.train.seed)
-    model = build_model(config.model, num_classes)
+    model = build_model(config.model, num_classes, pretrained)
     method = get_method(config.method["name"])(config.method_config(), model, num_classes)
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
@@ -94,17 +97,16 @@ def build_optimizers(
     return {name: build_optimizer(settings[name], network) for name, network in networks.items()}
 
 
-def build_run_loader(
-    config: RunConfig, source: Domain, target: Domain, method: Method, world: World
-) -> TorchLoader:
-    """The loader of this process's share of the training images.
+def build_run_loader(config: RunConfig, domains: RunDomains, method: Method, world: World) -> TorchLoader:
+    """The loader of this process's share of the training images. Several sources are logged with their
+    shares.
 
     Raises:
         UserError: see :func:`~fastuda.data.loading.build.build_loader`.
     """
-    return build_loader(
-        source,
-        target,
+    loader = build_loader(
+        domains.sources,
+        domains.target,
         config.data,
         method.model.input,
         seed=config.train.seed,
@@ -112,3 +114,12 @@ def build_run_loader(
         world=world.size,
         pin=world.device.type == "cuda",
     )
+    train = config.train
+    images = train.steps * train.accumulate * config.data.batch_size * world.size
+    shares = loader.samples.drawer.sampler.shares.tolist()
+    for source, share in zip(domains.sources, shares, strict=True) if len(shares) > 1 else ():
+        log.info(
+            "source %s (%s): %d images, %.1f %% of the draws, %.1f passes in %d steps",
+            source.name, source.split, len(source), 100 * share, images * share / len(source), train.steps,
+        )  # fmt: skip
+    return loader

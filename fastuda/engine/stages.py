@@ -15,8 +15,8 @@ from typing import Any
 
 from fastuda.config.schema import RunConfig, TrainConfig
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.open import classes_of, open_domain
+from fastuda.data.domains.run import mapping_of
 from fastuda.engine.run import finished, supervised, train
 from fastuda.errors import UserError
 from fastuda.inference.prediction import describe, predict_files
@@ -59,6 +59,7 @@ def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
     run's classes are selected by the target's names."""
     changes: dict[str, Any] = {
         "source": f"folder:{labels.resolve()}",
+        "source_weights": None,
         "sampling": "uniform",
         "crop": data.target_crop or data.crop,
         "source_resize": data.target_resize,
@@ -66,7 +67,7 @@ def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
     }
     if data.class_alias or data.classes:
         target = classes_of(data.target, "target")
-        mapping = class_mapping(classes_of(data.source, "source"), target, data.classes, data.class_alias)
+        mapping = mapping_of(data)
         names = mapping.shared.names
         pairs = [(target.names[theirs], names[ours]) for theirs, ours in mapping.target.items()]
         changes["classes"] = names

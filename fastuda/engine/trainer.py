@@ -32,6 +32,7 @@ from fastuda.inference.saved import save_model
 from fastuda.inference.scores import Scores
 from fastuda.inference.windows import Inference
 from fastuda.methods.base import phases_of
+from fastuda.models.build import described
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import World
 from fastuda.system.files import clean, written
@@ -58,16 +59,18 @@ class Trainer:
         begun = None if resume is None else checkpoint.load(resume)
         asked = config.train.amp
         config = setup.with_precision(config, world, begun)
+        with world.first_goes_ahead():  # the first process may have to fetch files
+            config = dataclasses.replace(config, model=described(config.model))
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
-        self.source, self.target, self.held_out = setup.open_domains(config.data, world)
-        self.method = setup.build_method(config, len(self.source.classes), world)
+        self.domains = setup.open_domains(config.data, world)
+        self.method = setup.build_method(config, len(self.domains.classes), world, begun is None)
         self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}
         self.optimizers = setup.build_optimizers(self.settings, self.networks)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
-        self.loader = setup.build_run_loader(config, self.source, self.target, self.method, world)
+        self.loader = setup.build_run_loader(config, self.domains, self.method, world)
         self.means = RunningMeans(world)
         self.guard = LossGuard(out, eager=world.device.type == "cpu", scaler=self.scaler)
         self.stop_signal = 0
@@ -226,7 +229,7 @@ class Trainer:
         try:
             scores = evaluate(
                 self.method,
-                self.held_out,
+                self.domains.held_out,
                 self.config.data,
                 self.world,
                 how=Inference(amp=self.amp),
@@ -239,14 +242,14 @@ class Trainer:
         except Stopped:
             self._stop(loggers)
         self.state.owed = False
-        if folder and not len(self.held_out) and self.config.eval.pictures and self.world.first:
+        if folder and not len(self.domains.held_out) and self.config.eval.pictures and self.world.first:
             self._look(folder)
         per_class = dict(zip(scores.classes, scores.iou, strict=True))
         values = {f"val/{key}": value for key, value in scores.protocols().items() if value == value}
         values |= {f"iou/{name}": value for name, value in per_class.items() if value == value}
         loggers.log(self.state.step, values)
-        if len(self.held_out):
-            where = f"{self.held_out.name} ({self.held_out.split})"
+        if len(self.domains.held_out):
+            where = f"{self.domains.held_out.name} ({self.domains.held_out.split})"
             where += "" if scores.other_iou is None else f", by {scores.protocol}"
             log.info("step %d: mIoU %.2f on %s", self.state.step, scores.miou, where)
         if scores.miou > self.state.best:
@@ -260,9 +263,9 @@ class Trainer:
         size = self.config.data.eval_size
         self.method.eval()
         predictor = Predictor(
-            self.method, self.target.classes, self.world.device, size, how, self.config.data.resampling
+            self.method, self.domains.classes, self.world.device, size, how, self.config.data.resampling
         )
-        leave_pictures(predictor, self.target, folder, self.config.eval.pictures)
+        leave_pictures(predictor, self.domains.target, folder, self.config.eval.pictures)
         self.method.train()
 
     def _stop(self, loggers: Loggers) -> NoReturn:
@@ -294,8 +297,9 @@ class Trainer:
     def _finish(self, scores: Scores) -> None:
         if not self.world.first:
             return
-        save_model(self.out / "model.safetensors", bare(self.method.model), self.source.classes)
-        result = {"step": self.state.step, "target": self.held_out.name, "split": self.held_out.split}
+        save_model(self.out / "model.safetensors", bare(self.method.model), self.domains.classes)
+        held_out = self.domains.held_out
+        result = {"step": self.state.step, "target": held_out.name, "split": held_out.split}
         result["processes"] = self.world.size
         result |= scores.as_dict() | {"classes": list(scores.classes)}
         with written(self.out / "result.json", fsync=True) as draft:

@@ -24,6 +24,8 @@ from fastuda.errors import UserError
 from fastuda.inference.saved import save_model
 from fastuda.inference.windows import probabilities
 from fastuda.methods import Method
+from fastuda.models.hrda import HRSegmentor
+from fastuda.models.huggingface import no_export
 from fastuda.ops._backends import default_backend
 from fastuda.system.files import written
 
@@ -72,6 +74,14 @@ def trace(method: Method) -> torch.export.ExportedProgram:
     Raises:
         UserError: the method computes something that torch.export cannot follow.
     """
+    if isinstance(method.model, HRSegmentor):
+        raise UserError(
+            "a network with model.hrda cannot be exported: the number of its windows depends on the size of"
+            " the image; --format safetensors works"
+        )
+    reason = no_export(getattr(method.model.backbone, "network", method.model.backbone))
+    if reason:
+        raise UserError(f"{reason}: take --format safetensors")
     free = torch.export.Dim.DYNAMIC
     try:
         with default_backend("reference"), _hushed(), torch.no_grad():

@@ -119,12 +119,9 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
         classes = ClassSet(tuple(about["classes"]), palette)
         if config is None:
             config = build(RunConfig, read_yaml(about["config"], str(path)), "")
-        expected = about["input"]
-        model = build_model(dataclasses.replace(config.model, weights=None), len(classes))
+        model = build_model(dataclasses.replace(config.model, weights=None), len(classes), pretrained=False)
         model.load_state_dict(state)
-        model.input = Normalization(
-            tuple(expected["mean"]), tuple(expected["std"]), expected["channel_order"], expected["scale"]
-        )
+        model.input = Normalization.of(about["input"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         first = " ".join(str(error).split())[:200]
         beside = "without its run folder" if alone else f"with {run / 'config.yaml'}"

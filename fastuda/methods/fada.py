@@ -47,6 +47,7 @@ class FADA(Method):
         """Width of the discriminator's first layer."""
 
     config: Config
+    pairs_features = True
     target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.discriminator.name": "adam",

@@ -7,7 +7,7 @@ image. This is done for features (cosine) and predictions (KL), after a spatial 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -42,9 +42,9 @@ def adaptive_lsr(logits: Tensor, gamma: float) -> Tensor:
     return (uniform * (uniform.detach() / gamma - 1)).mean()
 
 
-def _at_size_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Labels [B, H, W] sampled at the pixels of the logits [B, K, h, w]: [B, h w]."""
-    return nnf.interpolate(labels[:, None].float(), logits.shape[2:])[:, 0].long().flatten(1)
+def _at_size_of(pixels: Tensor, labels: Tensor) -> Tensor:
+    """Labels [B, H, W] sampled at the pixels of a map [B, C, h, w]: [B, h w]."""
+    return nnf.interpolate(labels[:, None].float(), pixels.shape[2:])[:, 0].long().flatten(1)
 
 
 @register("plca")
@@ -95,6 +95,7 @@ class PLCA(Method):
         def supervised(self) -> dict[str, Any]:
             return {"lovasz_weight": self.lovasz_weight}
 
+    pairs_features = True
     titles: ClassVar = {
         "ce": "Cross-entropy",
         "lovasz": "Lovasz-Softmax",
@@ -116,9 +117,8 @@ class PLCA(Method):
         target = self.model(batch.target_image)
         source = self.model(batch.source_image)
         losses, metrics = self._supervised(source.logits, batch.source_label), {}
-        labels = _at_size_of(source.logits, batch.source_label)
-        picks = self._pick(source.logits), self._pick(target.logits)
-        for level, loss, stats, target_pixels in self._associations(source, target, labels, *picks):
+        associations = self._associations(source, target, batch.source_label, self._pick)
+        for level, loss, stats, target_pixels, _ in associations:
             losses[f"{level}_association"] = config.association_weight * joint_mean(loss, stats.matched)
             metrics[f"{level}_matched"] = stats.matched / stats.valid.clamp(min=1)
             metrics[f"{level}_covered"] = stats.covered / target_pixels
@@ -133,12 +133,11 @@ class PLCA(Method):
         self,
         source: SegOutput,
         target: SegOutput,
-        labels: Tensor,
-        pick_source: Tensor | slice = ALL,
-        pick_target: Tensor | slice = ALL,
-    ) -> Iterator[tuple[str, Tensor, F.CycleStats, int]]:
-        """Name, loss, cycles and number of target pixels of each association, the features' first; of all
-        pixels [B, N] or of those picked."""
+        source_label: Tensor,
+        pick: Callable[[Tensor], Tensor | slice] = lambda pixels: ALL,
+    ) -> Iterator[tuple[str, Tensor, F.CycleStats, int, Tensor]]:
+        """Name, loss, cycles, number of target pixels, and labels [B, N] of each association, the features'
+        first; of all pixels or of those that ``pick`` gives."""
         config = self.config
         levels = {}
         if config.feature_association:
@@ -149,7 +148,14 @@ class PLCA(Method):
                 at_least_float32(target.logits).softmax(1),
             )
             levels["prediction"] = ("kl", *probabilities, config.prediction_aggregation_contrast)
+        picks: dict[torch.Size, tuple[Tensor | slice, Tensor | slice]] = {}
         for level, (similarity, source_map, target_map, aggregation_contrast) in levels.items():
+            # of the same size but for a head with finer logits
+            size = source_map.shape[2:]
+            if size not in picks:
+                picks[size] = pick(source_map), pick(target_map)
+            pick_source, pick_target = picks[size]
+            labels = _at_size_of(source_map, source_label)[:, pick_source]
             source_rows = pixel_major(source_map)[:, pick_source]
             target_rows = pixel_major(target_map)[:, pick_target]
             if config.aggregation:
@@ -162,20 +168,20 @@ class PLCA(Method):
             loss, stats = F.cycle_association_loss(
                 source_rows,
                 target_rows,
-                labels[:, pick_source],
+                labels,
                 similarity=similarity,
                 contrast=config.contrast,
             )
-            yield level, loss, stats, target_rows.shape[:2].numel()
+            yield level, loss, stats, target_rows.shape[:2].numel(), labels
 
     def explain(self, batch: Batch) -> Cycles | None:
         """The cycles of the features (of the predictions, where only those are associated), between all
         pixels."""
         source, target = self.model(batch.source_image), self.model(batch.target_image)
-        labels = _at_size_of(source.logits, batch.source_label)
-        for _, _, stats, _ in self._associations(source, target, labels):
+        for level, _, stats, _, labels in self._associations(source, target, batch.source_label):
             pixels = (labels, stats.forward_index, stats.end_index)
-            grids = [(x.logits.shape[2], x.logits.shape[3]) for x in (source, target)]
+            maps = [x.features if level == "feature" else x.logits for x in (source, target)]
+            grids = [(x.shape[2], x.shape[3]) for x in maps]
             return Cycles(grids[0], grids[1], *(x[0].cpu().numpy() for x in pixels))
         return None
 
@@ -188,12 +194,12 @@ class PLCA(Method):
             losses["lovasz"] = self.config.lovasz_weight * lovasz
         return losses
 
-    def _pick(self, logits: Tensor) -> Tensor | slice:
+    def _pick(self, pixels: Tensor) -> Tensor | slice:
         if self.config.pixel_share == 1:
             return ALL
-        count = logits.shape[2:].numel()
+        count = pixels.shape[2:].numel()
         keep = max(1, round(count * self.config.pixel_share))
-        return torch.randperm(count, device=logits.device)[:keep]
+        return torch.randperm(count, device=pixels.device)[:keep]
 
     def predict(self, images: Tensor) -> SegPrediction:
         """Predict with test-time aggregation of the features before the head and of the probabilities
@@ -211,4 +217,4 @@ class PLCA(Method):
             similarity="kl",
             contrast=self.config.prediction_aggregation_contrast,
         )
-        return SegPrediction(channel_major(probabilities, size), True)
+        return SegPrediction(channel_major(probabilities, (logits.shape[2], logits.shape[3])), True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from fastuda.errors import UserError, nearest
 from fastuda.methods.base import Method
+from fastuda.system.imports import import_named
 
 METHODS: dict[str, type[Method]] = {}
 """Name to class, in the order of registration."""
@@ -47,15 +45,10 @@ def get_method(name: str) -> type[Method]:
         # the settings of package.module:Class are under Class
         own = tuple(part.rpartition(":")[2] for part in parts)
         return compose(own, tuple(get_method(part) for part in parts))
-    module, colon, attribute = name.partition(":")
+    module, colon, _ = name.partition(":")
     if not colon or not module or module.startswith("."):
         raise UserError(f"unknown method {name!r}{nearest(name, METHODS)}")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # python -m adds it, the command fastuda does not
-    try:
-        method = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method {name!r} cannot be imported: {error}") from error
+    method = import_named(name, "method")
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"{name!r} is not a fastuda.methods.base.Method")
     if "__dataclass_fields__" not in vars(method.Config):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.feature_distance import InitialFeatures, feature_distance
 from fastuda.methods.registry import register
-from fastuda.methods.tensors import upsampled
+from fastuda.methods.tensors import upsampled, with_detail
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import joint_share
-from fastuda.system.settings import Natural, NonNegative, Share
+from fastuda.system.settings import Count, Natural, NonNegative, Share
 
 
 class PseudoLabel(NamedTuple):
@@ -93,9 +94,10 @@ def fuse_matched(
 
 @register("self_training")
 class SelfTraining(Method):
-    """``CE(source) + ssl_weight CE(mixed)``: half of a source image's classes are pasted onto a target
-    image. The other pixels have the teacher's label, weighted by the share of confident pixels in the
-    batch.
+    """``CE(source) + ssl_weight CE(mixed) + mask_weight CE(masked)``: half of a source image's classes are
+    pasted onto a target image. The other pixels have the teacher's label, weighted by the share of confident
+    pixels in the batch. In the masked target image (MIC), random blocks are hidden, and all pixels have the
+    teacher's label of the whole image.
     """
 
     @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class SelfTraining(Method):
         """Decay of the teacher: ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
         threshold: NonNegative = 0.968
         """Smallest probability of a confident pixel."""
+        flip_pseudo_label: bool = False
+        """Average the teacher's probabilities with those of the mirrored image (VFM-UDA)."""
         ssl_weight: float = 1.0
         """Weight of the loss on the mixed image."""
         ignore_top: Natural = 0
@@ -118,6 +122,24 @@ class SelfTraining(Method):
         """Strength of the jitter of brightness, contrast, saturation, and hue (in turns)."""
         blur_share: Share = 0.5
         """Share of blurred images."""
+        mask_ratio: Share = 0.0
+        """Share of the blocks to hide in a target image, for masked image consistency (published 0.7); 0:
+        off."""
+        mask_block: Count = 32
+        """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
+        mask_weight: NonNegative = 1.0
+        """Weight of the loss on the masked image."""
+        feature_distance: NonNegative = 0.0
+        """Weight of the distance of the source's features to those of the initial weights (published: 0.005
+        in DAFormer, 0.1 in VFM-UDA++); 0: off."""
+        feature_target: NonNegative = 0.0
+        """The same on the target, over all cells (published: 0.1 in VFM-UDA++); 0: off."""
+        feature_loss: Literal["norm", "cosine"] = "norm"
+        """Distance of a cell: norm (DAFormer) or cosine, with smooth L1 (VFM-UDA++)."""
+        feature_classes: tuple[Natural, ...] | None = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
+        """Classes whose cells of the source count: Cityscapes' things; None: all cells (VFM-UDA++)."""
+        feature_share: Share = 0.75
+        """Share of a cell that one class must fill for the cell to have it."""
         static_classes: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 9, 10)
         """Classes whose pseudo-labels also use a matched image (``data.pairs``): Cityscapes' road,
         sidewalk, building, wall, fence, vegetation, terrain and sky."""
@@ -141,6 +163,9 @@ class SelfTraining(Method):
         self.teacher = EMATeacher(model, config.ema_decay)
         self.followed = -1
         """The step of the last teacher update: it moves once a step, however many batches a step has."""
+        self.initial: InitialFeatures | None = None
+        if model.pretrained and (config.feature_distance or config.feature_target):
+            self.initial = InitialFeatures(model)
         self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
 
     def _rarity(self, spread: float) -> Tensor | None:
@@ -163,14 +188,14 @@ class SelfTraining(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         self._follow(self.model, step)
-        align = self.model.align_corners
         pseudo = self._pseudo_label(batch.target_image, batch.target_match)
-        source = pixel_mean_ce(
-            self.model(batch.source_image).logits, batch.source_label, align, class_weight=self.class_weight
-        )
-        yield Phase("model", {"ce": source}, {"confident": pseudo.confident})
-        del source
-        yield self._mixed(self.model, batch, batch.target_image, pseudo)
+        source = self.model(batch.source_image)
+        ce = self._ce(source, batch.source_label)
+        losses = {"ce": ce} | self._source_distance(source, batch.source_image, batch.source_label)
+        del source, ce  # the backward frees its maps one after another
+        yield Phase("model", losses, {"confident": pseudo.confident})
+        del losses
+        yield from self._on_target(self.model, batch, batch.target_image, pseudo)
 
     def _follow(self, student: nn.Module, step: int) -> None:
         if step != self.followed:
@@ -195,7 +220,14 @@ class SelfTraining(Method):
         return self._weighted(probability, label)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        return upsampled(self.teacher(images).logits, images, self.model.align_corners).softmax(1)
+        """[B, K, H, W] of the teacher: the mean of ``softmax(image)`` and of the mirrored image's, mirrored
+        back, if that is asked for."""
+        align = self.model.align_corners
+        p = upsampled(self.teacher(images).logits, images, align).softmax(1)
+        if not self.config.flip_pseudo_label:
+            return p
+        mirrored = upsampled(self.teacher(images.flip(3)).logits, images, align).softmax(1)
+        return (p + mirrored.flip(3)) / 2
 
     def _weighted(self, probability: Tensor, label: Tensor) -> PseudoLabel:
         confident = joint_share((probability >= self.config.threshold).to(probability.dtype).mean())
@@ -204,6 +236,51 @@ class SelfTraining(Method):
         if self.config.ignore_bottom:
             weight[:, -self.config.ignore_bottom :] = 0
         return PseudoLabel(label, weight, confident)
+
+    def _ce(self, output: Any, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """:func:`pixel_mean_ce` of the student's output."""
+        align = self.model.align_corners
+        return with_detail(
+            output, labels, lambda z, y, w: pixel_mean_ce(z, y, align, w, self.class_weight), weight
+        )
+
+    def _source_distance(self, source: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The feature distance of the student's output for source images, if it has a weight."""
+        weight, last = self.config.feature_distance, max(self.config.feature_classes or (0,))
+        if not weight:
+            return {}
+        if last >= self.num_classes:
+            raise UserError(
+                f"method.feature_classes names class {last} of {self.num_classes}: name the run's own, or"
+                " null for all cells"
+            )
+        return {"feature_distance": weight * self._distance(source, images, labels)}
+
+    def _distance(self, output: Any, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Distance of the student's output to the initial features; of all cells without labels."""
+        if self.initial is None:
+            raise UserError(
+                "method.feature_distance and feature_target keep features near those of pretrained weights:"
+                " name a file with --weights"
+            )
+        config = self.config
+        features = output.features if output.deepest is None else output.deepest
+        return feature_distance(
+            features, self.initial(images), config.feature_loss, labels, config.feature_classes,
+            self.num_classes, config.feature_share,
+        )  # fmt: skip
+
+    def _on_target(
+        self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel
+    ) -> Iterator[Phase]:
+        """The losses on target images, each with its own backward."""
+        if self.config.feature_target:
+            distance = self._distance(student(self._strong(target)), target)
+            yield Phase("model", {"feature_target": self.config.feature_target * distance})
+            del distance
+        yield self._mixed(student, batch, target, pseudo)
+        if self.config.mask_ratio:
+            yield self._masked(student, target, pseudo)
 
     def _mixed(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
         """The loss on target images with pasted source classes."""
@@ -218,9 +295,15 @@ class SelfTraining(Method):
         image = augment.paste(mask, batch.source_image, target)
         label = augment.paste(mask, batch.source_label, pseudo.label)
         weight = torch.where(mask, 1.0, pseudo.weight)
-        logits = student(self._strong(image)).logits
-        loss = pixel_mean_ce(logits, label, self.model.align_corners, weight, self.class_weight)
+        loss = self._ce(student(self._strong(image)), label, weight)
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
+
+    def _masked(self, student: nn.Module, target: Tensor, pseudo: PseudoLabel) -> Phase:
+        """The loss on target images with hidden blocks, by the labels of the whole images."""
+        config = self.config
+        image = augment.block_mask(self._strong(target), config.mask_block, config.mask_ratio)
+        loss = self._ce(student(image), pseudo.label, pseudo.weight)
+        return Phase("model", {"masked": config.mask_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:
         config = self.config

@@ -12,32 +12,38 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Phase
+from fastuda.methods.cells import downsample_labels
 from fastuda.methods.crops import balanced_crops, cut
 from fastuda.methods.registry import register
-from fastuda.methods.self_training import PseudoLabel, SelfTraining, pixel_mean_ce
+from fastuda.methods.self_training import PseudoLabel, SelfTraining
 from fastuda.methods.tensors import at_least_float32
 from fastuda.models.ema import EMATeacher
 from fastuda.models.projection import ProjectionHead
-from fastuda.models.segmentor import Segmentor
+from fastuda.models.segmentor import Detail, Segmentor
 from fastuda.ops import ClassStatistics, PrototypeBank
 from fastuda.system.distributed import joint_mean, joint_share, joint_sum
-from fastuda.system.settings import Count, Natural, Positive, Share, Size
+from fastuda.system.settings import Count, Natural, Positive, Size
 
 
 class StudentOutput(NamedTuple):
     """Output of a segmentor with a projection head."""
 
+    features: Tensor
+    """[B, C, h, w]."""
     logits: Tensor
     """[B, K, h, w]."""
     embedding: Tensor | None
     """[B, A, h, w] unit vectors, if requested."""
+    deepest: Tensor | None
+    """As of the segmentor."""
+    detail: Detail | None
+    """As of the segmentor."""
 
 
 class Student(nn.Module):
@@ -50,52 +56,15 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor, project: bool = False) -> StudentOutput:
         out = self.segmentor(images)
-        return StudentOutput(out.logits, self.projection(out.features) if project else None)
+        embedding = self.projection(out.features) if project else None
+        return StudentOutput(out.features, out.logits, embedding, out.deepest, out.detail)
 
-    def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """The segmentor's parameter groups and the projection head's, which has the head's learning rate."""
-        groups = self.segmentor.param_groups(lr, head_lr_mult)
+        groups = self.segmentor.param_groups(lr, head_lr_mult, layer_decay)
         return [*groups, {"params": list(self.projection.parameters()), "lr": lr * head_lr_mult}]
-
-
-def _averaged(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """[B, count, h, w]: the share of each value in each cell; cells may overlap."""
-    values = torch.arange(count, device=index.device)[:, None, None]
-    return nnf.adaptive_avg_pool2d((index[:, None] == values).float(), size)
-
-
-def _counted(index: Tensor, size: tuple[int, int], count: int) -> Tensor:
-    """The same as :func:`_averaged` for cells that divide the image, without a plane per value."""
-    batch, height, width = index.shape
-    h, w = size
-    pixels = index.view(batch, h, height // h, w, width // w)
-    cell = torch.arange(batch * h * w, device=index.device).view(batch, h, 1, w, 1)
-    counts = torch.zeros(batch * h * w * count, device=index.device)
-    counts.scatter_add_(0, (cell * count + pixels).flatten(), counts.new_ones(index.numel()))
-    return counts.view(batch, h, w, count).movedim(3, 1) / (height * width // (h * w))
-
-
-def downsample_labels(
-    labels: Tensor, size: tuple[int, int], num_classes: int, min_share: Share, ignore_index: int = 255
-) -> Tensor:
-    """Downsample labels: a cell gets its most frequent class if that fills at least ``min_share`` of the
-    cell.
-
-    Args:
-        labels: [B, H, W].
-        size: height and width of the feature map.
-        num_classes: K.
-        min_share: published 0.75.
-        ignore_index: label of cells without such a class, or in which it is the majority itself.
-
-    Returns:
-        [B, h, w] int64. Source: SePiCo, authors' losses/contrastive_loss.py.
-    """
-    index = torch.where(labels == ignore_index, num_classes, labels)
-    shares = _counted if labels.shape[1] % size[0] == 0 == labels.shape[2] % size[1] else _averaged
-    share, winner = shares(index, size, num_classes + 1).max(1)
-    sure = (share >= min_share) & (winner < num_classes)
-    return torch.where(sure, winner, ignore_index)
 
 
 @register("sepico")
@@ -175,16 +144,15 @@ class SePiCo(SelfTraining):
         target, pseudo = self._target(batch)
         self._gather(batch)
 
-        source = self.student(self._strong(batch.source_image), project=contrast)
-        ce = pixel_mean_ce(
-            source.logits, batch.source_label, self.model.align_corners, class_weight=self.class_weight
-        )
-        losses: dict[str, Tensor] = {"ce": ce}
+        images = self._strong(batch.source_image)
+        source = self.student(images, project=contrast)
+        ce = self._ce(source, batch.source_label)
+        losses: dict[str, Tensor] = {"ce": ce} | self._source_distance(source, images, batch.source_label)
         metrics: dict[str, Tensor] = {"confident": pseudo.confident}
         if source.embedding is not None:
             self._contrast("source", source.embedding, batch.source_label, losses, metrics)
         yield Phase("model", losses, metrics)
-        del source, losses, ce
+        del source, images, losses, ce
 
         if contrast:
             strong = self.student(self._strong(target), project=True)
@@ -193,7 +161,7 @@ class SePiCo(SelfTraining):
             self._contrast("target", strong.embedding, trusted, losses, metrics)
             yield Phase("model", losses, metrics)
             del strong, losses
-        yield self._mixed(self.student, batch, target, pseudo)
+        yield from self._on_target(self.student, batch, target, pseudo)
 
     def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
         """The target images to train on and their labels, cropped for class balance if requested."""

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase
 from fastuda.methods.registry import register
+from fastuda.methods.tensors import with_detail
 from fastuda.system.distributed import joint_mean
 
 
@@ -28,11 +31,17 @@ class SourceOnly(Method):
     config: Config
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        logits = self.model(batch.source_image).logits
+        output = self.model(batch.source_image)
         align = self.model.align_corners
-        ce = F.upsample_cross_entropy(logits, batch.source_label, align_corners=align)
-        losses = {"ce": joint_mean(ce, (batch.source_label != 255).sum())}
+
+        def ce(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+            mean = F.upsample_cross_entropy(logits, labels, align_corners=align)
+            return joint_mean(mean, (labels != 255).sum())
+
+        losses = {"ce": with_detail(output, batch.source_label, ce)}
         if self.config.lovasz_weight:
-            lovasz = F.lovasz_softmax(logits, batch.source_label, from_logits=True, align_corners=align)
+            lovasz = F.lovasz_softmax(
+                output.logits, batch.source_label, from_logits=True, align_corners=align
+            )
             losses["lovasz"] = self.config.lovasz_weight * lovasz
         yield Phase("model", losses)

@@ -84,6 +84,7 @@ class WeakSeg(Method):
         """Hidden width of the category discriminators; None: the width of the features, as published."""
 
     config: Config
+    pairs_features = True
     target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.output.name": "adam",
@@ -196,6 +197,8 @@ class WeakSeg(Method):
 
     def _pool(self, features: Tensor, logits: Tensor) -> Tensor:
         """[B, C, K]."""
+        if logits.shape[2:] != features.shape[2:]:  # of a head with finer logits
+            logits = nnf.interpolate(logits, features.shape[2:], mode="area")
         return F.category_pool(pixel_major(features), pixel_major(logits.detach())).transpose(1, 2)
 
     def _judge(self, *sides: tuple[Tensor, Tensor, float]) -> list[Tensor]:

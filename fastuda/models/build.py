@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -12,10 +15,17 @@ from fastuda.errors import UserError, nearest
 from fastuda.models.backbones import BACKBONES, freeze_batch_norm, init_scratch
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.deeplab import ASPP
-from fastuda.models.normalization import INPUTS
+from fastuda.models.foreign import ForeignBackbone, listed, size_of, survey
+from fastuda.models.hrda import HRSegmentor
+from fastuda.models.huggingface import PREFIX, describe, hf_backbone, hf_model
+from fastuda.models.light import LightHead, LinearHead
+from fastuda.models.normalization import INPUTS, Normalization
+from fastuda.models.published import NAMES, published
 from fastuda.models.segmentor import Segmentor
 from fastuda.models.weights import load_weights
-from fastuda.system.settings import NonNegative
+from fastuda.models.whole import segmentor_of
+from fastuda.system.imports import import_named, is_named
+from fastuda.system.settings import Bounds, NonNegative, Size
 
 
 @dataclass(frozen=True)
@@ -24,11 +34,16 @@ class ModelConfig:
 
     backbone: str = "resnet101"
     """resnet18, resnet34, resnet50, resnet101, mobilenet_v2, efficientnet_lite0, vgg16, mit_b0 to mit_b5
-    (these need the extra ``transformers``), or small (for training from scratch)."""
+    (these need the extra ``transformers``), or small (for training from scratch). hf:PATH takes a backbone of
+    Hugging Face's transformers, package.module:function one of your own."""
+    network: str | None = None
+    """A whole network in place of backbone and head: hf:PATH (a model of semantic segmentation of Hugging
+    Face's transformers) or package.module:function."""
     weights: str | None = None
-    """A .pth or .safetensors file, or None to train from scratch. Known keys: torchvision, Caffe-style
-    DeepLab, AdaptSegNet, FADA, timm, SegFormer (NVlabs, Hugging Face or mmsegmentation), and fastuda's
-    own."""
+    """``imagenet``, the published file of the backbone, which is downloaded once (likewise
+    ``dinov2_vits14``, ``dinov2_vitb14`` and ``dinov2_vitl14``); or a .pth or .safetensors file; or None to
+    train from scratch. Known keys: torchvision, Caffe-style DeepLab, AdaptSegNet, FADA, timm, SegFormer
+    (NVlabs, Hugging Face or mmsegmentation), DINOv2, and fastuda's own."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: Literal[1, 2, 3, 4] = 4
@@ -48,43 +63,154 @@ class ModelConfig:
     """Normalisation of the images: imagenet, caffe, caffe_vgg (FADA's VGG16), caffe_swapped (ASANet) or
     half. None: detected from the layout of the weights file, which is not possible for VGG16 files
     converted from Caffe."""
-    head: Literal["auto", "deeplabv2", "daformer"] = "auto"
-    """The head: deeplabv2, daformer (only on mit_b0 to mit_b5), or auto: daformer on mit, deeplabv2
+    head: Literal["auto", "deeplabv2", "daformer", "linear", "light"] = "auto"
+    """The head: deeplabv2, daformer (for a backbone of several maps, and for a ViT's four quarters), linear,
+    light (VFM-UDA's), or auto: daformer for several maps, light for one coarser than stride 8, deeplabv2
     otherwise."""
+    hrda: Size | None = None
+    """HRDA: height and width of the detail crop at full resolution (published: 512 x 512, half of
+    ``data.crop``), beside the whole crop at half resolution. None: one scale."""
+    enlarge: Annotated[float, Bounds(1, 4)] = 1.0
+    """Factor by which images are enlarged before a backbone of hf:PATH (VFM-UDA: 1.1)."""
     align_corners: bool = False
     """align_corners of the logits' upsampling: False in PLCA and SePiCo, True in FADA, ASANet and
     WeakSegDA."""
+    hf: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Written by the run: the configuration and the image normalisation of hf:PATH, so that a finished run
+    does not need the folder."""
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Segmentor:
-    """Build the network of ``config`` for ``num_classes`` classes and load its weights.
+def described(config: ModelConfig) -> ModelConfig:
+    """``config`` with all that its network needs beyond weights: what ``hf:PATH`` is, with an absolute path.
 
     Raises:
-        UserError: the backbone is unknown, or the weights file is missing or does not fit.
+        UserError: see :func:`~fastuda.models.huggingface.describe`.
     """
-    if config.backbone not in BACKBONES:
-        raise UserError(f"unknown backbone {config.backbone!r}{nearest(config.backbone, BACKBONES)}")
-    backbone = BACKBONES[config.backbone](config.caffe)
-    init_scratch(backbone)
-    model = Segmentor(backbone, _head(config, backbone, num_classes), num_classes, config.align_corners)
-    if config.weights is not None:
-        model.input = load_weights(model, config.weights, caffe=config.caffe, input=config.input).input
+    spec = config.network or config.backbone
+    if not spec.startswith(PREFIX):
+        return replace(config, hf={}) if config.hf else config
+    if spec == config.hf.get("spec"):
+        return config
+    about = describe(spec)
+    place = {"network" if config.network else "backbone": about["spec"]}
+    return replace(config, **place, hf=about)
+
+
+def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
+    """Build the network of ``config`` for ``num_classes`` classes and load its weights.
+
+    Args:
+        pretrained: False for a network whose state is loaded afterwards: the weights of ``hf:PATH`` are not
+            read, and a function of yours that has a parameter ``pretrained`` gets False.
+
+    Raises:
+        UserError: the backbone is unknown, the network cannot be used, or the weights file is missing or does
+            not fit.
+    """
+    config = described(config)
+    if config.network:
+        model = _whole(config, num_classes, pretrained)
+    else:
+        backbone = _backbone(config, pretrained)
+        model = _of_parts(config, backbone, num_classes)
+    if config.hf:
+        model.input = Normalization.of(config.hf["input"])
+    path = weights_path(config)
+    if path is not None:
+        model.input = load_weights(model, path, caffe=config.caffe, input=config.input).input
+        model.pretrained = True
     elif config.input:
         model.input = INPUTS[config.input]
     if config.freeze_bn != "none":
-        freeze_batch_norm(backbone, config.freeze_bn)
+        freeze_batch_norm(model.backbone, config.freeze_bn)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _head(config: ModelConfig, backbone: nn.Module, num_classes: int) -> nn.Module:
-    widths = getattr(backbone, "widths", None)
-    kind = config.head if config.head != "auto" else "daformer" if widths else "deeplabv2"
+def weights_path(config: ModelConfig) -> Path | None:
+    """The file of ``config.weights``, downloaded if it is a published one that is not in the cache yet.
+
+    Raises:
+        UserError: see :func:`~fastuda.models.published.published` and
+            :meth:`~fastuda.models.published.WeightsFile.fetch`.
+    """
+    if config.weights is None:
+        return None
+    caffe = config.caffe and config.backbone.startswith("resnet")
+    network = config.network or config.backbone
+    file = published(config.weights, network, caffe=caffe, input=config.input)
+    if file is not None:
+        return file.fetch()
+    path = Path(config.weights)
+    if path.name and not path.suffix and not path.exists():  # more likely a misspelt name than a path
+        raise UserError(f"no weights file at {path}{nearest(config.weights, NAMES)}")
+    return path
+
+
+def _backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
+    name = config.backbone
+    if name.startswith(PREFIX):
+        return hf_backbone(config.hf, pretrained, config.head == "daformer", config.enlarge)
+    if is_named(name):
+        network = _called(name, "backbone", pretrained)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{name} gave a {type(network).__name__}, not a torch.nn.Module")
+        geometry = survey(network, listed, name, size_of(network))
+        return ForeignBackbone(network, listed, geometry, config.enlarge)
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone {name!r}{nearest(name, BACKBONES)}")
+    backbone = BACKBONES[name](config.caffe)
+    init_scratch(backbone)
+    return backbone
+
+
+def _whole(config: ModelConfig, num_classes: int, pretrained: bool) -> Segmentor:
+    name = str(config.network)
+    if config.hrda is not None:
+        raise UserError(
+            f"model.hrda needs a backbone and a head, and {name} is a whole network; set it to null"
+        )
+    if name.startswith(PREFIX):
+        network = hf_model(config.hf, num_classes, pretrained)
+        return segmentor_of(network, name, num_classes, size_of(network.config))
+    if not is_named(name):
+        raise UserError(f"model.network is {name!r}: give hf:PATH or package.module:function")
+    network = _called(name, "model", pretrained, num_classes)
+    return segmentor_of(network, name, num_classes, size_of(network))
+
+
+def _called(name: str, kind: str, pretrained: bool, *arguments: Any) -> Any:
+    """What a user's function returns; it gets ``pretrained`` if it has a parameter of that name."""
+    function: Callable[..., Any] = import_named(name, kind)
+    if not callable(function):
+        raise UserError(f"{name} is a {type(function).__name__}, not a function that returns a network")
+    takes = "pretrained" in inspect.signature(function).parameters
+    return function(*arguments, **({"pretrained": pretrained} if takes else {}))
+
+
+def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Segmentor:
+    """The backbone with its head, and at two scales with HRDA's attention."""
+    head = _head(config, backbone, num_classes)
+    if config.hrda is None:
+        return Segmentor(backbone, head, num_classes, config.align_corners)
+    attention = _head(config, backbone, num_classes, context=False)
+    return HRSegmentor(backbone, head, attention, num_classes, config.align_corners, config.hrda)
+
+
+def _head(config: ModelConfig, backbone: nn.Module, num_classes: int, context: bool = True) -> nn.Module:
+    """The segmentation head, or HRDA's attention head, which in DAFormer is without ``context``."""
+    widths = getattr(backbone, "widths", ())
+    channels, stride = int(backbone.channels), int(getattr(backbone, "stride", 8))  # type: ignore[arg-type]
+    kind = config.head
+    if kind == "auto":
+        kind = "daformer" if len(widths) > 1 else "light" if stride > 8 else "deeplabv2"
     if kind == "daformer":
         if not widths:
-            raise UserError(f"model.head daformer needs a mit backbone, not {config.backbone}")
-        return DAFormerHead(widths, num_classes)
+            raise UserError(f"model.head daformer needs a mit or hf: backbone, not {config.backbone}")
+        return DAFormerHead(widths, num_classes, context=context)
+    if kind in ("linear", "light"):
+        return (LinearHead if kind == "linear" else LightHead)(channels, num_classes)
     return ASPP(
-        int(backbone.channels),  # type: ignore[arg-type]
+        channels,
         num_classes,
         config.aspp_branches,
         config.aspp_bias,

@@ -32,11 +32,19 @@ class DAFormerHead(nn.Module):
         num_classes: K.
         width: channels of the embeddings and of every fused map.
         dropout: rate before the classifier; published 0.1.
+        context: whether the embeddings are fused by the ASPP and a 3x3, or by a 1x1 alone (HRDA's attention).
     """
 
     RATES = (1, 6, 12, 18)
 
-    def __init__(self, widths: Sequence[int], num_classes: int, width: int = 256, dropout: float = 0.1):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        width: int = 256,
+        dropout: float = 0.1,
+        context: bool = True,
+    ):
         super().__init__()
         self.widths = list(widths)
         self.embed = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.widths)
@@ -45,9 +53,9 @@ class DAFormerHead(nn.Module):
             _unit(inputs, width)
             if rate == 1
             else nn.Sequential(_unit(inputs, inputs, 3, rate, groups=inputs), _unit(inputs, width))
-            for rate in self.RATES
+            for rate in (self.RATES if context else ())
         )
-        self.fuse = _unit(width * len(self.RATES), width, 3)
+        self.fuse = _unit(width * len(self.RATES), width, 3) if context else _unit(inputs, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -56,5 +64,6 @@ class DAFormerHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         stages = features.split(self.widths, 1)
         x = torch.cat([embed(stage) for embed, stage in zip(self.embed, stages, strict=True)], 1)
-        x = self.fuse(torch.cat([branch(x) for branch in self.context], 1))
-        return self.classifier(self.dropout(x))
+        if len(self.context):
+            x = torch.cat([branch(x) for branch in self.context], 1)
+        return self.classifier(self.dropout(self.fuse(x)))

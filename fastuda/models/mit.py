@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -49,6 +50,7 @@ class MiT(nn.Module):
     """Smallest side of an image in pixels: the first stage, at stride 4, then fills its 8 x 8 attention
     windows."""
     no_decay = ("norm",)
+    has_deepest = True
 
     def __init__(self, size: int, drop_path: float = 0.1):
         super().__init__()
@@ -85,11 +87,13 @@ class MiT(nn.Module):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, deepest: bool = False) -> Any:
+        """The concatenated stages; with ``deepest`` also the last one as it is, at stride 32."""
         maps = []
         for stage in self.encoder.stages:
             x = stage(x)
             maps.append(x)
         size = maps[0].shape[-2:]
         resized = [nnf.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
-        return torch.cat([maps[0], *resized], 1)
+        features = torch.cat([maps[0], *resized], 1)
+        return (features, maps[-1]) if deepest else features

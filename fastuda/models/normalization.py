@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,12 @@ class Normalization:
     """rgb or bgr; also the order of mean and std."""
     scale: float = 1.0
     """1 for images in 0..1, 255 for images in 0..255."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Normalization:
+        """The inverse of ``dataclasses.asdict``, also of what JSON and YAML made of it."""
+        mean, std = (tuple(values[key]) for key in ("mean", "std"))
+        return cls(mean, std, values["channel_order"], values["scale"])
 
     def apply(self, image: Tensor) -> Tensor:
         """float32 ``[..., 3, H, W]`` from an RGB image in 0..255."""

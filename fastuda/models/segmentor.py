@@ -7,7 +7,19 @@ from typing import Any, NamedTuple
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from fastuda.models.layers import layer_factors
 from fastuda.models.normalization import Normalization
+
+
+class Detail(NamedTuple):
+    """A crop at full resolution that HRDA sees besides the whole image."""
+
+    logits: Tensor
+    """[B, K, h, w] of the crop alone."""
+    box: tuple[int, int, int, int]
+    """First and last row (exclusive), first and last column of the crop in the image."""
+    weight: float
+    """Share of the crop's loss."""
 
 
 class SegOutput(NamedTuple):
@@ -17,6 +29,10 @@ class SegOutput(NamedTuple):
     """[B, C, h, w]."""
     logits: Tensor
     """[B, K, h, w]."""
+    deepest: Tensor | None = None
+    """[B, C', h', w']: the backbone's last stage, where the features are several stages; else None."""
+    detail: Detail | None = None
+    """HRDA's detail crop, in training."""
 
 
 class Segmentor(nn.Module):
@@ -36,35 +52,64 @@ class Segmentor(nn.Module):
         self.least_size = int(getattr(backbone, "least_size", 1))
         self.align_corners = align_corners
         self.input = Normalization()
+        self.pretrained = False
+        """Whether the backbone's weights were loaded from a file."""
 
     def forward(self, images: Tensor) -> SegOutput:
+        features, deepest = self.encode(images)
+        return SegOutput(features, self.head(features), deepest)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The features and the deepest map of :class:`SegOutput`, without the head."""
         height, width = images.shape[2:]
-        if height >= self.least_size and width >= self.least_size:
-            features = self.backbone(images)
+        below, right = max(0, self.least_size - height), max(0, self.least_size - width)
+        if below or right:
+            images = nnf.pad(images, (0, right, 0, below), mode="replicate")
+        if getattr(self.backbone, "has_deepest", False):
+            features, deepest = self.backbone(images, deepest=True)
         else:
-            below, right = max(0, self.least_size - height), max(0, self.least_size - width)
-            continued = nnf.pad(images, (0, right, 0, below), mode="replicate")
-            rows, columns = -(-height // self.stride), -(-width // self.stride)
-            features = self.backbone(continued)[:, :, :rows, :columns]
-        return SegOutput(features, self.head(features))
+            features, deepest = self.backbone(images), None
+        if below or right:
+            features = features[:, :, : -(-height // self.stride), : -(-width // self.stride)]
+        return features, deepest
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, K, h, w] of features [B, C, h, w]."""
         return self.head(features)
 
-    def param_groups(self, lr: float, head_lr_mult: float = 1.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
         """The trainable parameters, each once, with the head's learning rate multiplied.
 
-        A MiT's norms get no weight decay, as published.
+        Parameters whose name has a word of the backbone's ``no_decay`` get no weight decay: a MiT's norms, as
+        published. The decoder of a whole network has the head's learning rate. With ``layer_decay`` d below 1
+        a block of the backbone that has k blocks behind it has ``lr * d ** k``.
+
+        Raises:
+            UserError: ``layer_decay`` is below 1, and the backbone has no blocks.
         """
+        backbone = dict(self.backbone.named_parameters())
         plain = getattr(self.backbone, "no_decay", ())
-        spared = [p for name, p in self.backbone.named_parameters() if any(part in name for part in plain)]
-        spared_ids = {id(p) for p in spared}
+        spared = {id(p) for name, p in backbone.items() if any(part in name for part in plain)}
+        decoder: list[nn.Parameter] = getattr(self.backbone, "decoder_parameters", list)()
+        behind = {id(p) for p in decoder}
+        factors = layer_factors(self.backbone, layer_decay, behind)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.backbone.parameters() if id(p) not in spared_ids], "lr": lr},
-            {"params": list(self.head.parameters()), "lr": lr * head_lr_mult},
-            {"params": spared, "lr": lr, "weight_decay": 0.0},
-        ]
+            {
+                "params": [
+                    p for name, p in backbone.items()
+                    if factors[name] == factor and id(p) not in behind | spared
+                ],
+                "lr": lr * factor,
+            }
+            for factor in sorted(set(factors.values()), reverse=True)
+        ]  # fmt: skip
+        head = [p for p in decoder if id(p) not in spared] + list(self.head.parameters())
+        groups.append({"params": head, "lr": lr * head_lr_mult})
+        for factor in sorted(set(factors.values()), reverse=True):
+            own = [p for name, p in backbone.items() if factors[name] == factor and id(p) in spared]
+            groups.append({"params": own, "lr": lr * factor, "weight_decay": 0.0})
         for group in groups:
             group["params"] = [p for p in group["params"] if p.requires_grad]
         return [group for group in groups if group["params"]]

@@ -29,8 +29,9 @@ def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     ``Scale.layer1.*``, ``layer5.conv2d_list.*``; AdaptSegNet: ``layer6.*`` is the head, and the auxiliary
     head ``layer5.*`` on layer3 is left out), ``timm`` (MobileNetV2 and EfficientNet: ``conv_stem.*``,
     ``blocks.*``), ``segformer`` (NVlabs' ``patch_embed1.*``, ``block1.*``), ``segformer-hf`` (Hugging Face's
-    ``segformer.encoder.*``, and ``segformer.stages.*`` since transformers 5) and ``segformer-mmseg``
-    (mmsegmentation's ``layers.0.0.projection.*``). :data:`WRAPPERS` and :data:`ENCODERS` in front are
+    ``segformer.encoder.*``, and ``segformer.stages.*`` since transformers 5), ``segformer-mmseg``
+    (mmsegmentation's ``layers.0.0.projection.*``) and ``dinov2`` (the hub's ``blocks.0.attn.qkv.*``, in
+    transformers' names, for a backbone of ``hf:``). :data:`WRAPPERS` and :data:`ENCODERS` in front are
     dropped.
     """
     plain = unwrap(state)
@@ -44,6 +45,8 @@ def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         return _backbone(_segformer_hf(plain)), "segformer-hf"
     if any(key.startswith("layers.0.0.projection.") for key in plain):
         return _backbone(_segformer_mmseg(plain)), "segformer-mmseg"
+    if "blocks.0.attn.qkv.weight" in plain and "mask_token" in plain:
+        return {f"backbone.network.{key}": value for key, value in _dinov2(plain).items()}, "dinov2"
     if any(key.startswith("conv_stem.") for key in plain):
         return _backbone(_timm(plain)), "timm"
     caffe = caffe or any(key.startswith(("layer5.", "layer6.")) for key in plain)
@@ -187,4 +190,41 @@ def _segformer_mmseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     key = name.format(match[1]) + key[match.end() :]
                     break
         out[key] = value
+    return out
+
+
+_DINOV2 = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "register_tokens": "embeddings.register_tokens",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+_DINOV2_BLOCK = {
+    "attn.proj": "attention.o_proj",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+}
+
+
+def _dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The hub's DINOv2 files: queries, keys and values in one matrix."""
+    out = {}
+    for key, value in state.items():
+        match = re.match(r"blocks\.(\d+)\.(.+)$", key)
+        if match is None:
+            out[_DINOV2.get(key, key)] = value
+            continue
+        prefix, part = f"encoder.layer.{match[1]}.", match[2]
+        if part.startswith("attn.qkv."):
+            leaf = part.removeprefix("attn.qkv.")
+            for name, third in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
+                out[f"{prefix}attention.{name}.{leaf}"] = third.clone()
+            continue
+        for hub, ours in _DINOV2_BLOCK.items():
+            part = part.replace(hub, ours, 1) if part.startswith(hub) else part
+        out[prefix + part] = value
     return out

@@ -97,7 +97,8 @@ class WeightsReport:
 
     path: str
     layout: str
-    """Layout of the keys: fastuda, torchvision, caffe, timm, segformer, segformer-hf or segformer-mmseg."""
+    """Layout of the keys: fastuda, torchvision, caffe, timm, segformer, segformer-hf, segformer-mmseg or
+    dinov2."""
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     """Keys of the network that the file lacks; they start from scratch."""
@@ -133,7 +134,8 @@ def load_weights(
     """
     log = logging.getLogger("fastuda")
     given = read_state(path)
-    state, layout = remap(given)
+    stored = _stored_input(path)
+    state, layout = remap(given) if stored is None else (given, "fastuda")
     style = getattr(model.backbone, "caffe", None)
     if layout == "caffe" and style is False:
         raise UserError(
@@ -161,7 +163,7 @@ def load_weights(
     unexpected = [key for key in state if key not in own] + wrong
     _check_head(model, path, layout, set(matched), missing, unexpected)
     model.load_state_dict(matched, strict=False)
-    expects = INPUTS[input] if input else _stored_input(path) or _input_of(model, layout, caffe)
+    expects = INPUTS[input] if input else stored or _input_of(model, layout, caffe)
     report = WeightsReport(str(path), layout, tuple(matched), tuple(missing), tuple(unexpected), expects)
     log.info("%s", report)
     return report
@@ -210,9 +212,7 @@ def _stored_input(path: str | Path) -> Normalization | None:
     if about is None:
         return None
     stored = json.loads(about)["input"]
-    return Normalization(
-        tuple(stored["mean"]), tuple(stored["std"]), stored["channel_order"], stored["scale"]
-    )
+    return Normalization.of(stored)
 
 
 def _input_of(model: Segmentor, layout: str, caffe: bool) -> Normalization:

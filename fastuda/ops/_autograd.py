@@ -1,4 +1,4 @@
-"""What the losses share whose forward finds their gradient in the same pass."""
+"""What several ops share of their ``autograd.Function``."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ class GradientInForward(torch.autograd.Function):
     def backward(ctx: Any, grad_value: Tensor):
         (grad,) = ctx.saved_tensors
         return (grad * grad_value).to(ctx.dtype), None, None, None
+
+
+def wanted_gradients(ctx: Any, operator: str, *args: Any) -> list[Tensor | None]:
+    """The gradients by the first two inputs, which ``operator(*args, wanted, wanted)`` computes; None where
+    autograd needs none."""
+    wanted = ctx.needs_input_grad[:2]
+    if not any(wanted):
+        return [None, None]
+    grads = _backends.overload(operator, ctx.name)(*args, *wanted)
+    return [grad if needed else None for grad, needed in zip(grads, wanted, strict=True)]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fastuda
-from fastuda.ops._schema import library
+from fastuda.ops._schema import OPERATORS, library
 
 log = logging.getLogger("fastuda")
 
@@ -126,7 +126,6 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {}
 
 def register(
     op: str,
-    operators: tuple[str, ...] = (),
     *,
     triton: bool = False,
     cuda: bool = True,
@@ -137,13 +136,15 @@ def register(
 ) -> None:
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
-    ``dtypes`` are those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers
-    of the same names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` a GPU has no
-    kernel but torch's own, which the reference calls; ``cpu_limit`` and
-    ``triton_limit`` say which tensors they do not take. With ``library_channels`` the same launchers also
-    fill the overloads ``.library``: for features of so many channels cuBLAS multiplies, and a kernel reduces
-    its panels, where the tiles of the Triton kernel would wait for L2 (predicted, not measured).
+    Its operators are those whose names begin with its own; without any, the reference is all. ``dtypes`` are
+    those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers of the same
+    names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` a GPU has no kernel but
+    torch's own, which the reference calls; ``cpu_limit`` and ``triton_limit`` say which tensors they do not
+    take. With ``library_channels`` the same launchers also fill the overloads ``.library``: for features of
+    so many channels cuBLAS multiplies, and a kernel reduces its panels, where the tiles of the Triton kernel
+    would wait for L2 (predicted, not measured).
     """
+    operators = tuple(name for name in OPERATORS if name.startswith(f"{op}_"))
     rows = []
     if operators:
         rows.append(Backend(op, "cpu", "cpu", dtypes, operators, cpu_limit))
@@ -156,16 +157,19 @@ def register(
         rows.append(Backend(op, "triton", "cuda", FLOATS, operators, triton_limit))
         for operator in operators:
             for key in ("CUDA", "CPU"):
-                library.impl(f"{operator}.triton", _lazy_launcher(op, operator), key)
+                library.impl(f"{operator}.triton", launcher(op, operator), key)
                 if library_channels:
-                    library.impl(f"{operator}.library", _lazy_launcher(op, operator, library=True), key)
+                    library.impl(f"{operator}.library", launcher(op, operator, library=True), key)
     rows.append(Backend(op, "reference", "any", (*FLOATS, torch.float64)))
     BACKENDS[op] = tuple(rows)
 
 
-def _lazy_launcher(op: str, operator: str, **options: Any) -> Any:
-    def launch(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"fastuda.kernels.{op}"), operator)(*args, **options)
+def launcher(op: str, operator: str, **options: Any) -> Callable[..., Any]:
+    """The function of that name in ``fastuda.kernels.<op>``, which its first call imports."""
+
+    def launch(*args: Any, **more: Any) -> Any:
+        module = importlib.import_module(f"fastuda.kernels.{op}")
+        return getattr(module, operator)(*args, **options, **more)
 
     return launch
 

@@ -6,13 +6,53 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
+from fastuda.ops._autograd import wanted_gradients
 from fastuda.ops._checks import check_beside, check_float, check_integer, check_rank, without_autocast
+from fastuda.ops._schema import operator
 
-_backends.register("aspp", ("aspp_fwd", "aspp_bwd"), triton=True)
+
+def reference(
+    features: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], biases: Sequence[Tensor] | None
+) -> Tensor:
+    """DeepLab's head: a dilated 3x3 convolution for each branch, summed."""
+    dtype = features.dtype
+    branches = zip(weights, dilations, strict=True)
+    outputs = [nnf.conv2d(features, w.to(dtype), padding=d, dilation=d) for w, d in branches]
+    outputs += [b.to(dtype)[:, None, None] for b in biases or ()]
+    return sum(outputs[1:], outputs[0])
+
+
+@operator
+def aspp_fwd(features: Tensor, weight: Tensor, bias: Tensor | None, dilations: list[int]) -> Tensor:
+    b, _, h, w = features.shape
+    layout = suggest_memory_format(features)
+    shape = (b, weight.shape[3], h, w)
+    return torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=layout)
+
+
+@operator
+def aspp_bwd(
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    dilations: list[int],
+    for_features: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    b, c, h, w = features.shape
+    by_features = (
+        features.new_empty(b, h, w, c).permute(0, 3, 1, 2) if for_features else features.new_empty(0)
+    )
+    return by_features, weight.new_empty(weight.shape if for_weight else (0,))
+
+
+_backends.register("aspp", triton=True)
 
 
 class _ASPP(torch.autograd.Function):
@@ -27,16 +67,9 @@ class _ASPP(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        by_features, by_weight, by_bias = ctx.needs_input_grad[:3]
         features, weight = ctx.saved_tensors
-        grads: list[Tensor | None] = [None, None]
-        if by_features or by_weight:
-            wanted = (by_features, by_weight)
-            gradients = _backends.overload("aspp_bwd", ctx.name)(
-                grad, features, weight, ctx.dilations, *wanted
-            )
-            grads = [x if needed else None for x, needed in zip(gradients, wanted, strict=True)]
-        bias = grad.sum((0, 2, 3), dtype=weight.dtype) if by_bias else None
+        grads = wanted_gradients(ctx, "aspp_bwd", grad, features, weight, ctx.dilations)
+        bias = grad.sum((0, 2, 3), dtype=weight.dtype) if ctx.needs_input_grad[2] else None
         return (*grads, bias, None, None)
 
 
@@ -76,7 +109,7 @@ def aspp(
     name = _backends.select("aspp", features, backend=backend)
     with without_autocast(features):
         if name == "reference":
-            return reference.aspp(features, weights, dilations, biases)
+            return reference(features, weights, dilations, biases)
         # [branches, 3, 3, K, C]: channels-last weights are copied in runs of C
         weight = torch.stack([w.permute(2, 3, 0, 1) for w in weights])
         bias = None if biases is None else sum(biases[1:], biases[0])

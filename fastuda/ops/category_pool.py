@@ -8,10 +8,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference_losses
+from fastuda.ops import _backends
+from fastuda.ops._autograd import wanted_gradients
 from fastuda.ops._checks import check_beside, check_float, check_rank, without_autocast
+from fastuda.ops._reference import full
+from fastuda.ops._schema import operator, statistic
 
-_backends.register("category_pool", ("category_pool_fwd", "category_pool_bwd"), triton=True)
+
+def reference(features: Tensor, logits: Tensor) -> Tensor:
+    """``[B, K, C]``: the mean of the features under each class's soft-max over the pixels."""
+    features = full(features)
+    return logits.to(features.dtype).softmax(1).transpose(1, 2) @ features
+
+
+@operator
+def category_pool_fwd(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    (b, _, c), k = features.shape, logits.shape[2]
+    return statistic(features, b, k, c), statistic(features, b, k)
+
+
+@operator
+def category_pool_bwd(
+    grad: Tensor,
+    features: Tensor,
+    logits: Tensor,
+    pooled: Tensor,
+    lse: Tensor,
+    for_features: bool,
+    for_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        features.new_empty(features.shape if for_features else (0,)),
+        logits.new_empty(logits.shape if for_logits else (0,)),
+    )
+
+
+_backends.register("category_pool", triton=True)
 
 
 class _CategoryPool(torch.autograd.Function):
@@ -25,9 +57,7 @@ class _CategoryPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        wanted = ctx.needs_input_grad[:2]
-        grads = _backends.overload("category_pool_bwd", ctx.name)(grad, *ctx.saved_tensors, *wanted)
-        return (*(x if needed else None for x, needed in zip(grads, wanted, strict=True)), None)
+        return (*wanted_gradients(ctx, "category_pool_bwd", grad, *ctx.saved_tensors), None)
 
 
 def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") -> Tensor:
@@ -58,4 +88,4 @@ def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") ->
     with without_autocast(features):
         if name != "reference":
             return _CategoryPool.apply(features, logits, name)
-        return reference_losses.category_pool(features, logits)
+        return reference(features, logits)

@@ -6,12 +6,37 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastuda.ops import _backends, reference_losses
+from fastuda.ops import _backends
 from fastuda.ops._checks import check_float, check_integer, check_labels, check_rank, without_autocast
+from fastuda.ops._reference import full
+from fastuda.ops._schema import operator, statistic
 
-_backends.register("class_statistics", ("class_statistics_fwd",), triton=True)
+
+def reference(features: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:
+    """``(count [K], mean [K, A], biased variance [K, A])`` of every class, the variance about its mean."""
+    x = full(features)
+    keep = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+    index = torch.where(keep, labels, num_classes)
+    member = nnf.one_hot(index, num_classes + 1)[:, :num_classes].to(x.dtype).T
+    count = member.sum(1)
+    share = 1 / count.clamp(min=1)[:, None]
+    mean = (member @ x) * share
+    centred = x - mean[index.clamp(max=num_classes - 1)]
+    return count, mean, (member @ centred.square()) * share
+
+
+@operator
+def class_statistics_fwd(
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (num_classes, features.shape[1])
+    return statistic(features, num_classes), statistic(features, *shape), statistic(features, *shape)
+
+
+_backends.register("class_statistics", triton=True)
 
 
 @dataclass(frozen=True)
@@ -89,5 +114,5 @@ def class_statistics(
         if name != "reference":
             forward = _backends.overload("class_statistics_fwd", name)
             return ClassStatistics(*forward(features.detach(), labels, num_classes, ignore_index))
-        statistics = reference_losses.class_statistics(features.detach(), labels, num_classes, ignore_index)
+        statistics = reference(features.detach(), labels, num_classes, ignore_index)
         return ClassStatistics(*statistics)

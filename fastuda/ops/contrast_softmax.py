@@ -8,10 +8,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._checks import check_float, check_positive, without_autocast
+from fastuda.ops._reference import full
+from fastuda.ops._schema import operator, statistic
 
-_backends.register("contrast_softmax", ("contrast_softmax_fwd", "contrast_softmax_bwd"), triton=True)
+
+def reference(x: Tensor, eps: float) -> Tensor:
+    """``softmax((x - mean) / (std + eps))`` along the last axis, mean and unbiased std detached."""
+    rows = full(x)
+    several = rows.shape[-1] > 1 and rows.numel()
+    std = rows.detach().std(-1, keepdim=True) if several else torch.zeros_like(rows[..., :1])
+    return ((rows - rows.detach().mean(-1, keepdim=True)) / (std + eps)).softmax(-1).to(x.dtype)
+
+
+@operator
+def contrast_softmax_fwd(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), statistic(x, *x.shape[:-1])
+
+
+@operator
+def contrast_softmax_bwd(grad: Tensor, y: Tensor, inv_std: Tensor) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+_backends.register("contrast_softmax", triton=True)
 
 
 class _ContrastSoftmax(torch.autograd.Function):
@@ -55,5 +76,5 @@ def contrast_softmax(x: Tensor, *, eps: float = 1e-10, backend: str = "auto") ->
     name = _backends.select("contrast_softmax", x, backend=backend)
     with without_autocast(x):
         if name == "reference":
-            return reference.contrast_softmax(x, eps)
+            return reference(x, eps)
         return _ContrastSoftmax.apply(x, eps, name)

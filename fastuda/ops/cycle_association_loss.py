@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._checks import (
     check_choice,
     check_features,
@@ -17,14 +18,58 @@ from fastuda.ops._checks import (
     check_labels,
     without_autocast,
 )
+from fastuda.ops._reference import first_argmax, pair_similarity, row_temperature
+from fastuda.ops._schema import index, operator, statistic
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register(
-    "cycle_association_loss",
-    ("cycle_association_loss_fwd", "cycle_association_loss_bwd"),
-    triton=True,
-    library_channels=512,
-)
+
+def reference(
+    source: Tensor, target: Tensor, labels: Tensor, similarity: str, contrast: bool, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(loss, matched [B, N] bool, forward_index, end_index)``: minus the mean log-probability of the
+    consistent cycles."""
+    forward = pair_similarity(source, target, similarity)
+    backward = pair_similarity(target, source, similarity)
+    forward_index, backward_index = first_argmax(forward), first_argmax(backward)
+    end_index = backward_index.gather(1, forward_index)
+    matched = (labels != ignore_index) & (labels.gather(1, end_index) == labels)
+
+    forward_log = (forward / row_temperature(forward, contrast)).log_softmax(-1)
+    backward_log = (backward / row_temperature(backward, contrast)).log_softmax(-1)
+    hop_one = forward_log.gather(-1, forward_index[..., None])[..., 0]
+    hop_two = backward_log.gather(-1, backward_index[..., None])[..., 0].gather(1, forward_index)
+    loss = -((hop_one + hop_two) * matched).sum() / matched.sum().clamp(min=1)
+    return loss, matched, forward_index, end_index
+
+
+@operator
+def cycle_association_loss_fwd(
+    source: Tensor, target: Tensor, similarity: str, contrast: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    by_source, by_target = source.shape[:2], target.shape[:2]
+    indices = index(source, *by_source), index(source, *by_target)
+    s, t = partial(statistic, source, *by_source), partial(statistic, source, *by_target)
+    return *indices, s(), t(), s(), t(), s(), t()
+
+
+@operator
+def cycle_association_loss_bwd(
+    source: Tensor,
+    target: Tensor,
+    source_weight: Tensor,
+    target_weight: Tensor,
+    forward_index: Tensor,
+    backward_index: Tensor,
+    source_temperature: Tensor,
+    target_temperature: Tensor,
+    source_lse: Tensor,
+    target_lse: Tensor,
+    similarity: str,
+) -> tuple[Tensor, Tensor]:
+    return source.new_empty(source.shape), target.new_empty(target.shape)
+
+
+_backends.register("cycle_association_loss", triton=True, library_channels=512)
 
 
 class CycleStats(NamedTuple):
@@ -162,7 +207,7 @@ def cycle_association_loss(
     labels = labels.long()
     with without_autocast(source):
         if name == "reference" or not len(source):  # a kernel of nothing has nothing to launch
-            loss, matched, forward_index, end_index = reference.cycle_association_loss(
+            loss, matched, forward_index, end_index = reference(
                 source, target, labels, similarity, contrast, ignore_index
             )
         else:

@@ -7,12 +7,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._checks import check_choice, check_features, without_autocast
+from fastuda.ops._reference import first_argmax, pair_similarity
+from fastuda.ops._schema import index, operator, statistic
 
 SIMILARITIES = ("cosine", "kl")
 
-_backends.register("cycle_match", ("cycle_match_fwd",), triton=True, library_channels=512)
+
+def reference(source: Tensor, target: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both hops: ``(forward_index [B, N], backward_index [B, M], forward_similarity,
+    backward_similarity)``."""
+    forward = pair_similarity(source, target, similarity)
+    backward = pair_similarity(target, source, similarity)
+    forward_index, backward_index = first_argmax(forward), first_argmax(backward)
+    return (
+        forward_index,
+        backward_index,
+        forward.gather(-1, forward_index[..., None])[..., 0],
+        backward.gather(-1, backward_index[..., None])[..., 0],
+    )
+
+
+@operator
+def cycle_match_fwd(source: Tensor, target: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (b, n, _), m = source.shape, target.shape[1]
+    return index(source, b, n), index(source, b, m), statistic(source, b, n), statistic(source, b, m)
+
+
+_backends.register("cycle_match", triton=True, library_channels=512)
 
 
 class CycleMatch(NamedTuple):
@@ -60,5 +83,5 @@ def cycle_match(
     name = _backends.select("cycle_match", source, target, backend=backend)
     with without_autocast(source):
         if name == "reference" or not len(source):  # a kernel of nothing has nothing to launch
-            return CycleMatch(*reference.cycle_match(source, target, similarity))
+            return CycleMatch(*reference(source, target, similarity))
         return CycleMatch(*_backends.overload("cycle_match_fwd", name)(source, target, similarity))

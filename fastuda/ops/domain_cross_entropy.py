@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastuda.ops import _backends, reference_losses
+from fastuda.ops import _backends
 from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import (
     check_beside,
@@ -18,13 +19,88 @@ from fastuda.ops._checks import (
     nothing,
     without_autocast,
 )
+from fastuda.ops._reference import full, upsample
+from fastuda.ops._schema import operator, statistic
 
-_backends.register(
-    "domain_cross_entropy",
-    ("domain_cross_entropy_fwd",),
-    triton=True,
-    triton_limit=_backends.most_classes(128),
-)
+
+def reference(
+    domain_logits: Tensor,
+    seg_logits: Tensor,
+    offset: int,
+    size: tuple[int, int] | None,
+    temperature: float,
+    clip: float,
+    hard_threshold: float | None,
+    align_corners: bool,
+) -> Tensor:
+    """``mean over pixels of -sum_c a_c log softmax_2K(d)[offset + c]``, the other half being zero."""
+    d = full(domain_logits)
+    z = seg_logits.detach().to(d.dtype)
+    if size is not None:
+        d, z = upsample(d, size, align_corners), upsample(z, size, align_corners)
+    classes = z.shape[1]
+    if hard_threshold is None:
+        encoding = (z / temperature).softmax(1).clamp(max=clip)
+    else:
+        best, index = (z / temperature).softmax(1).max(1)
+        encoding = nnf.one_hot(index, classes).movedim(-1, 1) * (best >= hard_threshold)[:, None]
+    half = d[:, offset : offset + classes] - d.logsumexp(1, keepdim=True)
+    return -(encoding * half).sum(1).mean()
+
+
+@operator
+def domain_cross_entropy_fwd(
+    domain_logits: Tensor,
+    seg_logits: Tensor,
+    offset: int,
+    height: int,
+    width: int,
+    align_corners: bool,
+    temperature: float,
+    clip: float,
+    hard_threshold: float | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    return statistic(domain_logits), statistic(domain_logits, *(domain_logits.shape if gradient else (0,)))
+
+
+_backends.register("domain_cross_entropy", triton=True, triton_limit=_backends.most_classes(128))
+
+
+def _prepare(
+    domain_logits: Tensor,
+    seg_logits: Tensor,
+    encode: str,
+    size: tuple[int, int] | None,
+    temperature: float,
+    clip: float,
+    hard_threshold: float | None,
+    align_corners: bool,
+) -> tuple[int, tuple[int, int] | None]:
+    """First channel of the encoded half, and the size as a tuple; raise where an argument does not fit."""
+    for name, x in (("domain_logits", domain_logits), ("seg_logits", seg_logits)):
+        check_float(name, x)
+        check_rank(name, x, "B, K, h, w")
+    check_beside("seg_logits", seg_logits, "domain_logits", domain_logits)
+    check_choice("encode", encode, ("source", "target"))
+    batch, classes = seg_logits.shape[:2]
+    if tuple(domain_logits.shape[:2]) != (batch, 2 * classes):
+        raise ValueError(
+            f"domain_logits must be [{batch}, {2 * classes}, h, w] for seg_logits"
+            f" {tuple(seg_logits.shape)}, got {tuple(domain_logits.shape)}"
+        )
+    if size is None and domain_logits.shape[2:] != seg_logits.shape[2:]:
+        raise ValueError(
+            f"domain_logits {tuple(domain_logits.shape)} and seg_logits {tuple(seg_logits.shape)} differ in"
+            " resolution: give size"
+        )
+    size = None if size is None else check_size("size", size)
+    check_positive("temperature", temperature)
+    check_share("clip", clip, zero=False)
+    if hard_threshold is not None:
+        check_share("hard_threshold", hard_threshold)
+    check_flag("align_corners", align_corners)
+    return 0 if encode == "source" else classes, size
 
 
 def domain_cross_entropy(
@@ -64,39 +140,17 @@ def domain_cross_entropy(
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
-    for name, x in (("domain_logits", domain_logits), ("seg_logits", seg_logits)):
-        check_float(name, x)
-        check_rank(name, x, "B, K, h, w")
-    check_beside("seg_logits", seg_logits, "domain_logits", domain_logits)
-    check_choice("encode", encode, ("source", "target"))
-    batch, classes = seg_logits.shape[:2]
-    if tuple(domain_logits.shape[:2]) != (batch, 2 * classes):
-        raise ValueError(
-            f"domain_logits must be [{batch}, {2 * classes}, h, w] for seg_logits"
-            f" {tuple(seg_logits.shape)}, got {tuple(domain_logits.shape)}"
-        )
-    if size is None and domain_logits.shape[2:] != seg_logits.shape[2:]:
-        raise ValueError(
-            f"domain_logits {tuple(domain_logits.shape)} and seg_logits {tuple(seg_logits.shape)} differ in"
-            " resolution: give size"
-        )
-    size = None if size is None else check_size("size", size)
-    check_positive("temperature", temperature)
-    check_share("clip", clip, zero=False)
-    if hard_threshold is not None:
-        check_share("hard_threshold", hard_threshold)
-    check_flag("align_corners", align_corners)
+    offset, size = _prepare(
+        domain_logits, seg_logits, encode, size, temperature, clip, hard_threshold, align_corners
+    )
     name = _backends.select("domain_cross_entropy", domain_logits, seg_logits, backend=backend)
-    if not batch:
+    if not len(domain_logits):
         return nothing(domain_logits)
-    offset = 0 if encode == "source" else classes
+    rest = (temperature, clip, hard_threshold)
     with without_autocast(domain_logits):
         if name == "reference":
-            rest = (offset, size, temperature, clip, hard_threshold, align_corners)
-            return reference_losses.domain_cross_entropy(domain_logits, seg_logits, *rest)
-        height, width = domain_logits.shape[2:] if size is None else size
-        how = (offset, height, width, align_corners, temperature, clip, hard_threshold)
-        total = GradientInForward.apply(
-            domain_logits, (seg_logits.detach(), *how), "domain_cross_entropy_fwd", name
-        )
-        return total / (batch * height * width)
+            return reference(domain_logits, seg_logits, offset, size, *rest, align_corners)
+        height, width = size or domain_logits.shape[2:]
+        given = (seg_logits.detach(), offset, height, width, align_corners, *rest)
+        total = GradientInForward.apply(domain_logits, given, "domain_cross_entropy_fwd", name)
+        return total / (len(domain_logits) * height * width)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference_losses
+from fastuda.ops import _backends
 from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import (
     check_choice,
@@ -18,9 +19,68 @@ from fastuda.ops._checks import (
     nothing,
     without_autocast,
 )
+from fastuda.ops._reference import full
+from fastuda.ops._schema import operator, statistic
 
-_backends.register("local_affinity", ("local_affinity_fwd", "local_affinity_bwd"), triton=True)
-_backends.register("affinity_cleaning_loss", ("affinity_cleaning_loss_fwd",), triton=True)
+EPS_AFFINITY = 1e-4
+"""Lower clamp of the four probabilities in ASANet's affinity (authors' utils.py)."""
+
+OFFSETS = {
+    4: ((-1, 0), (0, -1), (0, 1), (1, 0)),
+    8: ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
+}
+"""Neighbours as (rows, columns), in raster order."""
+
+
+def neighbours_of(p: Tensor, neighbours: int, distance: int) -> list[Tensor]:
+    """Maps like ``p`` whose pixel i holds the d-th neighbour of i; past the border, the border itself."""
+    height, width = p.shape[-2:]
+    padded = nnf.pad(p, (distance,) * 4, mode="replicate")
+    return [
+        padded[..., (1 + y) * distance :, (1 + x) * distance :][..., :height, :width]
+        for y, x in OFFSETS[neighbours]
+    ]
+
+
+def reference(p: Tensor, neighbours: int, distance: int, kind: str) -> Tensor:
+    """``[B, D K, H, W]`` Bernoulli-KL affinities, channel ``direction * K + class``; or [B, D, H, W] inner
+    products."""
+    p = full(p)
+    around = neighbours_of(p, neighbours, distance)
+    if kind == "product":
+        return torch.stack([(p * other).sum(1) for other in around], 1)
+    one, zero = p.clamp(EPS_AFFINITY, 1), (1 - p).clamp(EPS_AFFINITY, 1)
+    maps = []
+    for other in around:
+        joint = p * other
+        both, not_both = joint.clamp(EPS_AFFINITY, 1), (1 - joint).clamp(EPS_AFFINITY, 1)
+        maps.append(both * (both / one).log() + not_both * (not_both / zero).log())
+    return torch.cat(maps, 1)
+
+
+def cleaning_reference(logits: Tensor, neighbours: int) -> Tensor:
+    """``mean (1 - sum_c p_ic p_jc)`` over pixels and neighbours."""
+    return 1 - reference(full(logits).softmax(1), neighbours, 1, "product").mean()
+
+
+@operator
+def local_affinity_fwd(p: Tensor, neighbours: int, distance: int, product: bool) -> Tensor:
+    b, k, h, w = p.shape
+    return statistic(p, b, neighbours if product else neighbours * k, h, w)
+
+
+@operator
+def local_affinity_bwd(grad: Tensor, p: Tensor, neighbours: int, distance: int, product: bool) -> Tensor:
+    return p.new_empty(p.shape)
+
+
+@operator
+def affinity_cleaning_loss_fwd(p: Tensor, neighbours: int, gradient: bool) -> tuple[Tensor, Tensor]:
+    return statistic(p), statistic(p, *(p.shape if gradient else (0,)))
+
+
+_backends.register("local_affinity", triton=True)
+_backends.register("affinity_cleaning_loss", triton=True)
 
 
 class _Affinity(torch.autograd.Function):
@@ -78,7 +138,7 @@ def local_affinity(
     with without_autocast(p):
         if name != "reference":
             return _Affinity.apply(p, (neighbours, distance, kind == "product"), name)
-        return reference_losses.local_affinity(p, neighbours, distance, kind)
+        return reference(p, neighbours, distance, kind)
 
 
 def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str = "auto") -> Tensor:
@@ -110,4 +170,4 @@ def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str 
             p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
             pairs = neighbours * p.numel() // p.shape[1]
             return 1 - GradientInForward.apply(p, (neighbours,), "affinity_cleaning_loss_fwd", name) / pairs
-        return reference_losses.affinity_cleaning(logits, neighbours)
+        return cleaning_reference(logits, neighbours)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import (
     check_classes,
@@ -18,14 +18,51 @@ from fastuda.ops._checks import (
     nothing,
     without_autocast,
 )
+from fastuda.ops._reference import full, upsample
+from fastuda.ops._schema import operator
+
+
+def lovasz_gradient(sorted_truth: Tensor) -> Tensor:
+    """Gradient of the Lovasz extension of the Jaccard loss, of errors sorted downwards (Berman et al.
+    2018, alg. 1)."""
+    total = sorted_truth.sum()
+    intersection = total - sorted_truth.cumsum(0)
+    union = total + (1 - sorted_truth).cumsum(0)
+    jaccard = 1 - intersection / union
+    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+
+
+def reference(probabilities: Tensor, labels: Tensor, ignore_index: int, per_image: bool) -> Tensor:
+    """Lovasz-Softmax, averaged over the classes that are present (and over the images, per image)."""
+    if per_image:
+        losses = [
+            reference(p[None], y[None], ignore_index, False)
+            for p, y in zip(probabilities, labels, strict=True)
+        ]
+        return torch.stack(losses).mean()
+    keep = (labels != ignore_index) & (labels >= 0) & (labels < probabilities.shape[1])
+    p, y = full(probabilities).movedim(1, -1)[keep], labels[keep]
+    losses = []
+    for c in range(p.shape[1]):
+        truth = (y == c).to(p.dtype)
+        if not truth.any():
+            continue
+        error, order = (truth - p[:, c]).abs().sort(descending=True)
+        losses.append(error @ lovasz_gradient(truth[order]))
+    return torch.stack(losses).mean() if losses else p.sum() * 0
+
+
+@operator
+def lovasz_softmax_fwd(
+    x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool, ignore_index: int, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    size = x.shape if gradient else (0,)
+    return x.new_empty((), dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
+
 
 # sorting is in float32: float64 stays with the reference
 _backends.register(
-    "lovasz_softmax",
-    ("lovasz_softmax_fwd",),
-    dtypes=_backends.FLOATS,
-    triton=True,
-    cpu_limit=_backends.most_classes(254),
+    "lovasz_softmax", dtypes=_backends.FLOATS, triton=True, cpu_limit=_backends.most_classes(254)
 )
 
 
@@ -92,5 +129,5 @@ def lovasz_softmax(
             ]
             return torch.stack(losses).mean()
         if from_logits:
-            x = reference.upsample(x, labels.shape[1:], align_corners).softmax(1)
-        return reference.lovasz_softmax(x, labels, ignore_index, per_image)
+            x = upsample(x, labels.shape[1:], align_corners).softmax(1)
+        return reference(x, labels, ignore_index, per_image)

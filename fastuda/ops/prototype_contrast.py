@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference_losses
+from fastuda.ops import _backends
 from fastuda.ops._autograd import GradientInForward
 from fastuda.ops._checks import (
     check_beside,
@@ -25,13 +26,76 @@ from fastuda.ops._checks import (
     nothing,
     without_autocast,
 )
+from fastuda.ops._schema import operator, statistic
 from fastuda.ops.class_statistics import ClassStatistics
 
-_backends.register(
-    "prototype_contrast",
-    ("prototype_contrast_fwd", "prototype_contrast_bwd", "prototype_contrast_bank_fwd"),
-    triton=True,
-)
+
+def reference(q: Tensor, labels: Tensor, mean: Tensor, variance: Tensor | None, tau: float) -> Tensor:
+    """ProtoCL, or DistCL where a variance is given: cross-entropy of ``q mu / tau (+ q^2 s / (2 tau^2))``
+    as one product of width 2 A, plus the variance term of the own class."""
+    if not len(labels):
+        return q.sum() * 0
+    if variance is None:
+        return nnf.cross_entropy(q @ (mean / tau).T, labels)
+    spread = variance / (2 * tau**2)
+    logits = torch.cat([q, q.square()], 1) @ torch.cat([mean / tau, spread], 1).T
+    own = (q.square() * spread[labels]).sum(1)
+    return nnf.cross_entropy(logits, labels) + own.mean()
+
+
+def bank_reference(q: Tensor, labels: Tensor, bank: Tensor, count: Tensor, tau: float) -> Tensor:
+    """BankCL: every vector of the own class's bank against the mean similarity to each other bank."""
+    if not len(labels):
+        return q.sum() * 0
+    count = count.clamp(0, bank.shape[1])
+    filled = torch.arange(bank.shape[1], device=bank.device) < count[:, None]
+    centre = (bank * filled[..., None]).sum(1) / count.clamp(min=1)[:, None]
+    others = q @ (centre / tau).T
+    others = others.masked_fill(nnf.one_hot(labels, len(bank)).bool(), -math.inf).logsumexp(1)
+    total = q.new_zeros(())
+    for c in range(len(bank)):
+        rows = labels == c
+        positive = q[rows] @ (bank[c] / tau).T
+        term = torch.logaddexp(positive, others[rows, None]) - positive
+        total = total + (term * filled[c]).sum() / count[c].clamp(min=1)
+    return total / len(labels)
+
+
+@operator
+def prototype_contrast_fwd(
+    features: Tensor, labels: Tensor, mean: Tensor, variance: Tensor | None, tau: float, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    return statistic(features), statistic(features, features.shape[0], mean.shape[0])
+
+
+@operator
+def prototype_contrast_bwd(
+    grad: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    share: Tensor,
+    mean: Tensor,
+    variance: Tensor | None,
+    tau: float,
+    ignore_index: int,
+) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+@operator
+def prototype_contrast_bank_fwd(
+    features: Tensor,
+    labels: Tensor,
+    vectors: Tensor,
+    count: Tensor,
+    tau: float,
+    ignore_index: int,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    return statistic(features), statistic(features, *(features.shape if gradient else (0,)))
+
+
+_backends.register("prototype_contrast", triton=True)
 
 
 @dataclass(frozen=True)
@@ -71,26 +135,53 @@ class _Sum(torch.autograd.Function):
         return backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 5
 
 
-def _check_bank(bank: PrototypeBank) -> None:
-    vectors, count = bank.vectors, bank.count
-    check_float("prototypes.vectors", vectors)
-    check_rank("prototypes.vectors", vectors, "K, M, A")
-    check_labels("prototypes.count", count, (vectors.shape[0],), "prototypes.vectors", vectors)
-    check_counts("prototypes.count", count, vectors.shape[1])
-
-
-def _check_statistics(statistics: ClassStatistics, names: tuple[str, ...]) -> None:
-    for name in names:
-        check_float(f"prototypes.{name}", getattr(statistics, name))
-        check_rank(f"prototypes.{name}", getattr(statistics, name), "K, A")
-    mean, variance = statistics.mean, statistics.variance
-    if "variance" in names and variance.shape != mean.shape:
-        raise ValueError(
-            f"prototypes.variance must have the shape of prototypes.mean, {tuple(mean.shape)},"
-            f" got {tuple(variance.shape)}"
+def _prepare(
+    features: Tensor,
+    labels: Tensor,
+    prototypes: ClassStatistics | PrototypeBank,
+    kind: str,
+    tau: float,
+    ignore_index: int,
+) -> int:
+    """The number of classes; raise where an argument does not fit."""
+    check_float("features", features)
+    check_rank("features", features, "N, A")
+    check_labels("labels", labels, (features.shape[0],), "features", features)
+    check_choice("kind", kind, ("dist", "proto", "bank"))
+    check_positive("tau", tau)
+    check_integer("ignore_index", ignore_index)
+    if not isinstance(prototypes, ClassStatistics | PrototypeBank):
+        raise TypeError(
+            f"prototypes must be ClassStatistics or a PrototypeBank, got {type(prototypes).__name__}"
         )
-    if "variance" in names:
-        check_beside("prototypes.variance", variance, "prototypes.mean", mean)
+    if isinstance(prototypes, PrototypeBank) != (kind == "bank"):
+        raise ValueError(
+            f"prototypes must be {'a PrototypeBank' if kind == 'bank' else 'ClassStatistics'} for kind"
+            f" {kind!r}, which does not go with a {type(prototypes).__name__}"
+        )
+    fields = {"bank": ("vectors",), "dist": ("mean", "variance"), "proto": ("mean",)}[kind]
+    for field in fields:
+        check_float(f"prototypes.{field}", getattr(prototypes, field))
+        check_rank(f"prototypes.{field}", getattr(prototypes, field), "K, M, A" if kind == "bank" else "K, A")
+    centres = getattr(prototypes, fields[0])
+    if isinstance(prototypes, PrototypeBank):
+        check_labels("prototypes.count", prototypes.count, centres.shape[:1], "prototypes.vectors", centres)
+        check_counts("prototypes.count", prototypes.count, centres.shape[1])
+    elif kind == "dist":
+        if prototypes.variance.shape != centres.shape:
+            raise ValueError(
+                f"prototypes.variance must have the shape of prototypes.mean, {tuple(centres.shape)},"
+                f" got {tuple(prototypes.variance.shape)}"
+            )
+        check_beside("prototypes.variance", prototypes.variance, "prototypes.mean", centres)
+    classes, width = centres.shape[0], centres.shape[-1]
+    if classes == 0 or width != features.shape[1]:
+        raise ValueError(
+            f"features are {tuple(features.shape)}, but the prototypes have width {width} and"
+            f" {classes} classes: both need one width, and at least one class"
+        )
+    check_beside("prototypes", centres, "features", features)
+    return classes
 
 
 def prototype_contrast(
@@ -132,34 +223,7 @@ def prototype_contrast(
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
-    check_float("features", features)
-    check_rank("features", features, "N, A")
-    check_labels("labels", labels, (features.shape[0],), "features", features)
-    check_choice("kind", kind, ("dist", "proto", "bank"))
-    check_positive("tau", tau)
-    check_integer("ignore_index", ignore_index)
-    if not isinstance(prototypes, ClassStatistics | PrototypeBank):
-        raise TypeError(
-            f"prototypes must be ClassStatistics or a PrototypeBank, got {type(prototypes).__name__}"
-        )
-    if isinstance(prototypes, PrototypeBank) != (kind == "bank"):
-        raise ValueError(
-            f"prototypes must be {'a PrototypeBank' if kind == 'bank' else 'ClassStatistics'} for kind"
-            f" {kind!r}, which does not go with a {type(prototypes).__name__}"
-        )
-    if isinstance(prototypes, PrototypeBank):
-        _check_bank(prototypes)
-        centres = prototypes.vectors
-    else:
-        _check_statistics(prototypes, ("mean", "variance") if kind == "dist" else ("mean",))
-        centres = prototypes.mean
-    classes, width = centres.shape[0], centres.shape[-1]
-    if classes == 0 or width != features.shape[1]:
-        raise ValueError(
-            f"features are {tuple(features.shape)}, but the prototypes have width {width} and"
-            f" {classes} classes: both need one width, and at least one class"
-        )
-    check_beside("prototypes", centres, "features", features)
+    classes = _prepare(features, labels, prototypes, kind, tau, ignore_index)
     name = _backends.select("prototype_contrast", features, backend=backend)
     labels = labels.long()
     check_classes("labels", labels, classes, ignore_index)
@@ -183,7 +247,7 @@ def prototype_contrast(
         y = y.clamp(0, classes - 1)
         if isinstance(prototypes, PrototypeBank):
             vectors = prototypes.vectors.detach().to(q.dtype)
-            return reference_losses.bank_contrast(q, y, vectors, prototypes.count, tau)
+            return bank_reference(q, y, vectors, prototypes.count, tau)
         mean = prototypes.mean.detach().to(q.dtype)
         variance = prototypes.variance.detach().to(q.dtype) if kind == "dist" else None
-        return reference_losses.prototype_contrast(q, y, mean, variance, tau)
+        return reference(q, y, mean, variance, tau)

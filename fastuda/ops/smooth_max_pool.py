@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference_losses
+from fastuda.ops import _backends
 from fastuda.ops._checks import check_float, check_positive, check_rank, without_autocast
+from fastuda.ops._reference import full
+from fastuda.ops._schema import operator, statistic
 
-_backends.register("smooth_max_pool", ("smooth_max_pool_fwd", "smooth_max_pool_bwd"), triton=True)
+
+def reference(logits: Tensor, k: float) -> Tensor:
+    """``log(mean_hw exp(k z)) / k``."""
+    z = full(logits).flatten(2) * k
+    return (z.logsumexp(2) - math.log(z.shape[2])) / k
+
+
+@operator
+def smooth_max_pool_fwd(logits: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    return statistic(logits, *logits.shape[:2]), statistic(logits, *logits.shape[:2])
+
+
+@operator
+def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, lse: Tensor, k: float) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+_backends.register("smooth_max_pool", triton=True)
 
 
 class _SmoothMax(torch.autograd.Function):
@@ -55,4 +75,4 @@ def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") ->
     with without_autocast(logits):
         if name != "reference":
             return _SmoothMax.apply(logits, k, name)
-        return reference_losses.smooth_max_pool(logits, k)
+        return reference(logits, k)

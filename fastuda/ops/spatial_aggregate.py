@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._checks import (
     check_choice,
     check_flag,
@@ -17,11 +17,34 @@ from fastuda.ops._checks import (
     check_share,
     without_autocast,
 )
+from fastuda.ops._reference import full, pair_similarity, row_temperature
+from fastuda.ops._schema import operator, statistic
 from fastuda.ops.cycle_match import SIMILARITIES
 
-_backends.register(
-    "spatial_aggregate", ("spatial_aggregate_fwd", "spatial_aggregate_bwd"), triton=True, library_channels=512
-)
+
+def reference(x: Tensor, alpha: float, similarity: str, contrast: bool) -> Tensor:
+    """``(1 - alpha) x + alpha softmax(sim(x, x) / t) x`` with raw values and the pixel itself included."""
+    sim = pair_similarity(x, x, similarity)
+    weights = (sim / row_temperature(sim, contrast)).softmax(-1)
+    return ((1 - alpha) * full(x) + alpha * (weights @ full(x))).to(x.dtype)
+
+
+@operator
+def spatial_aggregate_fwd(
+    x: Tensor, similarity: str, contrast: bool, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, n, _ = x.shape
+    return x.new_empty(x.shape), statistic(x, b, n), statistic(x, b, n)
+
+
+@operator
+def spatial_aggregate_bwd(
+    grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_backends.register("spatial_aggregate", triton=True, library_channels=512)
 
 
 class _Aggregate(torch.autograd.Function):
@@ -84,5 +107,5 @@ def spatial_aggregate(
     name = _backends.select("spatial_aggregate", x, backend=backend)
     with without_autocast(x):
         if name == "reference":
-            return reference.spatial_aggregate(x, alpha, similarity, contrast)
+            return reference(x, alpha, similarity, contrast)
         return _Aggregate.apply(x, similarity, contrast, alpha, name)

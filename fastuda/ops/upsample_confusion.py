@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._checks import (
     check_flag,
     check_float,
@@ -15,8 +15,30 @@ from fastuda.ops._checks import (
     stray_labels,
     without_autocast,
 )
+from fastuda.ops._reference import first_argmax, upsample
+from fastuda.ops._schema import index, operator
 
-_backends.register("upsample_confusion", ("upsample_confusion_fwd",), triton=True)
+
+def reference(x: Tensor, labels: Tensor, align_corners: bool, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """``([K, K] int64 confusion, rows = truth; [B, H, W] uint8 predicted labels)``, ties to the lowest
+    class."""
+    classes = x.shape[1]
+    predicted = first_argmax(upsample(x, labels.shape[-2:], align_corners).movedim(1, -1))
+    keep = labels != ignore_index
+    index = labels[keep].long() * classes + predicted[keep]
+    matrix = torch.bincount(index, minlength=classes * classes).reshape(classes, classes)
+    return matrix, predicted.to(torch.uint8)
+
+
+@operator
+def upsample_confusion_fwd(
+    scores: Tensor, labels: Tensor, align_corners: bool, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    classes = scores.shape[1]
+    return index(scores, classes, classes), labels.new_empty(labels.shape, dtype=torch.uint8)
+
+
+_backends.register("upsample_confusion", triton=True)
 
 
 @torch.no_grad()
@@ -60,7 +82,7 @@ def upsample_confusion(
             message = stray_labels("labels", labels, x.shape[1], ignore_index)
             if message:
                 raise ValueError(message)
-            matrix, predicted = reference.upsample_confusion(x, labels.long(), align_corners, ignore_index)
+            matrix, predicted = reference(x, labels.long(), align_corners, ignore_index)
         else:
             forward = _backends.overload("upsample_confusion_fwd", name)
             try:

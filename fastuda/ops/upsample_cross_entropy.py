@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastuda.ops import _backends, reference
+from fastuda.ops import _backends
 from fastuda.ops._checks import (
     check_beside,
     check_choice,
@@ -23,13 +24,67 @@ from fastuda.ops._checks import (
     check_tensor,
     without_autocast,
 )
+from fastuda.ops._reference import upsample
+from fastuda.ops._schema import operator, statistic
 
-_backends.register(
-    "upsample_cross_entropy",
-    ("upsample_cross_entropy_fwd",),
-    triton=True,
-    triton_limit=_backends.most_classes(128),
-)
+
+def reference(
+    logits: Tensor,
+    target: Tensor,
+    align_corners: bool,
+    temperature: float,
+    ignore_index: int,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+) -> Tensor:
+    """Cross-entropy of upsampled logits against hard ``[B, H, W]`` or soft ``[B, K, H, W]`` labels."""
+    soft = target.is_floating_point()
+    log_p = (upsample(logits, target.shape[-2:], align_corners) / temperature).log_softmax(1)
+    classes = log_p.shape[1]
+    weight = log_p.new_ones(classes) if class_weight is None else class_weight.to(log_p)
+    if soft:
+        q = target.to(log_p.dtype)
+        valid = log_p.new_ones(log_p.shape[0], *log_p.shape[2:])
+        norm = valid
+    else:
+        keep = (target != ignore_index) & (target >= 0) & (target < classes)
+        q = nnf.one_hot(torch.where(keep, target, 0), classes).permute(0, 3, 1, 2).to(log_p.dtype)
+        valid = keep.to(log_p.dtype)
+        norm = valid * (q * weight[None, :, None, None]).sum(1)
+    q = q * (1 - label_smoothing) + label_smoothing / classes
+    q = q * weight[None, :, None, None]
+    loss = -torch.where(q == 0, 0, q * log_p).sum(1) * valid  # a class of no weight may be masked
+    if pixel_weight is not None:
+        loss = loss * pixel_weight.to(loss.dtype)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    total = norm.sum()
+    return loss.sum() / torch.where(total > 0, total, 1)
+
+
+@operator
+def upsample_cross_entropy_fwd(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    align_corners: bool,
+    temperature: float,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+    per_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    size = (logits.shape[0], *labels.shape[-2:]) if per_pixel else (0,)
+    grad = statistic(logits, *(logits.shape if gradient else (0,)))
+    return statistic(logits), statistic(logits), grad, statistic(logits, *size)
+
+
+_backends.register("upsample_cross_entropy", triton=True, triton_limit=_backends.most_classes(128))
 
 
 class _Sum(torch.autograd.Function):
@@ -94,6 +149,44 @@ def _check_weight(name: str, weight: Tensor, letters: str, shape: tuple[int, ...
     check_beside(name, weight, "logits", logits)
 
 
+def _prepare(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool,
+    temperature: float,
+    ignore_index: int,
+    class_weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Labels, class and pixel weights as constants; raise where an argument does not fit."""
+    check_float("logits", logits)
+    check_rank("logits", logits, "B, K, h, w")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_flag("align_corners", align_corners)
+    check_positive("temperature", temperature)
+    check_integer("ignore_index", ignore_index)
+    check_share("label_smoothing", label_smoothing)
+    check_tensor("labels", labels)
+    soft = labels.is_floating_point()
+    if soft:
+        _check_soft(labels, logits)
+    else:
+        check_label_map("labels", labels, "logits", logits)
+    if class_weight is not None:
+        _check_weight("class_weight", class_weight, "K", (logits.shape[1],), logits)
+        class_weight = class_weight.detach()
+    if pixel_weight is not None:
+        _check_weight("pixel_weight", pixel_weight, "B, H, W", (len(logits), *labels.shape[-2:]), logits)
+        pixel_weight = pixel_weight.detach()
+    if soft:
+        return labels.detach(), class_weight, pixel_weight
+    labels = labels.long()
+    check_classes("labels", labels, logits.shape[1], ignore_index)
+    return labels, class_weight, pixel_weight
+
+
 def upsample_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -134,38 +227,14 @@ def upsample_cross_entropy(
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.
     """
-    check_float("logits", logits)
-    check_rank("logits", logits, "B, K, h, w")
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_flag("align_corners", align_corners)
-    check_positive("temperature", temperature)
-    check_integer("ignore_index", ignore_index)
-    check_share("label_smoothing", label_smoothing)
-    check_tensor("labels", labels)
-    soft = labels.is_floating_point()
-    if soft:
-        _check_soft(labels, logits)
-    else:
-        check_label_map("labels", labels, "logits", logits)
-    classes, pixels = (logits.shape[1],), (logits.shape[0], *labels.shape[-2:])
-    if class_weight is not None:
-        _check_weight("class_weight", class_weight, "K", classes, logits)
-    if pixel_weight is not None:
-        _check_weight("pixel_weight", pixel_weight, "B, H, W", pixels, logits)
+    rest = (align_corners, temperature, ignore_index)
+    labels, class_weight, pixel_weight = _prepare(
+        logits, labels, *rest, class_weight, pixel_weight, label_smoothing, reduction
+    )
     name = _backends.select("upsample_cross_entropy", logits, backend=backend)
-    if soft:
-        labels = labels.detach()
-    else:
-        labels = labels.long()
-        check_classes("labels", labels, logits.shape[1], ignore_index)
-    class_weight = None if class_weight is None else class_weight.detach()
-    pixel_weight = None if pixel_weight is None else pixel_weight.detach()
     with without_autocast(logits):
-        rest = (align_corners, temperature, ignore_index)
         if name == "reference":
-            return reference.upsample_cross_entropy(
-                logits, labels, *rest, class_weight, pixel_weight, label_smoothing, reduction
-            )
+            return reference(logits, labels, *rest, class_weight, pixel_weight, label_smoothing, reduction)
         arguments = (class_weight, pixel_weight, *rest, label_smoothing)
         if reduction == "none":
             return _PerPixel.apply(logits, labels, arguments, name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastuda.data.domains.open import short_name
+from fastuda.data.domains.open import short_name, source_title
 from fastuda.errors import UserError
 from fastuda.inference.saved import load_config, read_result
 from fastuda.inference.scores import PROTOCOLS
@@ -71,7 +71,7 @@ def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]
     for path in {path.resolve(): path for path in every}.values():
         result = read_result(path)
         config = load_config(path.parent)
-        source, target = short_name(config.data.source), short_name(config.data.target)
+        source, target = source_title(config.data.source), short_name(config.data.target)
         key = (f"{source} -> {target} ({result['split']})", config.method["name"])
         by_key.setdefault(key, []).append((config.train.seed, result))
     if not by_key:

@@ -16,7 +16,7 @@ import torch
 import fastuda.ops as F
 from fastuda.config.schema import RunConfig
 from fastuda.data.domains.domain import Domain
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.run import RunDomains, open_run
 from fastuda.data.labels import ClassSet
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.errors import UserError
@@ -107,7 +107,7 @@ def measure(folder: Path, config: RunConfig, baseline: Path | None, device: str)
     try:
         _, method, measured.classes = load_run(folder, place)
         measured.titles = method.titles
-        source, target, held_out = _domains(config, measured.classes)
+        sources, target, held_out = _domains(config, measured.classes)
         chosen = np.linspace(0, len(held_out) - 1, min(IMAGES, len(held_out)), dtype=int).tolist()
         few = dataclasses.replace(held_out, items=[held_out.items[i] for i in chosen])
         measured.images = len(few)
@@ -115,7 +115,7 @@ def measure(folder: Path, config: RunConfig, baseline: Path | None, device: str)
             measured.distances.append(_distances(method, few, config, place))
         if few.items and baseline is not None:
             measured.distances.append(_distances(load_run(baseline, place)[1], few, config, place))
-        *pair, batch = middle_pair(source, target, method.model.input)
+        *pair, batch = middle_pair(sources[0], target, method.model.input)
         with torch.no_grad():
             measured.cycles = method.explain(batch.to(place))
         measured.pair = pair[0], pair[1]
@@ -124,22 +124,16 @@ def measure(folder: Path, config: RunConfig, baseline: Path | None, device: str)
     return measured
 
 
-def _domains(config: RunConfig, classes: ClassSet) -> tuple[Domain, ...]:
-    """Source, target and held-out images in the run's classes.
+def _domains(config: RunConfig, classes: ClassSet) -> RunDomains:
+    """Sources, target and held-out images in the run's classes.
 
     Raises:
         UserError: one is not there any more, or has other classes.
     """
-    data = config.data
-    opened = (
-        open_domain(data.source, role="source", data_root=data.data_root),
-        open_domain(data.target, role="target", data_root=data.data_root),
-        open_domain(data.target, role="evaluation", data_root=data.data_root, split=data.eval_split),
-    )
-    shared = share_classes(*opened, classes=data.classes, aliases=data.class_alias)
-    if shared[0].classes.names != classes.names:
-        raise UserError(f"{data.source} and {data.target} have other classes than the run now")
-    return shared
+    domains = open_run(config.data)
+    if domains.classes.names != classes.names:
+        raise UserError(f"{config.data.source} and {config.data.target} have other classes than the run now")
+    return domains
 
 
 def _distances(method: Method, domain: Domain, config: RunConfig, device: torch.device) -> list[float]:

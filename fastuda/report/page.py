@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastuda.data.domains.open import NO_SPLIT, short_name
+from fastuda.data.domains.open import NO_SPLIT, short_name, source_title
 from fastuda.inference.saved import load_config
 from fastuda.methods import BASELINE
 from fastuda.report import sections
@@ -34,7 +34,7 @@ def write_report(folder: Path, device: str = "auto") -> Path:
         set_rng_state(before)
     split = record.result["split"]
     pictures = read_pictures(folder, beside, BASELINE_LABEL, labelled=split != NO_SPLIT)
-    source, target = short_name(config.data.source), short_name(config.data.target)
+    source, target = source_title(config.data.source), short_name(config.data.target)
     page = render(
         "report.html",
         title=f"{runs.method}: {source} to {target} ({split})",

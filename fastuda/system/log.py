@@ -102,14 +102,15 @@ def log_file(path: Path, before: Iterable[logging.LogRecord] = ()) -> Iterator[N
         handler.close()
 
 
-def progress(total: int, start: int, title: str, quiet: bool, unit: str = "step") -> Any:
-    """A progress bar with ETA on a terminal, an occasional line elsewhere."""
+def progress(total: int | None, start: int, title: str, quiet: bool, unit: str = "step") -> Any:
+    """A progress bar with ETA on a terminal, an occasional line elsewhere. Bytes (``B``) get prefixes."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=start,
         desc=title,
         unit=unit,
+        unit_scale=unit == "B",
         disable=quiet,
         mininterval=0.2 if terminal else 15,
         dynamic_ncols=terminal,

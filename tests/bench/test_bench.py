@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from bench import end_to_end, gpu_check, gpu_kit, loader, measure, published, table
-from bench.providers import PROVIDERS, CannotExpress
-from bench.registry import CASES, Case
+from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table
+from bench.case import CannotExpress, Case
+from bench.providers import PROVIDERS
+from bench.registry import CASES
 from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
@@ -56,8 +57,8 @@ def test_floor_counts_products_and_bytes():
 
 def test_command_measures_and_writes(tmp_path):
     code = (
-        "import sys; from bench import registry, run, table;"
-        "run.CASES = [registry.Case('contrast_softmax', 'fwd', 'float32', 64, 64)];"
+        "import sys; from bench import case, run, table;"
+        "run.CASES = [case.Case('contrast_softmax', 'fwd', 'float32', 64, 64)];"
         "table.write = lambda: None;"
         f"sys.argv = ['run', '--provider', 'fastuda', '--provider', 'reference', '--repeats', '2', "
         f"'--csv', {str(tmp_path / 'out.csv')!r}]; run.main()"
@@ -128,6 +129,23 @@ def test_a_step_is_timed_on_both_sides(tmp_path):
     assert float(row["plain_s"]) > 0 and float(row["plain_ratio"]) > 0 and "x plain torch" in done.stdout
     for side in end_to_end.SIDES:
         assert sum(float(row[f"{side}_{part}"]) for part in table.PARTS) == pytest.approx(1, abs=0.01)
+
+
+def test_an_option_is_timed_beside_steps_without_it(tmp_path):
+    rows = tmp_path / "results" / "beside.csv"
+    args = ["--method", "self_training", "--set", "mask_ratio=0.7", "--beside", "mask_ratio=0"]
+    args += ["--backbone", "small", "--crop", "32", "64", "--steps", "1", "--dtype", "float32"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.end_to_end", *args, "--threads", "1", "--csv", str(rows)],
+        cwd=table.HERE.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "self_training mask_ratio=0.7: " in done.stdout and "times a step with mask_ratio=0" in done.stdout
+    with rows.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert tuple(row) == beside.COLUMNS and row["settings"] == "mask_ratio=0.7"
+    ratio = float(row["seconds"]) / float(row["beside_s"])
+    assert float(row["ratio"]) == pytest.approx(ratio, abs=0.1 * ratio)
 
 
 def test_steps_whose_losses_differ_get_no_time():
@@ -202,6 +220,7 @@ def test_help_says_what_it_does_and_how(name, monkeypatch, capsys):
         ("end_to_end --method pcla", "unknown method 'pcla'; did you mean plca"),
         ("end_to_end --method plca --set alpha", "'alpha' is neither a flag nor key=value"),
         ("end_to_end --method plca --set alhpa=1", "unknown setting 'method.alhpa'"),
+        ("end_to_end --method plca --beside alhpa=1", "unknown setting 'method.alhpa'"),
         ("end_to_end --steps 0", "--steps is 0; it must be at least 1"),
         ("end_to_end --csv FILE", "FILE has other columns than this bench; choose another --csv"),
         ("loader --photo FILE", "FILE cannot be read: no image that Pillow knows"),

@@ -10,7 +10,8 @@ from dataclasses import asdict
 import pytest
 
 from bench import end_to_end, run, server, table
-from bench.registry import CASES, Case
+from bench.case import Case
+from bench.registry import CASES
 from fastuda.errors import UserError
 
 SMALL = Case("contrast_softmax", "fwd", "float32", 64, 64)

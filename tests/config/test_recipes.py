@@ -15,8 +15,14 @@ DATASETS = ("gta5_", "synthia_", "cityscapes_")
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(shipped()) if name.startswith(DATASETS)])
-def test_builds(name):
+def test_builds(name, tmp_path):
     config = resolve(name, {}, {})
+    if config.model.backbone.startswith("hf:"):  # of the same size, and without a network
+        transformers = pytest.importorskip("transformers")
+        transformers.Dinov2Config(patch_size=14, image_size=518).save_pretrained(tmp_path)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, backbone=f"hf:{tmp_path}")
+        )
     classes = 19 if config.data.classes is None else len(config.data.classes)
     with torch.device("meta"):
         model = network(dataclasses.replace(config.model, weights=None), classes)
@@ -30,6 +36,9 @@ def test_builds(name):
     assert config.data.resampling == ("bicubic" if cubic else "bilinear")
     if config.data.pairs:
         assert method.class_weight is not None and len(method.class_weight) == classes
+    if name == "gta5_cityscapes_vfm":  # 86.6 and 1.81 million, as published
+        parts = [sum(p.numel() for p in part.parameters()) for part in (model.backbone, model.head)]
+        assert parts == [86_580_480, 1_811_520]
     if name.startswith("gta5_cityscapes_sepico"):  # 2048 - 2048 - 512 and 1024 - 256 - 512, as published
         widths = [p.shape[:2] for p in method.student.projection.parameters() if p.dim() == 4]
         published = [(256, 1024), (512, 256)] if "daformer" in name else [(2048, 2048), (512, 2048)]

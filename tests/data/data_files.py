@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 
 from fastuda.data.domains.domain import Domain
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.open import open_domain
+from fastuda.data.domains.run import share_classes
 from fastuda.data.labels import CITYSCAPES_IDS
 from fastuda.data.loading.transforms import Augment
 

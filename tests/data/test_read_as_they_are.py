@@ -232,7 +232,7 @@ def test_classes_that_no_label_of_the_source_shows(tmp_path):
 def test_masks_of_0_and_255(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = wide(tmp_path / "own", np.repeat(np.array([[0, 255]], np.uint8), 32, 0).repeat(32, 1))
-    done = trained(tmp_path, root, root)
+    done = trained(tmp_path, root, root, "data.eval_split=none")
     assert done.returncode == 2 and "write ids: [0, 255] if it is the second class" in done.stderr
     done = fastuda("data.__main__", "check", f"folder:{root}", "--no-sheet", "--workers", 0, "--quiet")
     assert done.returncode == 1 and "hold only 0 and 255" in done.stdout
@@ -266,9 +266,9 @@ def test_paths_with_colons(tmp_path):
 
 def test_a_run_is_evaluated_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wide(tmp_path / "own")
+    wide(tmp_path / "own"), wide(tmp_path / "other")
     (tmp_path / "elsewhere").mkdir()
-    done = trained(tmp_path, "own", "own")
+    done = trained(tmp_path, "own", "other")
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = fastuda("evaluate", "../run", "--json", "--quiet")

@@ -57,7 +57,9 @@ def steps(
     """The method after ``count`` steps, and the gradients of the last of them."""
     torch.manual_seed(0)
     cls = get_method(name)
-    model = build_model(ModelConfig(backbone="small"), CLASSES)
+    settings = dict(settings)
+    model = build_model(ModelConfig(backbone="small", **settings.pop("model", {})), CLASSES)
+    model.pretrained = True
     method = cls(build(cls.Config, settings, "method"), model, CLASSES)
     if world.size > 1:
         sync_batch_norm(method, world.device)

@@ -37,6 +37,12 @@ CASES["fada hard"] = ("fada", {**CASES["fada"][1], "hard_threshold": 0.3}, 2)
 # every class is pasted, and nothing is jittered: what is drawn at random has no joint value
 PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.25}
 CASES["self_training"] = ("self_training", PLAIN, 3)
+OPTIONS = {"mask_ratio": 1e-9, "feature_distance": 0.3, "feature_classes": [1, 4]}  # the masks hide nothing
+CASES["self_training with its options"] = ("self_training", {**PLAIN, **OPTIONS}, 3, True)
+# the detail crop is as large as the image, so that both processes draw the same one
+HRDA = {"model": {"hrda": (32, 64)}}
+CASES["source_only with hrda"] = ("source_only", HRDA, 3, True)
+CASES["self_training with its options and hrda"] = ("self_training", {**PLAIN, **OPTIONS, **HRDA}, 3)
 SMALL = {"width": 16, "contrast_start": 1, "tau": 0.1, "regularizer_weight": 0.5}
 for variant in ("dist", "bank", "proto"):
     CASES[f"sepico {variant}"] = ("sepico", {**PLAIN, **SMALL, "variant": variant}, 3)

@@ -45,8 +45,9 @@ def slow_head(run, monkeypatch):
 
 
 def slow_data(run, monkeypatch):
-    read = run.source.read_pair
-    monkeypatch.setattr(type(run.source), "read_pair", lambda self, i: time.sleep(NAP / 2) or read(i))
+    source = run.domains.sources[0]
+    read = source.read_pair
+    monkeypatch.setattr(type(source), "read_pair", lambda self, i: time.sleep(NAP / 2) or read(i))
 
 
 def slow_optimiser(run, monkeypatch):

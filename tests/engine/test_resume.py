@@ -14,6 +14,7 @@ import torch
 from fastuda.engine import checkpoint
 from fastuda.errors import UserError
 from fastuda.methods import METHODS
+from fastuda.models import ModelConfig, build_model
 from fastuda.system.files import written
 from fastuda.system.random import rng_state, seed_everything, set_rng_state
 from tests.program import TINY, command, curves, environment, equal, fastuda, state, without_clocks
@@ -121,9 +122,19 @@ def test_an_interrupted_evaluation_is_made_up_for_with_any_interval(scenes_root,
     assert sorted({step for step, name, _ in curves(out) if name.startswith("val/")}) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+OPTIONS = ["self_training with its options", "self_training with its options and hrda"]
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), *OPTIONS])
 def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
     more = ["checkpoint.keep=9", "eval.every=2", "train.accumulate=2"]
+    if " " in method:
+        weights = tmp_path / "small.pth"
+        torch.save(build_model(ModelConfig(backbone="small"), 19).state_dict(), weights)
+        more += ["--weights", weights, "method.mask_ratio=0.7", "method.mask_block=8"]
+        more += ["method.feature_distance=0.1", "method.feature_target=0.1"]
+        more += ["model.hrda=[16, 32]"] if "hrda" in method else []
+        method = method.split()[0]
     whole, out = tmp_path / "whole", tmp_path / "run"
     done = fastuda("train", *arguments(scenes_root, whole, method, *more, "--steps", 5))
     assert done.returncode == 0, done.stderr

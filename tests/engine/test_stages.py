@@ -96,6 +96,17 @@ def test_the_second_stage_starts_from_the_first(tmp_path):
     assert distill.data.source.startswith("folder:") and distill.data.sampling == "uniform"
 
 
+def test_the_last_stage_of_several_sources_has_one(tmp_path):
+    settings = {
+        "data.source": "synthia,camvid",
+        "data.source_weights": [1, 2],
+        "data.classes": ["sky", "car"],
+    }
+    distill = stage_config(resolve("gta5_cityscapes_plca", settings, {}), "distill", tmp_path).data
+    assert distill.source.startswith("folder:") and distill.source_weights is None
+    assert distill.classes == ("sky", "car")
+
+
 def test_the_last_stage_reads_the_target_as_the_target_was_read(tmp_path):
     own = {"source_size": [720, 1280], "source_resize": [8, 9], "target_resize": [512, 600]}
     config = resolve("gta5_cityscapes_plca", {"data.target_crop": [256, 512]}, {"data": own})

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import runpy
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,10 @@ import torch
 
 import fastuda.ops as F
 from fastuda.ops import _backends
-from tests.gpu.cases import (
-    CASES,
-    CUDA,
-    DEVICE,
-    DOMAIN_LOGITS,
-    DTYPES,
-    HEAD,
-    LOGITS,
-    PROBABILITIES,
-    TRITON,
-    WIDE,
-    classes_of,
-    features,
-    normal,
-    wide,
-)
-from tests.helpers import as_good_match, within_budget
+from tests.cases import OPS, case, every
+from tests.cases._inputs import classes_of, normal
+from tests.gpu.kernels import DEVICE, DTYPES, has
+from tests.helpers import as_good_match, judge, value_and_gradient
 
 pytestmark = pytest.mark.gpu
 
@@ -43,45 +29,44 @@ def require(op: str, backend: str, x: torch.Tensor) -> None:
     assert row.usable, row.reason
 
 
+SAMPLES = [(op, name) for op, name, *_ in every("samples", "cpu")]
+
+
+def sample(op, name):
+    """Its input and its function, with all else that it takes on the GPU already."""
+    return next(rest for found, *rest in case(op).samples(DEVICE) if found == name)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("case", "backend"),
-    [(name, "triton") for name in sorted(TRITON)] + [(name, "cuda") for name in sorted(CUDA & set(CASES))],
+    ("op", "name", "backend"),
+    [(*these, backend) for backend in ("triton", "cuda") for these in SAMPLES if has(these[0], backend)],
 )
-def test_value_and_gradient(case, backend, dtype):
-    op, x, function = CASES[case]
+def test_value_and_gradient(op, name, backend, dtype):
+    x, function = sample(op, name)
     x = x.to(DEVICE, dtype)
     require(op, backend, x)
-    judge(function, x, backend, dtype)
+    judge_twice(function, x, backend, dtype)
 
 
-def judge(function, x, backend, dtype):
+def judge_twice(function, x, backend, dtype):
     """Value and gradient against float64, and against themselves."""
-
-    def run(name, work):
-        leaf = x.to(work, copy=True).requires_grad_()
-        value = function(leaf, name)
-        weight = torch.linspace(-1, 2, value.numel(), device=DEVICE).reshape(value.shape).to(value.dtype)
-        return value.detach(), torch.autograd.grad(value, leaf, weight)[0]
-
-    found, plain, truth = run(backend, dtype), run("reference", dtype), run("reference", torch.float64)
-    again = run(backend, dtype)
-    for name, *three in zip(("value", "gradient"), found, plain, truth, strict=True):
-        # the ops that give the input's dtype round their value to it
-        within_budget(*three, name, dtype if three[0].dtype == dtype else torch.float32)
+    found, again = (value_and_gradient(function, x, backend, dtype) for _ in range(2))
+    judge(function, x, found)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", sorted(WIDE))
+@pytest.mark.parametrize("op", [op for op in OPS if hasattr(case(op), "wide")])
 @pytest.mark.parametrize(("backend", "width"), [("triton", 256), ("library", 512)])
 def test_many_panels_of_whole_tiles(backend, width, op, dtype, monkeypatch):
     """The loads and the panels of training, which need widths of whole tiles and more rows than fit one."""
-    x = wide(1500, 0, width).to(DEVICE, dtype)
+    ((x, function),) = case(op).wide(width, DEVICE)
+    x = x.to(DEVICE, dtype)
     require(op, backend, x)
     for module in ("_panels", "_search", "_temperature"):
         monkeypatch.setattr(f"fastuda.kernels.{module}.PANEL_BYTES", 1 << 16)
-    judge(WIDE[op], x, backend, dtype)
+    judge_twice(function, x, backend, dtype)
 
 
 def test_the_cuda_kernels_are_built_where_they_can_be():
@@ -116,10 +101,8 @@ def test_match(backend, width, kind, dtype):
 @pytest.mark.parametrize("align", [False, True])
 def test_confusion(classes, align, dtype, backend):
     x = normal(2, classes, 11, 17).to(DEVICE, dtype)
-    if backend == "cuda" and "confusion" not in CUDA:
-        pytest.skip("no CUDA kernel")
     require("upsample_confusion", backend, x)
-    labels = classes_of(2, 61, 93, classes=classes)
+    labels = classes_of(2, 61, 93, classes=classes).to(DEVICE)
     matrix, predicted = F.upsample_confusion(
         x, labels, align_corners=align, return_labels=True, backend=backend
     )
@@ -133,110 +116,27 @@ def test_confusion(classes, align, dtype, backend):
         F.upsample_confusion(x, labels, backend=backend)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "width", "classes"), [(1, 1, 1), (2000, 97, 19), (700, 130, 150)])
-def test_statistics(n, width, classes, dtype, backend):
-    x = (normal(n, width) + 3).to(DEVICE, dtype)
-    if backend == "cuda" and "statistics" not in CUDA:
-        pytest.skip("no CUDA kernel")
-    require("class_statistics", backend, x)
-    labels = classes_of(n, classes=classes)
-    found, plain = (F.class_statistics(x, labels, classes, backend=b) for b in (backend, "reference"))
-    truth = F.class_statistics(x.double(), labels, classes, backend="reference")
-    for name in ("count", "mean", "variance"):
-        within_budget(*(getattr(run, name) for run in (found, plain, truth)), name, torch.float32)
+@pytest.mark.parametrize(
+    ("op", "backend"), [(op, backend) for backend in ("triton", "cuda") for op in OPS if has(op, backend)]
+)
+def test_opcheck(op, backend):
+    require(op, backend, torch.zeros(1, 1, 1, device=DEVICE))
+    for name, *args in case(op).operators(DEVICE):
+        torch.library.opcheck(_backends.overload(name, backend), tuple(args))
 
 
-def operators(backend):
-    """The registered operators with small arguments, by name; forwards before their backwards."""
-    x, p = torch.rand(2, 20, 8, device=DEVICE), torch.rand(2, 20, 4, device=DEVICE).softmax(-1)
-    stat = torch.rand(2, 20, device=DEVICE) + 0.5
-    index = torch.randint(0, 20, (2, 20), device=DEVICE)
-    residuals = (stat, stat, index, index, stat, stat, stat, stat)
-    z, labels = torch.randn(2, 4, 3, 5, device=DEVICE), classes_of(2, 6, 9, classes=4)
-    pair, plane, mean = torch.randn(2, 8, 3, 5, device=DEVICE), torch.rand(2, 4, device=DEVICE), x[0, :4]
-    features, classes = x[0], classes_of(20, classes=4)
-    pooled, share = torch.rand(2, 4, 8, device=DEVICE), torch.rand(20, 4, device=DEVICE)
-    bank, count = torch.rand(4, 5, 8, device=DEVICE), torch.full((4,), 5, device=DEVICE)
-    maps = torch.rand(2, 32, 3, 5, device=DEVICE)
-    found = [
-        ("local_affinity_fwd", (z.softmax(1), 8, 1, False)),
-        ("local_affinity_bwd", (maps, z.softmax(1), 8, 1, False)),
-        ("affinity_cleaning_loss_fwd", (z.softmax(1), 8, True)),
-        ("class_statistics_fwd", (features, classes, 4, 255)),
-        ("upsample_confusion_fwd", (z, labels, False, 255)),
-    ]
-    if backend == "cuda":
-        return found
-    return [
-        *found,
-        ("cycle_match_fwd", (x, x, "cosine")),
-        ("cycle_association_loss_fwd", (x, x, "cosine", True)),
-        ("cycle_association_loss_bwd", (x, x, *residuals, "cosine")),
-        ("spatial_aggregate_fwd", (p, "kl", True, 0.5)),
-        ("spatial_aggregate_bwd", (x, x, x, stat, stat, "cosine", 0.5)),
-        ("contrast_softmax_fwd", (p, 1e-10)),
-        ("contrast_softmax_bwd", (p, p, stat)),
-        ("upsample_cross_entropy_fwd", (z, labels, None, None, False, 1.0, 255, 0.0, True, False)),
-        ("lovasz_softmax_fwd", (z, labels, True, False, 255, True)),
-        ("domain_cross_entropy_fwd", (pair, z, 4, 6, 9, True, 1.8, 0.9, None, True)),
-        ("smooth_max_pool_fwd", (z, 1.0)),
-        ("smooth_max_pool_bwd", (plane, z, plane, 1.0)),
-        ("prototype_contrast_fwd", (features, classes, mean, mean, 1.0, 255)),
-        ("prototype_contrast_bwd", (plane[0, 0], features, classes, share, mean, mean, 1.0, 255)),
-        ("prototype_contrast_bank_fwd", (features, classes, bank, count, 1.0, 255, True)),
-        ("category_pool_fwd", (x, p)),
-        ("category_pool_bwd", (pooled, x, p, pooled, plane, True, True)),
-        ("aspp_fwd", (z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), plane[0], [1, 2])),
-        ("aspp_bwd", (z, z, torch.rand(2, 3, 3, 4, 4, device=DEVICE), [1, 2], True, True)),
-    ]
-
-
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_opcheck(backend):
-    require("local_affinity", backend, LOGITS.to(DEVICE))
-    for name, args in operators(backend):
-        torch.library.opcheck(_backends.overload(name, backend), args)
-
-
-def steps():
-    """Ops with all that they take on the GPU already, forward and backward, by name."""
-    labels, many = classes_of(2, 97, classes=3), classes_of(2, 61, 93)
-    target, scores = features(130, seed=1).to(DEVICE), (4 * normal(2, 19, 9, 14, seed=4)).to(DEVICE)
-    return {
-        "association": (features(97), lambda x: F.cycle_association_loss(x, target, labels)[0]),
-        "aggregation": (features(97), F.spatial_aggregate),
-        "predictions": (features(97).softmax(-1), partial(F.spatial_aggregate, similarity="kl")),
-        "entropy": (LOGITS, lambda x: F.upsample_cross_entropy(x, many)),
-        "lovasz": (LOGITS, lambda x: F.lovasz_softmax(x, many, from_logits=True)),
-        "domain": (
-            DOMAIN_LOGITS,
-            lambda x: F.domain_cross_entropy(x, scores, encode="source", size=(61, 93)),
-        ),
-        "affinity": (PROBABILITIES, F.local_affinity),
-        "cleaning": (PROBABILITIES, F.affinity_cleaning_loss),
-        "pooling": (LOGITS, F.smooth_max_pool),
-        "head": (
-            normal(2, 40, 33, 50, seed=12),
-            partial(F.aspp, weights=[w.to(DEVICE) for w in HEAD], dilations=(6, 12, 18, 24)),
-        ),
-    }
-
-
-STEPS = ("association", "aggregation", "predictions", "entropy", "lovasz", "domain", "affinity", "cleaning",
-         "pooling", "head")  # fmt: skip
+STEPS = [(op, name) for op, name in SAMPLES if getattr(case(op), "GRADIENTS", 1)]
 
 
 def stepped(function, x):
-    value = function(x)
+    value = function(x, "auto")
     return value, torch.autograd.grad(value.float().square().sum(), x)[0]
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_a_graph_and_another_stream_give_the_same(name):
+@pytest.mark.parametrize(("op", "name"), STEPS)
+def test_a_graph_and_another_stream_give_the_same(op, name):
     """A step that asked the device for a number could not be captured."""
-    x, function = steps()[name]
+    x, function = sample(op, name)
     x = x.to(DEVICE).requires_grad_()
     wanted = stepped(function, x)
     side = torch.cuda.Stream()
@@ -255,9 +155,9 @@ def test_a_graph_and_another_stream_give_the_same(name):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_compiled_without_a_break(name):
-    x, function = steps()[name]
+@pytest.mark.parametrize(("op", "name"), STEPS)
+def test_compiled_without_a_break(op, name):
+    x, function = sample(op, name)
     x = x.to(DEVICE).requires_grad_()
     # what inductor makes of the torch around the ops is not in question but for one of them
     backend = "inductor" if name == "aggregation" else "aot_eager"

@@ -111,6 +111,8 @@ def test_a_full_frame_needs_no_matrix(op):
 def test_the_step_does_not_wait_for_the_device(method, scenes_root, tmp_path):
     """But for data and logs."""
     every_term = [("method.contrast_start", 0)] if method == "sepico" else []
+    if method in ("self_training", "sepico"):
+        every_term += [("method.mask_ratio", 0.7)]
     run = trainer(scenes_root, tmp_path, ("method.name", method), ("train.amp", "bf16"), *every_term)
     losses(run, 2)
     batch = next(run.loader).to(DEVICE)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from fastuda.config.resolve import load_yaml, resolve, shipped
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.open import open_domain
+from fastuda.data.domains.run import share_classes
 from fastuda.data.labels import CITYSCAPES, SYNTHIA_13, SYNTHIA_16
 from fastuda.data.loading.evaluation import eval_loader
 from fastuda.inference.evaluation import feature_statistics

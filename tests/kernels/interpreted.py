@@ -16,7 +16,8 @@ import fastuda.ops as F
 from fastuda.kernels import _narrow, _panels, _search, _temperature
 from fastuda.kernels import cycle_association_loss as association
 from fastuda.kernels._common import prepare
-from fastuda.ops import reference
+from fastuda.ops._reference import pair_similarity, row_temperature
+from fastuda.ops.cycle_match import reference as plain_match
 from tests.helpers import as_good_match
 
 BAND = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -70,7 +71,7 @@ def check_association(source, target, labels, similarity, contrast=True, backend
     ours, stats = run_association(source, target, labels, similarity, backend, dtype, contrast)
     plain, _ = run_association(source, target, labels, similarity, "reference", dtype, contrast)
     truth, want = run_association(source, target, labels, similarity, "reference", torch.float64, contrast)
-    sim = reference.pair_similarity(source.double(), target.double(), similarity)
+    sim = pair_similarity(source.double(), target.double(), similarity)
     reached = sim.gather(2, stats.forward_index[..., None])[..., 0]
     assert (sim.amax(2) - reached).max() < 1e-6
     assert stats.matched == want.matched
@@ -147,7 +148,7 @@ def test_match_breaks_ties_downwards(similarity):
     source, target = source.repeat(1, 2, 1), target.repeat(1, 4, 1)
     ours = F.cycle_match(source, target, similarity=similarity, backend="triton")
     assert ours.forward_index.max() < 75 and ours.backward_index.max() < 70
-    plain = reference.cycle_match(source.double(), target.double(), similarity)
+    plain = plain_match(source.double(), target.double(), similarity)
     for x, want in zip(ours[2:], plain[2:], strict=True):
         torch.testing.assert_close(x.double(), want, rtol=0, atol=3e-6)
 
@@ -248,11 +249,11 @@ def test_forward_of_one_backend_fits_the_backward_of_another():
     source, target = (pixels(1, 30, 4, "cosine", torch.float32, seed=i).double() for i in (0, 1))
     source.requires_grad_()
     target.requires_grad_()
-    sim = reference.pair_similarity(source, target, "cosine")
+    sim = pair_similarity(source, target, "cosine")
     weights = torch.rand(1, 30), torch.rand(1, 30)
     residuals, total = [], 0
     for s, w in ((sim, weights[0]), (sim.transpose(1, 2), weights[1])):
-        t = reference.row_temperature(s)[..., 0]
+        t = row_temperature(s)[..., 0]
         index = s.argmax(-1)
         lse = (s / t[..., None]).logsumexp(-1)
         total = total + (w * (lse - s.gather(-1, index[..., None])[..., 0] / t)).sum()
@@ -279,7 +280,7 @@ def test_products_by_the_library(similarity, dtype, monkeypatch):
     labels[:, ::5] = 255
     check_association(source, target, labels, similarity, backend="library")
     match = F.cycle_match(source, target, similarity=similarity, backend="library")
-    exact = reference.pair_similarity(source.double(), target.double(), similarity)
+    exact = pair_similarity(source.double(), target.double(), similarity)
     as_good_match(match.forward_index, exact, 1e-5)
     if similarity == "cosine":
         as_good_match(match.backward_index, exact.mT, 1e-5)

@@ -7,22 +7,20 @@ from the results, not from this test.
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-import fastuda.ops as F
 from fastuda.kernels import _panels, _search, _temperature
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import local_affinity as affinity
 from fastuda.kernels import lovasz_softmax as lovasz
 from fastuda.kernels import smooth_max_pool as smooth_max
+from fastuda.ops._backends import BACKENDS, launcher
+from tests.cases import OPS, case
 from tests.kernels.instruments import all_kernels, watched
-from tests.kernels.interpreted_losses import launchers
 
 
 @pytest.fixture(autouse=True)
@@ -40,116 +38,31 @@ def many_programs(monkeypatch):
     monkeypatch.setattr(smooth_max, "BLOCKS", 2)
 
 
-def both_ways(function, *shape, positive=False):
-    """Call ``function`` on a leaf of ``shape`` and go back through it."""
-    x = torch.rand(shape) if positive else torch.randn(shape)
-    leaf = (x.softmax(1) if positive else x).requires_grad_()
-    value = function(leaf)
-    torch.autograd.grad(value.float().sum(), leaf)
+def both_ways(function, x, backend="triton"):
+    leaf = x.clone().requires_grad_()
+    value = function(leaf, backend)
+    if value.requires_grad:
+        torch.autograd.grad(value.float().square().sum(), leaf)
 
 
-def labels_of(*shape, classes=5):
-    labels = torch.randint(0, classes, shape)
-    labels[torch.rand(shape) < 0.2] = 255
-    return labels
-
-
-def similarities():
-    """The ops of similarity tiles: wide features take the pass over tiles for their temperatures."""
-    for dtype in (torch.float32, torch.float16):
-        source, target = torch.rand(1, 97, 150).to(dtype), torch.rand(1, 135, 150).to(dtype)
-        labels = labels_of(1, 97)
-        F.cycle_match(source, target, backend="triton")
-        leaf = source.clone().requires_grad_()
-        loss, _ = F.cycle_association_loss(leaf, target, labels, backend="triton")
-        torch.autograd.grad(loss, leaf)
-        leaf = target.clone().requires_grad_()
-        torch.autograd.grad(F.spatial_aggregate(leaf, backend="triton").float().sum(), leaf)
-    p, q = torch.rand(1, 97, 12).softmax(-1), torch.rand(1, 135, 12).softmax(-1).requires_grad_()
-    loss, _ = F.cycle_association_loss(p, q, labels, similarity="kl", backend="triton")
-    torch.autograd.grad(loss, q)
-    torch.autograd.grad(F.spatial_aggregate(q, similarity="kl", backend="triton").sum(), q)
-    wide = torch.rand(1, 135, 70).softmax(-1).requires_grad_()  # too wide for sums in registers
-    loss, _ = F.cycle_association_loss(wide[:, :97], wide, labels, similarity="kl", backend="triton")
-    torch.autograd.grad(loss, wide)
-    torch.autograd.grad(F.spatial_aggregate(wide, similarity="kl", backend="triton").sum(), wide)
-
-
-def products_by_the_library():
-    """The same ops with products in panels."""
-    for dtype in (torch.float32, torch.float16):
-        source, target = torch.rand(1, 97, 512).to(dtype), torch.rand(1, 135, 512).to(dtype)
-        F.cycle_match(source, target, backend="library")
-        leaf = source.requires_grad_()
-        loss, _ = F.cycle_association_loss(leaf, target, labels_of(1, 97), backend="library")
-        torch.autograd.grad(loss, leaf)
-        leaf = target.clone().requires_grad_()
-        torch.autograd.grad(F.spatial_aggregate(leaf, backend="library").float().sum(), leaf)
-
-
-def upsamplings():
-    """The losses and counts of upsampled maps: five source rows are two blocks, and so are 20 columns."""
-    low, high = (1, 5, 6, 20), (15, 46)
-    hard, soft = labels_of(1, *high), torch.randn(1, 5, *high).softmax(1)
-    for settings in (
-        dict(labels=hard),
-        dict(labels=soft),
-        dict(labels=hard, pixel_weight=torch.rand(1, *high)),
-    ):
-        both_ways(partial(F.upsample_cross_entropy, backend="triton", **settings), *low)
-    both_ways(
-        partial(F.lovasz_softmax, labels=labels_of(1, *high, classes=3), from_logits=True, backend="triton"),
-        1,
-        3,
-        6,
-        20,
-    )
-    seg = torch.randn(1, 5, 4, 7)
-    for threshold in (None, 0.4):
-        both_ways(
-            lambda z, threshold=threshold: F.domain_cross_entropy(
-                z, seg, encode="target", size=high, hard_threshold=threshold, backend="triton"
-            ),
-            *(1, 10, 6, 20),
-        )
-    for classes in (5, 40):  # a histogram, and single counts
-        F.upsample_confusion(torch.randn(2, classes, 6, 20), labels_of(2, *high), backend="triton")
-
-
-def maps():
-    """Pooling, affinities and the row soft-max."""
-    both_ways(partial(F.smooth_max_pool, backend="triton"), 2, 3, 13, 17)
-    for settings in (dict(), dict(neighbours=4, distance=3), dict(kind="product")):
-        both_ways(partial(F.local_affinity, backend="triton", **settings), 1, 2, 9, 20, positive=True)
-    both_ways(partial(F.affinity_cleaning_loss, backend="triton"), 2, 3, 9, 20)
-    both_ways(lambda x: F.contrast_softmax(x, backend="triton").square(), 70, 2100)
-
-
-def prototypes():
-    """Statistics, pooling by class and the contrasts with prototypes."""
-    labels = labels_of(150)
-    F.class_statistics(torch.randn(150, 70), labels, 5, backend="triton")
-    logits = torch.randn(2, 150, 5)
-    both_ways(lambda x: F.category_pool(x, logits, backend="triton"), 2, 150, 70)
-    features = torch.randn(2, 150, 70)
-    both_ways(lambda x: F.category_pool(features, x, backend="triton"), 2, 150, 5)
-    given = F.ClassStatistics(torch.ones(5), torch.randn(5, 40), torch.rand(5, 40))
-    bank = F.PrototypeBank(torch.randn(5, 30, 40), torch.arange(5) * 7)
-    for kind, these in (("proto", given), ("dist", given), ("bank", bank)):
-        both_ways(
-            lambda x, kind=kind, these=these: F.prototype_contrast(
-                x, labels, these, kind=kind, backend="triton"
-            ),
-            *(150, 40),
-        )
+def calls():
+    """Of every op with kernels its samples, and its operators."""
+    for op in OPS:
+        backends = [row.name for row in BACKENDS[op]]
+        for _, x, function in case(op).small() if "triton" in backends else ():
+            both_ways(function, x)
+            if "library" in backends:
+                both_ways(function, x.half())
+        for operator, *args in case(op).operators("cpu") if "triton" in backends else ():
+            launcher(op, operator)(*args)
+        for dtype in (torch.float32, torch.float16) if "library" in backends else ():
+            ((x, function),) = case(op).wide(512, "cpu", (97, 135))
+            both_ways(function, x.to(dtype), "library")
 
 
 def test_no_kernel_errs(monkeypatch):
     with monkeypatch.context() as patch, watched(patch) as (faults, launched):
-        for run in (similarities, products_by_the_library, upsamplings, maps, prototypes):
-            run()
-        for call in launchers():
-            call()
+        calls()
     assert faults == {}
     assert launched >= all_kernels()
 

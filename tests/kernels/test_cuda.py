@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastuda.ops import reference_losses
-from tests.helpers import within_budget
+from fastuda.ops.class_statistics import reference as plain_statistics
+from fastuda.ops.local_affinity import reference as plain_affinity
+from tests.cases import OPS
+from tests.gpu.kernels import has
+from tests.helpers import at, within_budget
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -28,25 +31,6 @@ class AffinityShape(ctypes.Structure):
         ("batch", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("classes", "height", "width", "neighbours", "distance")),
     )
-
-
-def at(x: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The kernels, compiled for the CPU: blocks one after the other, threads from barrier to barrier."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
-    subprocess.run(
-        [compiler, *options, "-x", "c++", "-include", HERE / "emulated_cuda.h", *SOURCES, "-o", library],
-        check=True,
-    )
-    return ctypes.CDLL(str(library))
 
 
 SIZES = [(1, 1), (1, 9), (40, 1), (2, 2), (17, 33), (35, 70)]
@@ -63,7 +47,7 @@ def test_affinity(emulated, size, neighbours, distance, kind):
 
     def reference(dtype):
         leaf = p.to(dtype).requires_grad_()
-        value = reference_losses.local_affinity(leaf, neighbours, distance, kind)
+        value = plain_affinity(leaf, neighbours, distance, kind)
         return value.detach(), torch.autograd.grad(value, leaf, weight.to(dtype))[0]
 
     found = torch.full(weight.shape, torch.nan), torch.full(p.shape, torch.nan)
@@ -81,7 +65,7 @@ def test_affinity(emulated, size, neighbours, distance, kind):
 def test_affinity_cleaning(emulated, size, neighbours):
     p = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).softmax(1)
     exact = p.double().requires_grad_()
-    wanted = reference_losses.local_affinity(exact, neighbours, 1, "product").sum()
+    wanted = plain_affinity(exact, neighbours, 1, "product").sum()
     (wanted_grad,) = torch.autograd.grad(wanted, exact)
     shape = AffinityShape(2, 3, *size, neighbours, 1)
     emulated.fastuda_affinity_blocks.restype = ctypes.c_int64
@@ -112,8 +96,8 @@ def test_class_statistics(emulated, n, width, classes):
     found = [torch.full(size, torch.nan) for size in ((classes,), (classes, width), (classes, width))]
     places = [at(t) for t in (x, labels, *found, partial)]
     assert emulated.fastuda_class_statistics(*places, shape, None) == 0
-    plain = reference_losses.class_statistics(x, labels, classes, 255)
-    truth = reference_losses.class_statistics(x.double(), labels, classes, 255)
+    plain = plain_statistics(x, labels, classes, 255)
+    truth = plain_statistics(x.double(), labels, classes, 255)
     for name, *three in zip(("count", "mean", "variance"), found, plain, truth, strict=True):
         within_budget(*three, name, torch.float32)
 
@@ -157,7 +141,8 @@ def threaded(folder, sanitizer):
     program = folder / "threads"
     flags = ["-std=c++20", "-O1", "-g", "-pthread", "-Wno-unknown-pragmas", f"-fsanitize={sanitizer}"]
     sources = ["-x", "c++", "-include", HERE / "threads_cuda.h", *SOURCES, HERE / "threads.cpp"]
-    command = [compiler, *flags, "-fno-sanitize-recover=undefined", "-I", CUDA, *sources, "-o", program]
+    (folder / "every_op.inc").write_text(RECIPE["including"]("FASTUDA_SMALL"))
+    command = [compiler, *flags, "-fno-sanitize-recover=undefined", "-I", folder, *sources, "-o", program]
     built = subprocess.run(command, capture_output=True, text=True)
     if "cannot find" in built.stderr:
         pytest.skip("the sanitizer's library is not installed")
@@ -180,7 +165,7 @@ def test_no_kernel_errs_with_real_threads(sanitizer, tmp_path):
             assert re.search(f"data race.*{file}", planted.stderr, re.DOTALL), f"{file} has no barriers"
 
 
-OPS = ["local_affinity", "affinity_cleaning_loss", "class_statistics", "upsample_confusion"]
+WITH_CUDA = [op for op in OPS if has(op, "cuda")]
 
 STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *s = nullptr; return 0; }'
 
@@ -234,7 +219,7 @@ def test_kernels_compile_without_warnings_or_spills(built):
 def test_library_loads_and_registers_its_kernels(built):
     work, _ = built
     done = subprocess.run(
-        [sys.executable, "-c", REGISTERED, work / "libtorch_cuda.so", work / "_cuda.so", *OPS],
+        [sys.executable, "-c", REGISTERED, work / "libtorch_cuda.so", work / "_cuda.so", *WITH_CUDA],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -243,5 +228,11 @@ def test_library_loads_and_registers_its_kernels(built):
 
 
 def test_kernels_know_nothing_of_torch():
-    for path in [*SOURCES, CUDA / "kernels.h", CUDA / "launch.h", *(ROOT / "csrc").glob("*_math.h")]:
-        assert not re.search(r"#include\s*<(torch|ATen|c10)", path.read_text()), path
+    headers = {path: path.read_text() for path in (CUDA / "kernels.h", CUDA / "launch.h")}
+    headers |= {path: path.read_text() for path in (ROOT / "csrc").glob("*_math.h")}
+    for path in SOURCES:
+        declared, _, rest = path.read_text().partition("\n#if defined(FASTUDA_TORCH)\n")
+        headers[path] = declared + rest.partition("\n#elif defined(FASTUDA_SMALL)\n")[2]
+        assert "registration.h" in rest
+    for path, text in headers.items():
+        assert not re.search(r"#include\s*(<(torch|ATen|c10)|\"registration)|\bTensor\b", text), path

@@ -1,10 +1,8 @@
-// Every CUDA kernel on small inputs, for a sanitizer: compiled with csrc/cuda/*.cu and threads_cuda.h. With
-// an argument, without barriers.
+// Every CUDA kernel on small inputs, for a sanitizer: compiled with csrc/cuda/*.cu, threads_cuda.h and
+// a file that includes the former with FASTUDA_SMALL. With an argument, without barriers.
 #include <cstdio>
 #include <random>
 #include <vector>
-
-#include "kernels.h"
 
 namespace {
 
@@ -24,51 +22,21 @@ std::vector<int64_t> random_labels(size_t count, int64_t classes) {
   return labels;
 }
 
-void affinities(int neighbours, int distance) {
-  const AffinityShape shape{1, 2, 9, 35, neighbours, distance};
-  const size_t pixels = 9 * 35;
-  const auto p = random_values(2 * pixels);
-  std::vector<float> gradient(2 * pixels);
-  for (const bool product : {false, true}) {
-    const size_t planes = size_t(neighbours) * (product ? 1 : 2);
-    std::vector<float> out(planes * pixels);
-    const auto weight = random_values(planes * pixels);
-    fastuda_local_affinity_fwd(p.data(), out.data(), shape, product, nullptr);
-    fastuda_local_affinity_bwd(weight.data(), p.data(), gradient.data(), shape, product, nullptr);
+// Runs of an op's kernels, of which every op defines one.
+struct Small {
+  static std::vector<void (*)()>& all() {
+    static std::vector<void (*)()> runs;
+    return runs;
   }
-  if (distance > 1) return;
-  float total;
-  std::vector<double> partial(size_t(fastuda_affinity_blocks(shape)));
-  fastuda_affinity_cleaning(p.data(), &total, gradient.data(), partial.data(), shape, nullptr);
-}
-
-void statistics() {
-  const StatisticsShape shape{300, 40, 5, 255};
-  const auto features = random_values(300 * 40);
-  const auto labels = random_labels(300, 5);
-  std::vector<float> count(5), mean(5 * 40), variance(5 * 40);
-  std::vector<float> partial(size_t(fastuda_statistics_partials(shape)));
-  fastuda_class_statistics(features.data(), labels.data(), count.data(), mean.data(), variance.data(),
-                           partial.data(), shape, nullptr);
-}
-
-void confusion(int64_t classes) {
-  const ConfusionShape shape{1, classes, 3, 4, 7, 150, 255, true};
-  const auto scores = random_values(size_t(classes) * 12);
-  const auto labels = random_labels(7 * 150, classes);
-  std::vector<int64_t> matrix(size_t(classes * classes) + 1);
-  std::vector<uint8_t> predicted(7 * 150);
-  fastuda_upsample_confusion(scores.data(), labels.data(), matrix.data(), predicted.data(), shape, nullptr);
-}
+  explicit Small(void (*run)()) { all().push_back(run); }
+};
 
 }  // namespace
 
+#include "every_op.inc"
+
 int main(int count, char**) {
   emulated::barriers = count == 1;
-  affinities(8, 1);
-  affinities(4, 3);
-  statistics();
-  confusion(5);    // counts in shared memory
-  confusion(120);  // and straight in the matrix
+  for (const auto run : Small::all()) run();
   std::puts("every kernel ran");
 }

@@ -11,7 +11,8 @@ import fastuda.ops as F
 from fastuda.data.loading import augment
 from fastuda.errors import UserError
 from fastuda.methods import get_method
-from fastuda.methods.sepico import balanced_crops, cut, downsample_labels
+from fastuda.methods.cells import downsample_labels
+from fastuda.methods.crops import balanced_crops, cut
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.ema import EMATeacher
 from fastuda.ops import PrototypeBank

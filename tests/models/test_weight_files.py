@@ -9,6 +9,7 @@ from fastuda.errors import UserError
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.backbones import BACKBONES
 from fastuda.models.normalization import IMAGENET
+from fastuda.models.weight_keys import remap
 from fastuda.models.weights import read_state
 
 
@@ -154,3 +155,48 @@ def test_segformer_files(writer, tmp_path):
     torch.save({"state_dict": {**written, "decode_head.x": torch.zeros(1)}}, tmp_path / "w.pth")
     model = loaded(tmp_path / "w.pth", "mit_b0")
     assert holds(model, state) and not set(state) & set(written)
+
+
+def as_dinov2(state):
+    """DINOv2's state of transformers under the names of the hub's files."""
+    whole = {"embeddings.position_embeddings": "pos_embed", "layernorm": "norm",
+             "embeddings.patch_embeddings.projection": "patch_embed.proj", "embeddings.": "",
+             "encoder.layer": "blocks",
+             "attention.o_proj": "attn.proj", "layer_scale1.lambda1": "ls1.gamma",
+             "layer_scale2.lambda1": "ls2.gamma"}  # fmt: skip
+    out = {}
+    for key, value in state.items():
+        if re.search(r"\.[kv]_proj\.", key):
+            continue
+        name = key
+        for ours, hub in whole.items():
+            name = name.replace(ours, hub)
+        if ".q_proj." in key:
+            value = torch.cat([state[key.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+            name = name.replace("attention.q_proj", "attn.qkv")
+        out[name] = value
+    return out
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_of_the_hub_in_the_names_of_transformers(registers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    more = {"num_register_tokens": registers} if registers else {}
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, **more
+    )
+    torch.manual_seed(0)
+    state = getattr(transformers, f"{kind}Backbone")(config).state_dict()
+    state = {key: torch.randn_like(value) for key, value in state.items()}
+    hub = as_dinov2(state)
+    assert {"cls_token", "mask_token", "pos_embed", "blocks.1.attn.qkv.bias", "blocks.0.ls1.gamma",
+            "norm.bias", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} <= hub.keys()  # fmt: skip
+    assert ("register_tokens" in hub) == bool(registers)
+    found, layout = remap(hub)
+    assert layout == "dinov2" and found.keys() == {f"backbone.network.{key}" for key in state}
+    assert all(torch.equal(found[f"backbone.network.{key}"], value) for key, value in state.items())
+    config.save_pretrained(tmp_path)
+    torch.save(hub, tmp_path / "hub.pth")
+    model = loaded(tmp_path / "hub.pth", f"hf:{tmp_path}")
+    assert holds(model, {f"network.{key}": value for key, value in state.items()})

@@ -76,22 +76,6 @@ def test_large_logits_in_bfloat16_do_not_overflow(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_operators(backend):
-    if backend == "reference":
-        pytest.skip("not a registered operator")
-    f, z, weight = (x.float() for x in case(2, 90, 11, 3))
-    doubles = [x.double()[:, :5].requires_grad_() for x in (f, z)]
-    assert torch.autograd.gradcheck(lambda f, z: F.category_pool(f, z, backend=backend), doubles)
-    operators = torch.ops.fastuda
-    torch.library.opcheck(operators.category_pool_fwd.cpu, (f, z))
-    pooled, lse = operators.category_pool_fwd.cpu(f, z)
-    for wanted in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(operators.category_pool_bwd.cpu, (weight, f, z, pooled, lse, *wanted))
-    compiled = torch.compile(lambda f, z: F.category_pool(f, z), fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(f, z), pooled)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads > 1 else 2)
-    try:
-        assert torch.equal(operators.category_pool_fwd.cpu(f, z)[0], pooled)
-    finally:
-        torch.set_num_threads(threads)
+def test_gradient(backend):
+    leaves = [x[:, :5].requires_grad_() for x in case(2, 90, 11, 3)[:2]]
+    assert torch.autograd.gradcheck(lambda f, z: F.category_pool(f, z, backend=backend), leaves)

@@ -31,11 +31,3 @@ def test_a_large_common_mean_and_strides(backend):
     x = torch.randn(8, 1500).T * 0.01 + 100
     found = F.class_statistics(x, torch.zeros(1500, dtype=torch.int64), 1, backend=backend)
     assert torch.allclose(found.variance[0], x.double().var(0, unbiased=False).float(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_operator(backend):
-    if backend == "reference":
-        pytest.skip("not a registered operator")
-    x, labels = torch.randn(30, 5), torch.arange(30) % 4
-    torch.library.opcheck(torch.ops.fastuda.class_statistics_fwd.cpu, (x, labels, 3, 255))

@@ -204,19 +204,6 @@ def test_autocast_does_not_change_the_result(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend):
-    source, target, labels = case(1, 30, 33, 8, "cosine", torch.float32)
-
-    def step(s, t):
-        return F.cycle_association_loss(s, t, labels, backend=backend)[0]
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(source, target)
-    assert compiled.item() == pytest.approx(step(source, target).item(), rel=1e-6)
-    a, b = (torch.autograd.grad(f, (source, target)) for f in (compiled, step(source, target)))
-    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=20, deadline=None)
 @given(
     n=st.integers(1, 50),

@@ -116,20 +116,3 @@ def test_any_labels(backend, b, k, h, w, seed):
     assert abs(found.item() - truth.item()) < 1e-5
     grads = torch.autograd.grad(found, leaf)[0], torch.autograd.grad(truth, other)[0]
     assert torch.allclose(grads[0].double(), grads[1], atol=1e-5)
-
-
-def test_registered_operator():
-    if len(ALL) == 1:
-        pytest.skip("the extension is not built")
-    x, labels = torch.randn(1, 3, 4, 5), torch.randint(0, 3, (1, 8, 9))
-    torch.library.opcheck(torch.ops.fastuda.lovasz_softmax_fwd.cpu, (x, labels, True, False, 255, True))
-    leaf = x.clone().requires_grad_()
-    twice = [
-        torch.autograd.grad(F.lovasz_softmax(leaf, labels, from_logits=True, backend="cpu"), leaf)[0]
-        for _ in range(2)
-    ]
-    assert torch.equal(*twice)
-    compiled = torch.compile(
-        lambda x: F.lovasz_softmax(x, labels, from_logits=True), fullgraph=True, backend="aot_eager"
-    )
-    assert compiled(x).item() == F.lovasz_softmax(x, labels, from_logits=True).item()

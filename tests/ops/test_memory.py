@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
+from tests.cases import OPS, case
 
 ROOT = Path(__file__).resolve().parents[2]
 N, CHANNELS = 6000, 64
@@ -57,39 +58,18 @@ def run(op):
     loss.backward()
 """
 
-PIXELS, WIDTH, CLASSES, BANK, LOW, HIGH = 40000, 16, 150, 500, (64, 128), (512, 1024)
+LOSSES = """
+from tests.cases import every
 
-LOSSES = f"""
 torch.set_num_threads(2)
+cases = {
+    "-".join(filter(None, (op, variant))): (function, [x.requires_grad_() for x in leaves])
+    for op, variant, function, *leaves in every("memory")
+}
 
-def leaf(*shape):
-    return torch.randn(shape).requires_grad_()
-
-domain, seg = leaf(1, 38, *{LOW}), torch.randn(1, 19, *{LOW})
-features, labels = leaf({PIXELS}, {WIDTH}), torch.randint(0, {CLASSES}, ({PIXELS},))
-statistics = F.ClassStatistics(torch.ones({CLASSES}), *torch.rand(2, {CLASSES}, {WIDTH}))
-bank = F.PrototypeBank(torch.rand(19, {BANK}, {WIDTH}), torch.full((19,), {BANK}))
-attended, attention, planes = leaf(1, {PIXELS}, {WIDTH}), leaf(1, {PIXELS}, {CLASSES}), leaf(1, 8, *{HIGH})
-deep = leaf(1, 256, *{LOW}).contiguous(memory_format=torch.channels_last).detach().requires_grad_()
-kernels = leaf(256, 1, 3, 3)
-taps = [torch.randn(19, 256, 3, 3) for _ in range(4)]
-
-def head(x, backend):
-    return F.aspp(x, taps, dilations=(6, 12, 18, 24), backend=backend)
-
-cases = {{
-    "domain_cross_entropy": (F.domain_cross_entropy, (domain,), (seg,), dict(encode="target", size={HIGH})),
-    "dist": (F.prototype_contrast, (features,), (labels, statistics), dict(kind="dist")),
-    "bank": (F.prototype_contrast, (features,), (labels % 19, bank), dict(kind="bank")),
-    "category_pool": (F.category_pool, (attended, attention), (), {{}}),
-    "smooth_max_pool": (F.smooth_max_pool, (planes,), (), {{}}),
-    "aspp": (head, (deep,), (), {{}}),
-    "depthwise_conv2d": (F.depthwise_conv2d, (deep, kernels), (), dict(padding=4, dilation=4)),
-}}
-
-def run(op):
-    call, leaves, rest, options = cases[op]
-    torch.autograd.grad(call(*leaves, *rest, **options, backend=backend).sum(), leaves)
+def run(name):
+    function, leaves = cases[name]
+    torch.autograd.grad(function(*leaves, backend).sum(), leaves)
 """
 
 
@@ -98,20 +78,15 @@ def mib(*shape: int) -> float:
     return 4 * math.prod(shape) / 2**20
 
 
-EXTRA = {
-    "domain_cross_entropy": 2 * mib(38, *LOW),
-    "dist": mib(PIXELS, CLASSES) + mib(PIXELS, WIDTH),
-    "bank": 2 * mib(PIXELS, WIDTH),
-    "category_pool": 2 * mib(PIXELS, CLASSES) + mib(PIXELS, WIDTH),
-    "smooth_max_pool": mib(8, *HIGH),
+LIMITS = {
+    "-".join(filter(None, (op, variant))): limit
+    for op in OPS
+    for variant, limit in getattr(case(op), "MEMORY", {}).items()
 }
-"""MiB that each op may hold forward and backward: its results, what its backward needs, once category_pool's
-soft-max; nothing at full resolution, nothing of pixels x classes or bank twice."""
-LAYERS = {
-    "aspp": 2 * mib(256, *LOW) + mib(2 * 19, *LOW),
-    "depthwise_conv2d": 3 * mib(256, *LOW),
-}
-"""The same of a network's layers: results, gradients, and a copy of aspp's features."""
+"""MiB that each op may hold forward and backward: its results and what its backward needs; nothing at full
+resolution, nothing of pixels x classes or bank twice."""
+LAYERS = ("aspp", "depthwise_conv2d")
+"""Of a network: torch's own hold no more."""
 PANELS = 8
 """MiB of scratch."""
 
@@ -216,15 +191,15 @@ def test_the_measurement_sees_a_square_array():
 @needs_cpp
 @linux
 def test_losses_hold_no_more_than_their_results():
-    limits = EXTRA | LAYERS
-    found = peaks(LOSSES, "cpu", *limits)
-    assert all(found[op] < extra + PANELS for op, extra in limits.items()), found
+    found = peaks(LOSSES, "cpu", *LIMITS)
+    assert all(found[name] < limit + PANELS for name, limit in LIMITS.items()), found
 
 
 @linux
 def test_the_reference_holds_more():
-    found = peaks(LOSSES, "reference", *EXTRA)
-    assert all(found[op] > extra + PANELS for op, extra in EXTRA.items()), found
+    names = LIMITS.keys() - set(LAYERS)
+    found = peaks(LOSSES, "reference", *names)
+    assert all(found[name] > LIMITS[name] + PANELS for name in names), found
 
 
 MATCHES = """

@@ -103,18 +103,6 @@ def test_strided_input_and_two_bitwise_equal_runs(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend):
-    x = torch.randn(1, 24, 8, requires_grad=True)
-
-    def run(x):
-        return F.spatial_aggregate(x, backend=backend).square().sum()
-
-    found = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
-    assert found.item() == pytest.approx(run(x).item(), rel=1e-5)
-    assert torch.allclose(torch.autograd.grad(found, x)[0], torch.autograd.grad(run(x), x)[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_pixel_without_direction_only_passes_its_values_on(backend):
     x = torch.randn(2, 30, 16)
     x[:, 7] = 0

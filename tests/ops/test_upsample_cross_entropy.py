@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastuda.ops as F
-from tests.helpers import cpu_backends, within_budget
+from tests.helpers import cpu_backends
 
 BACKENDS = cpu_backends("upsample_cross_entropy")
 
@@ -85,26 +85,6 @@ def test_no_valid_pixel_gives_zero_not_nan(backend):
     logits, labels = case()
     loss = F.upsample_cross_entropy(logits, torch.full_like(labels, 255), backend=backend)
     assert loss.item() == 0 and torch.autograd.grad(loss, logits)[0].abs().sum() == 0
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_error_budget(backend, dtype):
-    logits, labels = case()
-    logits = logits.detach().to(dtype).requires_grad_()
-    exact = logits.detach().double().requires_grad_()
-    plain = logits.detach().clone().requires_grad_()
-
-    def run(x, function):
-        loss = function(x)
-        return loss, torch.autograd.grad(loss, x)[0]
-
-    truth = run(exact, lambda x: nnf.cross_entropy(up(x, (21, 31)), labels, ignore_index=255))
-    rough = run(plain, lambda x: nnf.cross_entropy(up(x, (21, 31)), labels, ignore_index=255))
-    found = run(logits, lambda x: F.upsample_cross_entropy(x, labels, backend=backend))
-    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
-    for name, mine, theirs, exactly in zip(("loss", "gradient"), found, rough, truth, strict=True):
-        within_budget(mine, theirs, exactly, name, dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -69,8 +69,8 @@ def own(root: Path, names: str = "[Straße, Bäume]") -> Path:
 
 @pytest.mark.slow
 def test_a_run_under_an_ascii_locale(tmp_path):
-    root, out = own(tmp_path / "own"), tmp_path / "run"
-    command = ("--method", "source_only", "--source", f"folder:{root}", "--target", f"folder:{root}")
+    root, target, out = own(tmp_path / "own"), own(tmp_path / "target"), tmp_path / "run"
+    command = ("--method", "source_only", "--source", f"folder:{root}", "--target", f"folder:{target}")
     small = ("--backbone", "small", "--steps", 2, "--device", "cpu", "--out", out)
     done = in_a_process("train", *command, *small, *TINY, "log.report=true", env=ASCII)
     assert done.returncode == 0, done.stderr

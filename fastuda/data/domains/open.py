@@ -1,4 +1,4 @@
-"""Opens domains for a role, and gives them common classes.
+"""Opens a domain for a role.
 
 A domain is specified as ``name`` or ``name:path[:split]``. The default path is ``<data root>/<name>``.
 """
@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.catalogue import DOMAINS
-from fastuda.data.domains.classes import class_mapping
 from fastuda.data.domains.domain import Domain
 from fastuda.data.domains.entry import DomainEntry
 from fastuda.data.domains.folder import folder_entry
 from fastuda.data.domains.layouts import Item, Layout
-from fastuda.data.domains.splits import evaluation_split, select
+from fastuda.data.domains.splits import evaluation_split, is_list, list_file, select
 from fastuda.data.labels import ClassSet
 from fastuda.errors import UserError, nearest
 from fastuda.system.log import log_is_quiet
+from fastuda.system.paths import at_home
 
 log = logging.getLogger("fastuda")
 
@@ -45,10 +44,40 @@ def parse_spec(spec: str) -> tuple[str, str | None, str | None]:
     return name, path or None, split or None
 
 
+def split_specs(text: str) -> tuple[str, ...]:
+    """Domains of a list that is joined by commas. A folder that exists may have commas in its name.
+
+    Raises:
+        UserError: a domain has no name.
+    """
+    parts, specs = text.split(","), []
+    while parts:
+        parse_spec(parts[0])
+        # the longest beginning whose folder exists, or else the first part
+        for count in range(len(parts), 0, -1):
+            spec = at_home(",".join(parts[:count]))
+            path = parse_spec(spec)[1] or ""
+            if count == 1 or ("," in path and os.path.isdir(path)):
+                break
+        specs.append(spec)
+        parts = parts[count:]
+    return tuple(specs)
+
+
 def short_name(spec: str) -> str:
     """Name of a domain in tables and titles; a ``folder`` domain includes the name of its folder."""
     name, path, _ = parse_spec(spec)
     return f"{name}:{Path(path).name}" if name == "folder" and path else name
+
+
+def source_title(text: str) -> str:
+    """The same of one or several sources."""
+    return " + ".join(map(short_name, split_specs(text)))
+
+
+def only_scenes(text: str) -> bool:
+    """Whether all sources are the built-in scenes."""
+    return all(parse_spec(spec)[0] == "scenes" for spec in split_specs(text))
 
 
 def find_root(entry: DomainEntry, path: str | None, data_root: Path) -> Path:
@@ -175,32 +204,6 @@ def _labelled(
     )
 
 
-def share_classes(
-    source: Domain, *targets: Domain, classes: Sequence[str] | None = None, aliases: Sequence[str] = ()
-) -> tuple[Domain, ...]:
-    """Source and targets with train ids of the classes that they share by name.
-
-    The classes have the order and names of the target. They are logged, as are those that are left out.
-
-    Args:
-        targets: splits of one target: first the one to train on, then those to evaluate, whose other classes
-            become :attr:`Domain.others`.
-        classes: names of the classes to keep.
-        aliases: pairs ``target=source`` of names for the same class.
-
-    Raises:
-        UserError: the domains share no class, or a name in ``classes`` or ``aliases`` is in neither domain.
-    """
-    mapping = class_mapping(source.classes, targets[0].classes, classes, aliases)
-    for line in mapping.describe().splitlines():
-        log.info("%s", line)
-    return (
-        source.renumber(mapping.shared, mapping.source),
-        targets[0].renumber(mapping.shared, mapping.target),
-        *(held.renumber(mapping.shared, mapping.target, keep_others=True) for held in targets[1:]),
-    )
-
-
 def absolute(data: DataConfig) -> DataConfig:
     """The same configuration with absolute paths, valid in every working directory."""
 
@@ -209,11 +212,13 @@ def absolute(data: DataConfig) -> DataConfig:
 
     def domain(spec: str) -> str:
         name, path, split = parse_spec(spec)
+        if split and path and is_list(split) and list_file(Path(path).expanduser(), split) == Path(split):
+            split = absolute_path(split)
         return ":".join([name, absolute_path(path), *([split] if split else [])]) if path else spec
 
     return replace(
         data,
-        source=domain(data.source),
+        source=",".join(map(domain, split_specs(data.source))),
         target=domain(data.target),
         data_root=absolute_path(data.data_root),
         weak_labels=data.weak_labels and absolute_path(data.weak_labels),

@@ -75,6 +75,23 @@ def own_lists(root: Path) -> dict[str, tuple[Path, list[str] | None]]:
     return lists
 
 
+def is_list(split: str) -> bool:
+    """Whether a split is named by its list file."""
+    return split.endswith(".txt")
+
+
+def list_file(root: Path, split: str) -> Path:
+    """List file of a split: in the data set, or else a path.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    for path in (root / split, root / "splits" / split, root / "lists" / split, Path(split).expanduser()):
+        if path.is_file():
+            return path
+    raise UserError(f"no list {split} in {root} or in the working directory")
+
+
 def _names(lists: dict[str, tuple[Path, list[str] | None]], split: str) -> tuple[Path, list[str]] | None:
     """File and image names of a listed split, by its full name or by a unique last part of it."""
     matches = [split] if split in lists else [name for name in lists if name.rpartition(".")[2] == split]
@@ -91,7 +108,11 @@ def select(root: Path, entry: DomainEntry, split: str) -> Selected:
         UserError: there are no images, no such split, or a list names a missing file.
     """
     lists = own_lists(root)
-    listed = None if split in entry.splits else _names(lists, split)
+    if is_list(split):
+        path = list_file(root, split)
+        listed: tuple[Path, list[str]] | None = (path, check_names(read_list(path), path))
+    else:
+        listed = None if split in entry.splits else _names(lists, split)
     chosen = entry.splits.get(split, Split() if listed or split == "all" else Split({"split": split}))
     names = {*entry.splits, *lists, "all"}
     group = sorted(name for name in lists if name.startswith(f"{split}."))
@@ -230,11 +251,14 @@ def _is_image_name(name: str) -> bool:
 
 def evaluation_split(root: Path, entry: DomainEntry, target_split: str | None) -> str:
     """Split that evaluates a target split: the entry's, or the split with train replaced by val or test.
+    A list file has the entry's, unless that is all images.
 
     Raises:
         UserError: there is none.
     """
     if target_split is None or target_split == entry.target_split:
+        return entry.eval_split
+    if is_list(target_split) and entry.eval_split != "all":
         return entry.eval_split
     if target_split in entry.eval_splits:
         return entry.eval_splits[target_split]

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device, for self-training: ClassMix, colour jitter, blur.
+"""Augmentation of whole batches on their device, for self-training: ClassMix, masks, colour jitter, blur.
 
 Every draw is made for all images at once from the device's generator. There is no loop over images and no
 device sync, and the random state of a checkpoint reproduces the draws.
@@ -47,6 +47,25 @@ def class_mask(labels: Tensor, share: float = 0.5, ignore_index: int = 255) -> T
 def paste(mask: Tensor, above: Tensor, below: Tensor) -> Tensor:
     """``above`` where the mask [B, H, W] is true, else ``below``; images [B, C, H, W] or maps [B, H, W]."""
     return torch.where(mask[:, None] if above.dim() == 4 else mask, above, below)
+
+
+def block_mask(images: Tensor, block: int, share: float) -> Tensor:
+    """The images with random blocks set to 0, the mean colour, each with probability ``share``.
+
+    The grid has ``round(H / block) x round(W / block)`` cells, so that a cell has ``block`` pixels only if
+    that divides the side. All channels of an image share a mask.
+
+    Args:
+        images: normalised images [B, C, H, W].
+        block: side of a cell in pixels; published 32 at half resolution, 64 at full resolution.
+        share: published 0.7.
+
+    Source: Hoyer et al., MIC, CVPR 2023, authors' masking_transforms.py.
+    """
+    height, width = images.shape[2:]
+    rows, columns = max(round(height / block), 1), max(round(width / block), 1)
+    keep = torch.rand(len(images), 1, rows, columns, device=images.device) > share
+    return images * nnf.interpolate(keep.to(images.dtype), (height, width), mode="nearest")
 
 
 @cache

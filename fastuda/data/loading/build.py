@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -19,7 +20,7 @@ LARGE = 512 * 512
 
 
 def build_loader(
-    source: Domain,
+    source: Domain | Sequence[Domain],
     target: Domain,
     config: DataConfig,
     normalization: Normalization,
@@ -29,16 +30,17 @@ def build_loader(
     world: int = 1,
     pin: bool = False,
 ) -> TorchLoader:
-    """Training loader that ``config.loader`` names.
+    """Training loader that ``config.loader`` names, of one or several sources.
 
     Raises:
         UserError: the domains have different classes, or the loader does not support the configuration.
     """
-    if source.classes.names != target.classes.names:
-        raise UserError(
-            f"{source.name} and {target.name} have different classes:"
-            f" {', '.join(source.classes.names)} against {', '.join(target.classes.names)}"
-        )
+    for one in (source,) if isinstance(source, Domain) else source:
+        if one.classes.names != target.classes.names:
+            raise UserError(
+                f"{one.name} and {target.name} have different classes:"
+                f" {', '.join(one.classes.names)} against {', '.join(target.classes.names)}"
+            )
     kind = TorchLoader
     if choose_loader(config) == "dali":
         from fastuda.data.loading.dali_loader import DaliLoader as kind

@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastuda.data.domains.decode import BadFile, open_rgb, orientation
 from fastuda.data.domains.domain import Domain
-from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
+from fastuda.data.loading.drawing import Drawer
+from fastuda.data.loading.sampling import SOURCE, TARGET
 from fastuda.data.loading.transforms import Window
 
 _ORIENTATION = re.compile(rb"eXIf|tiff:Orientation|Raw profile type")
@@ -61,8 +62,8 @@ class Feed:
 
         Unreadable files are added to ``bad``.
         """
-        domain = self.drawer.domains[side]
-        for index, wanted, rng in self.drawer.candidates(side, k):
+        for candidate in self.drawer.candidates(side, k):
+            domain, index, *_ = candidate
             try:
                 data, height, width = encoded_image(domain, index)
                 label = None
@@ -71,7 +72,7 @@ class Feed:
             except BadFile as error:
                 bad.append(str(error))
                 continue
-            window, cut = self.drawer.window(side, (height, width), label, wanted, rng)
+            window, cut = self.drawer.window(candidate, (height, width), label)
             return data, window, cut, str(domain.items[index].image)
         return None
 

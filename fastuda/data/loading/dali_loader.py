@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.batch import Batch
 from fastuda.data.loading.dali_feed import Feed
-from fastuda.data.loading.drawing import SOURCE, TARGET
+from fastuda.data.loading.sampling import SOURCE, TARGET
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
@@ -48,7 +48,7 @@ class DaliLoader(TorchLoader):
 
     def __init__(
         self,
-        source: Domain,
+        source: Domain | Sequence[Domain],
         target: Domain,
         config: DataConfig,
         normalization: Normalization,

@@ -5,12 +5,18 @@ Every draw is a pure function of (seed, number), so a counter is the whole state
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from fastuda.data.tools.index import Index
+from fastuda.data.config import DataConfig
+from fastuda.data.domains.domain import Domain
+from fastuda.data.tools.index import Index, build_index
 from fastuda.errors import UserError
+
+SOURCE, TARGET = 0, 1
+"""The sides of a batch."""
 
 
 @lru_cache(maxsize=8)
@@ -108,18 +114,70 @@ class BalancedSampler:
         return drawn
 
 
-def build_sampler(
-    index: Index, sampling: str, *, seed: int, temperature: float, min_share: float
-) -> RareSampler | BalancedSampler:
-    """Sampler of the name ``sampling``, which is rare or balanced.
+class SourceSampler:
+    """Draws images of one or several sources as ``config.sampling`` and ``config.source_weights`` say.
+
+    Without weights, sources are drawn in proportion to their numbers of images: uniform sampling then goes
+    through all images of all sources before it repeats one. Other draws take a source by its weight first,
+    and sample within it: uniformly, or with classes of its own.
 
     Raises:
-        UserError: the index has no labelled pixel.
+        UserError: more than ``config.max_bad`` labels of a source cannot be read, or none has a class.
     """
+
+    def __init__(self, sources: Sequence[Domain], config: DataConfig, seed: int):
+        self.seed = seed
+        self.counts = [len(source) for source in sources]
+        self.first = np.cumsum([0, *self.counts])
+        weights = np.array(self.counts if config.source_weights is None else config.source_weights, float)
+        self.shares = weights / weights.sum()
+        """Probability of each source."""
+        self.together = config.sampling == "uniform" and (config.source_weights is None or len(sources) == 1)
+        self.samplers = [class_sampler(source, config, seed) for source in sources]
+
+    def draw(self, k: int, rng: np.random.Generator, most: int) -> Iterator[tuple[int, int, int | None]]:
+        """Up to ``most`` images for sample ``k``: the first one, then its replacements.
+
+        Yields:
+            Number of the source, index of the image in it, class that its window has to show or None.
+        """
+        if self.together:
+            total = int(self.first[-1])
+            permutation = order(self.seed, SOURCE, k // total, total)
+            for step in range(min(total, most)):
+                image = int(permutation[(k + step) % total])
+                number = int(np.searchsorted(self.first, image, "right")) - 1
+                yield number, image - int(self.first[number]), None
+            return
+        number = int(rng.choice(len(self.shares), p=self.shares)) if len(self.shares) > 1 else 0
+        sampler, count = self.samplers[number], self.counts[number]
+        begin = int(rng.integers(count)) if sampler is None else 0
+        for step in range(min(count, most)):
+            if sampler is None:
+                yield number, (begin + step) % count, None
+            else:
+                wanted, index = sampler.draw(k, step, rng)
+                yield number, index, wanted
+
+
+def class_sampler(source: Domain, config: DataConfig, seed: int) -> RareSampler | BalancedSampler | None:
+    """Sampler by classes that ``config.sampling`` names; None for uniform.
+
+    Raises:
+        UserError: more than ``config.max_bad`` labels cannot be read, or none has a class.
+    """
+    if config.sampling == "uniform":
+        return None
+    index = build_index(source, workers=config.workers)
+    if len(index.bad) > config.max_bad:
+        raise UserError(
+            f"{len(index.bad)} labels could not be read (data.max_bad is {config.max_bad}):\n  "
+            + "\n  ".join(index.bad)
+        )
     if not index.counts.any():
-        raise UserError("no labelled pixel in the source: nothing to sample classes from")
-    if sampling == "rare":
-        return RareSampler(index, temperature, min_share)
+        raise UserError(f"no labelled pixel in the source {source.name}: nothing to sample classes from")
+    if config.sampling == "rare":
+        return RareSampler(index, config.rare_temperature, config.rare_share)
     return BalancedSampler(index, seed)
 
 

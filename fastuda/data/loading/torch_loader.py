@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,9 +23,10 @@ from fastuda.data.config import DataConfig
 from fastuda.data.domains.decode import BadFile, open_rgb
 from fastuda.data.domains.domain import Domain
 from fastuda.data.loading.batch import Batch
-from fastuda.data.loading.drawing import SOURCE, TARGET, Drawer
+from fastuda.data.loading.drawing import Drawer
 from fastuda.data.loading.pairs import read_pairs
-from fastuda.data.loading.transforms import Window
+from fastuda.data.loading.sampling import SOURCE, TARGET
+from fastuda.data.loading.transforms import Augment, Window
 from fastuda.data.loading.weak_labels import read_weak_labels
 from fastuda.errors import UserError
 from fastuda.models.normalization import Normalization
@@ -43,7 +44,12 @@ class _Samples(Dataset):
     """Item ``k`` holds source sample ``k`` and target sample ``k``."""
 
     def __init__(
-        self, source: Domain, target: Domain, config: DataConfig, normalization: Normalization, seed: int
+        self,
+        source: Domain | Sequence[Domain],
+        target: Domain,
+        config: DataConfig,
+        normalization: Normalization,
+        seed: int,
     ):
         self.drawer = Drawer(source, target, config, seed)
         self.normalization = normalization
@@ -62,8 +68,8 @@ class _Samples(Dataset):
 
         An unreadable file is added to ``bad`` and replaced by the next one. None if no file is readable.
         """
-        domain = self.drawer.domains[side]
-        for index, wanted, rng in self.drawer.candidates(side, k):
+        for candidate in self.drawer.candidates(side, k):
+            domain, index, augment, *_ = candidate
             try:
                 if side == SOURCE:
                     image, label = domain.read_pair(index)
@@ -75,18 +81,17 @@ class _Samples(Dataset):
             except BadFile as error:
                 bad.append(str(error))
                 continue
-            window, cut = self.drawer.window(side, (image.shape[0], image.shape[1]), label, wanted, rng)
-            pixels = self._pixels(side, image, window)
-            matched = None if match is None else self._pixels(side, match, window)
+            window, cut = self.drawer.window(candidate, (image.shape[0], image.shape[1]), label)
+            pixels = self._pixels(augment, image, window)
+            matched = None if match is None else self._pixels(augment, match, window)
             annotation: Any = None if cut is None else torch.from_numpy(cut.astype(np.int64))
             if side == TARGET and self.weak is not None:
-                crop = self.drawer.augment[side].crop
-                annotation = self.weak.crop(index, (image.shape[0], image.shape[1]), window, crop)
+                annotation = self.weak.crop(index, (image.shape[0], image.shape[1]), window, augment.crop)
             return pixels, annotation, str(domain.items[index].image), matched
         return None
 
-    def _pixels(self, side: int, image: np.ndarray, window: Window) -> Tensor:
-        cut = torch.from_numpy(self.drawer.augment[side].image(image, window))
+    def _pixels(self, augment: Augment, image: np.ndarray, window: Window) -> Tensor:
+        cut = torch.from_numpy(augment.image(image, window))
         return self.normalization.apply(cut.permute(2, 0, 1))
 
 
@@ -163,7 +168,7 @@ class TorchLoader:
 
     def __init__(
         self,
-        source: Domain,
+        source: Domain | Sequence[Domain],
         target: Domain,
         config: DataConfig,
         normalization: Normalization,

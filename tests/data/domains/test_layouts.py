@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from fastuda.data.domains.label_tables import CAMVID
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.open import open_domain
+from fastuda.data.domains.run import share_classes
 from fastuda.data.labels import CITYSCAPES
 from fastuda.errors import UserError
 from tests.data.data_files import ids, picture, save

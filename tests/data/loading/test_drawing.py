@@ -1,18 +1,26 @@
 """The windows that are drawn: for a wanted class, and for variety."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fastuda.config.resolve import resolve
 from fastuda.data.config import DataConfig
-from fastuda.data.loading.drawing import SOURCE, Drawer
+from fastuda.data.domains.domain import Domain
+from fastuda.data.domains.layouts import Item
+from fastuda.data.labels import CITYSCAPES, CITYSCAPES_LABELS
+from fastuda.data.loading.drawing import Candidate, Drawer
+
+EMPTY = Domain("", "", Path(), [Item(Path(), None)], CITYSCAPES, CITYSCAPES_LABELS)
 
 
 def windows(label, count, wanted=None, **settings):
     """What ``count`` draws of a crop of 8 x 8 show of an image with this label."""
-    drawer = Drawer(None, None, DataConfig(crop=(8, 8), flip=0.0, **settings), 5)
+    drawer = Drawer(EMPTY, EMPTY, DataConfig(crop=(8, 8), flip=0.0, **settings), 5)
     rngs = (np.random.default_rng([5, k]) for k in range(count))
-    return [drawer.window(SOURCE, label.shape, label, wanted, rng)[1] for rng in rngs]
+    drawn = (Candidate(EMPTY, 0, drawer.augment[0], wanted, rng) for rng in rngs)
+    return [drawer.window(candidate, label.shape, label)[1] for candidate in drawn]
 
 
 def filled(cut):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastuda.data.config import DataConfig
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.open import open_domain
+from fastuda.data.domains.run import share_classes
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.weak_labels import read_weak_labels
 from fastuda.errors import UserError

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastuda.data.domains.open import open_domain, share_classes
+from fastuda.data.domains.open import open_domain
+from fastuda.data.domains.run import share_classes
 from fastuda.data.tools import cache as cache_module
 from fastuda.data.tools.cache import CacheSettings, build_cache
 from fastuda.errors import UserError, cannot_write

@@ -1,0 +1,132 @@
+"""Runs on networks of transformers and of users: trained, stopped, resumed, evaluated and exported without
+the folder that they came from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.engine.runs import arguments, refused
+from tests.models.foreign import saved_backbone, saved_model
+from tests.program import ROOT, environment, equal, fastuda, state, without_clocks
+
+NETWORKS = {
+    "dinov2": ("--backbone", lambda folder: saved_backbone(folder, "dinov2"), "self_training"),
+    "segformer": ("--model", saved_model, "plca"),
+    "mine": ("--model", lambda folder: "tests.models.own:contract", "source_only"),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def finished(request, tmp_path_factory, scenes_root):
+    """Name, arguments, run folder; the network's folder is gone."""
+    place = tmp_path_factory.mktemp(request.param)
+    flag, make, method = NETWORKS[request.param]
+    more = ["--method", method, flag, make(place / "network"), "optim.name=adamw"]
+    if request.param == "dinov2":
+        more += ["method.flip_pseudo_label=true", "optim.layer_decay=0.9", "model.enlarge=1.1"]
+    done = fastuda("train", *arguments(scenes_root, place / "run", *more))
+    assert done.returncode == 0, done.stderr
+    half = ["checkpoint.keep=3", *more]
+    done = fastuda("train", *arguments(scenes_root, place / "half", "--steps", 1, *half))
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(place / "network", ignore_errors=True)
+    return request.param, place
+
+
+def test_resumed_without_the_folder_is_undisturbed(finished):
+    """Bit for bit, from the settings and the checkpoint alone."""
+    _, place = finished
+    again = fastuda("train", "--out", place / "half", "--resume", "auto", "--steps", 3, "--quiet")
+    assert again.returncode == 0, again.stderr
+    whole, resumed = (without_clocks(state(place / name)) for name in ("run", "half"))
+    for one in (whole, resumed):
+        one["config"]["checkpoint"] = None
+        one["best"] = 0.0  # the shorter run was scored at its end
+    assert equal(whole, resumed)
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("run", "half")]
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_run_needs_no_folder(finished, tmp_path):
+    name, place = finished
+    done = fastuda("evaluate", place / "run", "--ccd", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout), done.stderr
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (45, 70, 3), np.uint8)).save(tmp_path / "a.png")
+    done = fastuda("predict", place / "run", tmp_path / "a.png", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    done = fastuda("report", place / "run")
+    assert done.returncode == 0, done.stderr
+    done = fastuda("export", place / "run", "--format", "safetensors", "--out", tmp_path / "a.safetensors")
+    assert done.returncode == 0, done.stderr
+    done = fastuda("predict", tmp_path / "a.safetensors", tmp_path / "a.png", "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    pictures = [next((tmp_path / folder).rglob("*.png")).read_bytes() for folder in ("out", "again")]
+    assert pictures[0] == pictures[1]
+    done = fastuda("export", place / "run", "--format", "torch", "--out", tmp_path / "a.pt2")
+    assert done.returncode == 0 and (tmp_path / "a.pt2").is_file(), f"{name}: {done.stderr}"
+
+
+def test_a_new_run_says_that_the_folder_is_missing(finished, scenes_root, tmp_path):
+    name, place = finished
+    if name == "mine":
+        shutil.copytree(place / "run", tmp_path / "run")
+        text = (place / "run" / "config.yaml").read_text().replace("tests.models.own", "gone.away")
+        (tmp_path / "run" / "config.yaml").write_text(text)
+        refused(fastuda("evaluate", tmp_path / "run"), "model 'gone.away:contract' cannot be imported")
+        return
+    done = fastuda(
+        "train", *arguments(scenes_root, tmp_path / "new", "--config", place / "run" / "config.yaml")
+    )
+    refused(done, "network", "hf:")
+
+
+def test_swin_is_not_exported_and_says_why(scenes_root, tmp_path):
+    spec = saved_backbone(tmp_path / "swin", "swin")
+    out = tmp_path / "run"
+    done = fastuda("train", *arguments(scenes_root, out, "--backbone", spec, "--steps", 1))
+    assert done.returncode == 0, done.stderr
+    refused(
+        fastuda("export", out, "--format", "torch", "--out", tmp_path / "x.pt2"),
+        "shifted windows of swin",
+        "--format safetensors",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "model"),
+    [
+        (["--model", "a.b:c"], {"head": "auto", "network": "a.b:c"}),
+        (["--model", "daformer"], {"head": "daformer", "network": None}),
+        (["--backbone", "mit_b0"], {"head": "auto", "network": None, "backbone": "mit_b0"}),
+    ],
+)
+def test_the_flag_takes_a_head_or_a_whole_network(flags, model, tmp_path):
+    """And either takes the place of a network of the configuration."""
+    (tmp_path / "a.yaml").write_text("data: {source: 'gta5:x'}\nmodel: {network: 'd.e:f'}\n")
+    done = fastuda("train", "--config", tmp_path / "a.yaml", "--print-config", *flags)
+    assert done.returncode == 0, done.stderr
+    assert model.items() <= yaml.safe_load(done.stdout)["model"].items()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_whole_model(scenes_root, tmp_path):
+    """Its auxiliary parts get no gradient, which DDP alone would not bear."""
+    spec = saved_model(tmp_path / "segformer")
+    port = 29500 + os.getpid() % 2000
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", f"localhost:{port}", "-m", "fastuda.train",
+        *arguments(scenes_root, tmp_path / "run", "--model", spec, "--method", "plca"), "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["processes"] == 2

@@ -1,0 +1,114 @@
+"""Masked image consistency: the published mask, the loss on masked images, and what it shares."""
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+
+from fastuda.data.loading import augment
+from fastuda.methods import get_method
+from tests.helpers import wave
+from tests.oracles.methods import batch, build, collect, data64, gradients, same
+
+PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.3}
+MASKED = {"mask_ratio": 0.7, "mask_block": 8}
+SMALL = {"width": 8, "contrast_start": 0}
+
+
+def test_the_mask_is_the_published_one(monkeypatch):
+    """Values of the authors' BlockMaskGenerator with these draws: the cell with u = 0.7 is hidden."""
+    u = torch.tensor([[0.10, 0.80, 0.69], [0.71, 0.70, 0.20], [0.95, 0.05, 0.75]])
+    monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: u.expand(size))
+    kept = augment.block_mask(torch.ones(2, 3, 8, 8), 3, 0.7)
+    rows = ["".join(str(int(v)) for v in row) for row in kept[1, 2]]
+    assert rows == ["00011100"] * 3 + ["11100000"] * 3 + ["11100011"] * 2
+    masked = augment.block_mask(wave((1, 3, 8, 8), 0.13), 3, 0.7)
+    assert masked.sum().item() == pytest.approx(3.6836501741, abs=1e-9)
+    assert masked.norm().item() == pytest.approx(6.4760417545, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "block", "grid"),
+    [
+        ((512, 512), 32, (16, 16)), ((1024, 1024), 64, (16, 16)), ((1120, 1120), 64, (18, 18)),
+        ((720, 1280), 64, (11, 20)), ((80, 112), 32, (2, 4)), ((1080, 1920), 64, (17, 30)),
+        ((8, 8), 32, (1, 1)),
+    ],
+)  # fmt: skip
+def test_the_grid_of_the_mask(size, block, grid, monkeypatch):
+    drawn = []
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: drawn.append(shape) or rand(*shape))
+    augment.block_mask(torch.ones(2, 1, *size), block, 0.5)
+    assert drawn == [(2, 1, *grid)]
+
+
+def test_masks_are_drawn_per_image_and_hide_their_share():
+    torch.manual_seed(0)
+    kept = augment.block_mask(torch.ones(50, 3, 64, 64), 8, 0.7)
+    assert torch.equal(kept[:, 0], kept[:, 1]) and set(kept.unique().tolist()) == {0, 1}
+    assert kept.mean().item() == pytest.approx(0.3, abs=0.03)
+    assert not torch.equal(kept[0], kept[1])
+    assert augment.block_mask(torch.ones(1, 3, 64, 64), 8, 1.0).sum() == 0
+
+
+@pytest.mark.parametrize("name", ["self_training", "sepico"])
+def test_the_masked_loss_is_of_all_pixels_by_the_labels_of_the_whole_image(name, monkeypatch):
+    more = {"width": 8, "contrast_start": 9} if name == "sepico" else {}
+    settings = {**PLAIN, **MASKED, "mask_weight": 0.5, "ignore_top": 2, "ignore_bottom": 5}
+    method, data = build(name, **settings, **more).double().eval(), data64()
+    u = torch.rand(2, 1, 4, 8)
+    monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: u.expand(size))
+    found, grads = collect(method, data)
+    with torch.no_grad():
+        up = nnf.interpolate(method.model(data.target_image).logits, (32, 64), mode="bilinear")
+        probability, label = up.softmax(1).max(1)
+    weight = (probability >= 0.3).double().mean().expand(2, 32, 64).clone()
+    weight[:, :2] = weight[:, -5:] = 0
+    mask = (u > 0.7).double().repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert 0 < mask.mean() < 1
+    logits = nnf.interpolate(method.model(data.target_image * mask).logits, (32, 64), mode="bilinear")
+    wanted = 0.5 * (weight * nnf.cross_entropy(logits, label, reduction="none")).mean()
+    assert found["masked"].item() == pytest.approx(wanted.item(), rel=1e-6)
+    off, without = collect(build(name, **{**settings, "mask_ratio": 0.0}, **more).double().eval(), data)
+    assert "masked" not in off
+    net = method.networks()["model"]
+    added = [a if b is None else b if a is None else a + b
+             for a, b in zip(gradients(wanted, net), without["model"], strict=True)]  # fmt: skip
+    same(grads["model"], added)
+
+
+def passes(method, data):
+    """Numbers of the teacher's and the student's forwards in a step."""
+    counts = {"teacher": 0, "student": 0}
+
+    def count(who):
+        return lambda *_: counts.update({who: counts[who] + 1})
+
+    teacher = next(part for part in method.modules() if type(part).__name__ == "EMATeacher")
+    teacher.register_forward_hook(count("teacher"))
+    method.model.backbone.register_forward_hook(count("student"))
+    for phase in method.phases(data, 0):
+        sum(phase.losses.values()).backward()
+    return counts
+
+
+@pytest.mark.parametrize("name", ["self_training", "sepico", "plca+self_training"])
+def test_masks_take_one_more_forward_of_the_student_and_none_of_the_teacher(name):
+    def settings(**more):
+        own = {**more, **(SMALL if name == "sepico" else {})}
+        return {"self_training": get_method("self_training").Config(**own)} if "+" in name else own
+
+    plain = passes(build(name, **settings()).train(), batch())
+    masked = passes(build(name, **settings(**MASKED)).train(), batch())
+    assert masked == {"teacher": plain["teacher"], "student": plain["student"] + 1}
+
+
+def test_without_masks_nothing_is_drawn_for_them(monkeypatch):
+    monkeypatch.setattr(augment, "block_mask", lambda *_: pytest.fail("a mask was drawn"))
+    list(build("self_training").phases(batch(), 0))
+
+
+def test_the_masked_loss_is_the_last_phase_and_alone_in_it():
+    """Its graph is built after the others are freed: the peak is theirs."""
+    *_, mixed, masked = build("self_training", **MASKED).phases(batch(), 0)
+    assert set(mixed.losses) == {"mixed"} and set(masked.losses) == {"masked"}
