@@ -44,6 +44,8 @@ EXAMPLES = """\
   python -m bench.adaptation --config idda_cityscapes --weights mobilenet_v2.pth --amp \\
       --source folder:DIR/idda --target folder:DIR/cityscapes    the whole table: seed 0, then 1 and 2
   python -m bench.adaptation --config idda_cityscapes ... --seeds 0 --method plca method.lsr_weight=0
+  python -m bench.adaptation --config idda_cityscapes ... --method source_only \\
+      data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]    with the labels that few.txt lists
   python -m bench.adaptation --table                             docs/results.md anew from bench/results"""
 
 TABLE: tuple[tuple[str, str], ...] = (
@@ -57,14 +59,14 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("fada", ""),
     ("asanet", ""),
     ("weakseg", ""),
-    ("plca", "method.test_aggregation=false"),
+    ("plca", "method.test_aggregation=true"),
     ("plca", "method.lsr_weight=0"),
     ("plca", "method.lsr_weight=0 method.prediction_association=false"),
     ("plca", "method.aggregation=false method.test_aggregation=false"),
     ("plca", "method.contrast=false"),
 )
-"""Method and settings of every run, the most telling first. ``TARGET`` is the target domain: trained on its
-own labels, which bounds what adaptation can reach."""
+"""Method and settings of every run, the most telling first. ``SOURCE`` and ``TARGET`` are the domains of
+the command line: trained on the target's own labels, a network bounds what adaptation can reach."""
 ABOUT = ("method", "settings", "seed", "steps", "minutes", "precision", "machine", "torch", "commit", "date")
 SCORE = "mIoU"
 NONE = "Not measured.\n"
@@ -131,6 +133,11 @@ def row_of(run: Run, scores: Scores, of: str) -> dict[str, object]:
     return dict(zip(columns(scores.classes), (*what, *where, *values), strict=True))
 
 
+def _with_domains(setting: str, args: argparse.Namespace) -> str:
+    """A setting with the domains of the command line for SOURCE and TARGET."""
+    return setting.replace("SOURCE", str(args.source)).replace("TARGET", str(args.target))
+
+
 def runs_of(args: argparse.Namespace) -> list[Run]:
     """All runs that are asked for, in their order.
 
@@ -151,7 +158,7 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     runs = []
     for seed in args.seeds:
         for method, settings in chosen:
-            given = parse_overrides([item.replace("=TARGET", f"={args.target}") for item in settings])
+            given = parse_overrides([_with_domains(item, args) for item in settings])
             config = one_of_many(args.config, flags, given, method, seed)
             name = re.sub(r"[^\w.+=-]+", "_", " ".join((method, *settings)))
             out = args.runs / f"{name}_{config.train.steps}_{config.train.seed}"

@@ -65,8 +65,8 @@ class ModelConfig:
     converted from Caffe."""
     head: Literal["auto", "deeplabv2", "daformer", "linear", "light"] = "auto"
     """The head: deeplabv2, daformer (for a backbone of several maps, and for a ViT's four quarters), linear,
-    light (VFM-UDA's), or auto: daformer for several maps, light for one coarser than stride 8, deeplabv2
-    otherwise."""
+    light (VFM-UDA's), or auto: daformer for several maps, light for a single one of hf:PATH that is coarser
+    than stride 8, deeplabv2 otherwise."""
     hrda: Size | None = None
     """HRDA: height and width of the detail crop at full resolution (published: 512 x 512, half of
     ``data.crop``), beside the whole crop at half resolution. None: one scale."""
@@ -199,10 +199,11 @@ def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Seg
 def _head(config: ModelConfig, backbone: nn.Module, num_classes: int, context: bool = True) -> nn.Module:
     """The segmentation head, or HRDA's attention head, which in DAFormer is without ``context``."""
     widths = getattr(backbone, "widths", ())
-    channels, stride = int(backbone.channels), int(getattr(backbone, "stride", 8))  # type: ignore[arg-type]
+    channels = int(backbone.channels)  # type: ignore[arg-type]
     kind = config.head
     if kind == "auto":
-        kind = "daformer" if len(widths) > 1 else "light" if stride > 8 else "deeplabv2"
+        coarse = isinstance(backbone, ForeignBackbone) and backbone.stride > 8
+        kind = "daformer" if len(widths) > 1 else "light" if coarse else "deeplabv2"
     if kind == "daformer":
         if not widths:
             raise UserError(f"model.head daformer needs a mit or hf: backbone, not {config.backbone}")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fastuda.errors import UserError
 
-MULTIPLES = (1, 2, 4, 8, 14, 16, 28, 32, 64)
-"""Numbers that the sides of an image may have to be multiples of, as :func:`survey` tries them."""
+MULTIPLES = (2, 4, 8, 14, 16, 28, 32, 64)
+"""Numbers that the sides of an image may have to be multiples of; :func:`survey` tries 1 and the stride of
+the coarsest map before them."""
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
@@ -144,9 +145,9 @@ def survey(
     """Measure strides, channels and the multiples that the sides of images must be.
 
     A network that fails on images of 448 and 896 pixels is taken to know ``image_size`` alone. Otherwise the
-    cell is the smallest of :data:`MULTIPLES` at which no map leaves pixels out: ``h * stride`` must not be
-    less than the side. The network is copied without its values, which costs no time; where it
-    cannot be run so, it computes.
+    cell is the first of 1, the largest stride and :data:`MULTIPLES` at which no map leaves pixels out:
+    ``h * stride`` must not be less than the side. The network is copied without its values, which costs no
+    time; where it cannot be run so, it computes.
 
     Args:
         maps: the maps [B, C, h, w] of an output of the network.
@@ -182,7 +183,7 @@ def _survey(maps: Maps, name: str, image_size: tuple[int, int] | None) -> Geomet
     widths = tuple(shape[0] for shape in small)
     if widths != tuple(shape[0] for shape in large):
         raise UserError(f"{name} has no usable feature map: its maps are [B, h, w, C], not [B, C, h, w]")
-    for multiple in MULTIPLES:
+    for multiple in (1, round(max(strides)), *MULTIPLES):
         # odd multiples, so that none is one of twice the number; a network may take squares alone
         height = multiple * (round(75 / multiple) | 1)
         width = height + 2 * multiple

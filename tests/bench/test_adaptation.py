@@ -78,6 +78,14 @@ def test_the_whole_table_goes_seed_by_seed_and_bounds_it_by_the_target(tmp_path)
     bound = next(run for run in runs if run.settings == "data.source=TARGET")
     assert bound.config.data.source == "folder:T" and runs[0].config.data.source == "scenes"
     assert all(run.config.train.baseline == "off" for run in runs)
+    mixed = ["--method", "source_only", "data.source=SOURCE,TARGET:few.txt", "data.source_weights=[1,1]"]
+    args = adaptation.build_parser().parse_intermixed_args(
+        ["--config", "scenes", "--source", "scenes", "--target", "folder:T", "--seeds", "0", *mixed]
+    )
+    (few,) = adaptation.runs_of(args)
+    assert few.config.data.source == "scenes,folder:T:few.txt" and few.settings.startswith(
+        "data.source=SOURCE,"
+    )
     lsr = next(run for run in runs if run.settings == "method.lsr_weight=0")
     assert lsr.config.method_config().lsr_weight == 0
 

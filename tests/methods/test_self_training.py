@@ -49,6 +49,19 @@ def test_self_training_is_the_published_objective():
     same(grads["model"], gradients(mixed + plain, method.model))
 
 
+def test_pseudo_labels_of_the_image_and_its_mirror_image():
+    data = data64()
+    method = build("self_training", **PLAIN, flip_pseudo_label=True).double().eval()
+    with torch.no_grad():
+        pseudo = method._pseudo_label(data.target_image, None)
+        mirrored = method._pseudo_label(data.target_image.flip(3), None)
+        ways = [up(method.model(x).logits).softmax(1) for x in (data.target_image, data.target_image.flip(3))]
+    probability, label = ((ways[0] + ways[1].flip(3)) / 2).max(1)
+    assert torch.equal(pseudo.label, label) and torch.equal(mirrored.label.flip(2), label)
+    assert not torch.equal(label, ways[0].argmax(1))
+    assert pseudo.confident.item() == pytest.approx((probability >= 0.3).double().mean().item())
+
+
 def test_the_teacher_follows_without_gradients():
     method = build("self_training", **PLAIN).train()
     optimizer = torch.optim.SGD(method.model.parameters(), lr=0.1)

@@ -210,9 +210,7 @@ def test_a_backbone_of_hugging_face(tmp_path):
     assert model.stride == 4 and out.logits.shape == (2, 4, 16, 32) and out.features.shape[2:] == (8, 16)
     with torch.no_grad():
         assert model.eval()(torch.randn(1, 3, 70, 150)).logits.shape == (1, 4, 18, 38)
-    with pytest.raises(
-        UserError, match=r"model.hrda needs a backbone and a head, and hf:.*"
-    ):
+    with pytest.raises(UserError, match=r"model.hrda needs a backbone and a head, and hf:.*"):
         build_model(ModelConfig(network=f"hf:{tmp_path}", hrda=(32, 64)), 4)
 
 
