@@ -139,10 +139,10 @@ def register(
     Its operators are those whose names begin with its own; without any, the reference is all. ``dtypes`` are
     those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers of the same
     names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` the op has no kernel in
-    CUDA C++; ``cpu_limit`` and ``triton_limit`` say which tensors they do not take. With
-    ``library_channels`` the same launchers also fill the overloads ``.library``: for features of
-    so many channels cuBLAS multiplies, and a kernel reduces its panels, where the tiles of the Triton kernel
-    would wait for L2 (predicted, not measured).
+    CUDA C++; ``cpu_limit`` and ``triton_limit`` say which tensors they do not take. With ``library_channels``
+    the same launchers also fill the overloads ``.library``: for features of so many channels cuBLAS
+    multiplies, and a kernel reduces its panels, where the tiles of the Triton kernel would wait for L2
+    (predicted, not measured).
     """
     operators = tuple(name for name in OPERATORS if name.startswith(f"{op}_"))
     rows = []

@@ -28,21 +28,21 @@ def hard():
     yield "", (1, 3, 4, 4), lambda x, b: F.depthwise_conv2d(x, weight, padding=1, backend=b)[0, 0, 0, 0]
 
 
-def _convolution(weight, **settings):
-    return lambda x, b: F.depthwise_conv2d(x, weight.to(x), backend=b, **settings)
+def _both(x, weight, **settings):
+    """By features, and by weights."""
+    yield "depthwise", x, lambda y, b: F.depthwise_conv2d(y, weight.to(y), backend=b, **settings)
+    yield "depthwise weights", weight, lambda w, b: F.depthwise_conv2d(x.to(w), w, backend=b, **settings)
 
 
 def samples(device):
-    weight = normal(40, 1, 3, 3, seed=17).to(device)
-    yield "depthwise", normal(2, 40, 33, 50, seed=12), _convolution(weight, padding=4, dilation=4)
+    x, weight = normal(2, 40, 33, 50, seed=12).to(device), normal(40, 1, 3, 3, seed=17).to(device)
+    yield from _both(x, weight, padding=4, dilation=4)
 
 
 def small():
     """More channels than a tile takes."""
     x, weight = normal(2, 150, 9, 11, seed=12), normal(150, 1, 3, 3, seed=17)
-    settings = dict(stride=2, padding=4, dilation=2)
-    yield "depthwise", x, _convolution(weight, **settings)
-    yield "depthwise kernels", weight, lambda w, b: F.depthwise_conv2d(x.to(w), w, backend=b, **settings)
+    yield from _both(x, weight, stride=2, padding=4, dilation=2)
 
 
 def operators(device):
