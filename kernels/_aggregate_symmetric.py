@@ -45,6 +45,7 @@ class Blocks:
         self.shape = dict(BM=64, BN=128 if INTERPRETED else 32, num_warps=4)
         if not library:
             self.shape = tile_shape(x)
+            self.shape |= {side: min(self.shape[side], UNIT) for side in ("BM", "BN")}
             if not INTERPRETED:  # registers hold three accumulators
                 self.shape |= dict(BM=64 if x.dtype == torch.float32 else 128, BN=64)
         count = triton.cdiv(n, self.most(x))
@@ -102,8 +103,8 @@ def symmetric_gradient(
                 add_product(total[other], forth.T, grad[part])
                 add_product(total[other], slopes.T, x[part])
                 along[other] += by_column.sum(0)
-    height = 64 if INTERPRETED else 1
     width = min(triton.next_power_of_2(c), 2048)
+    height = 64 if INTERPRETED else 2048 // width
     finish_rows[(triton.cdiv(n, height), triton.cdiv(c, width))](
         total,
         along,
@@ -135,7 +136,7 @@ def _fill(
     """``alpha W_ij``, ``alpha W_ji`` and ``H_ij + H_ji`` [I, J] of two blocks, and what the slopes add up
     to along the features of the rows [tiles, I] and of the columns [tiles, J]."""
     rows, columns, shape = part.stop - part.start, other.stop - other.start, scratch.shape
-    products = scratch.memory[:3]  # any address: tiles read no products
+    products = scratch.memory  # any address: tiles read no products
     if scratch.library:
         products = scratch.products
         product(x[part], x[other].T, products[0, :rows, :columns])
