@@ -64,10 +64,10 @@ def describe(spec: str) -> dict[str, Any]:
 
 def normalization_of(image: dict[str, Any]) -> Normalization:
     """The normalisation that a ``preprocessor_config.json`` asks for."""
-    known = Normalization()
+    default = Normalization()
     normalized = image.get("do_normalize", True)
     mean, std = (
-        tuple(map(float, image.get(f"image_{key}") or getattr(known, key))) for key in ("mean", "std")
+        tuple(map(float, image.get(f"image_{key}") or getattr(default, key))) for key in ("mean", "std")
     )
     return Normalization(
         mean if normalized else (0.0, 0.0, 0.0),  # type: ignore[arg-type]
