@@ -105,6 +105,12 @@ class EvalConfig:
     """Steps between evaluations; 0 evaluates at the end only."""
     pictures: Natural = 12
     """Number of pictures of predictions in preds/ and in the report."""
+    logit_adjustment: NonNegative = 0.0
+    """Weight tau of ``scores - tau ln(class_shares)`` in predictions, in favour of rare classes (Menon et
+    al., ICLR 2021); 1: as if all classes were equally frequent; 0: off."""
+    class_shares: tuple[NonNegative, ...] | None = None
+    """Share of each class among the source's labelled pixels, for ``logit_adjustment``; none: counted when
+    the run begins, and kept in its config.yaml."""
     protocol: Literal["ignore", "confusion19"] = "ignore"
     """Treatment of pixels whose class the run does not have: ignore leaves them out (PLCA, FADA),
     confusion19 counts predictions there as false positives (ASANet, WeakSegDA, SePiCo)."""

@@ -3,9 +3,11 @@ order gives other initial weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from fastuda.config.schema import OptimConfig, RunConfig
 from fastuda.data.config import DataConfig
 from fastuda.data.domains.run import RunDomains, open_run
 from fastuda.data.loading.build import build_loader
+from fastuda.data.loading.sampling import source_index, source_shares
 from fastuda.data.loading.torch_loader import TorchLoader
 from fastuda.engine.optim import build_optimizer
 from fastuda.engine.parallel import sync_batch_norm
@@ -57,6 +60,24 @@ def open_domains(data: DataConfig, world: World) -> RunDomains:
     return domains
 
 
+def with_class_shares(config: RunConfig, domains: RunDomains, world: World) -> RunConfig:
+    """The configuration with the share of each class among the labelled pixels of the sources, each source
+    weighted by its share of the draws, if ``eval.logit_adjustment`` needs them.
+
+    Raises:
+        UserError: see :func:`~fastuda.data.loading.sampling.source_index`.
+    """
+    if not config.eval.logit_adjustment or config.eval.class_shares is not None:
+        return config
+    weights = source_shares(domains.sources, config.data)
+    with world.first_goes_ahead():  # the first process writes the index
+        frequencies = [source_index(source, config.data).frequency for source in domains.sources]
+    shares = np.average(frequencies, axis=0, weights=weights)
+    return dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, class_shares=tuple(shares.tolist()))
+    )
+
+
 def build_method(config: RunConfig, num_classes: int, world: World, pretrained: bool = True) -> Method:
     """Seed, then build the method and its networks on the device.
 
@@ -75,6 +96,7 @@ def build_method(config: RunConfig, num_classes: int, world: World, pretrained: 
     method = get_method(config.method["name"])(config.method_config(), model, num_classes)
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
+    method.adjust(config.eval.logit_adjustment, config.eval.class_shares)
     method.horizon = config.optim.horizon or config.train.steps
     if config.optim.schedule == "poly" and method.horizon < config.train.steps:
         log.warning(

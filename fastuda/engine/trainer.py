@@ -61,9 +61,10 @@ class Trainer:
         config = setup.with_precision(config, world, begun)
         with world.first_goes_ahead():  # the first process may have to fetch files
             config = dataclasses.replace(config, model=described(config.model))
+        self.domains = setup.open_domains(config.data, world)
+        config = setup.with_class_shares(config, self.domains, world)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
-        self.domains = setup.open_domains(config.data, world)
         self.method = setup.build_method(config, len(self.domains.classes), world, begun is None)
         self.input = self.method.model.input
         self.networks = self.method.networks()

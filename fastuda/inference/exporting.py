@@ -58,7 +58,7 @@ class Deployed(nn.Module):
         x = image * self.scale
         x = ((x.flip(1) if self.reverse else x) - self.mean) / self.std
         align = self.method.model.align_corners
-        p = probabilities(self.method.predict(x), (image.shape[2], image.shape[3]), align)
+        p = probabilities(self.method.segment(x), (image.shape[2], image.shape[3]), align)
         return p.argmax(1), p
 
 

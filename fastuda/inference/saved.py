@@ -127,6 +127,7 @@ def load_run(run: Path, device: torch.device) -> tuple[RunConfig, Method, ClassS
         beside = "without its run folder" if alone else f"with {run / 'config.yaml'}"
         raise UserError(f"{path} cannot be used {beside}: {first}") from error
     method = get_method(config.method["name"])(config.method_config(), model, len(classes))
+    method.adjust(config.eval.logit_adjustment, config.eval.class_shares)
     return config, method.to(device).eval(), classes
 
 
@@ -138,4 +139,5 @@ def override(config: RunConfig, method: Method, items: list[str]) -> RunConfig:
     """
     config = build(RunConfig, merge(config.plain(), parse_overrides(items)), "")
     method.configure(config.method_config())
+    method.adjust(config.eval.logit_adjustment, config.eval.class_shares)
     return config

@@ -67,7 +67,7 @@ class Inference:
     def _pass(self, method: Method, image: Tensor) -> SegPrediction:
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(image.device.type, dtype=self.amp, enabled=self.amp is not None):
-            return method.predict(image)
+            return method.segment(image)
 
     def _windows(self, method: Method, image: Tensor) -> Tensor:
         """Probabilities [1, K, H, W], averaged over overlapping windows."""

@@ -4,16 +4,18 @@ steps and logging."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError, nearest
 from fastuda.methods.cycles import Cycles
+from fastuda.methods.tensors import at_least_float32
 from fastuda.models.hrda import HRSegmentor
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.settings import check
@@ -79,6 +81,9 @@ class Method(nn.Module):
         self.num_classes = num_classes
         self.horizon = 0
         """Length of the schedules in steps, set by the trainer; 0: unknown."""
+        self.class_bias: Tensor | None
+        """[K], added to the scores of :meth:`segment`; see :meth:`adjust`."""
+        self.register_buffer("class_bias", None, persistent=False)
 
     def configure(self, config: Any) -> None:
         """Replace the settings; modules that were built with the old ones stay."""
@@ -100,6 +105,45 @@ class Method(nn.Module):
     def predict(self, images: Tensor) -> SegPrediction:
         """Scores of images [B, 3, H, W] at low resolution."""
         return SegPrediction(self.model(images).logits, False)
+
+    def segment(self, images: Tensor) -> SegPrediction:
+        """:meth:`predict` with the logit adjustment: ``s + b`` of logits, ``p e^b / sum_k p_k e^b_k`` of
+        probabilities."""
+        scores, are_probabilities = self.predict(images)
+        if self.class_bias is None:
+            return SegPrediction(scores, are_probabilities)
+        bias = self.class_bias[:, None, None]
+        if not are_probabilities:
+            return SegPrediction(scores + bias, False)
+        weighted = at_least_float32(scores) * bias.exp()
+        return SegPrediction(weighted / weighted.sum(1, keepdim=True), True)
+
+    def adjust(self, tau: float, shares: Sequence[float] | None) -> None:
+        """Set the logit adjustment ``b_k = -tau ln(share_k)`` of predictions. A class without pixels has
+        ``b_k = 0``.
+
+        Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021.
+
+        Args:
+            tau: 0: no adjustment.
+            shares: share of each class among the labelled pixels of the training images.
+
+        Raises:
+            UserError: there are no shares, or not one per class.
+        """
+        self.class_bias = None
+        if not tau:
+            return
+        if shares is None:
+            raise UserError(
+                "eval.logit_adjustment needs the share of each class, which a run with eval.logit_adjustment"
+                " counts when it begins: give eval.class_shares"
+            )
+        if len(shares) != self.num_classes:
+            raise UserError(f"eval.class_shares has {len(shares)} entries for {self.num_classes} classes")
+        share = torch.tensor(shares, dtype=torch.float64)
+        bias = torch.where(share > 0, -tau * share.log(), 0.0).float()
+        self.class_bias = bias.to(next(self.model.parameters()).device)
 
     def explain(self, batch: Batch) -> Cycles | None:
         """What the method sees between the images of a batch of one pair, for the report; none where there is

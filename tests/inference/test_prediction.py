@@ -54,14 +54,14 @@ class Pattern(torch.nn.Module):
         self.model.align_corners = False
         self.sizes = []
 
-    def predict(self, images):
+    def segment(self, images):
         self.sizes.append(tuple(images.shape[2:]))
         return SegPrediction(torch.stack([images[:, i % 3] * (i + 1) for i in range(5)], 1), False)
 
 
 def test_windows_and_mirrors_of_a_pixelwise_network_change_nothing():
     image = torch.randn(1, 3, 37, 50)
-    whole = probabilities(Pattern().predict(image), (37, 50), False)
+    whole = probabilities(Pattern().segment(image), (37, 50), False)
     for how in (
         Inference(window=(16, 24)),
         Inference(window=(16, 64), overlap=0.5, flip=True),

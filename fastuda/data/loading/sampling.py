@@ -129,8 +129,7 @@ class SourceSampler:
         self.seed = seed
         self.counts = [len(source) for source in sources]
         self.first = np.cumsum([0, *self.counts])
-        weights = np.array(self.counts if config.source_weights is None else config.source_weights, float)
-        self.shares = weights / weights.sum()
+        self.shares = source_shares(sources, config)
         """Probability of each source."""
         self.together = config.sampling == "uniform" and (config.source_weights is None or len(sources) == 1)
         self.samplers = [class_sampler(source, config, seed) for source in sources]
@@ -168,6 +167,25 @@ def class_sampler(source: Domain, config: DataConfig, seed: int) -> RareSampler 
     """
     if config.sampling == "uniform":
         return None
+    index = source_index(source, config)
+    if config.sampling == "rare":
+        return RareSampler(index, config.rare_temperature, config.rare_share)
+    return BalancedSampler(index, seed)
+
+
+def source_shares(sources: Sequence[Domain], config: DataConfig) -> np.ndarray:
+    """float64: probability that a source image is drawn from each source."""
+    counts = [len(source) for source in sources]
+    weights = np.array(counts if config.source_weights is None else config.source_weights, float)
+    return weights / weights.sum()
+
+
+def source_index(source: Domain, config: DataConfig) -> Index:
+    """Index of a source's labels.
+
+    Raises:
+        UserError: more than ``config.max_bad`` labels cannot be read, or none has a class.
+    """
     index = build_index(source, workers=config.workers)
     if len(index.bad) > config.max_bad:
         raise UserError(
@@ -176,9 +194,7 @@ def class_sampler(source: Domain, config: DataConfig, seed: int) -> RareSampler 
         )
     if not index.counts.any():
         raise UserError(f"no labelled pixel in the source {source.name}: nothing to sample classes from")
-    if config.sampling == "rare":
-        return RareSampler(index, config.rare_temperature, config.rare_share)
-    return BalancedSampler(index, seed)
+    return index
 
 
 def _images(shown: np.ndarray) -> tuple[np.ndarray, ...]:
