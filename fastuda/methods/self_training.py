@@ -110,6 +110,9 @@ class SelfTraining(Method):
         """Average the teacher's probabilities with those of the mirrored image (VFM-UDA)."""
         ssl_weight: float = 1.0
         """Weight of the loss on the mixed image."""
+        mix_start: Natural = 0
+        """First step with the losses on target images (published: 0). Until then the teacher follows a
+        student of the source alone, so that its first labels are better."""
         ignore_top: Natural = 0
         """Rows at the top without pseudo-labels (published: 15 of a 640 crop of Cityscapes)."""
         ignore_bottom: Natural = 0
@@ -195,7 +198,7 @@ class SelfTraining(Method):
         del source, ce  # the backward frees its maps one after another
         yield Phase("model", losses, {"confident": pseudo.confident})
         del losses
-        yield from self._on_target(self.model, batch, batch.target_image, pseudo)
+        yield from self._on_target(self.model, batch, batch.target_image, pseudo, step)
 
     def _follow(self, student: nn.Module, step: int) -> None:
         if step != self.followed:
@@ -271,9 +274,11 @@ class SelfTraining(Method):
         )  # fmt: skip
 
     def _on_target(
-        self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel
+        self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel, step: int
     ) -> Iterator[Phase]:
         """The losses on target images, each with its own backward."""
+        if step < self.config.mix_start:
+            return
         if self.config.feature_target:
             distance = self._distance(student(self._strong(target)), target)
             yield Phase("model", {"feature_target": self.config.feature_target * distance})

@@ -161,7 +161,7 @@ class SePiCo(SelfTraining):
             self._contrast("target", strong.embedding, trusted, losses, metrics)
             yield Phase("model", losses, metrics)
             del strong, losses
-        yield from self._on_target(self.student, batch, target, pseudo)
+        yield from self._on_target(self.student, batch, target, pseudo, step)
 
     def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
         """The target images to train on and their labels, cropped for class balance if requested."""

@@ -61,7 +61,9 @@ def test_a_run_counts_the_shares_of_its_source_and_keeps_them(run, scenes_root):
     counts = build_index(open_run(config.data).sources[0], workers=0).counts.sum(0)
     assert len(classes) == 19 and (counts > 0).sum() > 10
     np.testing.assert_allclose(config.eval.class_shares, counts / counts.sum(), rtol=1e-12)
-    resumed = fastuda("train", "--config", run / "config.yaml", "--out", run, "--resume", "auto", "--steps", 3)
+    resumed = fastuda(
+        "train", "--config", run / "config.yaml", "--out", run, "--resume", "auto", "--steps", 3
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert state(run)["step"] == 3
     kept = yaml.safe_load((run / "config.yaml").read_text())["eval"]["class_shares"]

@@ -91,6 +91,20 @@ def test_the_teacher_moves_once_a_step_of_several_batches(name):
             assert int(part.updates) == step + 1
 
 
+@pytest.mark.parametrize("name", ["self_training", "sepico", "plca+self_training"])
+def test_before_mix_start_the_student_learns_from_the_source_and_the_teacher_follows(name):
+    own = {"mix_start": 1, "mask_ratio": 0.5, **({"width": 8} if name == "sepico" else {})}
+    settings = {"self_training": get_method("self_training").Config(**own)} if "+" in name else own
+    method = build(name, **settings).train()
+    prefix = "self_training_" if "+" in name else ""
+    before = {key for phase in method.phases(batch(), 0) for key in phase.losses}
+    assert f"{prefix}ce" in before and not {f"{prefix}mixed", f"{prefix}masked"} & before
+    after = {key for phase in method.phases(batch(), 1) for key in phase.losses}
+    assert after == before | {f"{prefix}mixed", f"{prefix}masked"}
+    (teacher,) = (part for part in method.modules() if isinstance(part, EMATeacher))
+    assert int(teacher.updates) == 2
+
+
 @pytest.mark.parametrize("name", ["self_training", "sepico"])
 def test_images_that_cannot_be_pasted_are_named_by_their_settings(name):
     data, other = batch(), batch(size=(40, 48))
