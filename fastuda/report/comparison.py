@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastuda.data.domains.open import short_name, source_title
+from fastuda.data.domains.open import NO_SPLIT, short_name, source_title
 from fastuda.errors import UserError
 from fastuda.inference.saved import load_config, read_result
 from fastuda.inference.scores import PROTOCOLS
 from fastuda.report.charts import Bar, plot
 from fastuda.report.rendering import render
+from fastuda.report.side_by_side import curves, pictures
 from fastuda.report.tables import Cell, Row, Table
 from fastuda.system.files import clean, written
 
@@ -28,6 +29,10 @@ class Group:
     seeds: tuple[int, ...]
     scores: dict[str, tuple[float, ...]]
     """mIoU and class to the values of the runs, in the order of the seeds; NaN for an absent class."""
+    folders: tuple[Path, ...]
+    """Of the runs, in the same order."""
+    labelled: bool
+    """Whether the held-out images have labels."""
 
     def mean(self, name: str) -> float:
         """Mean of a score over the runs that have it."""
@@ -65,7 +70,7 @@ def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]
     Raises:
         UserError: there is none, or one is damaged.
     """
-    by_key: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    by_key: dict[tuple[str, str], list[tuple[int, dict[str, Any], Path]]] = {}
     every = [path for folder in folders for path in sorted(folder.rglob("result.json"))]
     # a folder and one within it count a run once
     for path in {path.resolve(): path for path in every}.values():
@@ -73,21 +78,22 @@ def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]
         config = load_config(path.parent)
         source, target = source_title(config.data.source), short_name(config.data.target)
         key = (f"{source} -> {target} ({result['split']})", config.method["name"])
-        by_key.setdefault(key, []).append((config.train.seed, result))
+        by_key.setdefault(key, []).append((config.train.seed, result, path.parent))
     if not by_key:
         raise UserError(f"no finished run under {', '.join(map(str, folders))}: none holds a result.json")
     groups = []
     for (domains, method), runs in by_key.items():
         runs.sort(key=lambda item: item[0])
-        beside = [result for key, some in by_key.items() if key[0] == domains for _, result in some]
+        beside = [result for key, some in by_key.items() if key[0] == domains for _, result, _ in some]
         own = {result["protocol"] for result in beside}
         chosen = protocol or (own.pop() if len(own) == 1 else PROTOCOLS[0])
-        rows = [_scores(result, chosen) for _, result in runs]
+        rows = [_scores(result, chosen) for _, result, _ in runs]
         names = list(dict.fromkeys(name for row in rows for name in row))
         values = {name: tuple(row.get(name, math.nan) for row in rows) for name in names}
         differ = any(f"iou_{name}" in result for result in beside for name in PROTOCOLS)
         title = f"{domains}, {chosen}" if differ else domains
-        groups.append(Group(method, title, tuple(seed for seed, _ in runs), values))
+        seeds, results, places = zip(*runs, strict=True)
+        groups.append(Group(method, title, seeds, values, places, results[0]["split"] != NO_SPLIT))
     return sorted(groups, key=lambda g: (g.domains, g.mean(g.headline)))
 
 
@@ -120,7 +126,8 @@ def markdown(groups: list[Group]) -> str:
 
 
 def page(groups: list[Group]) -> tuple[str, str]:
-    """The page, with the methods and the methods class by class for every pair of domains, and its plot."""
+    """The page and its plot. For every pair of domains the page has the methods, the methods class by class,
+    the curves of the score, and predictions of the same images by the first run of each method."""
     sections = []
     for domains, (chosen, names) in by_domains(groups).items():
         protocols = [name for name in names if name.startswith("mIoU")]
@@ -134,6 +141,8 @@ def page(groups: list[Group]) -> tuple[str, str]:
                 domains,
                 Table(f"Methods, {domains}", [*map(Cell, ("method", "seeds", *protocols))], methods),
                 Table(f"Classes, {domains}", [*map(Cell, ("class", *(g.method for g in chosen)))], classes),
+                curves({g.method: g.folders for g in chosen}, chosen[0].headline),
+                pictures({g.method: g.folders[0] for g in chosen}, chosen[0].labelled),
             )
         )
     bars = [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import statistics
 from xml.etree import ElementTree
 
@@ -185,6 +186,11 @@ def test_files_beside_the_runs_are_passed_over(runs, tmp_path):
     assert done.returncode == 2 and "no folder among" in done.stderr
 
 
+def methods(table):
+    """In the order of the table's rows."""
+    return re.findall(r"^\| (\w+) \| \d", table, re.MULTILINE)
+
+
 def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):
     out = tmp_path / "grid"
     args = [
@@ -198,7 +204,8 @@ def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):
         "--out",
         out,
         "--steps",
-        1,
+        2,
+        "eval.every=1",
     ]
     done = fastuda("train", *args, "--quiet", *TINY)
     assert done.returncode == 0, done.stderr
@@ -209,7 +216,11 @@ def test_a_grid_of_methods_and_seeds(scenes_root, tmp_path):
         "plca_4",
     }
     assert "| source_only | 3, 4 |" in done.stdout and "| plca | 3, 4 |" in done.stdout
-    assert (out / "comparison.html").is_file()
+    page = (out / "comparison.html").read_text()
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert titles == ["mIoU19 of plca", *["image", *methods(done.stdout), "label"] * 3]
+    assert page.count('<img src="data:image/jpeg') == 3 and page.count('<img src="data:image/png') == 9
+    assert len(re.findall(r"<polyline", page)) == 2
     before = (out / "plca_3" / "metrics.csv").stat().st_mtime_ns
     again = fastuda("train", *args, "--quiet", *TINY)
     assert again.stdout == done.stdout and (out / "plca_3" / "metrics.csv").stat().st_mtime_ns == before

@@ -1,0 +1,73 @@
+"""What compared runs left, side by side: curves of their score, and predictions of the same images."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from fastuda.methods import BASELINE
+from fastuda.report.charts import Curve, chart
+from fastuda.report.facts import Record
+from fastuda.report.pictures import read_pictures
+
+PICTURES = 6
+"""Largest number of images to show."""
+
+
+def curves(runs: Mapping[str, Sequence[Path]], score: str) -> list[Markup]:
+    """A chart per method, of its score on held-out images during training and source_only's: means over the
+    runs at the steps that all of them have. A method with fewer than two such steps has none.
+
+    Args:
+        runs: run folders by method.
+        score: for example ``mIoU19``.
+
+    Raises:
+        UserError: a run's curves cannot be read.
+    """
+    lines = {method: _mean(folders, f"val/{score}") for method, folders in runs.items()}
+    shown = {method: points for method, points in lines.items() if len(points) > 1}
+    base = [Curve(BASELINE, shown[BASELINE])] if BASELINE in shown else []
+    return [
+        chart(f"{score} of {method}", [Curve(method, points), *base])
+        for method, points in shown.items()
+        if method != BASELINE or len(shown) == 1
+    ]
+
+
+def _mean(folders: Sequence[Path], name: str) -> list[tuple[float, float]]:
+    runs = [dict(Record.read(folder).curves.get(name, ())) for folder in folders]
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    return [(step, statistics.fmean(run[step] for run in runs)) for step in steps]
+
+
+def pictures(runs: Mapping[str, Path], labelled: bool) -> list[dict[str, str]]:
+    """Up to :data:`PICTURES` evenly spread images of which every run left a picture: the image, the
+    prediction of each method and the label, as data URIs by title.
+
+    Args:
+        runs: a run folder by method.
+        labelled: whether the runs' pictures have the label.
+
+    Raises:
+        UserError: a picture cannot be read, or is not of a run.
+    """
+    left = {
+        method: {p["name"]: p for p in read_pictures(folder, None, "", labelled)}
+        for method, folder in runs.items()
+    }
+    names = sorted(set.intersection(*(set(own) for own in left.values())))
+    chosen = np.linspace(0, len(names) - 1, min(PICTURES, len(names)), dtype=int).tolist()
+    return [
+        {
+            "image": own["image"],
+            **{method: left[method][name]["prediction"] for method in runs},
+            **({"label": own["label"]} if labelled else {}),
+        }
+        for name in (names[index] for index in chosen)
+        for own in (next(iter(left.values()))[name],)
+    ]
