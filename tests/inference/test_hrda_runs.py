@@ -56,7 +56,7 @@ def test_export_of_weights(run, tmp_path):
     assert done.returncode == 2 and "--size is for onnx and torch" in done.stderr
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_export_needs_the_size_of_the_images(run, tmp_path, form):
     """Two windows, which overlap, on an image whose height is no multiple of a cell."""
     out = tmp_path / f"a.{form}"
