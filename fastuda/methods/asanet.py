@@ -75,6 +75,7 @@ class ASANet(Method):
         source = output.logits.detach()
         del output  # the backward frees its maps one after another
         yield Phase("model", {"ce": ce})
+        del ce
 
         target = self._upsample(self.model(batch.target_image).logits, batch.target_image)
         if config.strategy == "asc":

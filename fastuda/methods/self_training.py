@@ -43,8 +43,8 @@ class PseudoLabel(NamedTuple):
 class SelfTraining(Method):
     """``CE(source) + ssl_weight CE(mixed) + mask_weight CE(masked)``: half of a source image's classes are
     pasted onto a target image. The other pixels have the teacher's label, weighted by the share of confident
-    pixels in the batch. In the masked target image (MIC), random blocks are hidden, and all pixels have the
-    teacher's label of the whole image.
+    pixels in the batch. In masked images (MIC), random blocks are hidden, and all pixels have the label of
+    the whole image: the teacher's, or a source image's own.
     """
 
     @dataclass(frozen=True)
