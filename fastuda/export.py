@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from fastuda.cli import a_path, parser, run
+from fastuda.cli import a_path, number, parser, run
 from fastuda.errors import UserError
 
 EXAMPLES = """\
   python -m fastuda.export runs/plca --out plca.onnx
   python -m fastuda.export runs/plca --format torch --out plca.pt2
+  python -m fastuda.export runs/hrda --out hrda.onnx --size 1024 2048    # model.hrda needs the size
   python -m fastuda.export runs/plca --out plca.safetensors       # fastuda.predict reads it in place of a run
   python -m fastuda.export runs/plca --out plca.onnx method.test_aggregation=false
 
@@ -28,6 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", choices=["onnx", "torch", "safetensors"], help="format (default: by the suffix of --out)"
     )
     p.add_argument("--out", type=a_path, required=True, help="file to write")
+    p.add_argument(
+        "--size", nargs=2, type=number(int, 1), metavar=("H", "W"),
+        help="size of the images, for onnx and torch (default: any; model.hrda needs one)",
+    )  # fmt: skip
     p.add_argument("--json", action="store_true", help="print what was written as JSON")
     p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="method settings, dotted")
@@ -57,10 +62,13 @@ def main() -> int:
     config = override(config, method, args.overrides)
     worst = None
     if kind == "safetensors":
+        if args.size:
+            raise UserError("--size is for onnx and torch: a safetensors file takes images of any size")
         export_safetensors(args.out, config, method, classes)
     else:
         write = export_onnx if kind == "onnx" else export_torch
-        worst = write(args.out, method, about(config, classes))
+        fixed = tuple(args.size) if args.size else None
+        worst = write(args.out, method, about(config, classes, fixed), fixed)
     size = args.out.stat().st_size
     if args.json:
         print(
@@ -69,7 +77,7 @@ def main() -> int:
     elif not args.quiet:
         compared = "" if worst is None else f"; probabilities within {worst:.1g} of the run's"
         print(f"{args.out}: {kind}, {size / 2**20:.1f} MiB{compared}")
-        if config.data.eval_size:
+        if config.data.eval_size and not args.size:
             print(
                 "the run was evaluated on images of {} x {} (data.eval_size)".format(*config.data.eval_size)
             )

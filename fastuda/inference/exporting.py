@@ -28,6 +28,7 @@ from fastuda.models.hrda import HRSegmentor
 from fastuda.models.huggingface import no_export
 from fastuda.ops._backends import default_backend
 from fastuda.system.files import written
+from fastuda.system.settings import Size
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 """Format to file suffix."""
@@ -62,48 +63,52 @@ class Deployed(nn.Module):
         return p.argmax(1), p
 
 
-def about(config: RunConfig, classes: ClassSet) -> str:
-    """JSON for readers of the file: classes, palette, and the evaluation size, if any."""
-    size = config.data.eval_size
+def about(config: RunConfig, classes: ClassSet, size: Size | None = None) -> str:
+    """JSON for readers of the file: classes, palette, and the size of its images: the one that it takes, or
+    the evaluation size, if any."""
+    size = size or config.data.eval_size
     return json.dumps({"classes": classes.names, "palette": classes.palette, "size": size})
 
 
-def trace(method: Method) -> torch.export.ExportedProgram:
-    """Trace the method's prediction with dynamic batch, height and width.
+def trace(method: Method, size: Size | None = None) -> torch.export.ExportedProgram:
+    """Trace the method's prediction with dynamic batch, and dynamic height and width unless ``size`` is
+    given.
 
     Raises:
         UserError: the method computes something that torch.export cannot follow.
     """
-    if isinstance(method.model, HRSegmentor):
+    if size is None and isinstance(method.model, HRSegmentor):
         raise UserError(
-            "a network with model.hrda cannot be exported: the number of its windows depends on the size of"
-            " the image; --format safetensors works"
+            "a network with model.hrda cannot be exported for images of any size, on which the number of its"
+            " windows depends: give --size H W, or take --format safetensors"
         )
     reason = no_export(getattr(method.model.backbone, "network", method.model.backbone))
     if reason:
         raise UserError(f"{reason}: take --format safetensors")
     free = torch.export.Dim.DYNAMIC
+    axes = {0: free} if size else {0: free, 2: free, 3: free}
     try:
         with default_backend("reference"), _hushed(), torch.no_grad():
             return torch.export.export(
-                Deployed(method).eval(), (pictures(2, 64, 96),), dynamic_shapes=({0: free, 2: free, 3: free},)
+                Deployed(method).eval(), (pictures(2, *(size or (64, 96))),), dynamic_shapes=(axes,)
             )
     except Exception as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"{type(method).__name__} cannot be exported, torch.export says: {first}") from error
 
 
-def export_torch(path: Path, method: Method, described: str) -> float:
-    """Write a .pt2 file of torch.export. Returns the largest difference of a probability from the method's.
+def export_torch(path: Path, method: Method, described: str, size: Size | None = None) -> float:
+    """Write a .pt2 file of torch.export, for images of any size or of one. Returns the largest difference of
+    a probability from the method's.
 
     ``torch.export.load(path).module()`` loads it; its extra file ``fastuda.json`` is :func:`about`.
 
     Raises:
         UserError: see :func:`trace`; or the file's results differ; or it cannot be written.
     """
-    program = trace(method)
+    program = trace(method, size)
     graph = program.module()
-    worst = check(method, lambda image: graph(image))
+    worst = check(method, lambda image: graph(image), size)
     extra = {"fastuda.json": described}
 
     whole = io.BytesIO()  # torch's writer ends the process if the disk is full
@@ -114,9 +119,9 @@ def export_torch(path: Path, method: Method, described: str) -> float:
     return worst
 
 
-def export_onnx(path: Path, method: Method, described: str) -> float:
-    """Write an ONNX file with dynamic batch, height and width. Returns the largest difference of a
-    probability between onnxruntime and torch.
+def export_onnx(path: Path, method: Method, described: str, size: Size | None = None) -> float:
+    """Write an ONNX file with dynamic batch, and dynamic height and width unless ``size`` is given. Returns
+    the largest difference of a probability between onnxruntime and torch.
 
     The metadata entry ``fastuda`` is :func:`about`.
 
@@ -126,7 +131,7 @@ def export_onnx(path: Path, method: Method, described: str) -> float:
     """
     onnx, runtime = (_needed(name) for name in ("onnx", "onnxruntime"))
     _needed("onnxscript")
-    program = trace(method)
+    program = trace(method, size)
     try:
         with _hushed(), torch.no_grad():
             # not optimised: onnxscript 0.7 treats the 1e-10 inside logarithms as zero and drops it;
@@ -149,7 +154,7 @@ def export_onnx(path: Path, method: Method, described: str) -> float:
         labels, p = session.run(None, {"image": image.numpy()})
         return torch.from_numpy(labels), torch.from_numpy(p)
 
-    worst = check(method, run)
+    worst = check(method, run, size)
     with written(path, fsync=True) as draft:
         draft.write_bytes(data)
     return worst
@@ -161,15 +166,17 @@ def export_safetensors(path: Path, config: RunConfig, method: Method, classes: C
     save_model(path, method.model, classes, config)
 
 
-def check(method: Method, run: Any) -> float:
-    """The largest difference of a probability between ``run`` and the method, on images of three sizes.
+def check(method: Method, run: Any, size: Size | None = None) -> float:
+    """The largest difference of a probability between ``run`` and the method, on images of three sizes, or in
+    two batches of one size.
 
     Raises:
         UserError: the difference is larger than :data:`TOLERANCE`.
     """
     worst = 0.0
-    for size in ((1, 64, 96), (1, 97, 131), (2, 128, 72)):
-        image = pictures(*size)
+    shapes = [(1, *size), (3, *size)] if size else [(1, 64, 96), (1, 97, 131), (2, 128, 72)]
+    for shape in shapes:
+        image = pictures(*shape)
         with torch.no_grad(), default_backend("reference"):
             truth = Deployed(method).eval()(image)[1]
             labels, p = run(image)
@@ -201,7 +208,7 @@ def _needed(package: str) -> Any:
 
 
 def _name_dimensions(model: Any) -> None:
-    """Name the dynamic dimensions batch, height and width."""
+    """Name the dynamic dimensions: batch, and height and width where they are."""
     shape = model.graph.input[0].type.tensor_type.shape
     traced = [dim.dim_param for dim in shape.dim]
     names = {old: new for old, new in zip(traced, ("batch", "", "height", "width"), strict=True) if old}

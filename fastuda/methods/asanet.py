@@ -17,11 +17,11 @@ import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.methods.adversarial import SOURCE, TARGET, domain_loss
 from fastuda.methods.base import Method, Phase, frozen
+from fastuda.methods.losses import valid_mean_ce
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import upsampled
 from fastuda.models.discriminators import affinity_discriminator
 from fastuda.models.segmentor import Segmentor
-from fastuda.system.distributed import joint_mean
 from fastuda.system.settings import Count
 
 
@@ -69,11 +69,13 @@ class ASANet(Method):
         return {"model": self.model, "discriminator": self.discriminator}
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        config, align = self.config, self.model.align_corners
-        source = self.model(batch.source_image).logits
-        ce = F.upsample_cross_entropy(source, batch.source_label, align_corners=align)
-        yield Phase("model", {"ce": joint_mean(ce, (batch.source_label != 255).sum())})
-        source = source.detach()
+        config = self.config
+        output = self.model(batch.source_image)
+        ce = valid_mean_ce(self.model, output, batch.source_label)
+        source = output.logits.detach()
+        del output  # the backward frees its maps one after another
+        yield Phase("model", {"ce": ce})
+        del ce
 
         target = self._upsample(self.model(batch.target_image).logits, batch.target_image)
         if config.strategy == "asc":

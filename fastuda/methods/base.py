@@ -16,7 +16,6 @@ from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError, nearest
 from fastuda.methods.cycles import Cycles
 from fastuda.methods.tensors import at_least_float32
-from fastuda.models.hrda import HRSegmentor
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.settings import check
 
@@ -64,18 +63,9 @@ class Method(nn.Module):
     """Whether the second phase trains the segmentor on target images and the first on source images alone.
     A composition merges the two phases if another part needs both images at once."""
 
-    pairs_features: ClassVar[bool] = False
-    """Whether the method needs the features and the logits on one grid, which HRDA's are not."""
-
     def __init__(self, config: Any, model: Segmentor, num_classes: int):
         super().__init__()
         check(config, "method")
-        if self.pairs_features and isinstance(model, HRSegmentor):
-            raise UserError(
-                f"method {self.name or type(self).__name__} pairs features with logits, which model.hrda has"
-                " at two resolutions: set model.hrda=null, or train source_only, asanet, self_training or"
-                " sepico"
-            )
         self.config = config
         self.model = model
         self.num_classes = num_classes

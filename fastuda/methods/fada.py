@@ -15,10 +15,10 @@ from torch import nn
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase, frozen
+from fastuda.methods.losses import valid_mean_ce
 from fastuda.methods.registry import register
 from fastuda.models.discriminators import ClassDomainDiscriminator
 from fastuda.models.segmentor import Segmentor
-from fastuda.system.distributed import joint_mean
 from fastuda.system.settings import Bounds, Count, Positive, Share
 
 
@@ -47,7 +47,6 @@ class FADA(Method):
         """Width of the discriminator's first layer."""
 
     config: Config
-    pairs_features = True
     target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.discriminator.name": "adam",
@@ -64,18 +63,16 @@ class FADA(Method):
         return {"model": self.model, "discriminator": self.discriminator}
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        config, align = self.config, self.model.align_corners
+        config = self.config
         encoding: dict[str, Any] = {
             "temperature": config.temperature,
             "clip": config.clip,
             "hard_threshold": config.hard_threshold,
-            "align_corners": align,
+            "align_corners": self.model.align_corners,
         }
         source = self.model(batch.source_image)
-        ce = F.upsample_cross_entropy(
-            source.logits, batch.source_label, align_corners=align, temperature=config.temperature
-        )
-        yield Phase("model", {"ce": joint_mean(ce, (batch.source_label != 255).sum())})
+        ce = valid_mean_ce(self.model, source, batch.source_label, config.temperature)
+        yield Phase("model", {"ce": ce})
         source_features, source_logits = source.features.detach(), source.logits.detach()
         del source, ce
 

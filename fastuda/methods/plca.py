@@ -19,6 +19,7 @@ import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase, SegPrediction
 from fastuda.methods.cycles import Cycles
+from fastuda.methods.losses import valid_mean_ce
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import at_least_float32, channel_major, pixel_major
 from fastuda.models.segmentor import SegOutput
@@ -95,7 +96,6 @@ class PLCA(Method):
         def supervised(self) -> dict[str, Any]:
             return {"lovasz_weight": self.lovasz_weight}
 
-    pairs_features = True
     titles: ClassVar = {
         "ce": "Cross-entropy",
         "lovasz": "Lovasz-Softmax",
@@ -110,13 +110,12 @@ class PLCA(Method):
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config
         if step < config.association_start:
-            logits = self.model(batch.source_image).logits
-            yield Phase("model", self._supervised(logits, batch.source_label))
+            yield Phase("model", self._supervised(self.model(batch.source_image), batch.source_label))
             return
         # as published, the target is first: batch norm's running statistics then end with the source
         target = self.model(batch.target_image)
         source = self.model(batch.source_image)
-        losses, metrics = self._supervised(source.logits, batch.source_label), {}
+        losses, metrics = self._supervised(source, batch.source_label), {}
         associations = self._associations(source, target, batch.source_label, self._pick)
         for level, loss, stats, target_pixels, _ in associations:
             losses[f"{level}_association"] = config.association_weight * joint_mean(loss, stats.matched)
@@ -150,7 +149,7 @@ class PLCA(Method):
             levels["prediction"] = ("kl", *probabilities, config.prediction_aggregation_contrast)
         picks: dict[torch.Size, tuple[Tensor | slice, Tensor | slice]] = {}
         for level, (similarity, source_map, target_map, aggregation_contrast) in levels.items():
-            # of the same size but for a head with finer logits
+            # of the same size but for HRDA and heads with finer logits
             size = source_map.shape[2:]
             if size not in picks:
                 picks[size] = pick(source_map), pick(target_map)
@@ -185,12 +184,11 @@ class PLCA(Method):
             return Cycles(grids[0], grids[1], *(x[0].cpu().numpy() for x in pixels))
         return None
 
-    def _supervised(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        align = self.model.align_corners
-        ce = F.upsample_cross_entropy(logits, labels, align_corners=align)
-        losses = {"ce": joint_mean(ce, (labels != 255).sum())}
+    def _supervised(self, output: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+        losses = {"ce": valid_mean_ce(self.model, output, labels)}
         if self.config.lovasz_weight:
-            lovasz = F.lovasz_softmax(logits, labels, from_logits=True, align_corners=align)
+            align = self.model.align_corners
+            lovasz = F.lovasz_softmax(output.logits, labels, from_logits=True, align_corners=align)
             losses["lovasz"] = self.config.lovasz_weight * lovasz
         return losses
 
@@ -207,10 +205,12 @@ class PLCA(Method):
         if not self.config.test_aggregation:
             return super().predict(images)
         alpha = self.config.aggregation_alpha
-        features = self.model(images).features
-        size = (features.shape[2], features.shape[3])
-        rows = F.spatial_aggregate(pixel_major(features), alpha=alpha, contrast=self.config.contrast)
-        logits = self.model.classify(channel_major(rows, size))
+
+        def aggregated(features: Tensor) -> Tensor:
+            rows = F.spatial_aggregate(pixel_major(features), alpha=alpha, contrast=self.config.contrast)
+            return channel_major(rows, (features.shape[2], features.shape[3]))
+
+        logits = self.model.refined(images, aggregated)
         probabilities = F.spatial_aggregate(
             pixel_major(at_least_float32(logits).softmax(1)),
             alpha=alpha,

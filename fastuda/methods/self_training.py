@@ -5,21 +5,22 @@ The constants are those of its successors, DAFormer and SePiCo.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import fastuda.ops as F
 from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
 from fastuda.methods.feature_distance import InitialFeatures, feature_distance
+from fastuda.methods.losses import pixel_mean_ce, with_detail
+from fastuda.methods.matching import fuse_matched, rarity_weights
 from fastuda.methods.registry import register
-from fastuda.methods.tensors import upsampled, with_detail
+from fastuda.methods.tensors import upsampled
 from fastuda.models.ema import EMATeacher
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
@@ -38,66 +39,12 @@ class PseudoLabel(NamedTuple):
     """Share of the batch's pixels whose probability reaches the threshold."""
 
 
-def pixel_mean_ce(
-    logits: Tensor,
-    labels: Tensor,
-    align: bool,
-    weight: Tensor | None = None,
-    class_weight: Tensor | None = None,
-) -> Tensor:
-    """Cross-entropy summed over the labelled pixels and divided by the number of all pixels, as
-    mmsegmentation's mean."""
-    total = F.upsample_cross_entropy(
-        logits,
-        labels,
-        align_corners=align,
-        class_weight=class_weight,
-        pixel_weight=weight,
-        reduction="sum",
-    )
-    return total / labels.numel()
-
-
-def rarity_weights(frequencies: Sequence[float], spread: float) -> Tensor:
-    """``v_k = 1 + spread (mean(ln f) - ln f_k) / std(ln f)``: rare classes above 1, frequent ones below.
-
-    Source: SePiCo, authors' experiments.py for Dark Zurich, after DANNet (Wu et al., CVPR 2021).
-    """
-    log = torch.tensor(frequencies, dtype=torch.float64).log()
-    return (1 + spread * (log.mean() - log) / log.std()).float()
-
-
-def fuse_matched(
-    own: Tensor, match: Tensor, static: Sequence[int], share: float = 0.8, threshold: float = 0.4
-) -> Tensor:
-    """Mix the probabilities of a day image into those of its night image, for static classes.
-
-    ``a P_day + (1 - a) P_night`` for static classes, where a is ``share`` if P_day exceeds the threshold and
-    ``1 - share`` otherwise. Other classes keep P_night. As published, the result is not normalised.
-
-    Args:
-        own: [B, K, H, W], probabilities of the target image.
-        match: probabilities of the matched image.
-        static: the static classes.
-        share: published 0.8.
-        threshold: published 0.4.
-
-    Source: SePiCo, authors' sepico_dark.py, after DANNet.
-    """
-    mixed = own.clone()
-    for k in static:  # one by one: indexing with a list would copy it to the device
-        day, night = match[:, k], own[:, k]
-        weight = torch.full_like(day, 1 - share).masked_fill(day > threshold, share)
-        mixed[:, k] = weight * day + (1 - weight) * night
-    return mixed
-
-
 @register("self_training")
 class SelfTraining(Method):
     """``CE(source) + ssl_weight CE(mixed) + mask_weight CE(masked)``: half of a source image's classes are
     pasted onto a target image. The other pixels have the teacher's label, weighted by the share of confident
-    pixels in the batch. In the masked target image (MIC), random blocks are hidden, and all pixels have the
-    teacher's label of the whole image.
+    pixels in the batch. In masked images (MIC), random blocks are hidden, and all pixels have the label of
+    the whole image: the teacher's, or a source image's own.
     """
 
     @dataclass(frozen=True)
@@ -132,6 +79,11 @@ class SelfTraining(Method):
         """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
         mask_weight: NonNegative = 1.0
         """Weight of the loss on the masked image."""
+        mask_images: Literal["target", "both"] = "target"
+        """Images to mask: target (published for GTA5 and SYNTHIA), or both, half of the source images and
+        half of the target images (published for Cityscapes to ACDC and Dark Zurich)."""
+        mask_strong: bool = True
+        """Whether masked images have jitter and blur as well (published: not with both)."""
         feature_distance: NonNegative = 0.0
         """Weight of the distance of the source's features to those of the initial weights (published: 0.005
         in DAFormer, 0.1 in VFM-UDA++); 0: off."""
@@ -285,7 +237,7 @@ class SelfTraining(Method):
             del distance
         yield self._mixed(student, batch, target, pseudo)
         if self.config.mask_ratio:
-            yield self._masked(student, target, pseudo)
+            yield self._masked(student, batch, target, pseudo)
 
     def _mixed(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
         """The loss on target images with pasted source classes."""
@@ -303,11 +255,18 @@ class SelfTraining(Method):
         loss = self._ce(student(self._strong(image)), label, weight)
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
 
-    def _masked(self, student: nn.Module, target: Tensor, pseudo: PseudoLabel) -> Phase:
-        """The loss on target images with hidden blocks, by the labels of the whole images."""
+    def _masked(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
+        """The loss on images with hidden blocks, by the labels of the whole images."""
         config = self.config
-        image = augment.block_mask(self._strong(target), config.mask_block, config.mask_ratio)
-        loss = self._ce(student(image), pseudo.label, pseudo.weight)
+        image, label, weight = target, pseudo.label, pseudo.weight
+        if config.mask_images == "both":
+            half = -(-len(target) // 2)
+            image = torch.cat([batch.source_image[:half], image[:half]])
+            label = torch.cat([batch.source_label[:half], label[:half]])
+            weight = torch.cat([torch.ones_like(weight[:half]), weight[:half]])
+        image = self._strong(image) if config.mask_strong else image
+        image = augment.block_mask(image, config.mask_block, config.mask_ratio)
+        loss = self._ce(student(image), label, weight)
         return Phase("model", {"masked": config.mask_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:

@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 import fastuda.ops as F
 from fastuda.data.loading.batch import Batch
 from fastuda.methods.base import Method, Phase
+from fastuda.methods.losses import valid_mean_ce
 from fastuda.methods.registry import register
-from fastuda.methods.tensors import with_detail
-from fastuda.system.distributed import joint_mean
 
 
 @register("source_only")
@@ -32,14 +29,9 @@ class SourceOnly(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         output = self.model(batch.source_image)
-        align = self.model.align_corners
-
-        def ce(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-            mean = F.upsample_cross_entropy(logits, labels, align_corners=align)
-            return joint_mean(mean, (labels != 255).sum())
-
-        losses = {"ce": with_detail(output, batch.source_label, ce)}
+        losses = {"ce": valid_mean_ce(self.model, output, batch.source_label)}
         if self.config.lovasz_weight:
+            align = self.model.align_corners
             lovasz = F.lovasz_softmax(
                 output.logits, batch.source_label, from_logits=True, align_corners=align
             )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
@@ -30,31 +27,3 @@ def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision as float32; float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def with_detail(
-    output: Any,
-    labels: Tensor,
-    loss: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    weight: Tensor | None = None,
-) -> Tensor:
-    """``loss(logits, labels, weight)`` of a segmentor's output; of HRDA's in training ``(1 - d) loss + d
-    loss(detail)``, where the detail has the labels and weights of its crop and d is its share.
-
-    Args:
-        output: with ``logits`` [B, K, h, w] and ``detail``, a :class:`~fastuda.models.segmentor.Detail` or
-            None.
-        labels: [B, H, W].
-        loss: a loss of logits [B, K, h, w], labels [B, H, W] and weights of pixels [B, H, W] or None.
-        weight: [B, H, W].
-    """
-    whole = loss(output.logits, labels, weight)
-    if output.detail is None:
-        return whole
-    top, bottom, left, right = output.detail.box
-
-    def cut(x: Tensor) -> Tensor:
-        return x[:, top:bottom, left:right].contiguous()
-
-    part = loss(output.detail.logits, cut(labels), None if weight is None else cut(weight))
-    return (1 - output.detail.weight) * whole + output.detail.weight * part

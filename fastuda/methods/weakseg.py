@@ -19,6 +19,7 @@ from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.adversarial import SOURCE, TARGET, domain_loss
 from fastuda.methods.base import Method, Phase, frozen
+from fastuda.methods.losses import valid_mean_ce
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import at_least_float32, pixel_major, upsampled
 from fastuda.models.discriminators import CategoryDiscriminators, FCDiscriminator
@@ -84,7 +85,6 @@ class WeakSeg(Method):
         """Hidden width of the category discriminators; None: the width of the features, as published."""
 
     config: Config
-    pairs_features = True
     target_second = True
     optim_defaults: ClassVar[dict[str, Any]] = {
         "optim.networks.output.name": "adam",
@@ -117,10 +117,10 @@ class WeakSeg(Method):
         return {name: getattr(self, name) for name in names}
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
-        config, align = self.config, self.model.align_corners
+        config = self.config
         source = self.model(batch.source_image)
-        ce = F.upsample_cross_entropy(source.logits, batch.source_label, align_corners=align)
-        yield Phase("model", {"ce": joint_mean(ce, (batch.source_label != 255).sum())})
+        ce = valid_mean_ce(self.model, source, batch.source_label)
+        yield Phase("model", {"ce": ce})
         source_features, source_logits = source.features.detach(), source.logits.detach()
         del source, ce
 

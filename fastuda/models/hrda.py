@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fastuda.errors import UserError
 from fastuda.models.segmentor import Detail, Segmentor, SegOutput
 
+Refine = Callable[[Tensor], Tensor]
+"""A change of the context's features [B, C, h, w]."""
 WEIGHT = 0.1
 """Share of the loss on the detail crop, as published."""
 
@@ -129,6 +131,11 @@ class HRSegmentor(Segmentor):
             return self._one_window(images)
         return self._frames(images)
 
+    def refined(self, images: Tensor, refine: Refine) -> Tensor:
+        """Logits of images, in sliding windows, whose context's features pass through ``refine`` before the
+        head and the attention; the details' features do not."""
+        return self._frames(images, refine).logits
+
     def param_groups(
         self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
@@ -137,9 +144,12 @@ class HRSegmentor(Segmentor):
         own = [p for p in self.attention.parameters() if p.requires_grad]
         return [*groups, {"params": own, "lr": lr * head_lr_mult}]
 
-    def _context(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def _context(
+        self, images: Tensor, refine: Refine | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Features, deepest map, logits and attention of the context."""
         features, deepest = self.encode(images)
+        features = features if refine is None else refine(features)
         logits = self._on_grid(self.head(features), images, self.cell)
         return features, deepest, logits, self.attention(features).sigmoid()
 
@@ -183,7 +193,7 @@ class HRSegmentor(Segmentor):
         box = (rows, rows + high, columns, columns + wide)
         return SegOutput(features, fused, deepest, Detail(detail, box, WEIGHT))
 
-    def _frames(self, images: Tensor) -> SegOutput:
+    def _frames(self, images: Tensor, refine: Refine | None = None) -> SegOutput:
         """Prediction of images of any size, in windows of twice the detail crop."""
         height, width = images.shape[2:]
         size = [
@@ -194,16 +204,16 @@ class HRSegmentor(Segmentor):
             images = nnf.pad(images, (0, size[1] - width, 0, size[0] - height), mode="replicate")
         high, wide = (min(2 * window, side) for window, side in zip(self.detail, size, strict=True))
         places = windows(size, (high, wide), self.detail)
-        parts = [self._slide(images[:, :, y : y + high, x : x + wide]) for y, x in places]
+        parts = [self._slide(images[:, :, y : y + high, x : x + wide], refine) for y, x in places]
         features = averaged([part for part, _ in parts], places, size, self.cell)
         logits = averaged([part for _, part in parts], places, size, self.stride)
         coarse, fine = ([-(-side // cell) for side in (height, width)] for cell in (self.cell, self.stride))
         return SegOutput(features[:, :, : coarse[0], : coarse[1]], logits[:, :, : fine[0], : fine[1]])
 
-    def _slide(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _slide(self, images: Tensor, refine: Refine | None) -> tuple[Tensor, Tensor]:
         """Features and fused logits of images of the size that is trained: all details in one batch, since a
         teacher's batch norm takes its statistics from them together."""
-        features, _, context, attention = self._context(images)
+        features, _, context, attention = self._context(images, refine)
         size, (high, wide) = images.shape[2:], self.detail
         places = windows(size, self.detail, (high // 2, wide // 2))
         details = torch.cat([images[:, :, y : y + high, x : x + wide] for y, x in places])

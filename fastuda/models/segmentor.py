@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.nn.functional as nnf
@@ -76,6 +77,10 @@ class Segmentor(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, K, h, w] of features [B, C, h, w]."""
         return self.head(features)
+
+    def refined(self, images: Tensor, refine: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits of images whose features pass through ``refine`` [B, C, h, w] before the head."""
+        return self.classify(refine(self(images).features))
 
     def param_groups(
         self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0

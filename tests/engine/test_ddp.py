@@ -42,6 +42,8 @@ CASES["self_training with its options"] = ("self_training", {**PLAIN, **OPTIONS}
 # the detail crop is as large as the image, so that both processes draw the same one
 HRDA = {"model": {"hrda": (32, 64)}}
 CASES["source_only with hrda"] = ("source_only", HRDA, 3, True)
+for name in ("plca", "fada", "weakseg"):
+    CASES[f"{name} with hrda"] = (name, {**CASES[name][1], **HRDA}, 2)
 CASES["self_training with its options and hrda"] = ("self_training", {**PLAIN, **OPTIONS, **HRDA}, 3)
 SMALL = {"width": 16, "contrast_start": 1, "tau": 0.1, "regularizer_weight": 0.5}
 for variant in ("dist", "bank", "proto"):

@@ -132,7 +132,7 @@ def test_every_method_resumes_bit_for_bit(method, scenes_root, tmp_path):
         weights = tmp_path / "small.pth"
         torch.save(build_model(ModelConfig(backbone="small"), 19).state_dict(), weights)
         more += ["--weights", weights, "method.mask_ratio=0.7", "method.mask_block=8"]
-        more += ["method.feature_distance=0.1", "method.feature_target=0.1"]
+        more += ["method.mask_images=both", "method.feature_distance=0.1", "method.feature_target=0.1"]
         more += ["model.hrda=[16, 32]"] if "hrda" in method else []
         method = method.split()[0]
     whole, out = tmp_path / "whole", tmp_path / "run"

@@ -112,3 +112,38 @@ def test_the_masked_loss_is_the_last_phase_and_alone_in_it():
     """Its graph is built after the others are freed: the peak is theirs."""
     *_, mixed, masked = build("self_training", **MASKED).phases(batch(), 0)
     assert set(mixed.losses) == {"mixed"} and set(masked.losses) == {"masked"}
+
+
+@pytest.mark.parametrize(("name", "count", "half"), [("self_training", 2, 1), ("sepico", 3, 2)])
+def test_both_domains_are_masked_as_published_for_day_and_night(name, count, half, monkeypatch):
+    """Half of the source images by their labels with weight 1, and half of the target images; no jitter."""
+    more = {"width": 8, "contrast_start": 9} if name == "sepico" else {}
+    settings = {**PLAIN, "ignore_top": 2, **MASKED, "mask_images": "both", "mask_strong": False}
+    method, data = build(name, **settings, **more).double().eval(), data64(b=count)
+    u = torch.rand(2 * half, 1, 4, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *size, **kwargs: u.expand(size))
+        losses, _ = collect(method, data)
+    with torch.no_grad():
+        up = nnf.interpolate(method.model(data.target_image).logits, (32, 64), mode="bilinear")
+        probability, label = up.softmax(1).max(1)
+    weight = (probability >= 0.3).double().mean().expand(half, 32, 64).clone()
+    weight[:, :2] = 0
+    assert 0 < weight.max() < 1
+    mask = (u > 0.7).double().repeat_interleave(8, 2).repeat_interleave(8, 3)
+    images = torch.cat([data.source_image[:half], data.target_image[:half]]) * mask
+    logits = nnf.interpolate(method.model(images).logits, (32, 64), mode="bilinear")
+    source = nnf.cross_entropy(logits[:half], data.source_label[:half], ignore_index=255, reduction="sum")
+    target = (weight * nnf.cross_entropy(logits[half:], label[:half], reduction="none")).sum()
+    wanted = (source + target) / (2 * half * 32 * 64)
+    assert losses["masked"].item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("strong", [True, False])
+def test_masked_images_are_jittered_unless_that_is_off(strong, monkeypatch):
+    method = build("self_training", **MASKED, mask_strong=strong, jitter_share=1.0)
+    data, seen = batch(), []
+    masked = augment.block_mask
+    monkeypatch.setattr(augment, "block_mask", lambda x, *rest: seen.append(x) or masked(x, *rest))
+    list(method.phases(data, 0))
+    assert torch.equal(seen[0], data.target_image) is not strong

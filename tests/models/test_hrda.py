@@ -9,13 +9,13 @@ from torch import nn
 
 from fastuda.errors import UserError
 from fastuda.methods import get_method
-from fastuda.methods.self_training import pixel_mean_ce
-from fastuda.methods.tensors import with_detail
+from fastuda.methods.losses import pixel_mean_ce, with_detail
 from fastuda.models import ModelConfig, SegOutput, build_model
 from fastuda.models.backbones import BACKBONES
 from fastuda.models.hrda import HRSegmentor, averaged, fuse, placed, windows
 from fastuda.models.segmentor import Detail
 from tests.helpers import wave
+from tests.oracles import spatial_aggregate as aggregate
 from tests.oracles.methods import batch, gradients, same
 
 
@@ -245,16 +245,12 @@ def test_a_backbone_without_whole_cells_is_refused():
         model(torch.randn(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name", ["plca", "fada", "weakseg", "plca+self_training"])
-def test_methods_that_pair_features_with_logits_say_so(name):
-    cls = get_method(name)
-    with pytest.raises(UserError, match=r"pairs features with logits, .*: set model.hrda=null"):
-        cls(cls.Config(), small(), 4)
+PLAIN = ["source_only", "asanet", "plca", "fada", "weakseg"]
+METHODS = [*PLAIN, "self_training", "sepico", "plca+self_training"]
 
 
-@pytest.mark.parametrize("name", ["source_only", "self_training", "sepico", "asanet"])
-def test_methods_train_on_both_scales(name, monkeypatch):
-    """The losses are those of the fused logits and of the detail crop."""
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_train_on_both_scales(name):
     more = {"width": 8, "contrast_start": 0} if name == "sepico" else {}
     more |= {"mask_ratio": 0.5, "mask_block": 8} if name in ("self_training", "sepico") else {}
     cls = get_method(name)
@@ -262,7 +258,70 @@ def test_methods_train_on_both_scales(name, monkeypatch):
     for phase in method.phases(batch(size=(64, 64)), 0):
         assert all(value.isfinite() for value in phase.losses.values())
         sum(phase.losses.values()).backward()
-    assert all(p.grad is not None for p in method.networks()["model"].parameters())
+    for net in method.networks().values():
+        assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_cross_entropy_of_the_source_is_of_both_scales(name, monkeypatch):
+    cls = get_method(name)
+    method = cls(cls.Config(**({"temperature": 1.0} if name == "fada" else {})), small(), 4).train()
+    data = batch(size=(64, 64))
+    monkeypatch.setattr(torch, "randint", lambda high, size, **_: torch.tensor(1))
+    found = next(iter(method.phases(data, 0))).losses["ce"]
+    out, label = method.model(data.source_image), data.source_label
+    assert out.detail.box == (16, 48, 16, 48)
+
+    def literal(z, y):
+        up = nnf.interpolate(z, y.shape[1:], mode="bilinear", align_corners=False)
+        return nnf.cross_entropy(up, y, ignore_index=255)
+
+    wanted = 0.9 * literal(out.logits, label) + 0.1 * literal(out.detail.logits, label[:, 16:48, 16:48])
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_fada_and_weakseg_align_the_features_of_the_context():
+    """With the fused logits, which are twice as fine: of the whole image for FADA, pooled for WeakSegDA."""
+    data = batch(size=(64, 64))
+    cls = get_method("fada")
+    method = cls(cls.Config(), small(), 4).train()
+    seen = []
+    method.discriminator.register_forward_hook(lambda m, args, out: seen.append(args[0].shape[2:]))
+    list(method.phases(data, 0))
+    assert set(seen) == {(4, 4)}
+    cls = get_method("weakseg")
+    method = cls(cls.Config(), small(), 4)
+    features, logits = torch.randn(2, 128, 4, 4), torch.randn(2, 4, 8, 8)
+    attention = nnf.avg_pool2d(logits, 2).flatten(2).softmax(2)
+    wanted = features.flatten(2) @ attention.transpose(1, 2)
+    torch.testing.assert_close(method._pool(features, logits), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_refined_before_the_head_and_the_attention():
+    model, images = known().eval(), wave((2, 3, 64, 96), 0.05)
+    features = 2 * nnf.avg_pool2d(images, 16)
+    detail = model.head(nnf.avg_pool2d(images, 8))
+    wanted = fuse(model.head(features), model.attention(features).sigmoid(), detail)
+    with torch.no_grad():
+        torch.testing.assert_close(model.refined(images, lambda x: 2 * x), wanted)
+
+
+def test_plca_aggregates_the_context_and_the_fused_predictions():
+    cls = get_method("plca")
+    method = cls(cls.Config(), known(), 4).eval()
+    images = wave((2, 3, 64, 96), 0.05)
+
+    def rows(x, similarity, contrast):
+        done = aggregate.literal(x.flatten(2).transpose(1, 2), similarity, contrast)
+        return done.transpose(1, 2).reshape(x.shape)
+
+    features = rows(nnf.avg_pool2d(images, 16), "cosine", True)
+    head, attention = method.model.head(features), method.model.attention(features).sigmoid()
+    fused = fuse(head, attention, method.model.head(nnf.avg_pool2d(images, 8)))
+    with torch.no_grad():
+        found = method.predict(images)
+    assert found.are_probabilities and found.scores.shape == (2, 4, 8, 12)
+    torch.testing.assert_close(found.scores, rows(fused.softmax(1), "kl", False), rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_of_the_source_is_that_of_the_formula(monkeypatch):
