@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fastuda.kernels import _temperature
 from fastuda.kernels._aggregate_divergence import divergence_gradient
+from fastuda.kernels._aggregate_narrow import mixed, mixed_gradient
 from fastuda.kernels._aggregate_symmetric import symmetric_gradient
 from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
 from fastuda.kernels._common import EPS_KL, on_device, prepare, product
-from fastuda.kernels._narrow import WIDEST, mixed, mixed_gradient
+from fastuda.kernels._narrow import WIDEST
 from fastuda.kernels._panels import Panel, panel_scale, without_vanishing
 
 TOP = {"cosine": 1.0, "kl": 0.0}
