@@ -75,7 +75,7 @@ def build_library(folder: Path, arch: int) -> str:
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tests/gpu and the bench launch, by name; on CPU tensors, whose pointers are aligned alike."""
     import fastuda.ops as F
-    from bench.gpu_check import variants
+    from bench.gpu_stages import variants
     from bench.providers import public
     from bench.registry import CASES, make_inputs
     from bench.run import GPU_FIRST

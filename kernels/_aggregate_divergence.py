@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastuda.kernels._aggregate_block import gradient_products
 from fastuda.kernels._common import (
     INTERPRETED,
     LOG2E,
     Side,
     add_product,
     divides,
-    grouped,
+    panel_tile,
     quarters,
     tile_shape,
 )
@@ -87,6 +88,7 @@ def _fill_slopes(
         splits,
         LOG2E=LOG2E,
         EVEN=divides(side.query, shape["BK"]),
+        UPCAST=INTERPRETED,
         GROUP=8,
         **shape,
     )
@@ -102,43 +104,6 @@ def _fill_slopes(
         BC=width,
         num_warps=4,
     )
-
-
-@triton.jit
-def pair_product(
-    a,
-    b,
-    g,
-    rows,  # [BM]
-    cols,  # [BN]
-    channels,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """``a[rows] @ b[cols].T`` and ``g[rows] @ a[cols].T`` in one loop."""
-    k = tl.arange(0, BK)  # [BK]
-    at_row = rows[:, None] * channels + k[None, :]  # [BM, BK]
-    at_col = cols[None, :] * channels + k[:, None]  # [BK, BN]
-    s = tl.zeros((BM, BN), tl.float32)  # [BM, BN]
-    d = tl.zeros((BM, BN), tl.float32)  # [BM, BN]
-    for start in range(0, channels, BK):
-        if EVEN:
-            x = tl.load(a + at_row + start)  # [BM, BK]
-            y = tl.load(b + at_col + start)  # [BK, BN]
-            h = tl.load(g + at_row + start)  # [BM, BK]
-            z = tl.load(a + at_col + start)  # [BK, BN]
-        else:
-            inside = k < channels - start  # [BK]
-            x = tl.load(a + at_row + start, mask=inside[None, :], other=0.0)
-            y = tl.load(b + at_col + start, mask=inside[:, None], other=0.0)
-            h = tl.load(g + at_row + start, mask=inside[None, :], other=0.0)
-            z = tl.load(a + at_col + start, mask=inside[:, None], other=0.0)
-        # TF32 would round float32 operands.
-        s = tl.dot(x, y, s, input_precision="ieee")
-        d = tl.dot(h, z, d, input_precision="ieee")
-    return s, d
 
 
 @triton.jit(
@@ -165,19 +130,17 @@ def slope_panel(
     splits,
     LOG2E: tl.constexpr,
     EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
     GROUP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     """Weights, their gradient less ``centre``, and partial sums of the product of both."""
-    # Programs that run together share operands, which then stay in L2.
-    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
-    # Rows and columns past the end read the last one, a valid address; what they give is masked.
-    rows = block * BM + tl.arange(0, BM)  # [BM]
-    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)  # [BM]
-    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)  # [BN]
-    s, d = pair_product(a, b, g, at_row, at_col, channels, BM, BN, BK, EVEN)  # both [BM, BN]
+    _, split, rows, at_row, at_col = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
+    at_row += first
+    # both [BM, BN]
+    d, s, _ = gradient_products(a, g, b, at_row, at_col, channels, False, BM, BN, BK, EVEN, UPCAST)
     entropy = tl.load(row + at_row)  # [BM]
     inv = LOG2E / tl.load(temperature + at_row)  # [BM]
     norm = tl.load(log_sum + at_row) * LOG2E  # [BM]

@@ -12,8 +12,8 @@ from fastuda.kernels._common import (
     LOG2E,
     Side,
     divides,
-    grouped,
     narrow,
+    panel_tile,
     product_strip,
     quarters,
     tile_product,
@@ -116,13 +116,9 @@ def weight_panel(
     BK: tl.constexpr,
 ):
     """Rows ``first`` to ``first + n`` of ``m``: weights relative to the pixel's own, and sums [splits, n]."""
-    # Programs that run together share operands, which then stay in L2.
-    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
-    # Rows and columns past the end read the last one, a valid address; what they give is masked.
-    rows = block * BM + tl.arange(0, BM)  # [BM]
-    at_row = first + tl.minimum(rows, n - 1).to(tl.int64)  # [BM]
+    _, split, rows, at_row, at_col = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
+    at_row += first
     if not LIBRARY:
-        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)  # [BN]
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
         parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
     scale = tl.load(row + at_row)  # [BM]

@@ -22,8 +22,8 @@ from fastuda.kernels._common import (
     Side,
     add_product,
     divides,
-    grouped,
     narrow,
+    panel_tile,
     prepare,
     product,
     product_strip,
@@ -200,13 +200,8 @@ def association_panel(
 ):
     """The gradient of the loss with respect to ``a @ b.T``, rows ``first`` to ``first + n`` of the image.
     ``pull``: the first hop, per row; ``push``: the second, per column (cosine only)."""
-    # Programs that run together share operands, which then stay in L2.
-    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
-    # Rows and columns past the end read the last one, a valid address; what they give is masked.
-    rows = block * BM + tl.arange(0, BM)  # [BM]
-    at_row = tl.minimum(rows, n - 1).to(tl.int64)  # [BM]
+    _, split, rows, at_row, at_col = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
     if not LIBRARY:
-        at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)  # [BN]
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
         parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
     # Operands and scale are the panel's rows; the residuals are the image's, hence first.

@@ -18,6 +18,9 @@ EPS_KL = 1e-10
 EPS_STD = 1e-10
 LOG2E = 1.4426950408889634
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Deviation of equal similarities that were rounded, at most, over their size or 1."""
+
 PANEL_BYTES = 32 << 20
 """A panel of similarities (or of partial results) stays within this, so that it lives in L2."""
 
@@ -175,6 +178,17 @@ def grouped(pid, blocks, splits, GROUP: tl.constexpr):
     # The last group may be smaller, and its numbers must still cover every split.
     size = tl.minimum(blocks - first, GROUP)
     return first + (pid % per_group) % size, (pid % per_group) // size
+
+
+@triton.jit
+def panel_tile(n, m, blocks, splits, GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Of a program of a panel [n, m]: its row block and column split, its rows [BM], and the addresses of the
+    rows [BM] and columns [BN]: those past the end read the last one, and what they give is masked."""
+    block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
+    rows = block * BM + tl.arange(0, BM)  # [BM]
+    at_row = tl.minimum(rows, n - 1).to(tl.int64)  # [BM]
+    at_col = tl.minimum(split * BN + tl.arange(0, BN), m - 1).to(tl.int64)  # [BN]
+    return block, split, rows, at_row, at_col
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:

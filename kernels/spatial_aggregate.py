@@ -11,18 +11,22 @@ from torch import Tensor
 
 from fastuda.kernels import _temperature
 from fastuda.kernels._aggregate_divergence import divergence_gradient
+from fastuda.kernels._aggregate_narrow import mixed, mixed_gradient
 from fastuda.kernels._aggregate_symmetric import symmetric_gradient
 from fastuda.kernels._aggregate_weights import fill_weights, own_similarity
 from fastuda.kernels._common import EPS_KL, on_device, prepare, product
-from fastuda.kernels._narrow import WIDEST, mixed, mixed_gradient
+from fastuda.kernels._narrow import WIDEST
 from fastuda.kernels._panels import Panel, panel_scale, without_vanishing
+
+TOP = {"cosine": 1.0, "kl": 0.0}
+"""The largest similarity that there is, to which the residual ``log_sum`` relates."""
 
 
 def spatial_aggregate_fwd(
     x: Tensor, similarity: str, contrast: bool, alpha: float, library: bool = False
 ) -> tuple[Tensor, ...]:
-    """``(out, temperature, lse)``; the low-level op of the same name. ``library``: panels that the library
-    multiplies in place of tiles."""
+    """``(out, temperature, log_sum, drift)``; the low-level op of the same name. ``library``: panels that the
+    library multiplies in place of tiles."""
     if library and len(x) > 1:  # its panels are of one image
         results = [spatial_aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))
@@ -52,7 +56,8 @@ def spatial_aggregate_fwd(
                 product(weights, side.query[b], y)
                 y *= (alpha / total[b, part])[:, None]
                 out[b, part] = y.add_(x[b, part], alpha=1 - alpha)
-        return out, temperature, own / temperature + total.log()
+        log_sum = (own - TOP[similarity]) / temperature + total.log()
+        return out, temperature, log_sum, torch.zeros_like(log_sum)
 
 
 def spatial_aggregate_bwd(
@@ -60,13 +65,14 @@ def spatial_aggregate_bwd(
     x: Tensor,
     out: Tensor,
     temperature: Tensor,
-    lse: Tensor,
+    log_sum: Tensor,
+    drift: Tensor,
     similarity: str,
     alpha: float,
     library: bool = False,
 ) -> Tensor:
-    """Gradient of the input; the low-level op of the same name. ``library`` as in
-    :func:`spatial_aggregate_fwd`, of the cosine."""
+    """Gradient of the input; the low-level op of the same name. ``drift`` is not read: the gradient of KL
+    takes no sum from the output. ``library`` as in :func:`spatial_aggregate_fwd`, of the cosine."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, _, c = x.shape
     work = x.float() if similarity == "kl" else x
@@ -74,7 +80,7 @@ def spatial_aggregate_bwd(
     with on_device(x):
         side = prepare(work, similarity)
         own = own_similarity(side, similarity)
-        log_sum = lse - own / temperature
+        log_sum = log_sum - (own - TOP[similarity]) / temperature
         factor = alpha / temperature * (side.row if similarity == "cosine" else 1.0)
         for b in range(batch):
             g, scale = grad[b].to(work.dtype), None

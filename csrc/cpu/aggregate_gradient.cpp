@@ -19,12 +19,12 @@ class Gradient {
  public:
   using S = acc_t<T>;
 
-  Gradient(const Features<T>& x, const Tensor& grad, int64_t b, S alpha, const S* temperature, const S* lse,
-           const S* delta, T* out)
+  Gradient(const Features<T>& x, const Tensor& grad, int64_t b, S alpha, const S* temperature,
+           const S* log_sum, const S* delta, T* out)
       : n_(x.count),
         channels_(x.channels),
         alpha_(alpha),
-        lse_(lse),
+        log_sum_(log_sum),
         delta_(delta),
         scales_(x.scales(b)),
         rows_(x.query(b)),
@@ -167,13 +167,20 @@ class Gradient {
       tile_product(x, r0, rows, k, end, keys.grad_t, block, backward, kCols, k > 0);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = first + r0 + r;
-      const AggregateTerm<S> term{alpha_,     scales_[i],  S(0),          inverse_t_[i],
-                                  lse_[i],    delta_[i],   scales_ + key, inverse_t_.data() + key,
-                                  lse_ + key, delta_ + key};
-      row_sums[r] =
-          aggregate_row(s + r * kCols, forward + r * kCols, backward + r * kCols, width, term, column_sums);
-      store_scaled(s + r * kCols, ones_.data(), width, z.at(r0 + r, j0));
+      const int64_t i = first + r0 + r, own = i - key;
+      S* row = s + r * kCols;
+      AggregateTerm<S> term{alpha_,         scales_[i],  S(0),          inverse_t_[i],
+                            log_sum_[i],    delta_[i],   scales_ + key, inverse_t_.data() + key,
+                            log_sum_ + key, delta_ + key};
+      const bool meets_itself = own >= 0 && own < width;
+      if (meets_itself) {  // with the similarity that the forward puts in
+        scale_best(row, width, scales_[i], scales_ + key);
+        row[own] = scales_[i] != 0;
+        term.scale = 1, term.key_scale = ones_.data();
+      }
+      row_sums[r] = aggregate_row(row, forward + r * kCols, backward + r * kCols, width, term, column_sums);
+      if (meets_itself) scale_best(row, width, scales_[i], scales_ + key);
+      store_scaled(row, ones_.data(), width, z.at(r0 + r, j0));
       store_scaled(backward + r * kCols, ones_.data(), width, back.at(r0 + r, j0));
     }
     store_transposed(s, kCols, ones_.data(), rows, width, z_t.at(j0, r0), z_t.stride(r0));
@@ -199,7 +206,7 @@ class Gradient {
 
   int64_t n_, channels_;
   S alpha_;
-  const S *lse_, *delta_, *scales_;
+  const S *log_sum_, *delta_, *scales_;
   const T *rows_, *grad_;
   T* out_;
   std::vector<S> inverse_t_, ones_, projection_;
@@ -213,8 +220,8 @@ class Gradient {
 
 template <class T>
 void aggregate_gradient(const Features<T>& x, const Tensor& grad, int64_t b, acc_t<T> alpha,
-                        const acc_t<T>* temperature, const acc_t<T>* lse, const acc_t<T>* delta, T* out) {
-  Gradient<T>(x, grad, b, alpha, temperature, lse, delta, out).run();
+                        const acc_t<T>* temperature, const acc_t<T>* log_sum, const acc_t<T>* delta, T* out) {
+  Gradient<T>(x, grad, b, alpha, temperature, log_sum, delta, out).run();
 }
 
 #define INSTANTIATE(T)                                                                                       \

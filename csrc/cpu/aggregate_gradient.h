@@ -6,9 +6,9 @@
 namespace fastuda {
 
 // Gradient of image b: out [N, channels], from that of the output, grad [B, N, channels] of T, the forward's
-// temperatures and log-sum-exps, and delta_i = grad_i . alpha (W x)_i.
+// temperatures and log_sum_i = log sum_j exp((s_ij - 1) / t_i), and delta_i = grad_i . alpha (W x)_i.
 template <class T>
 void aggregate_gradient(const Features<T>& x, const Tensor& grad, int64_t b, acc_t<T> alpha,
-                        const acc_t<T>* temperature, const acc_t<T>* lse, const acc_t<T>* delta, T* out);
+                        const acc_t<T>* temperature, const acc_t<T>* log_sum, const acc_t<T>* delta, T* out);
 
 }  // namespace fastuda

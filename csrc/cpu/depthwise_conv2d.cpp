@@ -1,178 +1,17 @@
 // depthwise_conv2d of channels-last features: an output pixel is a sum of a few rows of channels, each times
 // a row of the weights, and so is the gradient of an input pixel; the gradient of a weight is a sum over
 // pixels whose channels stay in registers.
+#include "depthwise_conv2d.h"
+
 #include <torch/library.h>
 
 #include "panel.h"
-#include "widen.h"
 
 namespace fastuda {
 
 namespace {
 
 constexpr int64_t kLanes = 64;  // channels of a block of the weights' gradient
-
-// 64 bytes of sums, in one register of AVX-512 or in two of AVX2.
-template <class S>
-struct Lanes {
-  static constexpr int64_t count = 64 / sizeof(S);
-  typedef S type __attribute__((vector_size(64)));
-};
-template <class S>
-using lanes_t = typename Lanes<S>::type;
-
-FASTUDA_INLINE void load_lanes(const float* from, lanes_t<float>& x) { std::memcpy(&x, from, sizeof(x)); }
-FASTUDA_INLINE void load_lanes(const double* from, lanes_t<double>& x) { std::memcpy(&x, from, sizeof(x)); }
-FASTUDA_INLINE void load_lanes(const BFloat16* from, lanes_t<float>& x) {
-  typedef uint16_t Half __attribute__((vector_size(32)));
-  typedef uint32_t Word __attribute__((vector_size(64)));
-  Half half;
-  std::memcpy(&half, from, sizeof(half));
-  const Word bits = __builtin_convertvector(half, Word) << 16;
-  std::memcpy(&x, &bits, sizeof(x));
-}
-
-// sum += a b
-template <class T, class Sums>
-FASTUDA_INLINE void add_product(const T* a, const Sums& b, Sums& sum) {
-  Sums x;
-  load_lanes(a, x);
-  sum += x * b;
-}
-
-template <class S>
-FASTUDA_INLINE void store_lanes(const lanes_t<S>& x, S* to) {
-  std::memcpy(to, &x, sizeof(x));
-}
-template <class S>
-FASTUDA_INLINE void store_lanes(const lanes_t<float>& x, BFloat16* to) {
-  float each[Lanes<float>::count];
-  std::memcpy(each, &x, sizeof(x));
-#pragma omp simd
-  for (int64_t j = 0; j < Lanes<float>::count; ++j) narrow(each[j], to + j);
-}
-
-// A run of pixels along a row, each the sum of as many rows of channels times rows of weights.
-template <class T, class S>
-struct Run {
-  const T* const* rows;  // of the first pixel
-  const S* const* weights;
-  int64_t taps;
-  int64_t pixels, from_step, to_step;  // elements from one pixel to the next
-};
-
-// `near` pixels from the i-th of the run on, the channels of `wide` registers from c on: a weight is read
-// once for all of them.
-template <int near, int wide, class T, class S>
-FASTUDA_INLINE void sum_block(const Run<T, S>& run, int64_t i, int64_t c, const S* bias, T* out) {
-  constexpr int64_t step = Lanes<S>::count;
-  lanes_t<S> sums[near][wide] = {};
-  if (bias) {
-#pragma GCC unroll 4
-    for (int p = 0; p < near; ++p) {
-#pragma GCC unroll 4
-      for (int v = 0; v < wide; ++v) load_lanes(bias + c + v * step, sums[p][v]);
-    }
-  }
-  for (int64_t t = 0; t < run.taps; ++t) {
-    const T* row = run.rows[t] + i * run.from_step + c;
-    const S* weight = run.weights[t] + c;
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; ++v) {
-      lanes_t<S> w;
-      load_lanes(weight + v * step, w);
-#pragma GCC unroll 4
-      for (int p = 0; p < near; ++p) add_product(row + p * run.from_step + v * step, w, sums[p][v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int p = 0; p < near; ++p) {
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; ++v) {
-      store_lanes<S>(sums[p][v], out + (i + p) * run.to_step + c + v * step);
-    }
-  }
-}
-
-template <int near, class T, class S>
-FASTUDA_INLINE void sum_channels(const Run<T, S>& run, int64_t i, int64_t c, int64_t end, const S* bias,
-                                 T* out) {
-  constexpr int64_t step = Lanes<S>::count;
-  for (; c + 2 * step <= end; c += 2 * step) sum_block<near, 2>(run, i, c, bias, out);
-  for (; c + step <= end; c += step) sum_block<near, 1>(run, i, c, bias, out);
-  for (; c < end; ++c) {
-    for (int64_t p = i; p < i + near; ++p) {
-      S sum = bias ? bias[c] : S(0);
-      for (int64_t t = 0; t < run.taps; ++t) {
-        sum += widen(run.rows[t][p * run.from_step + c]) * run.weights[t][c];
-      }
-      narrow(sum, out + p * run.to_step + c);
-    }
-  }
-}
-
-// Few channels at a time, so that what several taps read is still in the first cache; all of them where the
-// pixels lie a power of two apart and would meet in the same few sets of it.
-template <class T, class S>
-FASTUDA_INLINE void sum_body(const Run<T, S>& run, int64_t channels, const S* bias, T* out) {
-  constexpr int64_t few = 2 * Lanes<S>::count;
-  const int64_t block = run.from_step * int64_t(sizeof(T)) % 512 ? few : channels;
-  for (int64_t c = 0; c < channels; c += block) {
-    const int64_t end = std::min(c + block, channels);
-    int64_t i = 0;
-    for (; i + 3 <= run.pixels; i += 3) sum_channels<3>(run, i, c, end, bias, out);
-    for (; i < run.pixels; ++i) sum_channels<1>(run, i, c, end, bias, out);
-  }
-}
-
-// to [wide registers] += sum over i of a[i * step_a] b[i * step_b]
-template <int wide, class T, class S>
-FASTUDA_INLINE void inner_block(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count,
-                                S* to) {
-  constexpr int64_t step = Lanes<S>::count;
-  lanes_t<S> sums[wide] = {};
-  for (int64_t i = 0; i < count; ++i, a += step_a, b += step_b) {
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; ++v) {
-      lanes_t<S> x;
-      load_lanes(a + v * step, x);
-      add_product(b + v * step, x, sums[v]);
-    }
-  }
-  for (int v = 0; v < wide; ++v) {
-    lanes_t<S> before;
-    load_lanes(to + v * step, before);
-    before += sums[v];
-    store_lanes<S>(before, to + v * step);
-  }
-}
-
-template <class T, class S>
-FASTUDA_INLINE void inner_body(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count,
-                               int64_t channels, S* to) {
-  constexpr int64_t step = Lanes<S>::count;
-  int64_t c = 0;
-  for (; c + 4 * step <= channels; c += 4 * step) inner_block<4>(a + c, step_a, b + c, step_b, count, to + c);
-  for (; c + step <= channels; c += step) inner_block<1>(a + c, step_a, b + c, step_b, count, to + c);
-  for (; c < channels; ++c) {
-    S sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += widen(a[i * step_a + c]) * widen(b[i * step_b + c]);
-    to[c] += sum;
-  }
-}
-
-#define DEPTHWISE_SWEEPS(T, S, CLONES)                                                         \
-  CLONES void sum_run(const Run<T, S>& run, int64_t channels, const S* bias, T* out) {         \
-    sum_body(run, channels, bias, out);                                                        \
-  }                                                                                            \
-  CLONES void add_inner(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count, \
-                        int64_t lanes, S* to) {                                                \
-    inner_body(a, step_a, b, step_b, count, lanes, to);                                        \
-  }
-DEPTHWISE_SWEEPS(float, float, FASTUDA_CLONES)
-DEPTHWISE_SWEEPS(BFloat16, float, FASTUDA_CLONES)
-DEPTHWISE_SWEEPS(double, double, )
-#undef DEPTHWISE_SWEEPS
 
 // One axis: output o of `outputs` meets input o stride - padding + k dilation of `inputs`, k < kernel.
 struct Axis {
@@ -270,8 +109,8 @@ void sum_pixels(const Tensor& from, const Tensor& weights, const acc_t<T>* bias,
             met[taps++] = weights.const_data_ptr<S>() + (i * kernel_w + j) * channels;
           }
         }
-        sum_run({rows.data(), met.data(), taps, run.count, from_step * channels, to_step * channels},
-                channels, bias, to + run.first * channels);
+        sum_run<T, S>({rows.data(), met.data(), taps, run.count, from_step * channels, to_step * channels},
+                      channels, bias, to + run.first * channels);
       }
     }
   });

@@ -9,10 +9,10 @@ namespace fastuda {
 
 namespace {
 
-// Weights of the row block in place of its similarities; the products run on T.
+// Weights of the row block in place of its similarities, of which none is above top; the products run on T.
 template <class T>
-void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> alpha, T* out,
-                     acc_t<T>* temperature, acc_t<T>* lse) {
+void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> alpha, acc_t<T> top, T* out,
+                     acc_t<T>* temperature, acc_t<T>* log_sum) {
   using S = acc_t<T>;
   const int64_t n = x.count, channels = x.channels, depth = round_up(n, kPair<T>);
   Packed<T> keys(channels, n), values(n, channels);
@@ -30,14 +30,17 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
       S sums[kPanel];
       similarity_rows(x, x, keys, b, first, count, operand.data(), s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
-        const S* row = s.data() + r * ld;
-        const S best = statistics[r].best, t = contrast ? statistics[r].temperature(n) : S(1);
+        // the pixel's own similarity, which has the most weight, is put in exactly
+        S *row = s.data() + r * ld, own = x.scales(b)[first + r] != 0 ? top : S(0);
+        row[first + r] = own;
+        const S best = std::max(statistics[r].best, own);
+        const S t = contrast ? statistics[r].temperature(n) : S(1);
         sums[r] = 0;
         for (int64_t j = 0; j < n; j += kDepth) {
           sums[r] += store_softmax(row + j, std::min(kDepth, n - j), best, 1 / t, w.at(r, j));
         }
         temperature[first + r] = t;
-        lse[first + r] = best / t + std::log(sums[r]);
+        log_sum[first + r] = (best - top) / t + std::log(sums[r]);
         if (n < depth) *w.at(r, n) = T(0);
       }
       for (int64_t j = 0; j < values.blocks(); ++j) {
@@ -53,12 +56,12 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> spatial_aggregate_fwd(const Tensor& x, c10::string_view similarity,
-                                                         bool contrast, double alpha) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> spatial_aggregate_fwd(const Tensor& x, c10::string_view similarity,
+                                                                 bool contrast, double alpha) {
   const bool kl = is_kl(similarity);
   const int64_t batch = x.size(0), n = x.size(1), channels = x.size(2);
   const auto statistics = x.options().dtype(statistics_type(x));
-  Tensor temperature = at::empty({batch, n}, statistics), lse = at::empty({batch, n}, statistics), out;
+  Tensor temperature = at::empty({batch, n}, statistics), log_sum = at::empty({batch, n}, statistics), out;
   with_element(x, kl, [&](auto element) {
     using T = decltype(element);
     using S = acc_t<T>;
@@ -66,7 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> spatial_aggregate_fwd(const Tensor& x, c10::s
     out = empty_result({batch, n, rows.channels}, rows.queries.options());
     for (int64_t b = 0; b < batch; ++b) {
       T* to = out.mutable_data_ptr<T>() + b * n * rows.channels;
-      S *t = temperature.mutable_data_ptr<S>() + b * n, *sums = lse.mutable_data_ptr<S>() + b * n;
+      S* t = temperature.mutable_data_ptr<S>() + b * n;
+      S* sums = log_sum.mutable_data_ptr<S>() + b * n;
       if constexpr (std::is_same_v<T, S>) {
         if (kl && !contrast) {
           std::fill_n(t, n, S(1));
@@ -74,16 +78,21 @@ std::tuple<Tensor, Tensor, Tensor> spatial_aggregate_fwd(const Tensor& x, c10::s
           continue;
         }
       }
-      aggregate_image<T>(rows, b, contrast, S(alpha), to, t, sums);
+      aggregate_image<T>(rows, b, contrast, S(alpha), S(kl ? 0 : 1), to, t, sums);
     }
   });
-  return {as_result(out, channels, x.scalar_type()), temperature, lse};
+  const Tensor result = as_result(out, channels, x.scalar_type());
+  Tensor drift = at::zeros({batch, n}, statistics);
+  if (result.scalar_type() != out.scalar_type()) {
+    at::sum_out(drift, out, 2).sub_(result.sum(2, false, drift.scalar_type()));
+  }
+  return {result, temperature, log_sum, drift};
 }
 
 // The KL similarity's backward of one image, all rows against all columns.
 template <class S>
-void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const S* temperature, const S* lse,
-                 const S* delta, S* out) {
+void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const S* temperature,
+                 const S* log_sum, const S* delta, S* out) {
   const int64_t size = x.count * x.channels;
   const S *rows = x.query(b), *biases = x.biases(b), *ones = x.scales(b);
   const Scratch<S> row_grad(size), key_grad(size);
@@ -91,9 +100,9 @@ void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const 
   gradients.run(x, b, [&](int64_t first, int64_t taken, int64_t column, int64_t width, S* z, S* w) {
     for (int64_t r = 0; r < taken; ++r) {
       const int64_t i = first + r;
-      const AggregateTerm<S> term{alpha,   S(1),     biases[i],     1 / temperature[i],
-                                  lse[i],  delta[i], ones + column, nullptr,
-                                  nullptr, nullptr};
+      const AggregateTerm<S> term{alpha,      S(1),     biases[i],     1 / temperature[i],
+                                  log_sum[i], delta[i], ones + column, nullptr,
+                                  nullptr,    nullptr};
       aggregate_row(z + r * kCols, w + r * kCols, nullptr, width, term, nullptr);
     }
   });
@@ -104,28 +113,41 @@ void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const 
   });
 }
 
+// grad_i . alpha (W x)_i, where alpha W x is what the forward added to (1 - alpha) x. What rounding took from
+// the sum of the output's row goes back with the mean gradient: since probabilities add up to 1, equal
+// gradients of them must come to nothing.
+template <class T>
+double inner_of_mixed(const T* grad, const T* x, const T* out, int64_t n, double alpha, double drift) {
+  double product = 0, slope = 0;
+#pragma omp simd reduction(+ : product, slope)
+  for (int64_t c = 0; c < n; ++c) {
+    const double g = grad[c];
+    product += (double(out[c]) - (1 - alpha) * double(x[c])) * g;
+    slope += g;
+  }
+  return product + slope / double(n) * drift;
+}
+
 Tensor spatial_aggregate_bwd(const Tensor& grad, const Tensor& x, const Tensor& out,
-                             const Tensor& temperature, const Tensor& lse, c10::string_view similarity,
-                             double alpha) {
+                             const Tensor& temperature, const Tensor& log_sum, const Tensor& drift,
+                             c10::string_view similarity, double alpha) {
   const bool kl = is_kl(similarity);
   const int64_t batch = x.size(0), n = x.size(1), channels = x.size(2);
-  const Tensor t = temperature.contiguous(), l = lse.contiguous();
+  const Tensor t = temperature.contiguous(), l = log_sum.contiguous(), lost = drift.contiguous();
   Tensor result;
   with_element(x, kl, [&](auto element) {
     using T = decltype(element);
     using S = acc_t<T>;
     const Features<T> rows(x, kl);
     Tensor g = grad.to(rows.queries.scalar_type()).contiguous();
-    // delta_i = alpha grad_i . (W x)_i, and alpha W x is what the forward added to (1 - alpha) x
     Tensor delta = at::empty({batch, n}, rows.scale.options());
     const Tensor y = out.to(rows.queries.scalar_type()).contiguous();
     at::parallel_for(0, batch * n, 64, [&](int64_t begin, int64_t end) {
       const T *py = y.const_data_ptr<T>(), *px = rows.query(0), *pg = g.const_data_ptr<T>();
       S* to = delta.mutable_data_ptr<S>();
       for (int64_t i = begin; i < end; ++i) {
-        const T* gi = pg + i * channels;
-        to[i] = inner(py + i * channels, gi, channels) -
-                S(1 - alpha) * inner(px + i * rows.channels, gi, channels);
+        to[i] = S(inner_of_mixed(pg + i * channels, px + i * rows.channels, py + i * channels, channels,
+                                 alpha, lost.const_data_ptr<S>()[i]));
       }
     });
     if (g.size(2) != rows.channels) g = at::constant_pad_nd(g, {0, 1});

@@ -160,7 +160,7 @@ FASTUDA_INLINE S aggregate_row_body(S* s, S* forward, S* backward, int64_t n, co
   if (!backward) {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const S w = fast_exp((s[j] * i.scale * i.key_scale[j] + i.bias) * i.inverse_t - i.lse);
+      const S w = fast_exp((s[j] * i.scale * i.key_scale[j] + i.bias) * i.inverse_t - i.log_sum);
       s[j] = w * (i.alpha * forward[j] - i.delta) * i.inverse_t * i.scale * i.key_scale[j];
       forward[j] = i.alpha * w;
     }
@@ -169,7 +169,8 @@ FASTUDA_INLINE S aggregate_row_body(S* s, S* forward, S* backward, int64_t n, co
 #pragma omp simd reduction(+ : row_sum)
   for (int64_t j = 0; j < n; ++j) {
     const S scale = i.scale * i.key_scale[j], x = s[j] * scale;
-    const S w = fast_exp(x * i.inverse_t - i.lse), v = fast_exp(x * i.key_inverse_t[j] - i.key_lse[j]);
+    const S w = fast_exp((x - 1) * i.inverse_t - i.log_sum);
+    const S v = fast_exp((x - 1) * i.key_inverse_t[j] - i.key_log_sum[j]);
     const S h = w * (i.alpha * forward[j] - i.delta) * i.inverse_t +
                 v * (i.alpha * backward[j] - i.key_delta[j]) * i.key_inverse_t[j];
     s[j] = h * scale;

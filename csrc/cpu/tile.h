@@ -98,15 +98,16 @@ void softmax_row(float* s, int64_t n, const RowScale<float>& scale, const RowTer
 void softmax_row(double* s, int64_t n, const RowScale<double>& scale, const RowTerm<double>* row,
                  const ColumnTerm<double>* column);
 
-// One row i of the aggregation's backward against keys j, in place. With w_ij = exp(x_ij / t_i - lse_i):
+// One row i of the aggregation's backward against keys j, in place. With w_ij = exp((x_ij - 1) / t_i -
+// log_sum_i), since differences to the largest similarity are exact where the quotients would be rounded:
 //   s -> (h_ij + h_ji) scale_i scale_j, h_ij = w_ij (alpha weight_grad_ij - delta_i) / t_i
 //   forward_grad (weight_grad_ij) -> alpha w_ij;  backward_grad (weight_grad_ji) -> alpha w_ji
-// and (h_ij + h_ji) x_ij is added to column_sum; its sum over j is returned. Without backward_grad only h_ij,
-// and no sums.
+// and (h_ij + h_ji) x_ij is added to column_sum; its sum over j is returned. Without backward_grad only h_ij
+// of a similarity whose largest is 0, and no sums.
 template <class S>
 struct AggregateTerm {
-  S alpha, scale, bias, inverse_t, lse, delta;
-  const S *key_scale, *key_inverse_t, *key_lse, *key_delta;
+  S alpha, scale, bias, inverse_t, log_sum, delta;
+  const S *key_scale, *key_inverse_t, *key_log_sum, *key_delta;
 };
 float aggregate_row(float* s, float* forward_grad, float* backward_grad, int64_t n,
                     const AggregateTerm<float>& term, float* column_sum);

@@ -3,6 +3,7 @@
 
 #include "../cpu/aggregate_gradient.cpp"
 #include "../cpu/aspp.cpp"
+#include "../cpu/association_gradient.cpp"
 #include "../cpu/both_hops.cpp"
 #include "../cpu/category_pool.cpp"
 #include "../cpu/contrast_softmax.cpp"

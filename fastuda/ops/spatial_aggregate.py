@@ -32,14 +32,23 @@ def reference(x: Tensor, alpha: float, similarity: str, contrast: bool) -> Tenso
 @operator
 def spatial_aggregate_fwd(
     x: Tensor, similarity: str, contrast: bool, alpha: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, n, _ = x.shape
-    return x.new_empty(x.shape), statistic(x, b, n), statistic(x, b, n)
+    # the output; t_i; log sum_j exp((D_ij - top) / t_i) with top = 1, for KL 0; and what rounding to its
+    # dtype took from the sum over an output's channels, or 0 where that is not known
+    return x.new_empty(x.shape), statistic(x, b, n), statistic(x, b, n), statistic(x, b, n)
 
 
 @operator
 def spatial_aggregate_bwd(
-    grad: Tensor, x: Tensor, out: Tensor, temperature: Tensor, lse: Tensor, similarity: str, alpha: float
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor,
+    temperature: Tensor,
+    log_sum: Tensor,
+    drift: Tensor,
+    similarity: str,
+    alpha: float,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -50,19 +59,16 @@ _backends.register("spatial_aggregate", triton=True, library_channels=512)
 class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, similarity: str, contrast: bool, alpha: float, name: str):
-        out, temperature, lse = _backends.overload("spatial_aggregate_fwd", name)(
-            x, similarity, contrast, alpha
-        )
-        ctx.save_for_backward(x, out, temperature, lse)
+        out, *residuals = _backends.overload("spatial_aggregate_fwd", name)(x, similarity, contrast, alpha)
+        ctx.save_for_backward(x, out, *residuals)
         ctx.similarity, ctx.alpha, ctx.name = similarity, alpha, name
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        x, out, temperature, lse = ctx.saved_tensors
         bwd = _backends.overload("spatial_aggregate_bwd", ctx.name)
-        grad_x = bwd(grad.contiguous(), x, out, temperature, lse, ctx.similarity, ctx.alpha)
+        grad_x = bwd(grad.contiguous(), *ctx.saved_tensors, ctx.similarity, ctx.alpha)
         return grad_x, None, None, None, None
 
 

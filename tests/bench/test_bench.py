@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table
+from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table, timing
 from bench.case import CannotExpress, Case
 from bench.providers import PROVIDERS
 from bench.registry import CASES
@@ -52,7 +52,7 @@ def test_floor_counts_products_and_bytes():
     association = Case("cycle_association_loss", "fwd+bwd", "float32", 64, 32)
     assert association.products == 5 and association.moved == 0
     assert Case("contrast_softmax", "fwd", "float32", 64, 64).moved == 2 * 4 * 64 * 64
-    assert measure.floor_rates(association, "cpu", 1)["floor"] > 0
+    assert timing.floor_rates(association, "cpu", 1)["floor"] > 0
 
 
 def test_command_measures_and_writes(tmp_path):

@@ -50,14 +50,14 @@ def operators(device):
     stat = torch.rand(2, 20, device=device) + 0.5
     for kind, y in (("cosine", x), ("kl", p)):
         yield "spatial_aggregate_fwd", y, kind, True, 0.5
-        yield "spatial_aggregate_bwd", y, y, y, stat, stat, kind, 0.5
+        yield "spatial_aggregate_bwd", y, y, y, stat, stat, stat, kind, 0.5
 
 
 def compiled(dtype):
     for name, y in tiles(dtype).items():
         kind, stat = name.split(" ")[0], torch.rand(y.shape[:2]) + 0.5
         yield f"aggregate forward {name}", "spatial_aggregate_fwd", y, kind, name == "cosine", 0.5
-        yield f"aggregate backward {name}", "spatial_aggregate_bwd", y, y, y, stat, stat, kind, 0.5
+        yield f"aggregate backward {name}", "spatial_aggregate_bwd", y, y, y, stat, stat, stat, kind, 0.5
 
 
 def _sdpa(case):

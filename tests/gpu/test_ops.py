@@ -64,7 +64,7 @@ def test_many_panels_of_whole_tiles(backend, width, op, dtype, monkeypatch):
     ((x, function),) = case(op).wide(width, DEVICE)
     x = x.to(DEVICE, dtype)
     require(op, backend, x)
-    for module in ("_panels", "_search", "_temperature"):
+    for module in ("_panels", "_search", "_moments", "_temperature"):
         monkeypatch.setattr(f"fastuda.kernels.{module}.PANEL_BYTES", 1 << 16)
     judge_twice(function, x, backend, dtype)
 

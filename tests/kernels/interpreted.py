@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from fastuda.kernels import _aggregate_symmetric, _narrow, _panels, _search, _temperature
+from fastuda.kernels import _aggregate_symmetric, _moments, _narrow, _panels, _search, _temperature
 from fastuda.kernels import cycle_association_loss as association
 from fastuda.kernels._common import add_product, prepare, product
 from fastuda.ops._reference import pair_similarity, row_temperature
@@ -306,7 +306,7 @@ def test_forward_of_one_backend_fits_the_backward_of_another():
 @pytest.mark.parametrize("similarity", ["cosine", "kl"])
 def test_products_by_the_library(similarity, dtype, monkeypatch):
     """The same ops where the library multiplies into panels: in several panels of several blocks."""
-    for module in (_panels, _search, _temperature):
+    for module in (_panels, _search, _moments, _temperature):
         monkeypatch.setattr(module, "PANEL_BYTES", 64 * 4 * 320)
     source = pixels(2, 150, 512, similarity, dtype)
     target = pixels(2, 300, 512, similarity, dtype, seed=1)
@@ -356,10 +356,10 @@ def test_moments_in_chunks_are_those_of_one(monkeypatch):
     source, target = (
         prepare(pixels(2, n, 150, "cosine", torch.float32, seed=n), "cosine") for n in (200, 300)
     )
-    whole = [*_temperature._by_tiles(source, target), *_temperature._by_tiles(target, None)]
+    whole = [*_moments.tile_temperatures(source, target), *_moments.tile_temperatures(target, None)]
     for budget in (1, 1 << 18):
-        monkeypatch.setattr(_temperature, "PANEL_BYTES", budget)
-        chunked = [*_temperature._by_tiles(source, target), *_temperature._by_tiles(target, None)]
+        monkeypatch.setattr(_moments, "PANEL_BYTES", budget)
+        chunked = [*_moments.tile_temperatures(source, target), *_moments.tile_temperatures(target, None)]
         for one, other in zip(whole, chunked, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
 

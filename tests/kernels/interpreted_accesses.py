@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastuda.kernels import _class_planes, _panels, _search, _temperature
+from fastuda.kernels import _class_planes, _moments, _panels, _search, _temperature
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import depthwise_conv2d as depthwise
@@ -27,7 +27,7 @@ from tests.kernels.instruments import all_kernels, watched
 def many_programs(monkeypatch):
     """Panels of one block, programs over several tiles, planes and rows in several parts."""
     torch.manual_seed(0)
-    for module in (_panels, _search, _temperature):
+    for module in (_panels, _search, _moments, _temperature):
         monkeypatch.setattr(module, "PANEL_BYTES", 1)
     monkeypatch.setattr(_search, "PROGRAMS", 1)
     monkeypatch.setattr(statistics, "TILES", 2)

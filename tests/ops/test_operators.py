@@ -71,19 +71,9 @@ def test_compiled_without_a_break(op, backend):
         torch.testing.assert_close(one, two)
 
 
-OVER_BUDGET = {
-    ("aggregation", torch.float32): "1.3 times the budget, of features with a common mean",
-    ("aggregation of wide features", torch.float32): "1.3 times the budget, of features with a common mean",
-    ("aggregation of 70 predictions", torch.float16): "1.7 times the budget",
-}
-"""Known gradients of spatial_aggregate in C++ whose error is too large."""
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("op", "name", "x", "function"), SAMPLES)
-def test_error_budget(op, name, x, function, dtype, request):
-    if reason := OVER_BUDGET.get((name, dtype)):
-        request.node.add_marker(pytest.mark.xfail(reason=reason))
+def test_error_budget(op, name, x, function, dtype):
     x = x.to(dtype)
     judge(function, x, value_and_gradient(function, x, "cpu", dtype))
 
