@@ -16,8 +16,9 @@ from fastuda.models.backbones import BACKBONES, freeze_batch_norm, init_scratch
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.deeplab import ASPP
 from fastuda.models.foreign import ForeignBackbone, listed, size_of, survey
+from fastuda.models.hf_folder import PREFIX, describe
 from fastuda.models.hrda import HRSegmentor
-from fastuda.models.huggingface import PREFIX, describe, hf_backbone, hf_model
+from fastuda.models.huggingface import hf_backbone, hf_model
 from fastuda.models.light import LightHead, LinearHead
 from fastuda.models.normalization import INPUTS, Normalization
 from fastuda.models.published import NAMES, published
@@ -84,7 +85,7 @@ def described(config: ModelConfig) -> ModelConfig:
     """``config`` with all that its network needs beyond weights: what ``hf:PATH`` is, with an absolute path.
 
     Raises:
-        UserError: see :func:`~fastuda.models.huggingface.describe`.
+        UserError: see :func:`~fastuda.models.hf_folder.describe`.
     """
     spec = config.network or config.backbone
     if not spec.startswith(PREFIX):

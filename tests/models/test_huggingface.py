@@ -14,7 +14,7 @@ from fastuda.models import ModelConfig, build_model
 from fastuda.models.build import described
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.ema import EMATeacher
-from fastuda.models.huggingface import normalization_of
+from fastuda.models.hf_folder import normalization_of
 from fastuda.models.light import LightHead, LinearHead
 from fastuda.models.normalization import CAFFE, Normalization
 from fastuda.system.settings import plain
@@ -141,14 +141,37 @@ def test_four_quarters_of_a_vit_for_daformer(tmp_path):
     assert isinstance(backbone_model(f"hf:{tmp_path}", head="linear").head, LinearHead)
 
 
-def test_the_images_are_normalised_as_the_folder_says(tmp_path):
+def test_the_images_are_normalised_as_the_folder_says(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     spec = saved_backbone(tmp_path, "resnet")
     assert backbone_model(spec).input == Normalization()
+    assert f"no preprocessor_config.json of {spec}: images are normalised as ImageNet's" in caplog.text
     normalizing(tmp_path, image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3])
     assert backbone_model(spec).input == Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert backbone_model(spec, input="caffe").input == CAFFE
     flipped = normalization_of({"do_normalize": False, "do_flip_channel_order": True, "do_rescale": False})
     assert flipped == Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bgr", 255.0)
+    several = {"image_processor": {"image_mean": 0.5, "image_std": [0.1, 0.2, 0.3]}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(several))
+    assert backbone_model(spec).input == Normalization((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    (tmp_path / "processor_config.json").write_text("{}")  # as of models that read text alone
+    assert backbone_model(spec).input == Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"image_mean": [0.5, 0', "Expecting"),
+        ("[0.5]", "'list' object"),
+        ('{"image_mean": [0.5, 0.4]}', "image_mean has 2 numbers, not 3"),
+        ('{"image_std": ["wide", 1, 1]}', "could not convert string to float: 'wide'"),
+    ],
+)
+def test_a_damaged_normalisation_is_named(content, reason, tmp_path):
+    spec = saved_backbone(tmp_path, "resnet")
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(content)
+    refused(f"{path} cannot be read as settings of an image processor: .*{reason}", backbone=spec)
 
 
 @pytest.mark.parametrize("family", ["Segformer", "UperNet", "DPT"])
