@@ -64,7 +64,7 @@ class Trainer:
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
         self.domains = setup.open_domains(config.data, world)
-        self.method = setup.build_method(config, len(self.domains.classes), world, begun is None)
+        self.method = setup.build_method(config, self.domains.classes.names, world, begun is None)
         self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}

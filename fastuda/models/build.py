@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from fastuda.models.normalization import INPUTS, Normalization
 from fastuda.models.published import NAMES, published
 from fastuda.models.segmentor import Segmentor
 from fastuda.models.weights import load_weights
-from fastuda.models.whole import segmentor_of
+from fastuda.models.whole import choose_classes, segmentor_of
 from fastuda.system.imports import import_named, is_named
 from fastuda.system.settings import Bounds, NonNegative, Size
 
@@ -92,17 +92,25 @@ def described(config: ModelConfig) -> ModelConfig:
         return replace(config, hf={}) if config.hf else config
     if spec == config.hf.get("spec"):
         return config
-    about = describe(spec)
+    about = describe(spec, whole=config.network is not None)
     place = {"network" if config.network else "backbone": about["spec"]}
     return replace(config, **place, hf=about)
 
 
-def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    pretrained: bool = True,
+    rows: Sequence[int | None] | None = None,
+) -> Segmentor:
     """Build the network of ``config`` for ``num_classes`` classes and load its weights.
 
     Args:
         pretrained: False for a network whose state is loaded afterwards: the weights of ``hf:PATH`` are not
             read, and a function of yours that has a parameter ``pretrained`` gets False.
+        rows: for each class the row of the classifier of a whole ``hf:PATH`` that is its, or None if it
+            starts from scratch. By default the model's own order where the numbers of classes agree, and a
+            new classifier otherwise.
 
     Raises:
         UserError: the backbone is unknown, the network cannot be used, or the weights file is missing or does
@@ -110,7 +118,7 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
     """
     config = described(config)
     if config.network:
-        model = _whole(config, num_classes, pretrained)
+        model = _whole(config, num_classes, pretrained, rows)
     else:
         backbone = _backbone(config, pretrained)
         model = _of_parts(config, backbone, num_classes)
@@ -164,15 +172,20 @@ def _backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
     return backbone
 
 
-def _whole(config: ModelConfig, num_classes: int, pretrained: bool) -> Segmentor:
+def _whole(
+    config: ModelConfig, num_classes: int, pretrained: bool, rows: Sequence[int | None] | None
+) -> Segmentor:
     name = str(config.network)
     if config.hrda is not None:
         raise UserError(
             f"model.hrda needs a backbone and a head, and {name} is a whole network; set it to null"
         )
     if name.startswith(PREFIX):
-        network = hf_model(config.hf, num_classes, pretrained)
-        return segmentor_of(network, name, num_classes, size_of(network.config))
+        own = len(config.hf.get("classes") or range(num_classes))
+        network = hf_model(config.hf, own, pretrained)
+        model = segmentor_of(network, name, own, size_of(network.config))
+        choose_classes(model, rows or (range(own) if own == num_classes else [None] * num_classes))
+        return model
     if not is_named(name):
         raise UserError(f"model.network is {name!r}: give hf:PATH or package.module:function")
     network = _called(name, "model", pretrained, num_classes)

@@ -21,15 +21,17 @@ T = TypeVar("T")
 log = logging.getLogger("fastuda")
 
 
-def describe(spec: str) -> dict[str, Any]:
+def describe(spec: str, whole: bool = False) -> dict[str, Any]:
     """What is needed to build the network of ``hf:PATH`` without the folder, as plain types.
 
     ``spec`` with an absolute path, ``config`` (of transformers) and ``input``, the normalisation of images of
-    ``preprocessor_config.json`` (ImageNet's if there is none).
+    ``preprocessor_config.json`` (ImageNet's if there is none). Of a whole model also ``classes``, the names
+    of its classes in its order.
 
     Args:
         spec: ``hf:`` and a local folder, or a name on the hub; its files are taken from the local cache, and
             fetched only if they are not there.
+        whole: whether it is a whole model, not a backbone.
 
     Raises:
         UserError: transformers is missing, or there is no model of a known family.
@@ -48,7 +50,10 @@ def describe(spec: str) -> dict[str, Any]:
     plain = config.to_dict()
     for key in ("id2label", "label2id", "transformers_version"):
         plain.pop(key, None)
-    return {"spec": PREFIX + name, "config": plain, "input": dataclasses.asdict(normalization)}
+    about = {"spec": PREFIX + name, "config": plain, "input": dataclasses.asdict(normalization)}
+    if whole:
+        about["classes"] = [str(label) for _, label in sorted(config.id2label.items())]
+    return about
 
 
 def _input_of(name: str) -> Normalization:

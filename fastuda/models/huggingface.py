@@ -96,8 +96,7 @@ def _survey(cls: Any, config: Any, spec: str) -> Geometry:
 
 
 def hf_model(described: dict[str, Any], num_classes: int, pretrained: bool) -> Any:
-    """A whole ``AutoModelForSemanticSegmentation`` for ``num_classes`` classes. The classifier of a model
-    with another number starts from scratch.
+    """A whole ``AutoModelForSemanticSegmentation`` of ``num_classes`` classes.
 
     Raises:
         UserError: the family has no such model, or needs a package.

@@ -2,6 +2,7 @@
 the folder that they came from."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
-from tests.engine.runs import arguments, refused
+from fastuda.data.config import DataConfig
+from fastuda.data.domains.run import open_run
+from tests.engine.runs import arguments, refused, trainer
 from tests.models.foreign import saved_backbone, saved_model
 from tests.program import ROOT, environment, equal, fastuda, state, without_clocks
 
@@ -130,3 +134,42 @@ def test_two_processes_train_a_whole_model(scenes_root, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["processes"] == 2
+
+
+def weights_of_classes(spec, root, out):
+    """Classifier of a new run on the folder: name of a class to its weights."""
+    run = trainer(root, out, ("model.network", spec), ("method.name", "source_only"))
+    names = run.domains.classes.names
+    return dict(zip(names, run.method.model.head.weight[:, :, 0, 0].tolist(), strict=True))
+
+
+def test_the_classes_of_a_model_are_put_in_the_runs_order(scenes_root, tmp_path, caplog):
+    """Whatever their order, case and separators; and what is not there starts from scratch."""
+    caplog.set_level(logging.INFO)
+    names = open_run(DataConfig(data_root=str(scenes_root))).classes.names
+    theirs = [name.title().replace(" ", "_") for name in reversed(names)]
+    spec = saved_model(tmp_path / "model", names=theirs)
+    saved = load_file(tmp_path / "model" / "model.safetensors")["decode_head.classifier.weight"]
+    in_order = dict(zip(names, saved[:, :, 0, 0].tolist()[::-1], strict=True))
+    assert weights_of_classes(spec, scenes_root, tmp_path / "run") == in_order
+    assert "the rows of its classifier are taken in the run's order, by name" in caplog.text
+    assert "from scratch in" not in caplog.text and "no class named" not in caplog.text
+
+    saved_model(tmp_path / "model", names=["boat", *theirs[:-1]])
+    caplog.clear()
+    rows = weights_of_classes(spec, scenes_root, tmp_path / "other")
+    assert f"{spec} has no class named {names[0]}: what its classifier lacks starts" in caplog.text
+    moved = load_file(tmp_path / "model" / "model.safetensors")["decode_head.classifier.weight"][1:, :, 0, 0]
+    assert [rows[name] for name in names[1:]] == moved.tolist()[::-1]
+    assert np.abs(rows[names[0]]).max() < 0.06
+
+    saved_model(tmp_path / "model", names=[f"LABEL_{k}" for k in range(len(names))])
+    caplog.clear()
+    rows = weights_of_classes(spec, scenes_root, tmp_path / "unnamed")
+    assert f"does not name its {len(names)} classes: they must stand in the run's order, {names[0]}," in (
+        caplog.text
+    )
+    saved_model(tmp_path / "model", classes=len(names) + 1)
+    caplog.clear()
+    weights_of_classes(spec, scenes_root, tmp_path / "more")
+    assert f"{len(names) + 1} classes without names, and the run has {len(names)}: the" in caplog.text

@@ -195,6 +195,26 @@ def test_a_whole_model_gives_its_own_logits(family, tmp_path, caplog):
     assert "from scratch: " in caplog.text and "unused: " in caplog.text
 
 
+def test_the_rows_of_the_classifier_are_chosen(tmp_path):
+    """What a run with other classes keeps of a model, and that it is built again without the folder."""
+    config = described(ModelConfig(network=saved_model(tmp_path)))
+    assert config.hf["classes"] == [f"LABEL_{k}" for k in range(5)]
+    whole = build_model(config, 5).eval()
+    model = build_model(config, 4, rows=[3, None, 0, 3]).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted, logits = whole(image).logits, model(image).logits
+    assert model.num_classes == logits.shape[1] == 4
+    assert torch.equal(logits[:, [0, 2, 3]], wanted[:, [3, 0, 3]])
+    assert logits[:, 1].abs().max() < 0.5 * wanted.abs().max() and not model.head.bias[1]
+    again = build_model(config, 4, pretrained=False).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(image).logits, logits)
+    del config.hf["classes"]  # as runs of older versions saved it
+    assert build_model(config, 4, pretrained=False).head.out_channels == 4
+
+
 def test_a_whole_models_decoder_has_the_heads_learning_rate(tmp_path):
     model = build_model(ModelConfig(network=saved_model(tmp_path)), 5)
     groups = model.param_groups(1.0, 10.0)
