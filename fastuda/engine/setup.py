@@ -97,7 +97,8 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
 
     Args:
         classes: names of the run's classes.
-        pretrained: False for a run that continues from a checkpoint, which holds all weights.
+        pretrained: False for a run that continues from a checkpoint, which holds all weights but those that
+            features are kept near to.
 
     Raises:
         UserError: the weights do not fit, or the method refuses a setting.
@@ -108,8 +109,9 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
         weights_path(config.model)
     seed_everything(config.train.seed)
     rows = classifier_rows(config.model, classes) if pretrained else None
-    model = build_model(config.model, len(classes), pretrained, rows)
-    method = get_method(config.method["name"])(config.method_config(), model, len(classes))
+    method_config = config.method_config()
+    model = build_model(config.model, len(classes), pretrained or method_config.keeps_initial(), rows)
+    method = get_method(config.method["name"])(method_config, model, len(classes))
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
     method.horizon = config.optim.horizon or config.train.steps

@@ -155,6 +155,9 @@ class SelfTraining(Method):
         test_spread: float = 0.0
         """Spread of the class weights in predictions (published for Dark Zurich: 0.16)."""
 
+        def keeps_initial(self) -> bool:
+            return bool(self.feature_distance or self.feature_target)
+
     config: Config
     class_weight: Tensor | None
 
@@ -164,7 +167,7 @@ class SelfTraining(Method):
         self.followed = -1
         """The step of the last teacher update: it moves once a step, however many batches a step has."""
         self.initial: InitialFeatures | None = None
-        if model.pretrained and (config.feature_distance or config.feature_target):
+        if model.pretrained and config.keeps_initial():
             self.initial = InitialFeatures(model)
         self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
 
@@ -261,7 +264,7 @@ class SelfTraining(Method):
         if self.initial is None:
             raise UserError(
                 "method.feature_distance and feature_target keep features near those of pretrained weights:"
-                " name a file with --weights"
+                " name a file with --weights, or a folder hf:PATH that has weights"
             )
         config = self.config
         features = output.features if output.deepest is None else output.deepest

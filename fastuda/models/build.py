@@ -18,7 +18,7 @@ from fastuda.models.deeplab import ASPP
 from fastuda.models.foreign import ForeignBackbone, listed, size_of, survey
 from fastuda.models.hf_folder import PREFIX, describe
 from fastuda.models.hrda import HRSegmentor
-from fastuda.models.huggingface import hf_backbone, hf_model
+from fastuda.models.huggingface import has_weights, hf_backbone, hf_model
 from fastuda.models.light import LightHead, LinearHead
 from fastuda.models.normalization import INPUTS, Normalization
 from fastuda.models.published import NAMES, published
@@ -124,6 +124,7 @@ def build_model(
         model = _of_parts(config, backbone, num_classes)
     if config.hf:
         model.input = Normalization.of(config.hf["input"])
+        model.pretrained = pretrained and has_weights(config.hf["spec"])
     path = weights_path(config)
     if path is not None:
         model.input = load_weights(model, path, caffe=config.caffe, input=config.input).input

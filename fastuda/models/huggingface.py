@@ -116,6 +116,12 @@ def hf_model(described: dict[str, Any], num_classes: int, pretrained: bool) -> A
     return _build(family[type(config)], config, spec, pretrained)
 
 
+def has_weights(spec: str) -> bool:
+    """Whether there are weights in the folder of ``hf:PATH``; True for a name on the hub."""
+    folder = Path(spec.removeprefix(PREFIX))
+    return not folder.is_dir() or any(path for kind in WEIGHTS for path in folder.glob(kind))
+
+
 def _build(cls: Any, config: Any, spec: str, pretrained: bool) -> nn.Module:
     """The network with the folder's weights, or with random ones.
 
@@ -123,8 +129,7 @@ def _build(cls: Any, config: Any, spec: str, pretrained: bool) -> nn.Module:
         UserError: a file cannot be read, or holds none of the network's weights.
     """
     name = spec.removeprefix(PREFIX)
-    folder = Path(name)
-    missing = folder.is_dir() and not any(path for kind in WEIGHTS for path in folder.glob(kind))
+    missing = not has_weights(spec)
     if pretrained and missing:
         log.warning("%s has no weights (model.safetensors): it starts from scratch", spec)
     try:

@@ -91,6 +91,26 @@ def test_a_new_run_says_that_the_folder_is_missing(finished, scenes_root, tmp_pa
     refused(done, "network", "hf:")
 
 
+def test_features_stay_near_the_weights_of_the_folder(scenes_root, tmp_path):
+    """Without --weights; a resumed run reads the folder again, and only the same one."""
+    spec = saved_backbone(tmp_path / "network", "dinov2")
+    more = ["--method", "self_training", "--backbone", spec, "method.feature_distance=0.1"]
+    more += ["method.feature_classes=null", "checkpoint.keep=3"]
+    for name, steps in (("run", 2), ("half", 1)):
+        done = fastuda("train", *arguments(scenes_root, tmp_path / name, *more, "--steps", steps))
+        assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "half", tmp_path / "third")
+    again = fastuda("train", "--out", tmp_path / "half", "--resume", "auto", "--steps", 2, "--quiet")
+    assert again.returncode == 0, again.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "half")]
+    assert weights[0] == weights[1]
+    other = ["train", "--out", tmp_path / "third", "--resume", "auto", "--steps", 2, "--quiet"]
+    saved_backbone(tmp_path / "network", "dinov2", hidden_dropout_prob=0.0, layerscale_value=0.5)
+    refused(fastuda(*other), "hf:PATH) are others than when the run began", "give the same file or folder")
+    shutil.rmtree(tmp_path / "network")
+    refused(fastuda(*other), str(tmp_path / "network"), "cannot be")
+
+
 def test_swin_is_not_exported_and_says_why(scenes_root, tmp_path):
     spec = saved_backbone(tmp_path / "swin", "swin")
     out = tmp_path / "run"

@@ -60,9 +60,11 @@ def test_the_weights_are_those_of_the_folder(tmp_path, caplog):
         tokens = theirs(image).last_hidden_state[:, 1:]
         assert torch.equal(model(image).features, tokens.transpose(1, 2).reshape(1, 32, 5, 7))
     assert f"weights {spec}: 79 of 79 keys loaded, from scratch: none" in caplog.text
+    config = ModelConfig(backbone=spec)
+    assert model.pretrained and not build_model(config, 5, pretrained=False).pretrained
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
-    backbone_model(spec)
+    assert not backbone_model(spec).pretrained
     assert f"{spec} has no weights (model.safetensors): it starts from scratch" in caplog.text
 
 
