@@ -26,7 +26,8 @@ class InitialFeatures(nn.Module):
     """``images [B, 3, H, W] -> [B, C, h, w]``: the deepest features of a frozen copy of a network, in
     evaluation mode.
 
-    The copy is in no checkpoint, because the weights file, or ``hf:PATH``, gives it again. A checkpoint has its digest.
+    The copy is in no checkpoint, because the weights file or ``hf:PATH`` gives it again. A checkpoint has its
+    digest.
     """
 
     digest: Tensor

@@ -5,7 +5,7 @@ The constants are those of its successors, DAFormer and SePiCo.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +17,12 @@ from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.day_night import fuse_matched, rarity_weights
 from fastuda.methods.feature_distance import InitialFeatures, feature_distance
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import upsampled, with_detail
 from fastuda.models.ema import EMATeacher
+from fastuda.models.mask_tokens import masked_tokens
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import joint_share
@@ -58,46 +60,12 @@ def pixel_mean_ce(
     return total / labels.numel()
 
 
-def rarity_weights(frequencies: Sequence[float], spread: float) -> Tensor:
-    """``v_k = 1 + spread (mean(ln f) - ln f_k) / std(ln f)``: rare classes above 1, frequent ones below.
-
-    Source: SePiCo, authors' experiments.py for Dark Zurich, after DANNet (Wu et al., CVPR 2021).
-    """
-    log = torch.tensor(frequencies, dtype=torch.float64).log()
-    return (1 + spread * (log.mean() - log) / log.std()).float()
-
-
-def fuse_matched(
-    own: Tensor, match: Tensor, static: Sequence[int], share: float = 0.8, threshold: float = 0.4
-) -> Tensor:
-    """Mix the probabilities of a day image into those of its night image, for static classes.
-
-    ``a P_day + (1 - a) P_night`` for static classes, where a is ``share`` if P_day exceeds the threshold and
-    ``1 - share`` otherwise. Other classes keep P_night. As published, the result is not normalised.
-
-    Args:
-        own: [B, K, H, W], probabilities of the target image.
-        match: probabilities of the matched image.
-        static: the static classes.
-        share: published 0.8.
-        threshold: published 0.4.
-
-    Source: SePiCo, authors' sepico_dark.py, after DANNet.
-    """
-    mixed = own.clone()
-    for k in static:  # one by one: indexing with a list would copy it to the device
-        day, night = match[:, k], own[:, k]
-        weight = torch.full_like(day, 1 - share).masked_fill(day > threshold, share)
-        mixed[:, k] = weight * day + (1 - weight) * night
-    return mixed
-
-
 @register("self_training")
 class SelfTraining(Method):
     """``CE(source) + ssl_weight CE(mixed) + mask_weight CE(masked)``: half of a source image's classes are
     pasted onto a target image. The other pixels have the teacher's label, weighted by the share of confident
-    pixels in the batch. In the masked target image (MIC), random blocks are hidden, and all pixels have the
-    teacher's label of the whole image.
+    pixels in the batch. In the masked target image (MIC), random blocks or tokens are hidden, and all pixels
+    have the teacher's label of the whole image.
     """
 
     @dataclass(frozen=True)
@@ -123,8 +91,11 @@ class SelfTraining(Method):
         blur_share: Share = 0.5
         """Share of blurred images."""
         mask_ratio: Share = 0.0
-        """Share of the blocks to hide in a target image, for masked image consistency (published 0.7); 0:
-        off."""
+        """Share of the blocks or tokens to hide in a target image, for masked image consistency (published
+        0.7); 0: off."""
+        mask_kind: Literal["blocks", "tokens"] = "blocks"
+        """What is hidden: blocks of pixels (MIC), or patches of a ViT of hf:PATH, whose tokens become its
+        learnt mask token (VFM-UDA)."""
         mask_block: Count = 32
         """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
         mask_weight: NonNegative = 1.0
@@ -163,6 +134,12 @@ class SelfTraining(Method):
 
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
         super().__init__(config, model, num_classes)
+        tokens = config.mask_ratio and config.mask_kind == "tokens"
+        if tokens and getattr(model.backbone, "token_masks", None) is None:
+            raise UserError(
+                "method.mask_kind=tokens needs a ViT with a mask token, such as DINOv2 by --backbone hf:PATH;"
+                " method.mask_kind=blocks works with every network"
+            )
         self.teacher = EMATeacher(model, config.ema_decay)
         self.followed = -1
         """The step of the last teacher update: it moves once a step, however many batches a step has."""
@@ -302,10 +279,14 @@ class SelfTraining(Method):
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
 
     def _masked(self, student: nn.Module, target: Tensor, pseudo: PseudoLabel) -> Phase:
-        """The loss on target images with hidden blocks, by the labels of the whole images."""
-        config = self.config
-        image = augment.block_mask(self._strong(target), config.mask_block, config.mask_ratio)
-        loss = self._ce(student(image), pseudo.label, pseudo.weight)
+        """The loss on target images with hidden parts, by the labels of the whole images."""
+        config, image = self.config, self._strong(target)
+        if config.mask_kind == "blocks":
+            output = student(augment.block_mask(image, config.mask_block, config.mask_ratio))
+        else:
+            with masked_tokens(self.model.backbone, config.mask_ratio):
+                output = student(image[:])  # a composition keeps the output of each tensor of images
+        loss = self._ce(output, pseudo.label, pseudo.weight)
         return Phase("model", {"masked": config.mask_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from fastuda.errors import UserError
 from fastuda.models.foreign import ForeignBackbone, Geometry, listed, size_of, survey
 from fastuda.models.hf_folder import PREFIX, hushed, local_first, reason_of, transformers_for
+from fastuda.models.mask_tokens import token_masks_of
 
 WEIGHTS = ("*.safetensors", "*.bin")
 SLOW_TO_TRACE = ("swin", "swinv2", "maskformer-swin")
@@ -63,7 +64,9 @@ def hf_backbone(described: dict[str, Any], pretrained: bool, quarters: bool, enl
         chosen = sorted({-(-len(stages) * part // 4) - 1 for part in (1, 2, 3, 4)})
     config.out_features = [stages[i] for i in chosen]
     built = _build(cls, config, spec, pretrained)
-    return ForeignBackbone(built, listed, geometry.of(chosen), enlarge)
+    backbone = ForeignBackbone(built, listed, geometry.of(chosen), enlarge)
+    backbone.token_masks = token_masks_of(built)
+    return backbone
 
 
 def no_export(network: nn.Module) -> str:

@@ -132,9 +132,9 @@ def choose_classes(model: Segmentor, rows: Sequence[int | None]) -> None:
     assert isinstance(old, nn.Conv2d)
     if list(rows) == list(range(old.out_channels)):
         return
-    # torch's types have every size as a pair of any length
-    shape: Any = (old.kernel_size, old.stride, old.padding, old.dilation)
-    new = nn.Conv2d(old.in_channels, len(rows), *shape, bias=old.bias is not None)
+    shape: dict[str, Any] = {key: getattr(old, key) for key in ("stride", "padding", "dilation")}
+    size: Any = old.kernel_size
+    new = nn.Conv2d(old.in_channels, len(rows), size, bias=old.bias is not None, **shape)
     nn.init.normal_(new.weight, std=0.01)
     if new.bias is not None:
         nn.init.zeros_(new.bias)

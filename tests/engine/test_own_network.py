@@ -35,6 +35,7 @@ def finished(request, tmp_path_factory, scenes_root):
     more = ["--method", method, flag, make(place / "network"), "optim.name=adamw"]
     if request.param == "dinov2":
         more += ["method.flip_pseudo_label=true", "optim.layer_decay=0.9", "model.enlarge=1.1"]
+        more += ["method.mask_ratio=0.7", "method.mask_kind=tokens"]
     done = fastuda("train", *arguments(scenes_root, place / "run", *more))
     assert done.returncode == 0, done.stderr
     half = ["checkpoint.keep=3", *more]
