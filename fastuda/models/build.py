@@ -23,10 +23,14 @@ from fastuda.models.light import LightHead, LinearHead
 from fastuda.models.normalization import INPUTS, Normalization
 from fastuda.models.published import NAMES, published
 from fastuda.models.segmentor import Segmentor
+from fastuda.models.upernet import UPerNetHead
 from fastuda.models.weights import load_weights
 from fastuda.models.whole import choose_classes, segmentor_of
 from fastuda.system.imports import import_named, is_named
 from fastuda.system.settings import Bounds, NonNegative, Size
+
+PYRAMIDS = ("daformer", "upernet")
+"""Heads that take several maps."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,10 @@ class ModelConfig:
     """Normalisation of the images: imagenet, caffe, caffe_vgg (FADA's VGG16), caffe_swapped (ASANet) or
     half. None: detected from the layout of the weights file, which is not possible for VGG16 files
     converted from Caffe."""
-    head: Literal["auto", "deeplabv2", "daformer", "linear", "light"] = "auto"
-    """The head: deeplabv2, daformer (for a backbone of several maps, and for a ViT's four quarters), linear,
-    light (VFM-UDA's), or auto: daformer for several maps, light for a single one of hf:PATH that is coarser
-    than stride 8, deeplabv2 otherwise."""
+    head: Literal["auto", "deeplabv2", "daformer", "upernet", "linear", "light"] = "auto"
+    """The head: deeplabv2, daformer or upernet (for a backbone of several maps, and for a ViT's four
+    quarters), linear, light (VFM-UDA's), or auto: daformer for several maps, light for a single one of
+    hf:PATH that is coarser than stride 8, deeplabv2 otherwise."""
     hrda: Size | None = None
     """HRDA: height and width of the detail crop at full resolution (published: 512 x 512, half of
     ``data.crop``), beside the whole crop at half resolution. None: one scale."""
@@ -159,7 +163,7 @@ def weights_path(config: ModelConfig) -> Path | None:
 def _backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
     name = config.backbone
     if name.startswith(PREFIX):
-        return hf_backbone(config.hf, pretrained, config.head == "daformer", config.enlarge)
+        return hf_backbone(config.hf, pretrained, config.head in PYRAMIDS, config.enlarge)
     if is_named(name):
         network = _called(name, "backbone", pretrained)
         if not isinstance(network, nn.Module):
@@ -212,16 +216,19 @@ def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Seg
 
 
 def _head(config: ModelConfig, backbone: nn.Module, num_classes: int, context: bool = True) -> nn.Module:
-    """The segmentation head, or HRDA's attention head, which in DAFormer is without ``context``."""
+    """The segmentation head, or HRDA's attention head, which for a pyramid is DAFormer's without
+    ``context``."""
     widths = getattr(backbone, "widths", ())
     channels = int(backbone.channels)  # type: ignore[arg-type]
     kind = config.head
     if kind == "auto":
         coarse = isinstance(backbone, ForeignBackbone) and backbone.stride > 8
         kind = "daformer" if len(widths) > 1 else "light" if coarse else "deeplabv2"
-    if kind == "daformer":
-        if not widths:
-            raise UserError(f"model.head daformer needs a mit or hf: backbone, not {config.backbone}")
+    if kind in PYRAMIDS and not widths:
+        raise UserError(f"model.head {kind} needs a mit or hf: backbone, not {config.backbone}")
+    if kind == "upernet" and context:
+        return UPerNetHead(widths, backbone.strides, num_classes)  # type: ignore[arg-type]
+    if kind in PYRAMIDS:
         return DAFormerHead(widths, num_classes, context=context)
     if kind in ("linear", "light"):
         return (LinearHead if kind == "linear" else LightHead)(channels, num_classes)

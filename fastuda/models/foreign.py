@@ -75,7 +75,7 @@ class ForeignBackbone(nn.Module):
         self.maps, self.cell, self.windows = maps, geometry.cell, geometry.windows
         self.permille = round(1000 * enlarge)
         self.no_decay = tuple(getattr(network, "no_decay", ()))
-        self.widths = list(geometry.widths)
+        self.widths, self.strides = list(geometry.widths), list(geometry.strides)
         self.channels = sum(self.widths)
         self.stride = max(1, round(min(geometry.strides) / enlarge))
         # half a cell is rounded up to one
