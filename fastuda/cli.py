@@ -35,8 +35,8 @@ FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "source": ("data.source", "labelled domain: name or name:path[:split], several joined by commas", {}),
     "target": ("data.target", "unlabelled domain, likewise, a single one; scenes is built in", {}),
     "data_root": ("data.data_root", "folder of domains without a path (default: data)", {}),
-    "model": ("model.head", "segmentation head: deeplabv2, daformer, linear, light or auto; or a whole"
-              " network: hf:PATH (Hugging Face) or package.module:function", {}),
+    "model": ("model.head", "segmentation head: deeplabv2, daformer, upernet, linear, light or auto; or a"
+              " whole network: hf:PATH (Hugging Face) or package.module:function", {}),
     "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small, hf:PATH"
                  " or package.module:function", {}),
     "weights": ("model.weights", "imagenet (downloaded once), or a .pth or .safetensors file", {}),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 from fastuda.config.schema import OptimConfig, RunConfig
 from fastuda.data.config import DataConfig
+from fastuda.data.domains.classes import positions
 from fastuda.data.domains.run import RunDomains, open_run
 from fastuda.data.loading.build import build_loader
 from fastuda.data.loading.sampling import source_index, source_shares
@@ -21,7 +24,7 @@ from fastuda.engine.optim import build_optimizer
 from fastuda.engine.parallel import sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import build_model
-from fastuda.models.build import weights_path
+from fastuda.models.build import ModelConfig, weights_path
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import choose
@@ -78,11 +81,45 @@ def with_class_shares(config: RunConfig, domains: RunDomains, world: World) -> R
     )
 
 
-def build_method(config: RunConfig, num_classes: int, world: World, pretrained: bool = True) -> Method:
+def classifier_rows(model: ModelConfig, classes: Sequence[str]) -> list[int | None] | None:
+    """The rows of a whole ``hf:PATH``'s classifier that are those of the run's classes, by name.
+
+    None where it says no names: LABEL_0, as transformers writes, is none. What is decided is logged.
+    """
+    own = model.hf.get("classes")
+    if model.network is None or not own:
+        return None
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in own):
+        if len(own) == len(classes):
+            log.warning(
+                "%s does not name its %d classes: they must stand in the run's order, %s",
+                model.network, len(own), ", ".join(classes),
+            )  # fmt: skip
+        else:
+            log.warning(
+                "%s has %d classes without names, and the run has %d: the classifier starts from scratch",
+                model.network, len(own), len(classes),
+            )  # fmt: skip
+        return None
+    rows = positions(classes, own)
+    absent = [name for name, row in zip(classes, rows, strict=True) if row is None]
+    if absent:
+        log.warning(
+            "%s has no class named %s: what its classifier lacks starts from scratch",
+            model.network, ", ".join(absent),
+        )  # fmt: skip
+    if len(absent) < len(rows) and rows != list(range(len(own))):
+        log.info("%s: the rows of its classifier are taken in the run's order, by name", model.network)
+    return rows
+
+
+def build_method(config: RunConfig, classes: Sequence[str], world: World, pretrained: bool = True) -> Method:
     """Seed, then build the method and its networks on the device.
 
     Args:
-        pretrained: False for a run that continues from a checkpoint, which holds all weights.
+        classes: names of the run's classes.
+        pretrained: False for a run that continues from a checkpoint, which holds all weights but those that
+            features are kept near to.
 
     Raises:
         UserError: the weights do not fit, or the method refuses a setting.
@@ -92,8 +129,10 @@ def build_method(config: RunConfig, num_classes: int, world: World, pretrained: 
     with world.first_goes_ahead():  # the first process may have to download the weights
         weights_path(config.model)
     seed_everything(config.train.seed)
-    model = build_model(config.model, num_classes, pretrained)
-    method = get_method(config.method["name"])(config.method_config(), model, num_classes)
+    rows = classifier_rows(config.model, classes) if pretrained else None
+    method_config = config.method_config()
+    model = build_model(config.model, len(classes), pretrained or method_config.keeps_initial(), rows)
+    method = get_method(config.method["name"])(method_config, model, len(classes))
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
     method.adjust(config.eval.logit_adjustment, config.eval.class_shares)

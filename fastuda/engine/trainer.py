@@ -65,7 +65,7 @@ class Trainer:
         config = setup.with_class_shares(config, self.domains, world)
         self.config, self.out, self.world, self.quiet = config, out, world, quiet
         self.amp = DTYPES[config.train.amp.removeprefix("force-")]
-        self.method = setup.build_method(config, len(self.domains.classes), world, begun is None)
+        self.method = setup.build_method(config, self.domains.classes.names, world, begun is None)
         self.input = self.method.model.input
         self.networks = self.method.networks()
         self.settings = {name: config.optim.of(name) for name in self.networks}

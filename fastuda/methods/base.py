@@ -54,6 +54,11 @@ class Method(nn.Module):
             asked of the settings alone, since the baseline is trained before the method is built."""
             return {}
 
+        def keeps_initial(self) -> bool:
+            """Whether the method needs the initial weights of ``hf:PATH`` throughout, so that a resumed run
+            reads them again."""
+            return False
+
     name: ClassVar[str] = ""
     optim_defaults: ClassVar[dict[str, Any]] = {}
     """Dotted settings that the method changes from their defaults; the user's settings override them."""

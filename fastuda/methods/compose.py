@@ -55,10 +55,16 @@ class Composition(Method):
         def supervised(self) -> dict[str, Any]:
             """Of every setting the largest that a part asks for."""
             largest: dict[str, Any] = {}
-            for part in (getattr(self, f.name) for f in fields(self) if f.name != "weights"):
+            for part in self._parts():
                 for key, value in part.supervised().items():
                     largest[key] = max(value, largest.get(key, value))
             return largest
+
+        def keeps_initial(self) -> bool:
+            return any(part.keeps_initial() for part in self._parts())
+
+        def _parts(self) -> list[Any]:
+            return [getattr(self, f.name) for f in fields(self) if f.name != "weights"]
 
     parts: ClassVar[dict[str, type[Method]]] = {}
 

@@ -26,7 +26,8 @@ class InitialFeatures(nn.Module):
     """``images [B, 3, H, W] -> [B, C, h, w]``: the deepest features of a frozen copy of a network, in
     evaluation mode.
 
-    The copy is in no checkpoint, because the weights file gives it again. A checkpoint has its digest.
+    The copy is in no checkpoint, because the weights file or ``hf:PATH`` gives it again. A checkpoint has its
+    digest.
     """
 
     digest: Tensor
@@ -50,8 +51,8 @@ class InitialFeatures(nn.Module):
         saved = state.get(f"{prefix}digest")
         if saved is not None and int(saved) != int(self.digest):
             raise UserError(
-                "model.weights has other content than when the run began, and method.feature_distance needs"
-                " those weights: give the same file"
+                "the initial weights (of model.weights or hf:PATH) are others than when the run began, and"
+                " method.feature_distance needs those: give the same file or folder"
             )
 
     @torch.no_grad()

@@ -16,12 +16,13 @@ from fastuda.data.loading import augment
 from fastuda.data.loading.batch import Batch
 from fastuda.errors import UserError
 from fastuda.methods.base import Method, Phase, SegPrediction
+from fastuda.methods.day_night import fuse_matched, rarity_weights
 from fastuda.methods.feature_distance import InitialFeatures, feature_distance
 from fastuda.methods.losses import pixel_mean_ce, with_detail
-from fastuda.methods.matching import fuse_matched, rarity_weights
 from fastuda.methods.registry import register
 from fastuda.methods.tensors import upsampled
 from fastuda.models.ema import EMATeacher
+from fastuda.models.mask_tokens import masked_tokens
 from fastuda.models.segmentor import Segmentor
 from fastuda.system.ddp import bare
 from fastuda.system.distributed import joint_share
@@ -43,8 +44,8 @@ class PseudoLabel(NamedTuple):
 class SelfTraining(Method):
     """``CE(source) + ssl_weight CE(mixed) + mask_weight CE(masked)``: half of a source image's classes are
     pasted onto a target image. The other pixels have the teacher's label, weighted by the share of confident
-    pixels in the batch. In masked images (MIC), random blocks are hidden, and all pixels have the label of
-    the whole image: the teacher's, or a source image's own.
+    pixels in the batch. In masked images (MIC), random blocks or tokens are hidden, and all pixels have the
+    label of the whole image: the teacher's, or a source image's own.
     """
 
     @dataclass(frozen=True)
@@ -73,8 +74,11 @@ class SelfTraining(Method):
         blur_share: Share = 0.5
         """Share of blurred images."""
         mask_ratio: Share = 0.0
-        """Share of the blocks to hide in a target image, for masked image consistency (published 0.7); 0:
-        off."""
+        """Share of the blocks or tokens to hide in a target image, for masked image consistency (published
+        0.7); 0: off."""
+        mask_kind: Literal["blocks", "tokens"] = "blocks"
+        """What is hidden: blocks of pixels (MIC), or patches of a ViT of hf:PATH, whose tokens become its
+        learnt mask token (VFM-UDA)."""
         mask_block: Count = 32
         """Side of a block in pixels (published: 32 for crops at half resolution, 64 at full resolution)."""
         mask_weight: NonNegative = 1.0
@@ -110,16 +114,25 @@ class SelfTraining(Method):
         test_spread: float = 0.0
         """Spread of the class weights in predictions (published for Dark Zurich: 0.16)."""
 
+        def keeps_initial(self) -> bool:
+            return bool(self.feature_distance or self.feature_target)
+
     config: Config
     class_weight: Tensor | None
 
     def __init__(self, config: Config, model: Segmentor, num_classes: int):
         super().__init__(config, model, num_classes)
+        tokens = config.mask_ratio and config.mask_kind == "tokens"
+        if tokens and getattr(model.backbone, "token_masks", None) is None:
+            raise UserError(
+                "method.mask_kind=tokens needs a ViT with a mask token, such as DINOv2 by --backbone hf:PATH;"
+                " method.mask_kind=blocks works with every network"
+            )
         self.teacher = EMATeacher(model, config.ema_decay)
         self.followed = -1
         """The step of the last teacher update: it moves once a step, however many batches a step has."""
         self.initial: InitialFeatures | None = None
-        if model.pretrained and (config.feature_distance or config.feature_target):
+        if model.pretrained and config.keeps_initial():
             self.initial = InitialFeatures(model)
         self.register_buffer("class_weight", self._rarity(config.class_spread), persistent=False)
 
@@ -216,7 +229,7 @@ class SelfTraining(Method):
         if self.initial is None:
             raise UserError(
                 "method.feature_distance and feature_target keep features near those of pretrained weights:"
-                " name a file with --weights"
+                " name a file with --weights, or a folder hf:PATH that has weights"
             )
         config = self.config
         features = output.features if output.deepest is None else output.deepest
@@ -256,7 +269,7 @@ class SelfTraining(Method):
         return Phase("model", {"mixed": self.config.ssl_weight * loss})
 
     def _masked(self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel) -> Phase:
-        """The loss on images with hidden blocks, by the labels of the whole images."""
+        """The loss on images with hidden parts, by the labels of the whole images."""
         config = self.config
         image, label, weight = target, pseudo.label, pseudo.weight
         if config.mask_images == "both":
@@ -265,8 +278,12 @@ class SelfTraining(Method):
             label = torch.cat([batch.source_label[:half], label[:half]])
             weight = torch.cat([torch.ones_like(weight[:half]), weight[:half]])
         image = self._strong(image) if config.mask_strong else image
-        image = augment.block_mask(image, config.mask_block, config.mask_ratio)
-        loss = self._ce(student(image), label, weight)
+        if config.mask_kind == "blocks":
+            output = student(augment.block_mask(image, config.mask_block, config.mask_ratio))
+        else:
+            with masked_tokens(self.model.backbone, config.mask_ratio):
+                output = student(image[:])  # a composition keeps the output of each tensor of images
+        loss = self._ce(output, label, weight)
         return Phase("model", {"masked": config.mask_weight * loss})
 
     def _strong(self, images: Tensor) -> Tensor:

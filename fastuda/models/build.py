@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,16 +16,21 @@ from fastuda.models.backbones import BACKBONES, freeze_batch_norm, init_scratch
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.deeplab import ASPP
 from fastuda.models.foreign import ForeignBackbone, listed, size_of, survey
+from fastuda.models.hf_folder import PREFIX, describe
 from fastuda.models.hrda import HRSegmentor
-from fastuda.models.huggingface import PREFIX, describe, hf_backbone, hf_model
+from fastuda.models.huggingface import has_weights, hf_backbone, hf_model
 from fastuda.models.light import LightHead, LinearHead
 from fastuda.models.normalization import INPUTS, Normalization
 from fastuda.models.published import NAMES, published
 from fastuda.models.segmentor import Segmentor
+from fastuda.models.upernet import UPerNetHead
 from fastuda.models.weights import load_weights
-from fastuda.models.whole import segmentor_of
+from fastuda.models.whole import choose_classes, segmentor_of
 from fastuda.system.imports import import_named, is_named
 from fastuda.system.settings import Bounds, NonNegative, Size
+
+PYRAMIDS = ("daformer", "upernet")
+"""Heads that take several maps."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,10 @@ class ModelConfig:
     """Normalisation of the images: imagenet, caffe, caffe_vgg (FADA's VGG16), caffe_swapped (ASANet) or
     half. None: detected from the layout of the weights file, which is not possible for VGG16 files
     converted from Caffe."""
-    head: Literal["auto", "deeplabv2", "daformer", "linear", "light"] = "auto"
-    """The head: deeplabv2, daformer (for a backbone of several maps, and for a ViT's four quarters), linear,
-    light (VFM-UDA's), or auto: daformer for several maps, light for a single one of hf:PATH that is coarser
-    than stride 8, deeplabv2 otherwise."""
+    head: Literal["auto", "deeplabv2", "daformer", "upernet", "linear", "light"] = "auto"
+    """The head: deeplabv2, daformer or upernet (for a backbone of several maps, and for a ViT's four
+    quarters), linear, light (VFM-UDA's), or auto: daformer for several maps, light for a single one of
+    hf:PATH that is coarser than stride 8, deeplabv2 otherwise."""
     hrda: Size | None = None
     """HRDA: height and width of the detail crop at full resolution (published: 512 x 512, half of
     ``data.crop``), beside the whole crop at half resolution. None: one scale."""
@@ -84,24 +89,32 @@ def described(config: ModelConfig) -> ModelConfig:
     """``config`` with all that its network needs beyond weights: what ``hf:PATH`` is, with an absolute path.
 
     Raises:
-        UserError: see :func:`~fastuda.models.huggingface.describe`.
+        UserError: see :func:`~fastuda.models.hf_folder.describe`.
     """
     spec = config.network or config.backbone
     if not spec.startswith(PREFIX):
         return replace(config, hf={}) if config.hf else config
     if spec == config.hf.get("spec"):
         return config
-    about = describe(spec)
+    about = describe(spec, whole=config.network is not None)
     place = {"network" if config.network else "backbone": about["spec"]}
     return replace(config, **place, hf=about)
 
 
-def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    pretrained: bool = True,
+    rows: Sequence[int | None] | None = None,
+) -> Segmentor:
     """Build the network of ``config`` for ``num_classes`` classes and load its weights.
 
     Args:
         pretrained: False for a network whose state is loaded afterwards: the weights of ``hf:PATH`` are not
             read, and a function of yours that has a parameter ``pretrained`` gets False.
+        rows: for each class the row of the classifier of a whole ``hf:PATH`` that is its, or None if it
+            starts from scratch. By default the model's own order where the numbers of classes agree, and a
+            new classifier otherwise.
 
     Raises:
         UserError: the backbone is unknown, the network cannot be used, or the weights file is missing or does
@@ -109,12 +122,13 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
     """
     config = described(config)
     if config.network:
-        model = _whole(config, num_classes, pretrained)
+        model = _whole(config, num_classes, pretrained, rows)
     else:
         backbone = _backbone(config, pretrained)
         model = _of_parts(config, backbone, num_classes)
     if config.hf:
         model.input = Normalization.of(config.hf["input"])
+        model.pretrained = pretrained and has_weights(config.hf["spec"])
     path = weights_path(config)
     if path is not None:
         model.input = load_weights(model, path, caffe=config.caffe, input=config.input).input
@@ -149,7 +163,7 @@ def weights_path(config: ModelConfig) -> Path | None:
 def _backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
     name = config.backbone
     if name.startswith(PREFIX):
-        return hf_backbone(config.hf, pretrained, config.head == "daformer", config.enlarge)
+        return hf_backbone(config.hf, pretrained, config.head in PYRAMIDS, config.enlarge)
     if is_named(name):
         network = _called(name, "backbone", pretrained)
         if not isinstance(network, nn.Module):
@@ -163,15 +177,20 @@ def _backbone(config: ModelConfig, pretrained: bool) -> nn.Module:
     return backbone
 
 
-def _whole(config: ModelConfig, num_classes: int, pretrained: bool) -> Segmentor:
+def _whole(
+    config: ModelConfig, num_classes: int, pretrained: bool, rows: Sequence[int | None] | None
+) -> Segmentor:
     name = str(config.network)
     if config.hrda is not None:
         raise UserError(
             f"model.hrda needs a backbone and a head, and {name} is a whole network; set it to null"
         )
     if name.startswith(PREFIX):
-        network = hf_model(config.hf, num_classes, pretrained)
-        return segmentor_of(network, name, num_classes, size_of(network.config))
+        own = len(config.hf.get("classes") or range(num_classes))
+        network = hf_model(config.hf, own, pretrained)
+        model = segmentor_of(network, name, own, size_of(network.config))
+        choose_classes(model, rows or (range(own) if own == num_classes else [None] * num_classes))
+        return model
     if not is_named(name):
         raise UserError(f"model.network is {name!r}: give hf:PATH or package.module:function")
     network = _called(name, "model", pretrained, num_classes)
@@ -197,16 +216,19 @@ def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Seg
 
 
 def _head(config: ModelConfig, backbone: nn.Module, num_classes: int, context: bool = True) -> nn.Module:
-    """The segmentation head, or HRDA's attention head, which in DAFormer is without ``context``."""
+    """The segmentation head, or HRDA's attention head, which for a pyramid is DAFormer's without
+    ``context``."""
     widths = getattr(backbone, "widths", ())
     channels = int(backbone.channels)  # type: ignore[arg-type]
     kind = config.head
     if kind == "auto":
         coarse = isinstance(backbone, ForeignBackbone) and backbone.stride > 8
         kind = "daformer" if len(widths) > 1 else "light" if coarse else "deeplabv2"
-    if kind == "daformer":
-        if not widths:
-            raise UserError(f"model.head daformer needs a mit or hf: backbone, not {config.backbone}")
+    if kind in PYRAMIDS and not widths:
+        raise UserError(f"model.head {kind} needs a mit or hf: backbone, not {config.backbone}")
+    if kind == "upernet" and context:
+        return UPerNetHead(widths, backbone.strides, num_classes)  # type: ignore[arg-type]
+    if kind in PYRAMIDS:
         return DAFormerHead(widths, num_classes, context=context)
     if kind in ("linear", "light"):
         return (LinearHead if kind == "linear" else LightHead)(channels, num_classes)

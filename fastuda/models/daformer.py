@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fastuda.models.mobile import DepthwiseConv2d
 
 
-def _unit(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
+def unit(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, batch norm and ReLU, padded to keep the size."""
     conv = (DepthwiseConv2d if groups > 1 else nn.Conv2d)(
         inputs, outputs, kernel, 1, dilation * (kernel // 2), dilation, groups=groups, bias=False
     )
@@ -50,12 +51,12 @@ class DAFormerHead(nn.Module):
         self.embed = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.widths)
         inputs = width * len(self.widths)
         self.context = nn.ModuleList(
-            _unit(inputs, width)
+            unit(inputs, width)
             if rate == 1
-            else nn.Sequential(_unit(inputs, inputs, 3, rate, groups=inputs), _unit(inputs, width))
+            else nn.Sequential(unit(inputs, inputs, 3, rate, groups=inputs), unit(inputs, width))
             for rate in (self.RATES if context else ())
         )
-        self.fuse = _unit(width * len(self.RATES), width, 3) if context else _unit(inputs, width)
+        self.fuse = unit(width * len(self.RATES), width, 3) if context else unit(inputs, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -13,6 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastuda.errors import UserError
+from fastuda.models.mask_tokens import TokenMasks
 
 MULTIPLES = (2, 4, 8, 14, 16, 28, 32, 64)
 """Numbers that the sides of an image may have to be multiples of; :func:`survey` tries 1 and the stride of
@@ -69,10 +70,12 @@ class ForeignBackbone(nn.Module):
     ):
         super().__init__()
         self.network = network
+        self.token_masks: TokenMasks | None = None
+        """Of a ViT that has a mask token."""
         self.maps, self.cell, self.windows = maps, geometry.cell, geometry.windows
         self.permille = round(1000 * enlarge)
         self.no_decay = tuple(getattr(network, "no_decay", ()))
-        self.widths = list(geometry.widths)
+        self.widths, self.strides = list(geometry.widths), list(geometry.strides)
         self.channels = sum(self.widths)
         self.stride = max(1, round(min(geometry.strides) / enlarge))
         # half a cell is rounded up to one

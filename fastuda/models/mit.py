@@ -46,6 +46,7 @@ class MiT(nn.Module):
     """
 
     stride = 4
+    strides = (4, 8, 16, 32)
     least_size = 29
     """Smallest side of an image in pixels: the first stage, at stride 4, then fills its 8 x 8 attention
     windows."""

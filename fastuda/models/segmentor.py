@@ -54,7 +54,7 @@ class Segmentor(nn.Module):
         self.align_corners = align_corners
         self.input = Normalization()
         self.pretrained = False
-        """Whether the backbone's weights were loaded from a file."""
+        """Whether the backbone's weights were loaded from a file or a folder."""
 
     def forward(self, images: Tensor) -> SegOutput:
         features, deepest = self.encode(images)

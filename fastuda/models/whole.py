@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,28 @@ def segmentor_of(network: nn.Module, name: str, num_classes: int, size: Any = No
     model = Segmentor(backbone, classifier, num_classes, align)
     model.input = input_of(network, name) or model.input
     return model
+
+
+def choose_classes(model: Segmentor, rows: Sequence[int | None]) -> None:
+    """Give a model that was taken apart other classes: one for each of ``rows``, the row of its classifier
+    to use, or None for a class that starts from N(0, 0.01)."""
+    old = model.head
+    assert isinstance(old, nn.Conv2d)
+    if list(rows) == list(range(old.out_channels)):
+        return
+    shape: dict[str, Any] = {key: getattr(old, key) for key in ("stride", "padding", "dilation")}
+    size: Any = old.kernel_size
+    new = nn.Conv2d(old.in_channels, len(rows), size, bias=old.bias is not None, **shape)
+    nn.init.normal_(new.weight, std=0.01)
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    with torch.no_grad():
+        for k, row in enumerate(rows):
+            if row is not None:
+                new.weight[k] = old.weight[row]
+                if new.bias is not None and old.bias is not None:
+                    new.bias[k] = old.bias[row]
+    model.head, model.num_classes = new, len(rows)
 
 
 def _classifier(network: nn.Module, name: str, num_classes: int, size: Any) -> tuple[str, nn.Module, bool]:

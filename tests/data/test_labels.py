@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastuda.data.domains.classes import class_mapping
+from fastuda.data.domains.classes import class_mapping, positions
 from fastuda.data.domains.label_tables import CAMVID, CAMVID_LABELS, SYNTHIA, SYNTHIA_LABELS
 from fastuda.data.labels import (
     CITYSCAPES,
@@ -103,6 +103,12 @@ def test_mapping_merges_classes_by_alias():
     mapping = class_mapping(CAMVID, CITYSCAPES, aliases=("rider=bicyclist", "bicycle=bicyclist"))
     both = {mapping.target[CITYSCAPES.names.index(n)] for n in ("rider", "bicycle")}
     assert both == {mapping.source[CAMVID.names.index("bicyclist")]}
+
+
+def test_classes_are_found_by_their_own_name_before_a_synonym():
+    ade = ["Light", "traffic_light", "tree", "sky, cloud", "tree"]
+    assert positions(["traffic light", "vegetation", "sky", "TREE"], ade) == [1, 2, None, 2]
+    assert positions(["traffic light"], ade[:1]) == [0]
 
 
 def test_mapping_keeps_the_classes_named():

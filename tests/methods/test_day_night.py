@@ -8,7 +8,7 @@ import torch.nn.functional as nnf
 
 import fastuda.ops as F
 from fastuda.errors import UserError
-from fastuda.methods.matching import fuse_matched, rarity_weights
+from fastuda.methods.day_night import fuse_matched, rarity_weights
 from tests.oracles.methods import batch, build
 from tests.oracles.prototype_contrast import published_query, published_statistics
 

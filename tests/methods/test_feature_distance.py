@@ -127,6 +127,8 @@ def test_a_composition_has_it_too():
     method = pretrained("plca+self_training", self_training=part).train()
     losses = {key for phase in method.phases(batch(), 0) for key in phase.losses}
     assert "self_training_feature_distance" in losses
+    cls = get_method("plca+self_training")
+    assert method.config.keeps_initial() and not cls.Config().keeps_initial()
 
 
 def test_other_weights_than_at_the_beginning_are_refused():
@@ -136,12 +138,12 @@ def test_other_weights_than_at_the_beginning_are_refused():
     model.pretrained = True
     cls = get_method("self_training")
     other = cls(cls.Config(**THINGS), model, 4)
-    with pytest.raises(UserError, match=r"model\.weights has other content than when the run began"):
+    with pytest.raises(UserError, match=r"of model\.weights or hf:PATH\) are others than when the run began"):
         other.load_state_dict(method.state_dict())
 
 
 def test_what_cannot_be_kept_near_is_one_line():
-    with pytest.raises(UserError, match=r"name a file with --weights"):
+    with pytest.raises(UserError, match=r"name a file with --weights, or a folder hf:PATH that has weights"):
         list(build("self_training", **THINGS).phases(batch(), 0))
     with pytest.raises(UserError, match=r"method\.feature_classes names class 18 of 4"):
         list(pretrained("self_training", feature_distance=0.1).phases(batch(), 0))

@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as nnf
 
 from fastuda.data.loading import augment
+from fastuda.errors import UserError
 from fastuda.methods import get_method
+from fastuda.models import ModelConfig, build_model
+from fastuda.models.mask_tokens import masked_tokens
 from tests.helpers import wave
+from tests.models.foreign import saved_backbone
 from tests.oracles.methods import batch, build, collect, data64, gradients, same
 
 PLAIN = {"mix_share": 1.0, "jitter_share": 0.0, "blur_share": 0.0, "threshold": 0.3}
@@ -75,6 +79,47 @@ def test_the_masked_loss_is_of_all_pixels_by_the_labels_of_the_whole_image(name,
     added = [a if b is None else b if a is None else a + b
              for a, b in zip(gradients(wanted, net), without["model"], strict=True)]  # fmt: skip
     same(grads["model"], added)
+
+
+def on_a_vit(name, folder, k=4, **settings):
+    """A method on a tiny DINOv2 whose mask token is no longer zero."""
+    cls = get_method(name)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone=saved_backbone(folder, "dinov2")), k)
+    torch.nn.init.normal_(model.backbone.network.embeddings.mask_token)
+    return cls(cls.Config(**settings), model, k)
+
+
+@pytest.mark.parametrize("name", ["self_training", "sepico", "plca+self_training"])
+def test_tokens_are_masked_in_place_of_blocks(name, tmp_path, monkeypatch):
+    """Also in a composition, which runs the network once for a tensor of images; here it is the target's."""
+    more = {"width": 8, "contrast_start": 9} if name == "sepico" else {}
+    settings = {**PLAIN, **more, "mask_ratio": 0.7, "mask_kind": "tokens"}
+    if "+" in name:
+        settings = {"self_training": get_method("self_training").Config(**settings)}
+    method, data = on_a_vit(name, tmp_path, **settings).double().eval(), data64()
+    draws = torch.rand(2, 2 * 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: draws if size == (2, 10) else pytest.fail("drawn"))
+    found, _ = collect(method, data)
+    with torch.no_grad():
+        up = nnf.interpolate(method.model(data.target_image).logits, (32, 64), mode="bilinear")
+        probability, label = up.softmax(1).max(1)
+        weight = (probability >= 0.3).double().mean()
+        assert weight > 0
+        with masked_tokens(method.model.backbone, 0.7):
+            masked = method.model(data.target_image).logits
+        logits = nnf.interpolate(masked, (32, 64), mode="bilinear")
+        wanted = (weight * nnf.cross_entropy(logits, label, reduction="none")).mean()
+        plain = (weight * nnf.cross_entropy(up, label, reduction="none")).mean()
+    loss = found["self_training_masked" if "+" in name else "masked"]
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert plain.item() != pytest.approx(wanted.item(), rel=1e-3)
+
+
+def test_a_network_without_a_mask_token_is_refused():
+    with pytest.raises(UserError, match=r"mask_kind=tokens needs a ViT with a mask token, such as DINOv2 by"):
+        build("self_training", mask_ratio=0.7, mask_kind="tokens")
+    build("self_training", mask_kind="tokens")  # nothing is masked
 
 
 def passes(method, data):

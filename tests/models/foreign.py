@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ def saved_backbone(folder: Path, name: str, **settings: Any) -> str:
     return f"hf:{folder}"
 
 
-def saved_model(folder: Path, family: str = "Segformer", classes: int = 5) -> str:
-    """``hf:`` and a folder with a tiny whole model of random weights."""
+def saved_model(
+    folder: Path, family: str = "Segformer", classes: int = 5, names: Sequence[str] | None = None
+) -> str:
+    """``hf:`` and a folder with a tiny whole model of random weights, of ``classes`` or of the ``names``."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    classes = len(names or range(classes))
     if family == "Segformer":
         tiny: dict[str, Any] = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}
         config = transformers.SegformerConfig(**tiny, decoder_hidden_size=32, num_labels=classes)
@@ -60,6 +64,8 @@ def saved_model(folder: Path, family: str = "Segformer", classes: int = 5) -> st
             backbone_config=inner, hidden_size=16, auxiliary_channels=16, auxiliary_in_channels=32,
             num_labels=classes,
         )  # fmt: skip
+    if names is not None:
+        config.id2label = dict(enumerate(names))
     getattr(transformers, f"{family}ForSemanticSegmentation")(config).save_pretrained(folder)
     return f"hf:{folder}"
 

@@ -14,7 +14,7 @@ from fastuda.models import ModelConfig, build_model
 from fastuda.models.build import described
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.ema import EMATeacher
-from fastuda.models.huggingface import normalization_of
+from fastuda.models.hf_folder import normalization_of
 from fastuda.models.light import LightHead, LinearHead
 from fastuda.models.normalization import CAFFE, Normalization
 from fastuda.system.settings import plain
@@ -60,9 +60,11 @@ def test_the_weights_are_those_of_the_folder(tmp_path, caplog):
         tokens = theirs(image).last_hidden_state[:, 1:]
         assert torch.equal(model(image).features, tokens.transpose(1, 2).reshape(1, 32, 5, 7))
     assert f"weights {spec}: 79 of 79 keys loaded, from scratch: none" in caplog.text
+    config = ModelConfig(backbone=spec)
+    assert model.pretrained and not build_model(config, 5, pretrained=False).pretrained
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
-    backbone_model(spec)
+    assert not backbone_model(spec).pretrained
     assert f"{spec} has no weights (model.safetensors): it starts from scratch" in caplog.text
 
 
@@ -141,14 +143,37 @@ def test_four_quarters_of_a_vit_for_daformer(tmp_path):
     assert isinstance(backbone_model(f"hf:{tmp_path}", head="linear").head, LinearHead)
 
 
-def test_the_images_are_normalised_as_the_folder_says(tmp_path):
+def test_the_images_are_normalised_as_the_folder_says(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     spec = saved_backbone(tmp_path, "resnet")
     assert backbone_model(spec).input == Normalization()
+    assert f"no preprocessor_config.json of {spec}: images are normalised as ImageNet's" in caplog.text
     normalizing(tmp_path, image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3])
     assert backbone_model(spec).input == Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert backbone_model(spec, input="caffe").input == CAFFE
     flipped = normalization_of({"do_normalize": False, "do_flip_channel_order": True, "do_rescale": False})
     assert flipped == Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bgr", 255.0)
+    several = {"image_processor": {"image_mean": 0.5, "image_std": [0.1, 0.2, 0.3]}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(several))
+    assert backbone_model(spec).input == Normalization((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    (tmp_path / "processor_config.json").write_text("{}")  # as of models that read text alone
+    assert backbone_model(spec).input == Normalization((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"image_mean": [0.5, 0', "Expecting"),
+        ("[0.5]", "'list' object"),
+        ('{"image_mean": [0.5, 0.4]}', "image_mean has 2 numbers, not 3"),
+        ('{"image_std": ["wide", 1, 1]}', "could not convert string to float: 'wide'"),
+    ],
+)
+def test_a_damaged_normalisation_is_named(content, reason, tmp_path):
+    spec = saved_backbone(tmp_path, "resnet")
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(content)
+    refused(f"{path} cannot be read as settings of an image processor: .*{reason}", backbone=spec)
 
 
 @pytest.mark.parametrize("family", ["Segformer", "UperNet", "DPT"])
@@ -170,6 +195,26 @@ def test_a_whole_model_gives_its_own_logits(family, tmp_path, caplog):
     other = build_model(ModelConfig(network=spec), 3)
     assert other.head.out_channels == 3
     assert "from scratch: " in caplog.text and "unused: " in caplog.text
+
+
+def test_the_rows_of_the_classifier_are_chosen(tmp_path):
+    """What a run with other classes keeps of a model, and that it is built again without the folder."""
+    config = described(ModelConfig(network=saved_model(tmp_path)))
+    assert config.hf["classes"] == [f"LABEL_{k}" for k in range(5)]
+    whole = build_model(config, 5).eval()
+    model = build_model(config, 4, rows=[3, None, 0, 3]).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted, logits = whole(image).logits, model(image).logits
+    assert model.num_classes == logits.shape[1] == 4
+    assert torch.equal(logits[:, [0, 2, 3]], wanted[:, [3, 0, 3]])
+    assert logits[:, 1].abs().max() < 0.5 * wanted.abs().max() and not model.head.bias[1]
+    again = build_model(config, 4, pretrained=False).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(image).logits, logits)
+    del config.hf["classes"]  # as runs of older versions saved it
+    assert build_model(config, 4, pretrained=False).head.out_channels == 4
 
 
 def test_a_whole_models_decoder_has_the_heads_learning_rate(tmp_path):

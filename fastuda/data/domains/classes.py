@@ -39,9 +39,24 @@ _SYNONYMS = {
 
 def canonical(name: str) -> str:
     """Class name for comparison: lower case, without spaces and punctuation, synonyms replaced."""
-    plain = unicodedata.normalize("NFKC", name).lower()
-    word = re.sub(r"[\s!-/:-@\[-`{-~]", "", plain) or plain
+    word = _word(name)
     return _SYNONYMS.get(word, word)
+
+
+def _word(name: str) -> str:
+    plain = unicodedata.normalize("NFKC", name).lower()
+    return re.sub(r"[\s!-/:-@\[-`{-~]", "", plain) or plain
+
+
+def positions(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
+    """Where each class stands ``among`` others, by its own name or else a synonym; None for one that does
+    not."""
+    words, keys = [_word(name) for name in among], [canonical(name) for name in among]
+    places: list[int | None] = []
+    for name in names:
+        word, key = _word(name), canonical(name)
+        places.append(words.index(word) if word in words else keys.index(key) if key in keys else None)
+    return places
 
 
 @dataclass(frozen=True)

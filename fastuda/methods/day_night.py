@@ -1,4 +1,4 @@
-"""Dark Zurich: pseudo-labels that also use a matched day image, and weights of rare classes."""
+"""Day and night: class weights by rarity, and pseudo-labels that a matched day image corrects."""
 
 from __future__ import annotations
 
