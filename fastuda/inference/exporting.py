@@ -43,8 +43,8 @@ class Deployed(nn.Module):
     steps, the upsampling and the softmax.
     """
 
-    mean: Tensor
-    std: Tensor
+    input_mean: Tensor
+    input_std: Tensor
 
     def __init__(self, method: Method):
         super().__init__()
@@ -52,12 +52,13 @@ class Deployed(nn.Module):
         expected = method.model.input
         self.reverse = expected.channel_order == "bgr"
         self.scale = expected.scale / 255.0
-        self.register_buffer("mean", torch.tensor(expected.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(expected.std)[:, None, None])
+        # not mean and std: ONNX names an operation of the network so
+        self.register_buffer("input_mean", torch.tensor(expected.mean)[:, None, None])
+        self.register_buffer("input_std", torch.tensor(expected.std)[:, None, None])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         x = image * self.scale
-        x = ((x.flip(1) if self.reverse else x) - self.mean) / self.std
+        x = ((x.flip(1) if self.reverse else x) - self.input_mean) / self.input_std
         align = self.method.model.align_corners
         p = probabilities(self.method.segment(x), (image.shape[2], image.shape[3]), align)
         return p.argmax(1), p

@@ -25,12 +25,27 @@ def reduced(x: Tensor, ratio: int) -> Tensor:
     enlargement: exact where the ratio divides the sides, else of ``x`` resized to the next multiples."""
     if ratio == 1:
         return x
-    rows, columns = (-(-side // ratio) for side in x.shape[2:])
+    rows, columns = ((side + ratio - 1) // ratio for side in x.shape[2:])
     x = resized(x, (rows * ratio, columns * ratio))
     if ratio % 2:
         return x[:, :, ratio // 2 :: ratio, ratio // 2 :: ratio]
     x = nnf.pad(x, (1, 1, 1, 1), mode="replicate")
     return _centres(_centres(x, ratio, rows).mT, ratio, columns).mT
+
+
+def pooled(x: Tensor, scale: int) -> Tensor:
+    """:func:`torch.nn.functional.adaptive_avg_pool2d` of ``x`` [B, C, h, w] to [B, C, scale, scale], as two
+    products: ONNX has no adaptive pooling of images of any size."""
+    rows, columns = (_bins(x, side, scale) for side in x.shape[2:])
+    return rows @ x @ columns.mT
+
+
+def _bins(x: Tensor, side: int, scale: int) -> Tensor:
+    """[scale, side]: in each row the weights of one bin, which sum to 1."""
+    number = torch.arange(scale, device=x.device)[:, None]
+    cell = torch.arange(side, device=x.device)
+    first, last = number * side // scale, ((number + 1) * side + scale - 1) // scale  # ONNX divides towards 0
+    return ((cell >= first) & (cell < last)).to(x.dtype) / (last - first).to(x.dtype)
 
 
 def _centres(x: Tensor, ratio: int, count: int) -> Tensor:
@@ -86,11 +101,11 @@ class UPerNetHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         stages = features.split(self.widths, 1)
         *finer, coarsest = (reduced(x, ratio) for x, ratio in zip(stages, self.ratios, strict=True))
-        pooled = [
-            resized(branch(nnf.adaptive_avg_pool2d(coarsest, scale)), coarsest.shape[2:])
+        context = [
+            resized(branch(pooled(coarsest, scale)), coarsest.shape[2:])
             for branch, scale in zip(self.pooled, self.SCALES, strict=True)
         ]
-        level = self.context(torch.cat([coarsest, *pooled], 1))
+        level = self.context(torch.cat([coarsest, *context], 1))
         pyramid = [level]
         for lateral, smooth, stage in reversed(list(zip(self.lateral, self.smooth, finer, strict=True))):
             level = lateral(stage) + resized(level, stage.shape[2:])

@@ -10,8 +10,9 @@ from fastuda.methods import get_method
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.daformer import DAFormerHead
 from fastuda.models.foreign import concatenated
-from fastuda.models.upernet import UPerNetHead, reduced
+from fastuda.models.upernet import UPerNetHead, pooled, reduced
 from tests.models.foreign import saved_backbone
+from tests.program import fastuda, untrained_run
 
 WIDTHS, STRIDES = (8, 12, 16, 20), (4, 8, 16, 32)
 
@@ -110,3 +111,21 @@ def test_it_is_exported_with_aggregation(tmp_path):
     torch.nn.init.normal_(model.head.classifier.weight)
     method = cls(cls.Config(), model, 5).eval()
     assert export_torch(tmp_path / "a.pt2", method, "{}") < 1e-4 and (tmp_path / "a.pt2").is_file()
+
+
+@pytest.mark.parametrize("size", [(7, 9), (6, 6), (1, 5), (13, 4)])
+def test_pooling_is_adaptive_average_pooling(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    for scale in UPerNetHead.SCALES:
+        torch.testing.assert_close(pooled(x, scale), nnf.adaptive_avg_pool2d(x, scale), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_exported_file_gives_the_probabilities_of_the_run(tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    settings = {"model.backbone": "mit_b0", "model.head": "upernet"}
+    run = untrained_run(tmp_path / "run", "source_only", **settings)
+    done = fastuda("export", run, "--out", tmp_path / "upernet.onnx")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "upernet.onnx").stat().st_size > 0
