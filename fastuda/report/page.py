@@ -9,7 +9,7 @@ from fastuda.inference.saved import load_config
 from fastuda.methods import BASELINE
 from fastuda.report import sections
 from fastuda.report.facts import BASELINE_LABEL, Record, measure
-from fastuda.report.pictures import read_pictures
+from fastuda.report.pictures import names_of, read_pictures
 from fastuda.report.rendering import render
 from fastuda.system.files import written
 from fastuda.system.random import rng_state, set_rng_state
@@ -33,7 +33,8 @@ def write_report(folder: Path, device: str = "auto") -> Path:
     finally:
         set_rng_state(before)
     split = record.result["split"]
-    pictures = read_pictures(folder, beside, BASELINE_LABEL, labelled=split != NO_SPLIT)
+    shown = {"prediction": folder} | ({BASELINE_LABEL: beside} if beside else {})
+    pictures = read_pictures(shown, names_of(folder), labelled=split != NO_SPLIT)
     source, target = source_title(config.data.source), short_name(config.data.target)
     page = render(
         "report.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +17,33 @@ WIDTH = 512
 """Largest width of an embedded picture."""
 
 
-def read_pictures(folder: Path, baseline: Path | None, label: str, labelled: bool) -> list[dict[str, str]]:
-    """The pictures in ``preds/``: name, and image, prediction, the baseline's prediction (as ``label``) and
-    the true labels, where there are such, as data URIs.
+def names_of(folder: Path) -> list[str]:
+    """Names of the pictures in a run's ``preds/``, in order."""
+    return sorted(path.stem for path in (folder / "preds").glob("*.png"))
+
+
+def read_pictures(runs: Mapping[str, Path], names: Iterable[str], labelled: bool) -> list[dict[str, str]]:
+    """Pictures in ``preds/`` as data URIs: each with its name, the image, the prediction of every run that
+    left it, by the run's title, and the true labels, where there are such.
+
+    Args:
+        runs: run folders by title; the first has all pictures.
+        names: of the pictures.
+        labelled: whether the pictures have labels.
 
     Raises:
         UserError: one cannot be read, or is not of a run.
     """
-    parts = 3 if labelled else 2
     pictures = []
-    for path in sorted((folder / "preds").glob("*.png")):
-        image, prediction, *truth = _panels(path, parts)
-        layers = {"image": image, "prediction": prediction}
-        other = baseline / "preds" / path.name if baseline else None
-        if other is not None and other.is_file():
-            layers[label] = _panels(other, parts)[1]
+    for name in names:
+        paths = {title: folder / "preds" / f"{name}.png" for title, folder in runs.items()}
+        left = {title: _panels(path, 2 + labelled) for title, path in paths.items() if path.is_file()}
+        image, _, *truth = next(iter(left.values()))
+        layers = {"image": image, **{title: prediction for title, (_, prediction, *_) in left.items()}}
         if truth:
             layers["label"] = truth[0]
-        uris = {name: data_uri(layer, photo=name == "image") for name, layer in layers.items()}
-        pictures.append({"name": path.stem, **uris})
+        uris = {layer: data_uri(drawn, photo=layer == "image") for layer, drawn in layers.items()}
+        pictures.append({"name": name, **uris})
     return pictures
 
 

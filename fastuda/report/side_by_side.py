@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fastuda.methods import BASELINE
 from fastuda.report.charts import Curve, chart
 from fastuda.report.facts import Record
-from fastuda.report.pictures import read_pictures
+from fastuda.report.pictures import names_of, read_pictures
 
 PICTURES = 6
 """Largest number of images to show."""
@@ -46,8 +46,8 @@ def _mean(folders: Sequence[Path], name: str) -> list[tuple[float, float]]:
 
 
 def pictures(runs: Mapping[str, Path], labelled: bool) -> list[dict[str, str]]:
-    """Up to :data:`PICTURES` evenly spread images of which every run left a picture: the image, the
-    prediction of each method and the label, as data URIs by title.
+    """Up to :data:`PICTURES` evenly spread images of which every run left a picture, as
+    :func:`~fastuda.report.pictures.read_pictures` gives them.
 
     Args:
         runs: a run folder by method.
@@ -56,18 +56,6 @@ def pictures(runs: Mapping[str, Path], labelled: bool) -> list[dict[str, str]]:
     Raises:
         UserError: a picture cannot be read, or is not of a run.
     """
-    left = {
-        method: {p["name"]: p for p in read_pictures(folder, None, "", labelled)}
-        for method, folder in runs.items()
-    }
-    names = sorted(set.intersection(*(set(own) for own in left.values())))
-    chosen = np.linspace(0, len(names) - 1, min(PICTURES, len(names)), dtype=int).tolist()
-    return [
-        {
-            "image": own["image"],
-            **{method: left[method][name]["prediction"] for method in runs},
-            **({"label": own["label"]} if labelled else {}),
-        }
-        for name in (names[index] for index in chosen)
-        for own in (next(iter(left.values()))[name],)
-    ]
+    names = sorted(set.intersection(*(set(names_of(folder)) for folder in runs.values())))
+    chosen = np.linspace(0, len(names) - 1, min(PICTURES, len(names)), dtype=int)
+    return read_pictures(runs, [names[index] for index in chosen], labelled)
