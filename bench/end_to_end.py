@@ -55,10 +55,9 @@ COLUMNS = (
     *(f"{side}_{part}" for side in SIDES for part in PARTS),
     *("largest_op", "machine", "torch", "commit", "date", "plain_s", "plain_ratio", "plain_mib"),
 )
-COMPARED = 4
-"""Number of steps whose losses are compared; later steps differ by rounding."""
-COMPARED_AGAIN = 2
-"""The same in float32, of sides that differ in bfloat16: the matches of the third step differ by rounding."""
+COMPARED = {"float32": 2, "bfloat16": 4}
+"""Number of steps whose losses are compared. Later steps differ by rounding, which in the third step of float32
+can change a pixel's match, and with it whole losses."""
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
@@ -110,15 +109,14 @@ def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> 
     )
 
 
-def agreement(
-    job: dict, name: str, sides: dict[str, dict], timeout: float = math.inf, steps: int = COMPARED
-) -> str:
+def agreement(job: dict, name: str, sides: dict[str, dict], timeout: float = math.inf) -> str:
     """Largest relative difference of the losses of the side ``name`` from the fused ones, as text. Where
     bfloat16 differs by more than its tolerance, both sides run again in float32.
 
     Raises:
         Failed: the losses differ in float32 as well, or its runs failed.
     """
+    steps = COMPARED[job["dtype"]]
     gap = difference(sides["fused"]["losses"][:steps], sides[name]["losses"][:steps])
     if gap <= TOLERANCE[job["dtype"]]:
         return f"{gap:.1e}"
@@ -130,7 +128,7 @@ def agreement(
     if failed := fused.get("failed") or other.get("failed"):
         raise Failed(f"{what}, and float32, which would tell, {failed}")
     sides = {"fused": fused, name: other}
-    return f"{agreement(single, name, sides, steps=COMPARED_AGAIN)} (float32)"
+    return f"{agreement(single, name, sides)} (float32)"
 
 
 def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:

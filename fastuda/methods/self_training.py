@@ -60,7 +60,7 @@ class SelfTraining(Method):
         """Weight of the loss on the mixed image."""
         mix_start: Natural = 0
         """First step with the losses on target images (published: 0). Until then the teacher follows a
-        student of the source alone, so that its first labels are better."""
+        student of the source alone and labels nothing, so that its first labels are better."""
         ignore_top: Natural = 0
         """Rows at the top without pseudo-labels (published: 15 of a 640 crop of Cityscapes)."""
         ignore_bottom: Natural = 0
@@ -156,14 +156,17 @@ class SelfTraining(Method):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         self._follow(self.model, step)
-        pseudo = self._pseudo_label(batch.target_image, batch.target_match)
+        pseudo = None
+        if step >= self.config.mix_start:
+            pseudo = self._pseudo_label(batch.target_image, batch.target_match)
         source = self.model(batch.source_image)
         ce = self._ce(source, batch.source_label)
         losses = {"ce": ce} | self._source_distance(source, batch.source_image, batch.source_label)
         del source, ce  # the backward frees its maps one after another
-        yield Phase("model", losses, {"confident": pseudo.confident})
+        yield Phase("model", losses, {} if pseudo is None else {"confident": pseudo.confident})
         del losses
-        yield from self._on_target(self.model, batch, batch.target_image, pseudo, step)
+        if pseudo is not None:
+            yield from self._on_target(self.model, batch, batch.target_image, pseudo)
 
     def _follow(self, student: nn.Module, step: int) -> None:
         if step != self.followed:
@@ -239,11 +242,9 @@ class SelfTraining(Method):
         )  # fmt: skip
 
     def _on_target(
-        self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel, step: int
+        self, student: nn.Module, batch: Batch, target: Tensor, pseudo: PseudoLabel
     ) -> Iterator[Phase]:
         """The losses on target images, each with its own backward."""
-        if step < self.config.mix_start:
-            return
         if self.config.feature_target:
             distance = self._distance(student(self._strong(target)), target)
             yield Phase("model", {"feature_target": self.config.feature_target * distance})

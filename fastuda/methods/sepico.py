@@ -139,21 +139,24 @@ class SePiCo(SelfTraining):
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
         config = self.config
-        contrast = step >= config.contrast_start
+        contrast, mixing = step >= config.contrast_start, step >= config.mix_start
         self._follow(self.student, step)
-        target, pseudo = self._target(batch)
+        labelled = self._target(batch) if contrast or mixing else None
         self._gather(batch)
 
         images = self._strong(batch.source_image)
         source = self.student(images, project=contrast)
         ce = self._ce(source, batch.source_label)
         losses: dict[str, Tensor] = {"ce": ce} | self._source_distance(source, images, batch.source_label)
-        metrics: dict[str, Tensor] = {"confident": pseudo.confident}
+        metrics = {} if labelled is None else {"confident": labelled[1].confident}
         if source.embedding is not None:
             self._contrast("source", source.embedding, batch.source_label, losses, metrics)
         yield Phase("model", losses, metrics)
         del source, images, losses, ce
+        if labelled is None:
+            return
 
+        target, pseudo = labelled
         if contrast:
             strong = self.student(self._strong(target), project=True)
             trusted = torch.where(pseudo.weight > 0, pseudo.label, 255)
@@ -161,7 +164,8 @@ class SePiCo(SelfTraining):
             self._contrast("target", strong.embedding, trusted, losses, metrics)
             yield Phase("model", losses, metrics)
             del strong, losses
-        yield from self._on_target(self.student, batch, target, pseudo, step)
+        if mixing:
+            yield from self._on_target(self.student, batch, target, pseudo)
 
     def _target(self, batch: Batch) -> tuple[Tensor, PseudoLabel]:
         """The target images to train on and their labels, cropped for class balance if requested."""

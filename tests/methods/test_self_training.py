@@ -106,6 +106,15 @@ def test_before_mix_start_the_student_learns_from_the_source_and_the_teacher_fol
 
 
 @pytest.mark.parametrize("name", ["self_training", "sepico"])
+def test_the_teacher_labels_no_image_before_its_labels_are_used(name):
+    own = {"mix_start": 1, **({"width": 8, "contrast_start": 1} if name == "sepico" else {})}
+    method = build(name, **own).train()
+    metrics = {key for phase in method.phases(batch(), 0) for key in phase.metrics}
+    assert "confident" not in metrics
+    assert "confident" in {key for phase in method.phases(batch(), 1) for key in phase.metrics}
+
+
+@pytest.mark.parametrize("name", ["self_training", "sepico"])
 def test_images_that_cannot_be_pasted_are_named_by_their_settings(name):
     data, other = batch(), batch(size=(40, 48))
     data = dataclasses.replace(data, target_image=other.target_image)
