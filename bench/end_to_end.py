@@ -7,7 +7,7 @@ first steps must agree, or no time is reported. Rounding to bfloat16 changes whi
 network match, and with them whole losses: sides that differ in bfloat16 must agree in float32. Memory is the
 peak above what remains between steps. The shares of the step's parts come from ``python -m fastuda.profile``
 over one more step. If the ops' share of a published step is s, ops can speed up that step at most by
-1 / (1 - s).
+1 / (1 - s). The floor of the networks is the time of their products at the machine's rate of large products.
 
 Each method's row is written at once. If the published formulation fails, for example by running out of
 memory, the row has the other side only.
@@ -32,6 +32,7 @@ from bench.jobs import HERE, Failed, config_of, losses, side, trainer
 from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
 from bench.rows import append_rows, check_rows, say
+from bench.timing import networks_floor
 from fastuda import cli
 from fastuda.engine.profiling import PARTS, profile_step
 from fastuda.errors import UserError
@@ -54,10 +55,10 @@ COLUMNS = (
     *("published_mib", "loss_difference"),
     *(f"{side}_{part}" for side in SIDES for part in PARTS),
     *("largest_op", "machine", "torch", "commit", "date", "plain_s", "plain_ratio", "plain_mib"),
+    *("floor_s", "to_floor"),
 )
 COMPARED = {"float32": 2, "bfloat16": 4}
-"""Number of steps whose losses are compared. Later steps differ by rounding, which in the third step of float32
-can change a pixel's match, and with it whole losses."""
+"""Number of steps whose losses are compared: rounding adds up, and changes matches, and with them losses."""
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
@@ -95,9 +96,10 @@ def work(job: dict) -> dict[str, object]:
             times.append(time.perf_counter() - began)
             terms.append(losses(run))
         profile = profile_step(run, warm_up=0, steps=1)
+        floor = networks_floor(run.step, job["dtype"], device) if job["side"] == PLAIN else None
         run.loader.close()
     return {"seconds": times[3:], "losses": terms, "mib": highest - before, "share": profile.share,
-            "ops": profile.ops}  # fmt: skip
+            "ops": profile.ops, "floor": floor}  # fmt: skip
 
 
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
@@ -116,8 +118,7 @@ def agreement(job: dict, name: str, sides: dict[str, dict], timeout: float = mat
     Raises:
         Failed: the losses differ in float32 as well, or its runs failed.
     """
-    steps = COMPARED[job["dtype"]]
-    gap = difference(sides["fused"]["losses"][:steps], sides[name]["losses"][:steps])
+    gap = difference(*(sides[of]["losses"][: COMPARED[job["dtype"]]] for of in ("fused", name)))
     if gap <= TOLERANCE[job["dtype"]]:
         return f"{gap:.1e}"
     what = f"{job['method']}, {name}: the losses differ by {gap:.2g} in {job['dtype']}"
@@ -160,12 +161,14 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
                 "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
     if "failed" in plain:
         say(f"{job['method']}, plain torch, {plain['failed']}")
-        row |= dict.fromkeys(("plain_s", "plain_ratio", "plain_mib"), "")
+        row |= dict.fromkeys(COLUMNS[-5:], "")
     else:
         agreement(job, PLAIN, sides, max(end - time.monotonic(), 1.0))
         plain_s = statistics.median(plain["seconds"])
+        networks = fused["share"]["backbone"] + fused["share"]["heads"]
         row |= {"plain_s": f"{plain_s:.3f}", "plain_ratio": f"{plain_s / seconds:.2f}",
-                "plain_mib": f"{plain['mib']:.0f}"}  # fmt: skip
+                "plain_mib": f"{plain['mib']:.0f}", "floor_s": f"{plain['floor']:.3f}",
+                "to_floor": f"{networks * seconds / plain['floor']:.2f}"}  # fmt: skip
     for name, result in zip(SIDES, (fused, truth), strict=True):
         row |= {f"{name}_{part}": f"{result['share'][part]:.3f}" for part in PARTS}
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"

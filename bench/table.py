@@ -117,7 +117,9 @@ times as long as here, a fused one 1.7 (ASANet), 1.05 (PLCA) and 1.08 (SePiCo) t
 SHARES = """
 Where a step goes (`python -m fastuda.profile`, one more step), on the fused ops / as published. The last
 column is what the ops alone decide: with ops that take no time, a step would be that many times as fast as
-published. WeakSegDA's class discriminators, one by one as published and stacked here, count as heads.
+published. WeakSegDA's class discriminators, one by one as published and stacked here, count as heads. "To
+floor" is the time of backbone and heads over the time of their products (convolutions and linear layers,
+forward and backward) at the rate of a product of two large matrices, measured right after.
 """
 KEYS = ("method", "backbone", "crop", "batch", "dtype", "machine")
 
@@ -149,13 +151,14 @@ def steps() -> str:
         memory = (row["fused_mib"], row["published_mib"], row["loss_difference"], row["machine"])
         ratios = (row["ratio"] and f"**{row['ratio']}**", row["plain_ratio"] or "not measured")
         text += _line(*what, *rates, *ratios, *memory)
-    names = ("method", "crop", *PARTS, "bound")
+    names = ("method", "backbone", "crop", "dtype", *PARTS, "to floor", "bound")
     text += f"{SHARES}\n{_line(*names)}{'|---' * len(names)}|\n"
     rows = [row for row in rows if row["ratio"]]
     for row in rows:
         shares = [f"{100 * float(row[f'fused_{part}']):.0f}% / {100 * float(row[f'published_{part}']):.0f}%"
                   for part in PARTS]  # fmt: skip
-        text += _line(row["method"], f"{row['batch']}x{row['crop']}", *shares, f"{bound(row):.2f}")
+        what = (row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"])
+        text += _line(*what, *shares, row.get("to_floor") or "not measured", f"{bound(row):.2f}")
     return text + "".join(f"\n{reason(row)}\n" for row in rows if float(row["ratio"]) < GOAL)
 
 
@@ -193,11 +196,15 @@ def reason(row: dict[str, str]) -> str:
     others = sorted((part for part in PARTS if part != "ops"), key=lambda part: -float(row[f"fused_{part}"]))
     first, second = (f"{part} {100 * float(row[f'fused_{part}']):.0f}%" for part in others[:2])
     share = 100 * float(row["published_ops"])
-    return (
-        f"`{row['method']}` at {row['crop']} is {row['ratio']} times as fast as published. Ops are"
-        f" {share:.0f}% of the published step: with\nops that take no time it would be {bound(row):.2f}. Most"
-        f" of the step that is left is {first} and {second}."
+    what = f"`{row['method']}` with {row['backbone']} at {row['crop']} in {row['dtype']}"
+    text = (
+        f"{what} is {row['ratio']} times as fast as published. Ops are {share:.0f}% of the published step:\n"
+        f"with ops that take no time it would be {bound(row):.2f}. Most of the step that is left is"
+        f" {first} and {second}."
     )
+    if row.get("to_floor"):
+        text += f"\nBackbone and heads take {row['to_floor']} times as long as their products would."
+    return text
 
 
 def write() -> None:

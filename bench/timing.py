@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.case import DTYPES, Case
 
@@ -68,9 +69,30 @@ def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
     return {"floor": 1e3 * max(case.products * case.batch * product, copy)}
 
 
+def product_rate(dtype: str, device: str, repeats: int = 5) -> float:
+    """Operations per second in a product of two large matrices of random values."""
+    size, run = _product(dtype, device)
+    return 2 * size**3 / statistics.median(seconds(run, repeats, device))
+
+
+def networks_floor(step: Callable[[], object], dtype: str, device: str) -> float:
+    """Seconds that the products of a step's networks (convolutions and linear layers, forward and backward)
+    would take at the rate of :func:`product_rate`. Products inside ``fastuda.ops`` are not counted."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / product_rate(dtype, device)
+
+
+def _product(dtype: str, device: str) -> tuple[int, Callable[[], object]]:
+    size = 8192 if device == "cuda" else 2048
+    a = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    out = torch.empty_like(a)
+    return size, lambda: torch.mm(a, a.T, out=out)
+
+
 def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
     """Measure the machine's rates: a product of random values per dtype, and a copy."""
-    size, moved = (8192, 2**30) if device == "cuda" else (2048, 2**28)
+    moved = 2**30 if device == "cuda" else 2**28
     rows: list[dict[str, object]] = []
 
     def add(op: str, dtype: str, shape: str, amount: float, unit: str, run: Callable[[], object]) -> None:
@@ -80,11 +102,9 @@ def ceilings(device: str, repeats: int) -> list[dict[str, object]]:
                       "p80": times[4 * len(times) // 5],
                       "note": f"{amount / median / 1e6:.1f} {unit}"})  # fmt: skip
 
-    for name, dtype in DTYPES.items():
-        a = torch.randn(size, size, device=device).to(dtype)
-        out = torch.empty_like(a)
-        add("ceiling: product", name, f"{size}x{size}x{size}", 2 * size**3 / 1e3, "TFLOP/s",
-            lambda a=a, out=out: torch.mm(a, a.T, out=out))  # fmt: skip
+    for name in DTYPES:
+        size, run = _product(name, device)
+        add("ceiling: product", name, f"{size}x{size}x{size}", 2 * size**3 / 1e3, "TFLOP/s", run)
     x = torch.randn(moved // 8, device=device)
     y = torch.empty_like(x)
     add("ceiling: copy", "float32", f"{moved >> 20} MiB read and written", moved, "GB/s", lambda: y.copy_(x))
