@@ -3,14 +3,13 @@
 Each side runs the trainer in its own process (to measure its own peak memory), from the same seed on the same
 scenes: once with ``fastuda.ops``, once with the formulations of the authors' code (bench/published.py), and
 once with the losses of ``fastuda.ops`` on a network of torch's own layers. The losses of all sides over the
-first steps must agree, or no time is reported. Rounding to bfloat16 changes which pixels of an untrained
+first steps must agree, or no time is given. Rounding to bfloat16 changes which pixels of an untrained
 network match, and with them whole losses: sides that differ in bfloat16 must agree in float32. Memory is the
 peak above what remains between steps. The shares of the step's parts come from ``python -m fastuda.profile``
 over one more step. If the ops' share of a published step is s, ops can speed up that step at most by
 1 / (1 - s). The floor of the networks is the time of their products at the machine's rate of large products.
 
-Each method's row is written at once. If the published formulation fails, for example by running out of
-memory, the row has the other side only.
+Each method's row is written at once, without the sides that failed, for example by running out of memory.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ COLUMNS = (
     *("method", "backbone", "crop", "batch", "dtype", "fused_s", "published_s", "ratio", "fused_mib"),
     *("published_mib", "loss_difference"),
     *(f"{side}_{part}" for side in SIDES for part in PARTS),
-    *("largest_op", "machine", "torch", "commit", "date", "plain_s", "plain_ratio", "plain_mib"),
-    *("floor_s", "to_floor"),
+    *("largest_op", "machine", "torch", "commit", "date"),
+    *("plain_s", "plain_ratio", "plain_mib", "floor_s", "to_floor"),
 )
 COMPARED = {"float32": 2, "bfloat16": 4}
 """Number of steps whose losses are compared: rounding adds up, and changes matches, and with them losses."""
@@ -133,10 +132,10 @@ def agreement(job: dict, name: str, sides: dict[str, dict], timeout: float = mat
 
 
 def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
-    """Measure both sides within ``timeout`` seconds, as one row.
+    """Measure all sides within ``timeout`` seconds, as one row.
 
     Raises:
-        Failed: the fused side failed, or the losses differ; see :func:`agreement`.
+        Failed: the fused side failed, or its losses differ from the published ones.
     """
     end = time.monotonic() + timeout
     sides = {name: side(job, name, max(end - time.monotonic(), 1.0)) for name in (*SIDES, PLAIN)}
@@ -159,16 +158,19 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         row |= {"published_s": f"{published:.3f}", "ratio": f"{published / seconds:.2f}",
                 "published_mib": f"{truth['mib']:.0f}", "loss_difference": gap,
                 "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
-    if "failed" in plain:
-        say(f"{job['method']}, plain torch, {plain['failed']}")
-        row |= dict.fromkeys(COLUMNS[-5:], "")
-    else:
+    row |= dict.fromkeys(COLUMNS[-5:], "")
+    try:
+        if "failed" in plain:
+            raise Failed(f"{job['method']}, plain torch, {plain['failed']}")
         agreement(job, PLAIN, sides, max(end - time.monotonic(), 1.0))
+    except Failed as reason:
+        say(str(reason))
+    else:
         plain_s = statistics.median(plain["seconds"])
-        networks = fused["share"]["backbone"] + fused["share"]["heads"]
+        networks_s = seconds * (fused["share"]["backbone"] + fused["share"]["heads"])
         row |= {"plain_s": f"{plain_s:.3f}", "plain_ratio": f"{plain_s / seconds:.2f}",
                 "plain_mib": f"{plain['mib']:.0f}", "floor_s": f"{plain['floor']:.3f}",
-                "to_floor": f"{networks * seconds / plain['floor']:.2f}"}  # fmt: skip
+                "to_floor": f"{networks_s / plain['floor']:.2f}"}  # fmt: skip
     for name, result in zip(SIDES, (fused, truth), strict=True):
         row |= {f"{name}_{part}": f"{result['share'][part]:.3f}" for part in PARTS}
     threads = "" if job["device"] == "cuda" else f" x{job['threads'] or torch.get_num_threads()}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,9 +80,18 @@ def product_rate(dtype: str, device: str, repeats: int = 5) -> float:
 def networks_floor(step: Callable[[], object], dtype: str, device: str) -> float:
     """Seconds that the products of a step's networks (convolutions and linear layers, forward and backward)
     would take at the rate of :func:`product_rate`. Products inside ``fastuda.ops`` are not counted."""
-    with FlopCounterMode(display=False) as counter:
+    own = {torch.ops.aten.convolution_backward: _backward_operations}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
         step()
     return counter.get_total_flops() / product_rate(dtype, device)
+
+
+def _backward_operations(
+    grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *more: object, out_shape: object = None
+) -> int:
+    """Of a convolution's backward: its forward's for each gradient. torch's own count ignores groups."""
+    transposed, wanted = more[4], cast(Sequence[bool], more[7])
+    return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(wanted[:2])
 
 
 def _product(dtype: str, device: str) -> tuple[int, Callable[[], object]]:
