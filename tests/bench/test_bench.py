@@ -167,14 +167,17 @@ def test_sides_that_differ_in_bfloat16_are_compared_in_float32(in_float32, monke
             end_to_end.agreement(job, "published", sides)
 
 
-def test_what_bounds_a_step_is_told_from_its_profile():
-    row = dict.fromkeys((f"{side}_{part}" for side in ("fused", "published") for part in table.PARTS), "0.1")
-    row |= {"method": "fada", "crop": "512x512", "ratio": "1.20", "published_ops": "0.25"}
-    row |= {"fused_backbone": "0.6", "fused_heads": "0.2"}
-    assert table.bound(row) == pytest.approx(4 / 3)
-    told = " ".join(table.reason(row).split())
-    assert "Ops are 25% of the published step: with ops that take no time it would be 1.33" in told
-    assert "backbone 60% and heads 20%" in told
+def test_what_ops_alone_could_gain_in_a_step():
+    assert table.bound({"published_ops": "0.25"}) == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_the_floor_of_networks_counts_forward_and_both_gradients(groups, monkeypatch):
+    monkeypatch.setattr(timing, "product_rate", lambda dtype, device: 1000.0)
+    x = torch.randn(2, 16, 8, 8, requires_grad=True)
+    layer = torch.nn.Conv2d(16, 32, 3, padding=1, groups=groups)
+    operations = 3 * 2 * (2 * 8 * 8) * (32 * 9 * 16 // groups)
+    assert timing.networks_floor(lambda: layer(x).sum().backward(), "float32", "cpu") == operations / 1000
 
 
 def test_a_step_waits_for_its_batch(scenes_root):
