@@ -60,7 +60,8 @@ COMPARED = {"float32": 2, "bfloat16": 4}
 """Number of steps whose losses are compared: rounding adds up, and changes matches, and with them losses."""
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
+TOLERANCE = {"float32": 5e-3, "bfloat16": 3e-2}
+"""Of a loss, and of a share of pixels, in which one match in 768 is 3e-3 (PLCA at 192 x 256)."""
 
 
 def work(job: dict) -> dict[str, object]:
@@ -215,12 +216,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="bfloat16 by autocast, or float32 throughout (default: bfloat16 where it is the faster one)",
     )  # fmt: skip
     p.add_argument(
-        "--steps",
-        type=cli.number(int, 1),
-        default=3,
-        metavar="N",
+        "--steps", type=cli.number(int, 1), default=3, metavar="N",
         help="timed steps after three untimed ones (default: 3)",
-    )
+    )  # fmt: skip
     machine_flags(p, "all methods")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",

@@ -118,8 +118,8 @@ Where a step goes (`python -m fastuda.profile`, one more step), on the fused ops
 what the ops alone decide: with ops that take no time, a step would be that many times as fast as published;
 what is more comes from the networks' layers. WeakSegDA's class discriminators, one by one as published and
 stacked here, count as heads. "To floor" is the time of backbone and heads over the time of their products
-(convolutions and linear layers, forward and backward) at the rate of a product of two large matrices, measured
-right after.
+(convolutions and linear layers, forward and backward) at the rate of a product of two large matrices,
+measured right after.
 """
 KEYS = ("machine", "backbone", "crop", "batch", "dtype", "method")
 
