@@ -46,6 +46,8 @@ EXAMPLES = """\
   python -m bench.adaptation --config idda_cityscapes ... --seeds 0 --method plca method.lsr_weight=0
   python -m bench.adaptation --config idda_cityscapes ... --method source_only \\
       data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]    with the labels that few.txt lists
+  python -m bench.adaptation --config idda_cityscapes ... --method weakseg \\
+      method.weak_labels=points data.weak_labels=points.csv eval.logit_adjustment=0    with labelled points
   python -m bench.adaptation --table                             docs/results.md anew from bench/results"""
 
 TABLE: tuple[tuple[str, str], ...] = (
@@ -56,6 +58,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("source_only", "data.source=TARGET"),
     ("source_only", "method.lovasz_weight=0.75"),
     ("plca+self_training", ""),
+    ("self_training", "method.mask_ratio=0.7 method.mask_block=32"),
     ("fada", ""),
     ("asanet", ""),
     ("weakseg", ""),

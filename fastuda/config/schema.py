@@ -87,7 +87,8 @@ class TrainConfig:
     sync_bn: bool = False
     """Batch norm over the images of all processes of torchrun."""
     compile: bool = False
-    """Compile the segmentor with torch.compile."""
+    """Compile the segmentor with torch.compile. The first step then takes up to minutes; on a CPU no gain was
+    measured."""
     channels_last: bool = True
     """Channels-last weights and features: the ops need no copy, and tensor cores and oneDNN are fastest."""
     keep_memory: bool = True

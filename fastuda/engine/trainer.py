@@ -104,6 +104,8 @@ class Trainer:
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         title = str(config.method["name"])
         bar = progress(config.train.steps, state.step, title, self.quiet or not world.first)
+        if config.train.compile:
+            bar.set_postfix_str("compiling")  # until the first losses are shown
         try:
             self.method.train()
             while state.step < config.train.steps:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import sys
 import traceback
 import types
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 import fastuda
 from fastuda.config.schema import OptimConfig
@@ -218,6 +220,8 @@ def test_a_compiled_segmentor_trains_and_scores_as_itself(scenes_root, tmp_path,
     half a minute more, is left out."""
     traced = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    shown = io.StringIO()
+    monkeypatch.setattr("fastuda.engine.trainer.progress", lambda *args: tqdm(total=args[0], file=shown))
     values = []
     for choice in (False, True):
         run = trainer(
@@ -231,7 +235,7 @@ def test_a_compiled_segmentor_trains_and_scores_as_itself(scenes_root, tmp_path,
         calls = torch._dynamo.utils.counters["frames"]["ok"]
         scores = run.fit()
         compiled = torch._dynamo.utils.counters["frames"]["ok"] - calls
-        assert (compiled > 0) == choice
+        assert (compiled > 0) == ("compiling" in shown.getvalue()) == choice
         logged = (tmp_path / str(choice) / "metrics.csv").read_text().splitlines()
         losses = [float(row.split(",")[2]) for row in logged if ",train/loss," in row]
         state = torch.load(tmp_path / str(choice) / "checkpoints" / "last.pt", weights_only=True)
