@@ -1,28 +1,36 @@
-"""Plots time and extra memory against N as bench/results/scaling.png, from the newest rows of bench.run
---sweep, and adds it to bench/README.md."""
+"""Draws the pictures of the benchmarks: bench/results/scaling.png, time and memory against N from the newest
+rows of bench.run --sweep, which bench/README.md shows, and docs/assets/pictures/adaptation.png, the mIoU of
+every method from the rows of bench.adaptation, which docs/results.md shows."""
 
 from __future__ import annotations
 
-from bench import table
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench import adaptation, table
 from bench.registry import SWEEP
 from fastuda import cli
 from fastuda.errors import UserError
 from fastuda.system.files import written
 
 EXAMPLES = """\
-  python -m bench.run --sweep && python -m bench.plot"""
+  python -m bench.run --sweep && python -m bench.plot
+  python -m bench.adaptation --table && python -m bench.plot"""
+PAIR = "idda_cityscapes"
+LABELS = {
+    "data.source=TARGET": "the target's own labels",
+    "data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]": "and 50 labelled photographs",
+}
 
 
-def main() -> int:
-    """Draw the plot and write it."""
-    cli.parser("bench.plot", __doc__ or "", EXAMPLES).parse_args()
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(f"the plot needs matplotlib ({error}): pip install matplotlib") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def scaling(plt: Any) -> Path:
+    """Time and extra memory of the sweep against N, a curve per provider.
 
+    Raises:
+        UserError: there are no rows.
+    """
     sizes = {(c.op, c.mode, c.dtype, c.shape): c.pixels for c in SWEEP}
     ops = list(dict.fromkeys(c.op for c in SWEEP))
     keyed = (((r["op"], r["mode"], r["dtype"], r["shape"]), r) for r in table.load() if not r["note"])
@@ -47,12 +55,64 @@ def main() -> int:
         axes[1][column].set_xlabel("N")
         axes[0][column].legend()
     figure.suptitle(latest)
+    return _save(figure, table.HERE / "results" / "scaling.png")
+
+
+def gains(plt: Any) -> Path:
+    """A bar for the mean mIoU of every method and setting, a dot for every seed, and a line at source_only.
+
+    Raises:
+        UserError: there are no rows.
+    """
+    groups: dict[str, list[float]] = {}
+    for row in adaptation.load(adaptation.HERE / "results" / f"{PAIR}.csv"):
+        groups.setdefault(label_of(row), []).append(float(row[adaptation.SCORE]))
+    if "source_only" not in groups:
+        raise UserError(f"bench/results/{PAIR}.csv has no row of source_only: run bench.adaptation first")
+    order = sorted(groups, key=lambda label: statistics.fmean(groups[label]))
+    figure, axis = plt.subplots(figsize=(9, 0.38 * len(order) + 1))
+    for place, label in enumerate(order):
+        scores = groups[label]
+        axis.barh(place, statistics.fmean(scores), color="tab:gray" if label == "source_only" else "tab:blue")
+        axis.plot(scores, [place] * len(scores), "o", color="black", markersize=3)
+        axis.text(max(scores) + 0.4, place, f"{statistics.fmean(scores):.1f}", va="center")
+    axis.axvline(statistics.fmean(groups["source_only"]), color="tab:gray", linewidth=1)
+    axis.set_yticks(range(len(order)), order)
+    axis.set_xlim(0, max(map(max, groups.values())) + 5)
+    axis.set_xlabel("mIoU; a dot per seed")
+    return _save(figure, adaptation.PAGE.parent / "assets" / "pictures" / "adaptation.png")
+
+
+def label_of(row: dict[str, str]) -> str:
+    """Method and settings of a row, in short."""
+    settings = LABELS.get(row["settings"])
+    if settings is None:
+        words = [word for word in row["settings"].split() if word.startswith("method.")]
+        settings = " ".join(re.sub(r"method\.(weak_labels=)?", "", word) for word in words)
+    return f"{row['method']}, {settings}" if settings else row["method"]
+
+
+def _save(figure: Any, path: Path) -> Path:
     figure.tight_layout()
-    path = table.HERE / "results" / "scaling.png"
     with written(path) as draft:
         figure.savefig(draft, dpi=90, format="png")
+    return path
+
+
+def main() -> int:
+    """Draw the pictures and write them."""
+    cli.parser("bench.plot", __doc__ or "", EXAMPLES).parse_args()
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError(f"the plots need matplotlib ({error}): pip install matplotlib") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for path in (scaling(plt), gains(plt)):
+        print(f"wrote {path}")
     table.write()
-    print(f"wrote {path} and {table.HERE / 'README.md'}")
+    print(f"wrote {table.HERE / 'README.md'}")
     return 0
 
 

@@ -8,9 +8,10 @@ import sys
 import pytest
 import yaml
 
-from bench import adaptation
+from bench import adaptation, plot
 from fastuda import cli
 from fastuda.config.resolve import resolve
+from fastuda.errors import UserError
 from fastuda.inference.scores import Scores
 
 RECIPE = {
@@ -155,3 +156,29 @@ def test_the_row_holds_every_class(tmp_path):
     assert tuple(row) == adaptation.columns(("road", "car"))
     assert (row["mIoU"], row["car"], row["minutes"], row["commit"]) == ("37.56", "25.13", "2.0", "abc1234")
     assert row["precision"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ("", "weakseg"),
+        ("data.source=TARGET", "weakseg, the target's own labels"),
+        ("method.weak_labels=points data.weak_labels=p.csv eval.logit_adjustment=0", "weakseg, points"),
+        ("method.mask_ratio=0.7 method.mask_block=32", "weakseg, mask_ratio=0.7 mask_block=32"),
+    ],
+)
+def test_a_bar_of_the_picture_is_named_by_method_and_settings(settings, label):
+    assert plot.label_of({"method": "weakseg", "settings": settings}) == label
+
+
+def test_the_picture_of_the_gains_is_drawn_from_the_rows(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    monkeypatch.setattr(adaptation, "PAGE", tmp_path / "results.md")
+    (tmp_path / "assets" / "pictures").mkdir(parents=True)
+    assert plot.gains(pyplot).read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(plot, "PAIR", "nothing")
+    with pytest.raises(UserError, match=r"nothing\.csv has no row of source_only"):
+        plot.gains(pyplot)
