@@ -66,7 +66,7 @@ def test_a_method_whose_published_side_fails_has_a_row(tmp_path, monkeypatch, ca
         "fused": {"seconds": [0.5], "losses": [{"a": 1.0}], "mib": 9.0, "ops": {},
                   "share": dict.fromkeys(table.PARTS, 1 / 6)},
         "published": {"failed": "out of memory"},
-        "plain": {"seconds": [0.75], "losses": [{"a": 1.0}], "mib": 9.0},
+        "plain": {"seconds": [0.75], "losses": [{"a": 1.0}], "mib": 9.0, "floor": 0.125},
     }  # fmt: skip
     monkeypatch.setattr(end_to_end, "side", lambda job, name, timeout: dict(answers[name]))
     path = tmp_path / "results" / "end_to_end_card.csv"
@@ -77,7 +77,12 @@ def test_a_method_whose_published_side_fails_has_a_row(tmp_path, monkeypatch, ca
     assert "plca, published, out of memory" in capsys.readouterr().out
     rows = list(csv.DictReader(path.open()))
     assert [row["method"] for row in rows] == ["plca", "fada"] and rows[0]["fused_s"] == "0.500"
-    assert rows[0]["plain_ratio"] == "1.50"
+    assert rows[0]["plain_ratio"] == "1.50" and rows[0]["to_floor"] == "1.33"
+    answers["plain"]["losses"] = [{"a": 2.0}]
+    end_to_end.main()
+    assert "plca, plain: the losses differ by 0.5" in capsys.readouterr().out
+    last = list(csv.DictReader(path.open()))[-1]
+    assert last["fused_s"] == "0.500" and last["plain_ratio"] == last["to_floor"] == ""
     assert rows[0]["published_s"] == "" and math.isnan(float(rows[0]["published_ops"]))
     monkeypatch.setattr(table, "HERE", tmp_path)
     assert "| failed |" in table.steps()
