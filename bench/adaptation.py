@@ -73,6 +73,8 @@ the command line: trained on the target's own labels, a network bounds what adap
 ABOUT = ("method", "settings", "seed", "steps", "minutes", "precision", "machine", "torch", "commit", "date")
 SCORE = "mIoU"
 NONE = "Not measured.\n"
+SHOWN = {"data.source=TARGET": "the target's own labels"}
+"""What the table and the picture show for settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +206,9 @@ def table(rows: list[dict[str, str]]) -> str:
         base = groups.get(("source_only", "", steps), [])
         over = "" if not base or group is base else gain(scores(group, SCORE), scores(base, SCORE))
         seeds = ", ".join(sorted({row["seed"] for row in group}, key=int))
-        shown = settings.replace("data.source=TARGET", "the target's own labels")
-        cells = [f"`{method}`", shown, steps, seeds, f"**{_mean(scores(group, SCORE))}**", over]
-        cells += [_mean(scores(group, name)) for name in names[1:]]
+        name = [f"`{method}`", SHOWN.get(settings, settings)]
+        cells = [*name, steps, seeds, f"**{_mean(scores(group, SCORE))}**", over]
+        cells += [_mean(scores(group, column)) for column in names[1:]]
         text += f"| {' | '.join([*cells, _mean(scores(group, 'minutes'))])} |\n"
     places = {f"{row['machine']}, {row['precision']}, torch {row['torch']}" for row in rows}
     machines = "; ".join(sorted(places))

@@ -19,10 +19,8 @@ EXAMPLES = """\
   python -m bench.run --sweep && python -m bench.plot
   python -m bench.adaptation --table && python -m bench.plot"""
 PAIR = "idda_cityscapes"
-LABELS = {
-    "data.source=TARGET": "the target's own labels",
-    "data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]": "and 50 labelled photographs",
-}
+FEW = "data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]"
+LABELS = adaptation.SHOWN | {FEW: "and 50 labelled photographs"}
 
 
 def scaling(plt: Any) -> Path:
@@ -69,14 +67,15 @@ def gains(plt: Any) -> Path:
         groups.setdefault(label_of(row), []).append(float(row[adaptation.SCORE]))
     if "source_only" not in groups:
         raise UserError(f"bench/results/{PAIR}.csv has no row of source_only: run bench.adaptation first")
-    order = sorted(groups, key=lambda label: statistics.fmean(groups[label]))
+    means = {label: statistics.fmean(scores) for label, scores in groups.items()}
+    order = sorted(means, key=means.__getitem__)
     figure, axis = plt.subplots(figsize=(9, 0.38 * len(order) + 1))
     for place, label in enumerate(order):
-        scores = groups[label]
-        axis.barh(place, statistics.fmean(scores), color="tab:gray" if label == "source_only" else "tab:blue")
+        scores, mean = groups[label], means[label]
+        axis.barh(place, mean, color="tab:gray" if label == "source_only" else "tab:blue")
         axis.plot(scores, [place] * len(scores), "o", color="black", markersize=3)
-        axis.text(max(scores) + 0.4, place, f"{statistics.fmean(scores):.1f}", va="center")
-    axis.axvline(statistics.fmean(groups["source_only"]), color="tab:gray", linewidth=1)
+        axis.text(max(scores) + 0.4, place, f"{mean:.1f}", va="center")
+    axis.axvline(means["source_only"], color="tab:gray", linewidth=1)
     axis.set_yticks(range(len(order)), order)
     axis.set_xlim(0, max(map(max, groups.values())) + 5)
     axis.set_xlabel("mIoU; a dot per seed")

@@ -147,19 +147,22 @@ def steps() -> str:
             f"{1 / float(row[f'{side}_s']):.2f}" if row[f"{side}_s"] else "failed"
             for side in ("fused", "published")
         ]
-        what = (row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"])
         memory = (row["fused_mib"], row["published_mib"], row["loss_difference"], row["machine"])
         ratios = (row["ratio"] and f"**{row['ratio']}**", row["plain_ratio"] or "not measured")
-        text += _line(*what, *rates, *ratios, *memory)
+        text += _line(*_network(row), *rates, *ratios, *memory)
     names = ("method", "backbone", "crop", "dtype", *PARTS, "to floor", "bound", "machine")
     text += f"{SHARES}\n{_line(*names)}{'|---' * len(names)}|\n"
     rows = [row for row in rows if row["ratio"]]
     for row in rows:
         shares = [f"{100 * float(row[f'fused_{part}']):.0f}% / {100 * float(row[f'published_{part}']):.0f}%"
                   for part in PARTS]  # fmt: skip
-        what = (row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"])
-        text += _line(*what, *shares, row["to_floor"] or "not measured", f"{bound(row):.2f}", row["machine"])
+        bounds = (row["to_floor"] or "not measured", f"{bound(row):.2f}", row["machine"])
+        text += _line(*_network(row), *shares, *bounds)
     return text
+
+
+def _network(row: dict[str, str]) -> tuple[str, ...]:
+    return row["method"], row["backbone"], f"{row['batch']}x{row['crop']}", row["dtype"]
 
 
 COSTS = """
