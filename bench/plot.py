@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench import adaptation, table
+from bench import gains, table
 from bench.registry import SWEEP
 from fastuda import cli
 from fastuda.errors import UserError
@@ -20,7 +20,7 @@ EXAMPLES = """\
   python -m bench.adaptation --table && python -m bench.plot"""
 PAIR = "idda_cityscapes"
 FEW = "data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]"
-LABELS = adaptation.SHOWN | {FEW: "and 50 labelled photographs"}
+LABELS = gains.SHOWN | {FEW: "and 50 labelled photographs"}
 
 
 def scaling(plt: Any) -> Path:
@@ -56,15 +56,15 @@ def scaling(plt: Any) -> Path:
     return _save(figure, table.HERE / "results" / "scaling.png")
 
 
-def gains(plt: Any) -> Path:
+def bars(plt: Any) -> Path:
     """A bar for the mean mIoU of every method and setting, a dot for every seed, and a line at source_only.
 
     Raises:
         UserError: there are no rows.
     """
     groups: dict[str, list[float]] = {}
-    for row in adaptation.load(adaptation.HERE / "results" / f"{PAIR}.csv"):
-        groups.setdefault(label_of(row), []).append(float(row[adaptation.SCORE]))
+    for row in gains.load(gains.HERE / "results" / f"{PAIR}.csv"):
+        groups.setdefault(label_of(row), []).append(float(row[gains.SCORE]))
     if "source_only" not in groups:
         raise UserError(f"bench/results/{PAIR}.csv has no row of source_only: run bench.adaptation first")
     means = {label: statistics.fmean(scores) for label, scores in groups.items()}
@@ -79,7 +79,7 @@ def gains(plt: Any) -> Path:
     axis.set_yticks(range(len(order)), order)
     axis.set_xlim(0, max(map(max, groups.values())) + 5)
     axis.set_xlabel("mIoU; a dot per seed")
-    return _save(figure, adaptation.PAGE.parent / "assets" / "pictures" / "adaptation.png")
+    return _save(figure, gains.PAGE.parent / "assets" / "pictures" / "adaptation.png")
 
 
 def label_of(row: dict[str, str]) -> str:
@@ -108,7 +108,7 @@ def main() -> int:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    for path in (scaling(plt), gains(plt)):
+    for path in (scaling(plt), bars(plt)):
         print(f"wrote {path}")
     table.write()
     print(f"wrote {table.HERE / 'README.md'}")

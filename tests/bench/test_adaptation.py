@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from bench import adaptation, plot
+from bench import adaptation, gains, plot
 from fastuda import cli
 from fastuda.config.resolve import resolve
 from fastuda.errors import UserError
@@ -28,7 +28,7 @@ def bench(tmp_path, scenes_root, monkeypatch, capsys):
     """``python -m bench.adaptation`` on tiny scenes; gives its exit code, output and errors."""
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "data": {**RECIPE["data"], "data_root": str(scenes_root)}}))
-    monkeypatch.setattr(adaptation, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(gains, "PAGE", tmp_path / "page.md")
 
     def go(*words):
         common = ["--config", recipe, "--target", "scenes", "--csv", tmp_path / "rows.csv", "--quiet"]
@@ -99,7 +99,7 @@ def test_minutes_are_those_of_the_steps(tmp_path):
 
 def _row(method, seed, miou, settings=""):
     run = adaptation.Run(method, settings, resolve("scenes", {"train.seed": seed}, {}), None)
-    about = dict.fromkeys(adaptation.ABOUT, "x") | {"minutes": "5"}
+    about = dict.fromkeys(gains.ABOUT, "x") | {"minutes": "5"}
     key = dict(zip(("method", "settings", "seed", "steps"), run.key, strict=True))
     return about | key | {"mIoU": str(miou), "road": str(miou), "car": "nan"}
 
@@ -107,7 +107,7 @@ def _row(method, seed, miou, settings=""):
 def test_table_says_the_gain_and_its_standard_error():
     found = [_row("plca", 0, 33), _row("plca", 1, 35), _row("source_only", 0, 30), _row("source_only", 1, 30)]
     found.append(_row("source_only", 0, 60, "data.source=TARGET"))
-    lines = adaptation.table(found).splitlines()
+    lines = gains.table(found).splitlines()
     assert lines[2].startswith("| `source_only` |  | 250 | 0, 1 | **30.0 ± 0.0** |  | 30.0 ± 0.0 |  | 5.0")
     # deviations of 1.414 and 0 over two seeds each
     assert "| `plca` |  | 250 | 0, 1 | **34.0 ± 1.4** | +4.0 ± 1.0 |" in lines[3]
@@ -115,21 +115,21 @@ def test_table_says_the_gain_and_its_standard_error():
 
 
 def test_the_page_is_made_from_the_rows(monkeypatch, tmp_path):
-    monkeypatch.setattr(adaptation, "HERE", tmp_path)
+    monkeypatch.setattr(gains, "HERE", tmp_path)
     (tmp_path / "results").mkdir()
     text = "# Top\n\n<!-- rows pair -->\nold\n<!-- end -->\nkept\n"
-    assert adaptation.page(text) == "# Top\n\n<!-- rows pair -->\n\nNot measured.\n\n<!-- end -->\nkept\n"
+    assert gains.page(text) == "# Top\n\n<!-- rows pair -->\n\nNot measured.\n\n<!-- end -->\nkept\n"
     row = _row("plca", 0, 33)
     adaptation.append_rows(tmp_path / "results" / "pair.csv", list(row), [row])
-    made = adaptation.page(text)
-    assert "| `plca` |" in made and "old" not in made and made == adaptation.page(made)
-    assert adaptation.load(tmp_path / "results" / "pair.csv") == [row]
+    made = gains.page(text)
+    assert "| `plca` |" in made and "old" not in made and made == gains.page(made)
+    assert gains.load(tmp_path / "results" / "pair.csv") == [row]
 
 
 def test_the_shipped_page_is_made_from_the_shipped_rows():
-    text = adaptation.PAGE.read_text()
+    text = gains.PAGE.read_text()
     assert "<!-- rows idda_cityscapes -->" in text
-    assert adaptation.page(text) == text, "run python -m bench.adaptation --table"
+    assert gains.page(text) == text, "run python -m bench.adaptation --table"
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_the_picture_of_the_gains_is_drawn_from_the_rows(tmp_path, monkeypatch):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    monkeypatch.setattr(adaptation, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(gains, "PAGE", tmp_path / "results.md")
     (tmp_path / "assets" / "pictures").mkdir(parents=True)
-    assert plot.gains(pyplot).read_bytes().startswith(b"\x89PNG")
+    assert plot.bars(pyplot).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(plot, "PAIR", "nothing")
     with pytest.raises(UserError, match=r"nothing\.csv has no row of source_only"):
-        plot.gains(pyplot)
+        plot.bars(pyplot)
