@@ -3,6 +3,7 @@
 // Names in an anonymous namespace must differ within a unit.
 #include "../cpu/rows.cpp"
 
+#include "../cpu/batch_norm_act_rows.cpp"
 #include "../cpu/depthwise_conv2d_rows.cpp"
 #include "../cpu/gemm.cpp"
 #include "../cpu/local_affinity_rows.cpp"

@@ -6,6 +6,7 @@ the others cannot.
 
 from fastuda.ops._backends import BackendStatus, backends, release_memory
 from fastuda.ops.aspp import aspp
+from fastuda.ops.batch_norm_act import batch_norm_act
 from fastuda.ops.category_pool import category_pool
 from fastuda.ops.class_statistics import ClassStatistics, class_statistics
 from fastuda.ops.contrast_softmax import contrast_softmax
@@ -30,6 +31,7 @@ __all__ = [
     "affinity_cleaning_loss",
     "aspp",
     "backends",
+    "batch_norm_act",
     "category_pool",
     "class_statistics",
     "contrast_softmax",

@@ -112,8 +112,17 @@ def release_memory() -> None:
         _C.release_memory()
 
 
+_filled: set[tuple[str, str]] = set()
+
+
 def _has_kernel(operator: str, key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+    """Asked once where there is one: torch takes 3 us, and most ops have two or three operators."""
+    if (operator, key) in _filled:
+        return True
+    found = torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+    if found:
+        _filled.add((operator, key))
+    return found
 
 
 # what torch.compiler.assume_constant_result sets; the decorator itself would import dynamo and triton
