@@ -197,7 +197,29 @@ def depthwise_conv2d(
         return nnf.conv2d(x.float() if wide else x, weight, bias, stride, padding, dilation, x.shape[1])
 
 
-LAYERS: dict[str, Callable[..., Any]] = {"aspp": aspp, "depthwise_conv2d": depthwise_conv2d}
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "none",
+) -> Tensor:
+    """torch's norm, and its activation in place."""
+    y = nnf.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    act = {"none": lambda y, inplace: y, "relu": nnf.relu, "relu6": nnf.relu6}[activation]
+    return act(y, inplace=True)
+
+
+LAYERS: dict[str, Callable[..., Any]] = {
+    "aspp": aspp,
+    "batch_norm_act": batch_norm_act,
+    "depthwise_conv2d": depthwise_conv2d,
+}
 """The layers of networks as torch has them."""
 
 OPS: dict[str, Callable[..., Any]] = {

@@ -1,32 +1,39 @@
-// Row sweeps of batch_norm_act, of T in {float, BFloat16, double}; rows are [rows, width], contiguous.
+// Row sweeps of batch_norm_act; rows are [rows, words], contiguous. A word is a value, or two of bfloat16
+// (uint32_t), which take half as many operations to read and to write. What belongs to columns is [words] of
+// the values that words hold first, then [words] of those that they hold second.
 #pragma once
 
 #include "../common.h"
 
 namespace fastuda {
 
+// Values of a word.
+template <class Word>
+constexpr int64_t values_of = std::is_same_v<Word, uint32_t> ? 2 : 1;
+
 // Of every column: the mean and the sum of the squared differences to it, from two passes.
-template <class T, class S>
-void column_moments(const T* x, int64_t rows, int64_t width, S* mean, S* squares);
+template <class Word, class S>
+void column_moments(const Word* x, int64_t rows, int64_t words, S* mean, S* squares);
 
 // y = clamp(scale x + shift, low, high), column by column.
 template <class S>
 struct ClampedRows {
-  int64_t rows, width;
+  int64_t rows, words;
   const S *scale, *shift;
   S low, high;
 };
 
-template <class T, class S>
-void clamp_rows(const T* x, const ClampedRows<S>& y, T* out);
+template <class Word, class S>
+void clamp_rows(const Word* x, const ClampedRows<S>& y, Word* out);
 
 // sum += sum of g and along += sum of g (x - mean) of every column, where g is grad where y is not clamped.
-template <class T, class S>
-void column_gradients(const T* grad, const T* x, const ClampedRows<S>& y, const S* mean, S* sum, S* along);
+template <class Word, class S>
+void column_gradients(const Word* grad, const Word* x, const ClampedRows<S>& y, const S* mean, S* sum,
+                      S* along);
 
 // out = scale g + slope (x - mean) + constant
-template <class T, class S>
-void gradient_rows(const T* grad, const T* x, const ClampedRows<S>& y, const S* mean, const S* slope,
-                   const S* constant, T* out);
+template <class Word, class S>
+void gradient_rows(const Word* grad, const Word* x, const ClampedRows<S>& y, const S* mean, const S* slope,
+                   const S* constant, Word* out);
 
 }  // namespace fastuda

@@ -28,7 +28,7 @@ from fastuda.models.segmentor import Segmentor
 from fastuda.system.files import written
 
 PREFIX = "fastuda."
-LAYERS = ("aspp", "depthwise_conv2d")
+LAYERS = ("aspp", "batch_norm_act", "depthwise_conv2d")
 """Ops that count as what they are a part of: heads and backbones."""
 STEP = f"{PREFIX}step"
 PARTS = ("data", "backbone", "heads", "ops", "optimiser", "rest")

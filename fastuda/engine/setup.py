@@ -25,6 +25,7 @@ from fastuda.engine.parallel import sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import build_model
 from fastuda.models.build import ModelConfig, weights_path
+from fastuda.models.norms import fuse_norms
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
 from fastuda.system.precision import choose
@@ -135,6 +136,7 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
     method = get_method(config.method["name"])(method_config, model, len(classes))
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
+    fuse_norms(method)
     method.adjust(config.eval.logit_adjustment, config.eval.class_shares)
     method.horizon = config.optim.horizon or config.train.steps
     if config.optim.schedule == "poly" and method.horizon < config.train.steps:

@@ -92,12 +92,18 @@ class _BatchNormAct(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        settings: tuple[float, float, float],
+        running: tuple[Tensor, Tensor],
         training: bool,
+        momentum: float,
+        settings: tuple[float, float, float],
         name: str,
     ):
+        mean, variance = running
+        if training:
+            mean, variance = _backends.overload("batch_norm_act_moments", name)(x)
+            count = x.numel() // x.shape[1]
+            running[0].lerp_(mean, momentum)
+            running[1].lerp_(variance * (count / (count - 1)), momentum)
         ctx.save_for_backward(x, mean, variance, weight, bias)
         ctx.settings, ctx.training, ctx.name = settings, training, name
         return _backends.overload("batch_norm_act_fwd", name)(x, mean, variance, weight, bias, *settings)
@@ -152,17 +158,9 @@ def batch_norm_act(
     _check(x, weight, bias, running_mean, running_var, training, momentum, eps, activation)
     name = _backends.select("batch_norm_act", x, backend=backend)
     if name == "reference":
-        settings = (training, momentum, eps, activation)
-        return reference(x, weight, bias, running_mean, running_var, *settings)
-    mean, variance = running_mean, running_var
-    if training:
-        with torch.no_grad():
-            mean, variance = _backends.overload("batch_norm_act_moments", name)(x)
-            count = x.numel() // x.shape[1]
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * (count / (count - 1)), momentum)
-    bounds = BOUNDS[activation]
-    return _BatchNormAct.apply(x, weight, bias, mean, variance, (eps, *bounds), training, name)
+        return reference(x, weight, bias, running_mean, running_var, training, momentum, eps, activation)
+    running, settings = (running_mean, running_var), (eps, *BOUNDS[activation])
+    return _BatchNormAct.apply(x, weight, bias, running, training, momentum, settings, name)
 
 
 def _check(

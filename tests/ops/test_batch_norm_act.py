@@ -1,4 +1,4 @@
-"""batch_norm_act: torch's batch norm and activation in float64, every backend's error, statistics, layouts."""
+"""batch_norm_act: torch's norm and activation in float64, every backend's error, statistics, layouts."""
 
 import pytest
 import torch

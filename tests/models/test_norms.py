@@ -1,0 +1,63 @@
+"""Fused batch norms against the modules that they replace."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fastuda.engine.parallel import SyncedBatchNorm2d
+from fastuda.models.backbones import BACKBONES
+from fastuda.models.frozen import freeze
+from fastuda.models.norms import BatchNormAct2d, fuse_norms
+
+
+def passed(network, x):
+    """The output, every gradient and the running statistics afterwards."""
+    out = network(x)
+    weight = torch.sin(torch.arange(out.numel(), dtype=x.dtype)).reshape(out.shape)
+    out.backward(weight)
+    gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    return out.detach(), gradients, *(b.double() for b in network.buffers())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "small"])
+def test_a_backbone_computes_the_same(backbone, training):
+    torch.manual_seed(3)
+    plain = BACKBONES[backbone](False)
+    fused = copy.deepcopy(plain)
+    fuse_norms(fused)
+    assert any(isinstance(m, BatchNormAct2d) for m in fused.modules())
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 32, 48)
+    # doubled after the replacement, which takes float32
+    plain, fused = (n.double().train(training) for n in (plain, fused))
+    for one, two in zip(passed(fused, x.double()), passed(plain, x.double()), strict=True):
+        assert (one - two).norm() <= 1e-9 * two.norm().clamp(min=1)
+
+
+def test_an_activation_is_taken_where_a_sequence_has_it_behind_the_norm():
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU6(inplace=True), nn.ReLU())
+    norms = nn.ModuleDict({"norm": nn.BatchNorm2d(4), "relu": nn.ReLU()})
+    network = nn.ModuleDict({"block": block, "norms": norms})
+    fuse_norms(network)
+    assert [type(part) for part in block] == [nn.Conv2d, BatchNormAct2d, nn.Identity, nn.ReLU]
+    assert block[1].activation == "relu6"
+    assert norms["norm"].activation == "none" and isinstance(norms["relu"], nn.ReLU)
+
+
+def test_other_norms_stay():
+    frozen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    freeze(frozen)
+    unusual = [
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4).bfloat16(),
+        SyncedBatchNorm2d(4),
+    ]
+    network = nn.Sequential(frozen, *unusual)
+    before = [type(m) for m in network.modules()]
+    fuse_norms(network)
+    assert [type(m) for m in network.modules()] == before
