@@ -12,7 +12,8 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kLanes = 64;  // channels of a block of the weights' gradient
+constexpr int64_t kTaskLanes = 64;     // channels of a task of the weights' gradient
+constexpr int64_t kTaskPixels = 1024;  // and pixels, in whole rows
 
 // One axis: output o of `outputs` meets input o stride - padding + k dilation of `inputs`, k < kernel.
 struct Axis {
@@ -149,33 +150,54 @@ Tensor depthwise_conv2d_fwd(const Tensor& x, const Tensor& weight, const std::op
   return made.to(x.scalar_type());
 }
 
+// out [k k, C]: tasks own kTaskLanes channels and some rows of x, which each widen once for all taps; their
+// parts are added in a fixed order.
 template <class T>
-void sum_weights(const Tensor& grad, const Tensor& x, const Shape& s, const Tensor& out) {
+Tensor sum_weights(const Tensor& grad, const Tensor& x, const Shape& s) {
   using S = acc_t<T>;
-  const int64_t channels = s.channels;
-  const auto runs = columns_of(s.across.outputs, s.across.kernel, 1,
-                               [&](int64_t o, int64_t k) { return s.across.input_of(o, k); });
-  at::parallel_for(0, blocks_of(channels, kLanes), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t c = block * kLanes, lanes = std::min(kLanes, channels - c);
-      for (int64_t line = 0; line < s.batch * s.down.outputs; ++line) {
-        const int64_t b = line / s.down.outputs, oy = line % s.down.outputs;
-        const T* g = grad.const_data_ptr<T>() + line * s.across.outputs * channels + c;
+  const int64_t channels = s.channels, height = s.down.inputs, width = s.across.inputs,
+                kernel = s.across.kernel, taps = s.down.kernel * kernel, lines = s.batch * height;
+  const int64_t many = std::max<int64_t>(1, kTaskPixels / width), parts = blocks_of(lines, many);
+  const auto runs =
+      columns_of(s.across.outputs, kernel, 1, [&](int64_t o, int64_t k) { return s.across.input_of(o, k); });
+  const Tensor sums = at::zeros({parts, taps, channels}, x.options().dtype(statistics_type(x)));
+  const int64_t blocks = blocks_of(channels, kTaskLanes);
+  at::parallel_for(0, parts * blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<S> wide(width * kTaskLanes);
+    std::vector<const S*> rows(kernel);
+    std::vector<S*> to(kernel);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / blocks, c = task % blocks * kTaskLanes,
+                    lanes = std::min(kTaskLanes, channels - c),
+                    step = std::is_same_v<T, S> ? channels : lanes;  // from one pixel of x to the next
+      for (int64_t line = part * many; line < std::min(lines, (part + 1) * many); ++line) {
+        const int64_t b = line / height, y = line % height;
+        const T* from = x.const_data_ptr<T>() + line * width * channels + c;
+        const S* row;
+        if constexpr (std::is_same_v<T, S>) {
+          row = from;
+        } else {
+          widen_pixels<T, S>(from, channels, width, lanes, wide.data());
+          row = wide.data();
+        }
         for (int64_t i = 0; i < s.down.kernel; ++i) {
-          const int64_t y = s.down.input_of(oy, i);
-          if (y < 0) continue;
-          const T* row = x.const_data_ptr<T>() + (b * s.down.inputs + y) * s.across.inputs * channels + c;
+          const int64_t oy = s.down.output_of(y, i);
+          if (oy < 0) continue;
+          const T* g = grad.const_data_ptr<T>() + (b * s.down.outputs + oy) * s.across.outputs * channels + c;
           for (const EqualColumns& run : runs) {
+            int64_t met = 0;
             for (const auto& [j, at] : run.met) {
-              add_inner(g + run.first * channels, channels, row + at * channels, s.across.stride * channels,
-                        run.count, lanes,
-                        out.mutable_data_ptr<S>() + (i * s.across.kernel + j) * channels + c);
+              rows[met] = row + at * step;
+              to[met++] = sums.mutable_data_ptr<S>() + (part * taps + i * kernel + j) * channels + c;
             }
+            add_products<T, S>(g + run.first * channels, channels,
+                               {rows.data(), to.data(), met, s.across.stride * step}, run.count, lanes);
           }
         }
       }
     }
   });
+  return sums.sum(0);
 }
 
 std::tuple<Tensor, Tensor> depthwise_conv2d_bwd(const Tensor& grad, const Tensor& x, const Tensor& weight,
@@ -186,7 +208,7 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_bwd(const Tensor& grad, const Tensor
   const Tensor g = channel_rows(grad.to(rows.scalar_type()));
   const std::vector<int64_t> none{0};
   Tensor by_x = at::empty(for_x ? rows.sizes() : at::IntArrayRef(none), rows.options());
-  Tensor by_weight = at::zeros(for_weight ? weights.sizes() : at::IntArrayRef(none), weights.options());
+  Tensor by_weight = at::empty(none, weights.options());
   with_rows(rows, [&](auto element) {
     using T = decltype(element);
     if (for_x) {
@@ -195,7 +217,7 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_bwd(const Tensor& grad, const Tensor
           [&](int64_t i, int64_t k) { return s.down.output_of(i, k); },
           [&](int64_t i, int64_t k) { return s.across.output_of(i, k); });
     }
-    if (for_weight) sum_weights<T>(g, rows, s, by_weight);
+    if (for_weight) by_weight = sum_weights<T>(g, rows, s);
   });
   if (for_x) by_x = by_x.permute({0, 3, 1, 2});
   if (for_weight) by_weight = by_weight.t().contiguous().view(weight.sizes());

@@ -18,9 +18,20 @@ struct PixelRun {
 template <class T, class S>
 void sum_run(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out);
 
-// to [channels] += sum over i < count of a[i * step_a] b[i * step_b]
+// to [pixels, channels] = pixels of x, from one to the next `step` elements
 template <class T, class S>
-void add_inner(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count, int64_t channels,
-               S* to);
+void widen_pixels(const T* x, int64_t step, int64_t pixels, int64_t channels, S* to);
+
+// What a run of gradients meets: of `taps` rows one pixel each, `step` elements further with every gradient.
+template <class S>
+struct MetRows {
+  const S* const* rows;
+  S* const* sums;  // of each row
+  int64_t taps, step;
+};
+
+// sums[t] [channels] += sum over i < count of g[i * step] rows[t][i * met.step]
+template <class T, class S>
+void add_products(const T* g, int64_t step, const MetRows<S>& met, int64_t count, int64_t channels);
 
 }  // namespace fastuda

@@ -78,61 +78,95 @@ FASTUDA_INLINE void sum_run_body(const PixelRun<T, S>& run, int64_t channels, co
   }
 }
 
-// to [wide registers] += sum over i of a[i * step_a] b[i * step_b]
-template <int wide, class T, class S>
-FASTUDA_INLINE void inner_block(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count,
-                                S* to) {
+template <class T, class S>
+FASTUDA_INLINE void widen_body(const T* x, int64_t step, int64_t pixels, int64_t channels, S* to) {
+  for (int64_t i = 0; i < pixels; ++i, x += step, to += channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) to[c] = widen(x[c]);
+  }
+}
+
+// Channels c on, of `wide` registers, of `taps` rows from t on: a gradient is read once for all of them.
+template <int taps, int wide, class T, class S>
+FASTUDA_INLINE void product_block(const T* g, int64_t step_g, const MetRows<S>& met, int64_t t, int64_t c,
+                                  int64_t count) {
   constexpr int64_t step = Lanes<S>::count;
-  lanes_t<S> sums[wide] = {};
-  for (int64_t i = 0; i < count; ++i, a += step_a, b += step_b) {
+  lanes_t<S> sums[taps][wide];
+  const S* rows[taps];
+#pragma GCC unroll 4
+  for (int k = 0; k < taps; ++k) {
+    rows[k] = met.rows[t + k] + c;
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; ++v) load_lanes(met.sums[t + k] + c + v * step, sums[k][v]);
+  }
+  for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < wide; ++v) {
       lanes_t<S> x;
-      load_lanes(a + v * step, x);
-      add_product(b + v * step, x, sums[v]);
+      load_lanes(g + i * step_g + c + v * step, x);
+#pragma GCC unroll 4
+      for (int k = 0; k < taps; ++k) add_product(rows[k] + i * met.step + v * step, x, sums[k][v]);
     }
   }
-  for (int v = 0; v < wide; ++v) {
-    lanes_t<S> before;
-    load_lanes(to + v * step, before);
-    before += sums[v];
-    store_lanes<S>(before, to + v * step);
+#pragma GCC unroll 4
+  for (int k = 0; k < taps; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < wide; ++v) store_lanes<S>(sums[k][v], met.sums[t + k] + c + v * step);
+  }
+}
+
+template <int taps, class T, class S>
+FASTUDA_INLINE void product_channels(const T* g, int64_t step_g, const MetRows<S>& met, int64_t t,
+                                     int64_t count, int64_t channels) {
+  constexpr int64_t step = Lanes<S>::count;
+  int64_t c = 0;
+  for (; c + 2 * step <= channels; c += 2 * step) {
+    product_block<taps, 2>(g, step_g, met, t, c, count);
+  }
+  for (; c + step <= channels; c += step) product_block<taps, 1>(g, step_g, met, t, c, count);
+  for (; c < channels; ++c) {
+    for (int k = 0; k < taps; ++k) {
+      const S* row = met.rows[t + k] + c;
+      S sum = 0;
+      for (int64_t i = 0; i < count; ++i) sum += widen(g[i * step_g + c]) * row[i * met.step];
+      met.sums[t + k][c] += sum;
+    }
   }
 }
 
 template <class T, class S>
-FASTUDA_INLINE void add_inner_body(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count,
-                                   int64_t channels, S* to) {
-  constexpr int64_t step = Lanes<S>::count;
-  int64_t c = 0;
-  for (; c + 4 * step <= channels; c += 4 * step) inner_block<4>(a + c, step_a, b + c, step_b, count, to + c);
-  for (; c + step <= channels; c += step) inner_block<1>(a + c, step_a, b + c, step_b, count, to + c);
-  for (; c < channels; ++c) {
-    S sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += widen(a[i * step_a + c]) * widen(b[i * step_b + c]);
-    to[c] += sum;
-  }
+FASTUDA_INLINE void products_body(const T* g, int64_t step_g, const MetRows<S>& met, int64_t count,
+                                  int64_t channels) {
+  int64_t t = 0;
+  for (; t + 3 <= met.taps; t += 3) product_channels<3>(g, step_g, met, t, count, channels);
+  for (; t < met.taps; ++t) product_channels<1>(g, step_g, met, t, count, channels);
 }
 
 }  // namespace
 
 // target_clones does not apply to templates: one named function per element type.
-#define DEPTHWISE_SWEEPS(T, S, SUFFIX, CLONES)                                                             \
-  CLONES static void run_##SUFFIX(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out) {    \
-    sum_run_body(run, channels, bias, out);                                                                \
-  }                                                                                                        \
-  CLONES static void inner_##SUFFIX(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count, \
-                                    int64_t channels, S* to) {                                             \
-    add_inner_body(a, step_a, b, step_b, count, channels, to);                                             \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void sum_run(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out) {                       \
-    run_##SUFFIX(run, channels, bias, out);                                                                \
-  }                                                                                                        \
-  template <>                                                                                              \
-  void add_inner(const T* a, int64_t step_a, const T* b, int64_t step_b, int64_t count, int64_t channels,  \
-                 S* to) {                                                                                  \
-    inner_##SUFFIX(a, step_a, b, step_b, count, channels, to);                                             \
+#define DEPTHWISE_SWEEPS(T, S, SUFFIX, CLONES)                                                           \
+  CLONES static void run_##SUFFIX(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out) {  \
+    sum_run_body(run, channels, bias, out);                                                              \
+  }                                                                                                      \
+  CLONES static void widen_##SUFFIX(const T* x, int64_t step, int64_t pixels, int64_t channels, S* to) { \
+    widen_body(x, step, pixels, channels, to);                                                           \
+  }                                                                                                      \
+  CLONES static void products_##SUFFIX(const T* g, int64_t step, const MetRows<S>& met, int64_t count,   \
+                                       int64_t channels) {                                               \
+    products_body(g, step, met, count, channels);                                                        \
+  }                                                                                                      \
+  template <>                                                                                            \
+  void sum_run(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out) {                     \
+    run_##SUFFIX(run, channels, bias, out);                                                              \
+  }                                                                                                      \
+  template <>                                                                                            \
+  void widen_pixels(const T* x, int64_t step, int64_t pixels, int64_t channels, S* to) {                 \
+    widen_##SUFFIX(x, step, pixels, channels, to);                                                       \
+  }                                                                                                      \
+  template <>                                                                                            \
+  void add_products(const T* g, int64_t step, const MetRows<S>& met, int64_t count, int64_t channels) {  \
+    products_##SUFFIX(g, step, met, count, channels);                                                    \
   }
 DEPTHWISE_SWEEPS(float, float, f, FASTUDA_CLONES)
 DEPTHWISE_SWEEPS(BFloat16, float, h, FASTUDA_CLONES)
