@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     """none, relu or relu6."""
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.training:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
@@ -35,19 +37,29 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 def fuse_norms(module: nn.Module) -> None:
-    """Make every ``nn.BatchNorm2d`` of ``module`` a :class:`BatchNormAct2d`. One that a ReLU or ReLU6 follows
-    in an ``nn.Sequential`` takes its activation. Names of the state stay."""
+    """Make every ``nn.BatchNorm2d`` of ``module`` a :class:`BatchNormAct2d`; names of the state stay.
+
+    One takes the ReLU or ReLU6 that follows it in an ``nn.Sequential``, or beside it in one of the pairs
+    ``norm_activations`` of its parent.
+    """
     for part in module.modules():
         if type(part) is nn.BatchNorm2d and _is_usual(part):
             part.__class__ = BatchNormAct2d
             assert isinstance(part, BatchNormAct2d)
             part.activation = "none"
     for part in module.modules():
-        if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
-            for place in range(1, len(part)):
-                norm, kind = part[place - 1], ACTIVATIONS.get(type(part[place]))
-                if isinstance(norm, BatchNormAct2d) and kind is not None:
-                    norm.activation, part[place] = kind, nn.Identity()
+        for name, behind in _activations(part):
+            norm, kind = getattr(part, name), ACTIVATIONS.get(type(getattr(part, behind)))
+            if isinstance(norm, BatchNormAct2d) and kind is not None:
+                norm.activation = kind
+                setattr(part, behind, nn.Identity())
+
+
+def _activations(part: nn.Module) -> list[tuple[str, str]]:
+    """Names of the parts that always run one directly after the other."""
+    if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
+        return list(itertools.pairwise(name for name, _ in part.named_children()))
+    return list(getattr(part, "norm_activations", ()))
 
 
 def _is_usual(norm: nn.BatchNorm2d) -> bool:

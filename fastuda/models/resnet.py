@@ -9,6 +9,7 @@ class BasicBlock(nn.Module):
     """The two-convolution block of ResNet-18 and -34."""
 
     expansion = 1
+    norm_activations = (("bn1", "relu1"),)
 
     def __init__(
         self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None, caffe: bool
@@ -16,6 +17,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, dilation, dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.relu1: nn.Module = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -23,7 +25,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu1(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(out)) + identity)
 
 
@@ -31,6 +33,7 @@ class Bottleneck(nn.Module):
     """The three-convolution block; the stride sits in the 3x3 (torchvision) or in the first 1x1 (Caffe)."""
 
     expansion = 4
+    norm_activations = (("bn1", "relu1"), ("bn2", "relu2"))
 
     def __init__(
         self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None, caffe: bool
@@ -39,8 +42,10 @@ class Bottleneck(nn.Module):
         first, middle = (stride, 1) if caffe else (1, stride)
         self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
+        self.relu1: nn.Module = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, middle, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.relu2: nn.Module = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(width, width * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * 4)
         self.relu = nn.ReLU(inplace=True)
@@ -48,8 +53,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu2(self.bn2(self.conv2(out)))
         return self.relu(self.bn3(self.conv3(out)) + identity)
 
 
@@ -61,6 +66,8 @@ class ResNet(nn.Module):
     block on. ``False`` is torchvision's: stride in the 3x3, floor, and a first block that keeps the previous
     dilation.
     """
+
+    norm_activations = (("bn1", "relu"),)
 
     def __init__(self, block: type[BasicBlock] | type[Bottleneck], layers: list[int], caffe: bool = False):
         super().__init__()

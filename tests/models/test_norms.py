@@ -61,3 +61,12 @@ def test_other_norms_stay():
     before = [type(m) for m in network.modules()]
     fuse_norms(network)
     assert [type(m) for m in network.modules()] == before
+
+
+def test_a_block_of_a_resnet_takes_the_activation_between_its_convolutions():
+    network = BACKBONES["resnet50"](True)
+    fuse_norms(network)
+    block = network.layer1[0]
+    assert [block.bn1.activation, block.bn2.activation, block.bn3.activation] == ["relu", "relu", "none"]
+    assert isinstance(block.relu1, nn.Identity) and isinstance(block.relu, nn.ReLU)
+    assert network.bn1.activation == "relu" and isinstance(network.relu, nn.Identity)
