@@ -122,7 +122,7 @@ at::ScalarType product_type(const Tensor& x) {
 }
 
 // [B, C, h, w] -> [B, h w, C]
-Tensor pixel_rows(const Tensor& features) { return readable(features.permute({0, 2, 3, 1})).flatten(1, 2); }
+Tensor pixel_rows(const Tensor& features) { return channel_rows(features).flatten(1, 2); }
 
 Tensor aspp_fwd(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& bias,
                 at::IntArrayRef dilations) {

@@ -10,9 +10,6 @@ namespace fastuda {
 
 namespace {
 
-// [B, C, h, w] -> [B, h, w, C], of channels-last features a view
-Tensor norm_pixels(const Tensor& x) { return readable(x.permute({0, 2, 3, 1})); }
-
 // Features as rows of words. A row holds `repeats` pixels where a pixel has few channels, and then a channel
 // has as many columns.
 template <class Word_>
@@ -119,7 +116,7 @@ struct ColumnMoments {
 };
 
 std::tuple<Tensor, Tensor> batch_norm_act_moments(const Tensor& x) {
-  const Tensor pixels = norm_pixels(x);
+  const Tensor pixels = channel_rows(x);
   const int64_t channels = x.size(1);
   const auto options = pixels.options().dtype(statistics_type(pixels));
   const Tensor mean = at::empty({channels}, options), variance = at::empty({channels}, options);
@@ -155,7 +152,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_moments(const Tensor& x) {
 
 Tensor batch_norm_act_fwd(const Tensor& x, const Tensor& mean, const Tensor& variance, const Tensor& weight,
                           const Tensor& bias, double eps, double low, double high) {
-  const Tensor pixels = norm_pixels(x);
+  const Tensor pixels = channel_rows(x);
   // no view: what a layer gives may be changed in place
   const Tensor made = at::empty(x.sizes(), pixels.options(), at::MemoryFormat::ChannelsLast);
   with_norm_rows(pixels, {made}, [&](const auto& rows) {
@@ -172,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_bwd(const Tensor& grad, const 
                                                       const Tensor& variance, const Tensor& weight,
                                                       const Tensor& bias, double eps, double low, double high,
                                                       bool training, bool for_x) {
-  const Tensor pixels = norm_pixels(x), g = norm_pixels(grad.to(pixels.scalar_type()));
+  const Tensor pixels = channel_rows(x), g = channel_rows(grad.to(pixels.scalar_type()));
   const std::vector<int64_t> none{0};
   Tensor by_x = at::empty(for_x ? pixels.sizes() : at::IntArrayRef(none), pixels.options());
   const Tensor by_weight = at::empty(weight.sizes(), weight.options());

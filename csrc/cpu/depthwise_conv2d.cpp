@@ -76,9 +76,6 @@ struct Shape {
   }
 };
 
-// [B, C, h, w] -> [B, h, w, C], of channels-last features a view
-Tensor channel_rows(const Tensor& x) { return readable(x.permute({0, 2, 3, 1})); }
-
 // weight [C, 1, k, k] -> [k k, C]
 Tensor weight_rows(const Tensor& weight, at::ScalarType type) {
   return weight.to(type).flatten(1).t().contiguous();

@@ -19,6 +19,8 @@ void with_rows(const Tensor& features, F&& f) {
 inline Tensor readable(const Tensor& features) {
   return (features.scalar_type() == at::kHalf ? features.to(at::kFloat) : features).contiguous();
 }
+// [B, C, h, w] -> [B, h, w, C], of channels-last features a view
+inline Tensor channel_rows(const Tensor& features) { return readable(features.permute({0, 2, 3, 1})); }
 
 template <class S>
 Scratch<S> panel_of(int64_t columns) {
