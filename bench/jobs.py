@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from torch import Tensor
+
 from fastuda.config.resolve import resolve
 from fastuda.config.schema import RunConfig
+from fastuda.data.loading.batch import Batch
 from fastuda.data.scenes import ScenesConfig, ensure_scenes
 from fastuda.engine.trainer import Trainer
 from fastuda.system import distributed
@@ -53,9 +56,21 @@ def config_of(job: dict, root: Path) -> RunConfig:
     return resolve(None, chosen | {f"method.{key}": value for key, value in settings.items()}, sections)
 
 
-def losses(run: Trainer) -> dict[str, float]:
+def watch_losses(run: Trainer) -> set[str]:
+    """The names of the loss terms, filled by the run's steps: its curves are of shares of pixels as well."""
+    names, watch = {"loss"}, run.guard.watch
+
+    def note(step: int, losses: dict[str, Tensor], batch: Batch) -> None:
+        names.update(losses)
+        watch(step, losses, batch)
+
+    run.guard.watch = note  # type: ignore[method-assign]
+    return names
+
+
+def losses(run: Trainer, names: set[str]) -> dict[str, float]:
     """The loss terms of the last step."""
-    return {name: value for name, value in run.take_means().items() if name.startswith("train/")}
+    return {name: value for name, value in run.take_means().items() if name.removeprefix("train/") in names}
 
 
 class Failed(Exception):

@@ -190,4 +190,4 @@ def _check(
     check_positive("eps", eps)
     check_choice("activation", activation, tuple(BOUNDS))
     if training and x.shape[0] * x.shape[2] * x.shape[3] < 2:
-        raise ValueError(f"training needs at least two pixels a channel, got x of shape {tuple(x.shape)}")
+        raise ValueError(f"training needs more than 1 value per channel, got x of shape {tuple(x.shape)}")

@@ -22,6 +22,7 @@ from fastuda import cli
 from fastuda.data.config import DataConfig
 from fastuda.methods import METHODS
 from fastuda.models import ModelConfig, build_model
+from fastuda.models.norms import fuse_norms
 from fastuda.ops import _backends
 
 SMALL = list(dict.fromkeys(dataclasses.replace(c, pixels=96, channels=min(c.channels, 24)) for c in CASES))
@@ -95,10 +96,10 @@ def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatc
                 assert all(getattr(F, name) is not op for name, op in before.items())
             run = end_to_end.trainer(job, tmp_path)
             run.method.train()
-            losses = []
+            names, losses = end_to_end.watch_losses(run), []
             for _ in range(2):
                 run.step()
-                losses.append(end_to_end.losses(run))
+                losses.append(end_to_end.losses(run, names))
             found.append(losses)
     assert end_to_end.difference(*found) < 1e-3 and len(found[0][0]) > 1
 
@@ -106,6 +107,7 @@ def test_published_formulations_train_as_the_ops_do(method, tmp_path, monkeypatc
 def test_a_plain_network_has_none_of_our_layers(monkeypatch):
     """Its logits are the same."""
     model = build_model(ModelConfig(backbone="mobilenet_v2"), 5).eval()
+    fuse_norms(model)
     x = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         wanted = model(x).logits

@@ -22,7 +22,7 @@ def faults():
         yield {name: tensor(4).bfloat16()}, TypeError, name, "float32 beside torch.float32 x"
         yield {name: tensor(4).double()}, TypeError, name, "torch.float64"
     single = dict(x=tensor(1, 4, 1, 1), training=True)
-    yield single, ValueError, "training", "two pixels a channel, got x of shape (1, 4, 1, 1)"
+    yield single, ValueError, "training", "more than 1 value per channel, got x of shape (1, 4, 1, 1)"
 
 
 def edges():
