@@ -33,7 +33,8 @@ RUNS = 256
 def batch_norm_act_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [C] over images and pixels in float32; the low-level op of the same name."""
     rows = _Rows.of(x)
-    mean, variance = torch.empty(2, rows.channels, dtype=torch.float32, device=x.device)
+    mean = torch.empty(rows.channels, dtype=torch.float32, device=x.device)
+    variance = torch.empty_like(mean)
     if not x.numel():
         return mean.fill_(torch.nan), variance.fill_(torch.nan)
     runs, run = rows.runs(MOMENT_TILES)
