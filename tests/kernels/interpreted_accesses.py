@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from fastuda.kernels import _class_planes, _moments, _panels, _search, _temperature
+from fastuda.kernels import batch_norm_act as norm
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import depthwise_conv2d as depthwise
@@ -35,6 +36,8 @@ def many_programs(monkeypatch):
     monkeypatch.setattr(affinity, "BLOCK", 32)
     monkeypatch.setattr(_class_planes, "OUTPUTS", 32)
     monkeypatch.setattr(depthwise, "RUN", 64)
+    monkeypatch.setattr(norm, "PROGRAMS", 4)
+    monkeypatch.setattr(norm, "RUNS", 1)
     monkeypatch.setattr(smooth_max, "BLOCK", 32)
     monkeypatch.setattr(smooth_max, "BLOCKS", 2)
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastuda.ops as F
 from fastuda.kernels import _class_planes
 from fastuda.kernels import aspp as head
+from fastuda.kernels import batch_norm_act as norm
 from fastuda.kernels import category_pool as category
 from fastuda.kernels import class_statistics as statistics
 from fastuda.kernels import depthwise_conv2d as depthwise
@@ -223,6 +224,64 @@ def test_depthwise_convolution_of_strided_features_and_none():
             F.depthwise_conv2d(x, weight, bias, padding=1, backend=name) for name in ("triton", "reference")
         )
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("channels", "size"), [(1, (1, 5)), (3, (13, 70)), (24, (9, 31)), (64, (8, 8)), (150, (11, 17))]
+)
+def test_batch_norm(channels, size, training, dtype, monkeypatch):
+    """Without a tile that is filled, with many, and with runs that are merged in several rounds."""
+    for name, value in (("TILE", 1024), ("PROGRAMS", 6), ("RUNS", 2)):
+        monkeypatch.setattr(norm, name, value)
+    x = (3 * torch.randn(2, channels, *size) + torch.randn(channels, 1, 1)).to(dtype)
+    given = torch.randn(2, channels)
+    # in half precision one rounding decides about a gradient at the edges of a clamp
+    activations = ("none", "relu", "relu6") if dtype == torch.float32 else ("none",)
+
+    def run(backend, work, activation):
+        kind = torch.promote_types(work, torch.float32)
+        leaves = [t.to(kind, copy=True).requires_grad_() for t in given]
+        leaves.insert(0, x.to(work, copy=True).requires_grad_())
+        statistics = torch.zeros(channels, dtype=kind), torch.ones(channels, dtype=kind)
+        settings = dict(training=training, activation=activation, backend=backend)
+        y = F.batch_norm_act(*leaves, *statistics, **settings)
+        weight = torch.linspace(-1, 2, y.numel()).reshape(y.shape).sin().to(y.dtype)
+        return y.detach(), *torch.autograd.grad(y, leaves, weight), *statistics
+
+    names = ("value", "x", "weight", "bias", "mean", "variance")
+    for activation in activations:
+        kinds = ("triton", dtype), ("reference", dtype), ("reference", torch.float64)
+        results = (run(*kind, activation) for kind in kinds)
+        for name, *three in zip(names, *results, strict=True):
+            assert three[0].dtype == (dtype if name in ("value", "x") else torch.float32)
+            within_budget(*three, f"{name} of {activation}", three[0].dtype)
+
+
+def test_batch_norm_with_a_large_mean_keeps_the_digits_of_the_variance(monkeypatch):
+    monkeypatch.setattr(norm, "TILE", 1024)
+    monkeypatch.setattr(norm, "PROGRAMS", 6)
+    x = torch.randn(2, 8, 40, 40) / 16 + 1000
+    mean, variance = norm.batch_norm_act_moments(x)
+    truth = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(variance.double(), truth[0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean.double(), truth[1], rtol=1e-6, atol=0)
+
+
+def test_batch_norm_of_nan_of_strided_features_and_of_none():
+    channels = [torch.rand(18)[::3] + i for i in range(4)]
+    strided, none = torch.randn(2, 6, 5, 18)[..., ::2], torch.randn(0, 6, 4, 4)
+    for x in (strided, none, strided.masked_fill(strided > 2, torch.nan)):
+        found, wanted = (
+            F.batch_norm_act(x, *channels, training=False, activation="relu6", backend=name)
+            for name in ("triton", "reference")
+        )
+        torch.testing.assert_close(found, wanted, equal_nan=True)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    leaves = [t.detach().requires_grad_() for t in (none, *channels[:2])]
+    y = F.batch_norm_act(*leaves, *channels[2:], training=False, backend="triton")
+    assert all((g == 0).all() for g in torch.autograd.grad(y.sum(), leaves))
 
 
 @pytest.fixture

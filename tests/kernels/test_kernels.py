@@ -96,7 +96,7 @@ PANELS = {"association_panel", "weight_panel", "symmetric_block"}
 QUIET = {
     "project_rows", "pool_parts", "pool_planes_gradient", "product_sums", "affinity_maps",
     "affinity_gradient", "stretch_tables", "jaccard_slopes", "error_keys", "inner_sums", "finish_rows",
-    "tap_sums", "weight_sums",
+    "tap_sums", "weight_sums", "run_moments", "whole_moments", "run_sums", "whole_sums",
 }  # fmt: skip
 """Kernels whose threads have nothing to tell each other in a loop."""
 

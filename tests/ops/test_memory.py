@@ -85,7 +85,7 @@ LIMITS = {
 }
 """MiB that each op may hold forward and backward: its results and what its backward needs; nothing at full
 resolution, nothing of pixels x classes or bank twice."""
-LAYERS = ("aspp", "depthwise_conv2d")
+LAYERS = ("aspp", "batch_norm_act", "depthwise_conv2d")
 """Of a network: torch's own hold no more."""
 PANELS = 8
 """MiB of scratch."""

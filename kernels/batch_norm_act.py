@@ -1,0 +1,424 @@
+"""Batch norm and the activation behind it, of channels-last features.
+
+Statistics and the sums of a gradient: a program passes over a run of pixels, in which every place of its tile
+has a sum of its own, and leaves what it has found per channel; a second kernel merges the runs in a fixed
+order. What is done to every pixel is one read and one write, and the gradient computes the activation again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastuda.kernels._common import INTERPRETED, narrow, on_device
+
+TILE = 8192 if INTERPRETED else 1024
+"""Elements of a tile; 16 bytes a thread in half precision."""
+
+MOMENT_TILES, SUM_TILES, PIXEL_TILES = 4, 2, 4
+"""Tiles, one below the other, that a program holds at once: for the statistics, for the sums of the gradient,
+and where it is done with a pixel at once."""
+
+PROGRAMS = 768
+"""Programs that pass over runs, at most: six a multiprocessor, which run at once, and few runs to merge."""
+
+RUNS = 256
+"""Runs that are merged at a time."""
+
+
+def batch_norm_act_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] over images and pixels in float32; the low-level op of the same name."""
+    rows = _Rows.of(x)
+    mean = torch.empty(rows.channels, dtype=torch.float32, device=x.device)
+    variance = torch.empty_like(mean)
+    if not x.numel():
+        return mean.fill_(torch.nan), variance.fill_(torch.nan)
+    runs, run = rows.runs(MOMENT_TILES)
+    parts = torch.empty(2, runs, rows.channels, dtype=torch.float32, device=x.device)
+    with on_device(x):
+        run_moments[(runs, rows.across)](rows.x, *parts, *rows.sizes, run, DEEP=MOMENT_TILES, **rows.tile())
+        whole_moments[(triton.cdiv(rows.channels, 16),)](
+            *parts, mean, variance, rows.pixels, rows.channels, runs, run, BR=RUNS, BC=16, num_warps=8
+        )
+    return mean, variance
+
+
+def batch_norm_act_fwd(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    low: float,
+    high: float,
+) -> Tensor:
+    """[B, C, h, w], channels-last, in the dtype of ``x``; the low-level op of the same name."""
+    rows, norm = _Rows.of(x), _norm(mean, variance, weight, bias)
+    # no view: what a layer gives may be changed in place
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if out.numel():
+        with on_device(x):
+            clamp_rows[rows.grid(PIXEL_TILES)](
+                rows.x, *norm, out, *rows.sizes, eps, low, high, UPCAST=INTERPRETED, **rows.tile(PIXEL_TILES)
+            )
+    return out
+
+
+def batch_norm_act_bwd(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    low: float,
+    high: float,
+    training: bool,
+    for_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(gradient of x or [0], of weight, of bias)``; the low-level op of the same name."""
+    rows, norm, g = _Rows.of(x), _norm(mean, variance, weight, bias), _pixels(grad)
+    by_x = torch.empty_like(rows.x) if for_x else x.new_empty(0)
+    by_weight, by_bias = torch.empty_like(norm[2]), torch.empty_like(norm[3])
+    if x.numel():
+        runs, run = rows.runs(SUM_TILES)
+        parts = torch.empty(2, runs, rows.channels, dtype=torch.float32, device=x.device)
+        with on_device(x):
+            run_sums[(runs, rows.across)](
+                g, rows.x, *norm, *parts, *rows.sizes, run, eps, low, high, **rows.tile(SUM_TILES)
+            )
+            whole_sums[(triton.cdiv(rows.channels, 16),)](
+                *parts, norm[1], by_weight, by_bias, rows.channels, runs, eps, BR=RUNS, BC=16, num_warps=8
+            )
+            if for_x:
+                gradient_rows[rows.grid(PIXEL_TILES)](
+                    g,
+                    rows.x,
+                    *norm,
+                    by_weight,
+                    by_bias,
+                    by_x,
+                    *rows.sizes,
+                    eps,
+                    low,
+                    high,
+                    TRAINING=training,
+                    UPCAST=INTERPRETED,
+                    **rows.tile(PIXEL_TILES),
+                )
+    else:
+        by_weight.zero_()
+        by_bias.zero_()
+    return by_x.permute(0, 3, 1, 2) if for_x else by_x, by_weight, by_bias
+
+
+class _Rows(NamedTuple):
+    """Features as rows of channels, one a pixel, and the tiles that they are taken in."""
+
+    x: Tensor
+    """[B, h, w, C], contiguous."""
+    pixels: int
+    channels: int
+    block: int
+    """Channels of a tile."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Rows:
+        channels = x.shape[1]
+        block = min(128 if INTERPRETED else 64, max(16, triton.next_power_of_2(channels)))
+        return cls(_pixels(x), x.numel() // channels, channels, block)
+
+    @property
+    def unit(self) -> int:
+        """A power of two that rows begin at multiples of: how much a thread reads at once depends on it."""
+        return min(16, self.channels & -self.channels)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Pixels, and channels in units."""
+        return self.pixels, self.channels // self.unit
+
+    @property
+    def across(self) -> int:
+        """Tiles from the first channel to the last."""
+        return triton.cdiv(self.channels, self.block)
+
+    def tile(self, high: int = 1) -> dict[str, int]:
+        return dict(UNIT=self.unit, BP=high * TILE // self.block, BC=self.block, num_warps=4)
+
+    def grid(self, high: int) -> tuple[int, int]:
+        return triton.cdiv(self.pixels, high * TILE // self.block), self.across
+
+    def runs(self, high: int) -> tuple[int, int]:
+        """Number of runs, and the pixels of each but the last; by the sizes alone, so that two runs of a
+        program add in the same order."""
+        step = high * TILE // self.block
+        tiles = triton.cdiv(self.pixels, step)
+        run = step * triton.cdiv(tiles, max(1, PROGRAMS // self.across))
+        return triton.cdiv(self.pixels, run), run
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[B, h, w, C], contiguous; channels-last features are not copied."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _norm(*channels: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in channels)
+
+
+@triton.jit
+def run_moments(
+    x,
+    means,
+    squares,
+    pixels,
+    units,
+    run,
+    DEEP: tl.constexpr,
+    UNIT: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A program per run of pixels and ``BC`` channels: their mean and the sum of the squared differences to
+    it, [runs, C] each."""
+    channels = units * UNIT
+    start = tl.program_id(0) * run
+    length = tl.minimum(pixels - start, run)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    c_ok = c < channels  # [BC]
+    place = tl.arange(0, BP)  # [BP]
+    i = tl.arange(0, DEEP)[:, None] * BP + place[None, :]  # [DEEP, BP]
+    count = tl.zeros((BP,), tl.float32)  # [BP]
+    mean = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
+    square = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
+    # Places of the tile have moments of their own until the end: no thread waits for another before.
+    for first in range(0, length, DEEP * BP):
+        ok = i < length - first  # [DEEP, BP]
+        at = (start + first + i).to(tl.int64)[:, :, None] * channels + c[None, None, :]  # [DEEP, BP, BC]
+        mask = ok[:, :, None] & c_ok[None, None, :]  # [DEEP, BP, BC]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [DEEP, BP, BC]
+        # values of a place, of which a sum over ``ok`` would have threads wait
+        here = tl.minimum((length - first - place + BP - 1) // BP, DEEP).to(tl.float32)  # [BP]
+        # Differences are to the mean of these few values, in registers: a large common mean costs no digits.
+        local = tl.sum(value, 0) * (1.0 / tl.maximum(here, 1.0))[:, None]  # [BP, BC]
+        d = tl.where(ok[:, :, None], value - local[None, :, :], 0.0)  # [DEEP, BP, BC]
+        # of two sets of values from those of each (Chan et al., 1979)
+        both = count + here  # [BP]
+        part = here / tl.maximum(both, 1.0)  # [BP]
+        gap = local - mean  # [BP, BC]
+        square += tl.sum(d * d, 0) + gap * gap * (count * part)[:, None]
+        mean += gap * part[:, None]
+        count = both
+    # Means are added as differences to one of them, for the digits of their small differences.
+    near = tl.sum(tl.where((place == 0)[:, None], mean, 0.0), 0)  # [BC]
+    mean = tl.where((count > 0.0)[:, None], mean - near[None, :], 0.0)
+    whole = tl.sum(mean * count[:, None], 0) / length.to(tl.float32)  # [BC]
+    gap = mean - whole[None, :]
+    to = tl.program_id(0).to(tl.int64) * channels + c  # [BC]
+    tl.store(means + to, near + whole, mask=c_ok)
+    tl.store(squares + to, tl.sum(square + gap * gap * count[:, None], 0), mask=c_ok)
+
+
+@triton.jit(do_not_specialize=["runs"])
+def whole_moments(
+    means, squares, mean, variance, pixels, channels, runs, run, BR: tl.constexpr, BC: tl.constexpr
+):
+    """A program per ``BC`` channels: the moments of all runs from those of each."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
+    c_ok = c < channels  # [BC]
+    r = tl.arange(0, BR)  # [BR]
+    # The mean is complete before any difference to it is taken; it is added as differences to the first.
+    near = tl.load(means + c, mask=c_ok, other=0.0)  # [BC]
+    total = tl.zeros((BR, BC), tl.float32)  # [BR, BC]
+    for first in range(0, runs, BR):
+        mask = (first + r < runs)[:, None] & c_ok[None, :]  # [BR, BC]
+        at = (first + r).to(tl.int64)[:, None] * channels + c[None, :]  # [BR, BC]
+        count = tl.minimum(pixels - (first + r) * run, run).to(tl.float32)  # [BR]
+        gap = tl.load(means + at, mask=mask, other=0.0) - near[None, :]  # [BR, BC]
+        total += tl.where(mask, gap * count[:, None], 0.0)
+    whole = near + tl.sum(total, 0) / pixels  # [BC]
+    total = tl.zeros((BR, BC), tl.float32)
+    for first in range(0, runs, BR):
+        mask = (first + r < runs)[:, None] & c_ok[None, :]
+        at = (first + r).to(tl.int64)[:, None] * channels + c[None, :]
+        count = tl.minimum(pixels - (first + r) * run, run).to(tl.float32)
+        gap = tl.load(means + at, mask=mask, other=0.0) - whole[None, :]  # [BR, BC]
+        inner = tl.load(squares + at, mask=mask, other=0.0)  # [BR, BC]
+        total += tl.where(mask, inner + gap * gap * count[:, None], 0.0)
+    tl.store(mean + c, whole, mask=c_ok)
+    tl.store(variance + c, tl.sum(total, 0) / pixels, mask=c_ok)
+
+
+@triton.jit
+def norm_of(mean, variance, weight, bias, c, c_ok, eps):
+    """What the norm does to channels: ``z = scale x + shift``; and their mean and inverse deviation."""
+    m = tl.load(mean + c, mask=c_ok, other=0.0)  # [BC]
+    rstd = tl.rsqrt(tl.load(variance + c, mask=c_ok, other=1.0) + eps)  # [BC]
+    scale = tl.load(weight + c, mask=c_ok, other=0.0) * rstd  # [BC]
+    # fused by name, so that no kernel rounds where another does not
+    shift = tl.fma(-m, scale, tl.load(bias + c, mask=c_ok, other=0.0))  # [BC]
+    return scale, shift, m, rstd
+
+
+@triton.jit
+def passed(g, x, scale, shift, low, high):
+    """The gradient of ``z = scale x + shift``, which a clamped one does not have."""
+    z = tl.fma(x, scale[None, :], shift[None, :])  # [BP, BC], as in clamp_rows
+    return tl.where((z <= low) | (z >= high), 0.0, g)
+
+
+@triton.jit
+def clamp_rows(
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    out,
+    pixels,
+    units,
+    eps,
+    low,
+    high,
+    UPCAST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A program per ``BP`` pixels and ``BC`` channels: ``clamp(scale x + shift, low, high)``."""
+    channels = units * UNIT
+    p = tl.program_id(0) * BP + tl.arange(0, BP)  # [BP]
+    c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    c_ok = c < channels  # [BC]
+    at = p.to(tl.int64)[:, None] * channels + c[None, :]  # [BP, BC]
+    mask = (p < pixels)[:, None] & c_ok[None, :]  # [BP, BC]
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BP, BC]
+    scale, shift, _, _ = norm_of(mean, variance, weight, bias, c, c_ok, eps)  # [BC] each
+    z = tl.fma(value, scale[None, :], shift[None, :])  # [BP, BC]
+    # A minimum and a maximum would clamp NaN.
+    z = tl.where(z < low, low, z)
+    z = tl.where(z > high, high, z)
+    tl.store(out + at, narrow(z, out, UPCAST), mask=mask)
+
+
+@triton.jit
+def run_sums(
+    grad,
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    sums,
+    alongs,
+    pixels,
+    units,
+    run,
+    eps,
+    low,
+    high,
+    UNIT: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A program per run of pixels and ``BC`` channels: the sums of ``g`` and ``g (x - mean)``, [runs, C]
+    each, where ``g`` is the gradient where nothing is clamped."""
+    channels = units * UNIT
+    start = tl.program_id(0) * run
+    length = tl.minimum(pixels - start, run)
+    i = tl.arange(0, BP)  # [BP]
+    c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    c_ok = c < channels  # [BC]
+    scale, shift, m, _ = norm_of(mean, variance, weight, bias, c, c_ok, eps)  # [BC] each
+    total = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
+    along = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
+    # Places of the tile have sums of their own until the end: no thread waits for another before.
+    for first in range(0, length, BP):
+        mask = (i < length - first)[:, None] & c_ok[None, :]  # [BP, BC]
+        at = (start + first + i).to(tl.int64)[:, None] * channels + c[None, :]  # [BP, BC]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BP, BC]
+        g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)  # [BP, BC]
+        g = passed(g, value, scale, shift, low, high)
+        total += g
+        along += g * (value - m[None, :])
+    to = tl.program_id(0).to(tl.int64) * channels + c  # [BC]
+    tl.store(sums + to, tl.sum(total, 0), mask=c_ok)
+    tl.store(alongs + to, tl.sum(along, 0), mask=c_ok)
+
+
+@triton.jit(do_not_specialize=["runs"])
+def whole_sums(
+    sums,
+    alongs,
+    variance,
+    by_weight,
+    by_bias,
+    channels,
+    runs,
+    eps,
+    BR: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A program per ``BC`` channels: the gradients of weight and bias, from the sums of all runs."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
+    c_ok = c < channels  # [BC]
+    r = tl.arange(0, BR)  # [BR]
+    total = tl.zeros((BR, BC), tl.float32)  # [BR, BC]
+    along = tl.zeros((BR, BC), tl.float32)  # [BR, BC]
+    for first in range(0, runs, BR):
+        mask = (first + r < runs)[:, None] & c_ok[None, :]  # [BR, BC]
+        at = (first + r).to(tl.int64)[:, None] * channels + c[None, :]  # [BR, BC]
+        total += tl.load(sums + at, mask=mask, other=0.0)
+        along += tl.load(alongs + at, mask=mask, other=0.0)
+    rstd = tl.rsqrt(tl.load(variance + c, mask=c_ok, other=1.0) + eps)  # [BC]
+    tl.store(by_weight + c, tl.sum(along, 0) * rstd, mask=c_ok)
+    tl.store(by_bias + c, tl.sum(total, 0), mask=c_ok)
+
+
+@triton.jit
+def gradient_rows(
+    grad,
+    x,
+    mean,
+    variance,
+    weight,
+    bias,
+    by_weight,
+    by_bias,
+    out,
+    pixels,
+    units,
+    eps,
+    low,
+    high,
+    TRAINING: tl.constexpr,
+    UPCAST: tl.constexpr,
+    UNIT: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A program per ``BP`` pixels and ``BC`` channels: ``scale g``, in training less what it shares with the
+    statistics, ``scale (by_bias + rstd by_weight (x - mean)) / pixels``."""
+    channels = units * UNIT
+    p = tl.program_id(0) * BP + tl.arange(0, BP)  # [BP]
+    c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    c_ok = c < channels  # [BC]
+    at = p.to(tl.int64)[:, None] * channels + c[None, :]  # [BP, BC]
+    mask = (p < pixels)[:, None] & c_ok[None, :]  # [BP, BC]
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BP, BC]
+    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)  # [BP, BC]
+    scale, shift, m, rstd = norm_of(mean, variance, weight, bias, c, c_ok, eps)  # [BC] each
+    result = scale[None, :] * passed(g, value, scale, shift, low, high)  # [BP, BC]
+    if TRAINING:
+        share = -scale * (1.0 / pixels)  # [BC]
+        slope = share * rstd * tl.load(by_weight + c, mask=c_ok, other=0.0)  # [BC]
+        constant = share * tl.load(by_bias + c, mask=c_ok, other=0.0)  # [BC]
+        result += slope[None, :] * (value - m[None, :]) + constant[None, :]
+    tl.store(out + at, narrow(result, out, UPCAST), mask=mask)
