@@ -136,7 +136,8 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
     method = get_method(config.method["name"])(method_config, model, len(classes))
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
-    fuse_norms(method)
+    if config.train.channels_last:  # the layout of the fused ones
+        fuse_norms(method)
     method.adjust(config.eval.logit_adjustment, config.eval.class_shares)
     method.horizon = config.optim.horizon or config.train.steps
     if config.optim.schedule == "poly" and method.horizon < config.train.steps:
