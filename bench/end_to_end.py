@@ -60,8 +60,8 @@ COMPARED = {"float32": 2, "bfloat16": 4}
 """Number of steps whose losses are compared: rounding adds up, and changes matches, and with them losses."""
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
-TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-"""Of a loss."""
+TOLERANCE = {"float32": 5e-3, "bfloat16": 3e-2}
+"""Of a loss. Rounding decides some matches of an untrained network, and one in 768 is 2e-3 of PLCA's loss."""
 
 
 def work(job: dict) -> dict[str, object]:
