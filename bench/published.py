@@ -20,6 +20,7 @@ from torch import Tensor
 import fastuda.ops as F
 from fastuda.models.discriminators import CategoryDiscriminators
 from fastuda.ops import _backends
+from fastuda.ops.batch_norm_act import reference as batch_norm_act
 from fastuda.ops.cycle_association_loss import CycleStats
 
 AS_IT_IS = F.prototype_contrast
@@ -195,24 +196,6 @@ def depthwise_conv2d(
     wide = x.device.type == "cpu" and dilation > 1
     with torch.autocast(x.device.type, enabled=False) if wide else nullcontext():
         return nnf.conv2d(x.float() if wide else x, weight, bias, stride, padding, dilation, x.shape[1])
-
-
-def batch_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    *,
-    training: bool,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    activation: str = "none",
-) -> Tensor:
-    """torch's norm, and its activation in place."""
-    y = nnf.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    act = {"none": lambda y, inplace: y, "relu": nnf.relu, "relu6": nnf.relu6}[activation]
-    return act(y, inplace=True)
 
 
 LAYERS: dict[str, Callable[..., Any]] = {

@@ -88,6 +88,16 @@ def divides(x: Tensor, block: int) -> bool:
     return x.shape[-1] % block == 0
 
 
+def channel_rows(x: Tensor) -> Tensor:
+    """[B, h, w, C], contiguous, of features [B, C, h, w]; channels-last ones are not copied."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def channel_block(channels: int) -> int:
+    """Channels of a tile of :func:`channel_rows`."""
+    return min(128 if INTERPRETED else 64, max(16, triton.next_power_of_2(channels)))
+
+
 def padded_classes(classes: int) -> int:
     """Classes of a tile: a power of two that the tile product takes."""
     return max(16, triton.next_power_of_2(classes))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, narrow, on_device
+from fastuda.kernels._common import INTERPRETED, channel_block, channel_rows, narrow, on_device
 
 TILE = 8192 if INTERPRETED else 1024
 """Elements of a tile; 16 bytes a thread in half precision."""
@@ -83,7 +83,7 @@ def batch_norm_act_bwd(
     for_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(gradient of x or [0], of weight, of bias)``; the low-level op of the same name."""
-    rows, norm, g = _Rows.of(x), _norm(mean, variance, weight, bias), _pixels(grad)
+    rows, norm, g = _Rows.of(x), _norm(mean, variance, weight, bias), channel_rows(grad)
     by_x = torch.empty_like(rows.x) if for_x else x.new_empty(0)
     by_weight, by_bias = torch.empty_like(norm[2]), torch.empty_like(norm[3])
     if x.numel():
@@ -131,8 +131,7 @@ class _Rows(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> _Rows:
         channels = x.shape[1]
-        block = min(128 if INTERPRETED else 64, max(16, triton.next_power_of_2(channels)))
-        return cls(_pixels(x), x.numel() // channels, channels, block)
+        return cls(channel_rows(x), x.numel() // channels, channels, channel_block(channels))
 
     @property
     def unit(self) -> int:
@@ -162,11 +161,6 @@ class _Rows(NamedTuple):
         tiles = triton.cdiv(self.pixels, step)
         run = step * triton.cdiv(tiles, max(1, PROGRAMS // self.across))
         return triton.cdiv(self.pixels, run), run
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[B, h, w, C], contiguous; channels-last features are not copied."""
-    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _norm(*channels: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastuda.kernels._common import INTERPRETED, narrow, on_device
+from fastuda.kernels._common import INTERPRETED, channel_block, channel_rows, narrow, on_device
 
 PIXELS = 128 if INTERPRETED else 32
 """Pixels of a tile."""
@@ -33,7 +33,7 @@ def depthwise_conv2d_fwd(
         for n, k in zip((h, w), weight.shape[2:], strict=True)
     )
     out = x.new_empty(batch, height, width, channels)
-    _sum_taps(_pixels(x), weight, bias, out, stride, padding, dilation, back=False)
+    _sum_taps(channel_rows(x), weight, bias, out, stride, padding, dilation, back=False)
     return out.permute(0, 3, 1, 2)
 
 
@@ -48,7 +48,7 @@ def depthwise_conv2d_bwd(
     for_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """``(gradient of x or [0], gradient of weight or [0])``; the low-level op of the same name."""
-    grad, x = _pixels(grad), _pixels(x)
+    grad, x = channel_rows(grad), channel_rows(x)
     by_x, by_weight = x.new_empty(0), weight.new_empty(0)
     if for_x:
         by_x = torch.empty_like(x)
@@ -57,16 +57,6 @@ def depthwise_conv2d_bwd(
     if for_weight:
         by_weight = _gradient_of_weight(grad, x, weight, stride, padding, dilation)
     return by_x, by_weight
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[B, h, w, C], contiguous; channels-last features are not copied."""
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
-def _channels(channels: int) -> int:
-    """Channels of a tile."""
-    return min(128 if INTERPRETED else 64, max(16, triton.next_power_of_2(channels)))
 
 
 def _sum_taps(
@@ -80,7 +70,7 @@ def _sum_taps(
     back: bool,
 ) -> None:
     batch, height, width, channels = out.shape
-    pixels, block = batch * height * width, _channels(channels)
+    pixels, block = batch * height * width, channel_block(channels)
     if not out.numel():
         return
     with on_device(x):
@@ -118,7 +108,7 @@ def _gradient_of_weight(
     if not x.numel():
         return torch.zeros_like(weight)
     rows = PIXELS // 2
-    block = min(_channels(channels), max(16, 4096 // (rows * across)))
+    block = min(channel_block(channels), max(16, 4096 // (rows * across)))
     runs = triton.cdiv(pixels, RUN)
     partial = torch.empty(runs, kh * kw, channels, dtype=torch.float32, device=x.device)
     with on_device(x):

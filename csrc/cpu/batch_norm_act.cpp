@@ -12,9 +12,8 @@ namespace {
 
 // Features as rows of words. A row holds `repeats` pixels where a pixel has few channels, and then a channel
 // has as many columns.
-template <class Word_>
+template <class Word>
 struct NormRows {
-  using Word = Word_;
   using S = std::conditional_t<std::is_same_v<Word, double>, double, float>;
   int64_t channels, repeats, rows, width, words, chunk;
 

@@ -117,12 +117,11 @@ _filled: set[tuple[str, str]] = set()
 
 def _has_kernel(operator: str, key: str) -> bool:
     """Asked once where there is one: torch takes 3 us, and most ops have two or three operators."""
-    if (operator, key) in _filled:
-        return True
-    found = torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
-    if found:
+    if (operator, key) not in _filled:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(operator, key):
+            return False
         _filled.add((operator, key))
-    return found
+    return True
 
 
 # what torch.compiler.assume_constant_result sets; the decorator itself would import dynamo and triton
