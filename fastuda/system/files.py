@@ -25,7 +25,7 @@ _UNREADABLE = (
     RecursionError,
     csv.Error,
 )
-"""Raised by JSON or CSV that is missing, cut off, nested too deep or of another structure."""
+"""Raised for JSON or CSV that is missing, truncated, nested too deeply or of another structure."""
 
 
 def _named(path: Path, reason: str) -> UserError:
