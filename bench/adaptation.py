@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("bench.adaptation", __doc__ or "", EXAMPLES)
     p.add_argument("--config", metavar="FILE|NAME", help="the recipe, as for fastuda.train")
     p.add_argument("--source", help="labelled domain, as for fastuda.train")
-    p.add_argument("--target", help="unlabelled domain, likewise")
+    p.add_argument("--target", help="unlabelled domain, as for fastuda.train")
     p.add_argument("--weights", help=".pth or .safetensors file to start from")
     p.add_argument("--method", action="append", metavar="NAME", help="repeatable (default: all in the table)")
     p.add_argument(

@@ -26,8 +26,8 @@ TOP = {"cosine": 1.0, "kl": 0.0}
 def spatial_aggregate_fwd(
     x: Tensor, similarity: str, contrast: bool, alpha: float, library: bool = False
 ) -> tuple[Tensor, ...]:
-    """``(out, temperature, log_sum, drift)``; the low-level op of the same name. ``library``: panels that the
-    library multiplies in place of tiles."""
+    """``(out, temperature, log_sum, drift)``; the low-level op of the same name. ``library``: use panels
+    that the library multiplies, not tiles."""
     if library and len(x) > 1:  # the panels hold one image at a time
         results = [spatial_aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))

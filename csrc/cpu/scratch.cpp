@@ -53,7 +53,7 @@ void free_down_to(size_t bytes) {
   }
 }
 
-// A block that was given back, or nothing. In that case, frees as much kept memory as was requested.
+// A block that was given back. If none fits, returns nothing and frees as much kept memory as was requested.
 Block reuse(size_t room) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto best = kept.end();
