@@ -1,11 +1,12 @@
-"""Train every method on one pair of domains, from the same recipe and seeds: a row a run.
+"""Train every method on one pair of domains, from the same recipe and seeds, with a row per run.
 
-A run is appended to the CSV as soon as it has ended. A run that has a row is not trained again, whichever
-machine it ran on: the table grows over days, and the same command goes on with what is missing. A run that
-was cut off goes on from its checkpoint under --runs. Without --method, the whole table is trained, one seed
-after another, the most telling runs first. Minutes count training steps only, on the machine as it was.
+The row of a run is appended to the CSV as soon as the run has ended. A run that has a row from any machine is
+not trained again, so the table can grow over days: the same command trains the missing runs. An interrupted
+run continues from its checkpoint under --runs. Without --method the whole table is trained, one seed after
+another, with the most informative runs first. Minutes count only training steps, on whatever else the machine
+was doing.
 
-The recipe itself is not compared: after changing it, delete the rows of the old one.
+The recipe itself is not compared: after a change of the recipe, delete its old rows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ EXAMPLES = """\
       data.source=SOURCE,TARGET:few.txt data.source_weights=[1,1]    with the labels that few.txt lists
   python -m bench.adaptation --config idda_cityscapes ... --method weakseg \\
       method.weak_labels=points data.weak_labels=points.csv eval.logit_adjustment=0    with labelled points
-  python -m bench.adaptation --table                             docs/results.md anew from bench/results"""
+  python -m bench.adaptation --table                             rewrite docs/results.md from bench/results"""
 
 TABLE: tuple[tuple[str, str], ...] = (
     ("source_only", ""),
@@ -64,13 +65,13 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("plca", "method.aggregation=false method.test_aggregation=false"),
     ("plca", "method.contrast=false"),
 )
-"""Method and settings of every run, the most telling first. ``SOURCE`` and ``TARGET`` are the domains of
-the command line: trained on the target's own labels, a network bounds what adaptation can reach."""
+"""Method and settings of every run, the most informative first. ``SOURCE`` and ``TARGET`` are the domains of
+the command line. A network trained on the target's own labels is an upper bound for adaptation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One row to be: what is trained, and into which folder."""
+    """One run of the table: its configuration and its folder."""
 
     method: str
     settings: str
@@ -79,22 +80,22 @@ class Run:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What a finished row is known by."""
+        """The key that identifies a finished row."""
         return self.method, self.settings, str(self.config.train.seed), str(self.config.train.steps)
 
 
 def key_of(row: dict[str, str]) -> tuple[str, ...]:
-    """The same of a row."""
+    """The same key, from a row."""
     return row["method"], row["settings"], row["seed"], row["steps"]
 
 
 def columns(classes: Sequence[str]) -> tuple[str, ...]:
-    """The header of a CSV: the mIoU and a column a class behind what the run was."""
+    """The header of a CSV: the description of the run, then the mIoU and a column per class."""
     return (*ABOUT, SCORE, *classes)
 
 
 def minutes(out: Path) -> float:
-    """Of the training steps of a run, from its curves: whatever was cut off or evaluated in between."""
+    """Minutes of the training steps of a run, from its curves, without interruptions and evaluations."""
     total, last = 0.0, 0
     with (out / "metrics.csv").open(newline="", encoding="utf-8") as stream:
         for step, name, value in csv.reader(stream):
@@ -111,7 +112,7 @@ def row_of(run: Run, scores: Scores, of: str) -> dict[str, object]:
     if config.train.device == "auto" and torch.cuda.is_available():
         device = "cuda"
     threads = "" if device == "cuda" else f" x{torch.get_num_threads()}"
-    used = load_config(run.out).train.amp.removeprefix("force-")  # float32 where half precision is emulated
+    used = load_config(run.out).train.amp.removeprefix("force-")  # float32 if half precision is emulated
     precision = "float32" if used == "off" else used
     what = (*run.key, f"{minutes(run.out):.1f}", precision)
     where = (f"{machine(device)}{threads}", torch.__version__, of, datetime.date.today().isoformat())
@@ -120,12 +121,12 @@ def row_of(run: Run, scores: Scores, of: str) -> dict[str, object]:
 
 
 def _with_domains(setting: str, args: argparse.Namespace) -> str:
-    """A setting with the domains of the command line for SOURCE and TARGET."""
+    """A setting with SOURCE and TARGET replaced by the domains of the command line."""
     return setting.replace("SOURCE", str(args.source)).replace("TARGET", str(args.target))
 
 
 def runs_of(args: argparse.Namespace) -> list[Run]:
-    """All runs that are asked for, in their order.
+    """All requested runs, in their order.
 
     Raises:
         UserError: a method or a setting is unknown.
@@ -155,14 +156,14 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = cli.parser("bench.adaptation", __doc__ or "", EXAMPLES)
-    p.add_argument("--config", metavar="FILE|NAME", help="the recipe, as of fastuda.train")
-    p.add_argument("--source", help="labelled domain, as of fastuda.train")
-    p.add_argument("--target", help="unlabelled domain, likewise")
+    p.add_argument("--config", metavar="FILE|NAME", help="the recipe, as for fastuda.train")
+    p.add_argument("--source", help="labelled domain, as for fastuda.train")
+    p.add_argument("--target", help="unlabelled domain, as for fastuda.train")
     p.add_argument("--weights", help=".pth or .safetensors file to start from")
-    p.add_argument("--method", action="append", metavar="NAME", help="repeatable (default: all of the table)")
+    p.add_argument("--method", action="append", metavar="NAME", help="repeatable (default: all in the table)")
     p.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
-        help="one after another (default: 0 1 2)",
+        help="seeds, trained one after another (default: 0 1 2)",
     )  # fmt: skip
     p.add_argument(
         "--steps", type=cli.number(int, 1), metavar="N", help="optimiser steps (default: the recipe's)"
@@ -177,16 +178,16 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--csv", type=cli.a_path, metavar="FILE",
-        help="where the rows are, and new ones are put (default: bench/results/<config>.csv)",
+        help="CSV with the rows, to which new ones are appended (default: bench/results/<config>.csv)",
     )  # fmt: skip
-    p.add_argument("--table", action="store_true", help="train nothing: write docs/results.md anew")
+    p.add_argument("--table", action="store_true", help="train nothing, only rewrite docs/results.md")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings of --method's runs, dotted")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings of --method's runs")
     return p
 
 
 def main(go: Callable[..., dict[str, Scores]] = train) -> int:
-    """Parse the command line, train what has no row yet, write."""
+    """Parse the command line, train the runs that have no row yet, and write the rows."""
     args = build_parser().parse_intermixed_args(cli.bare_amp(sys.argv[1:]))
     if args.table:
         write()

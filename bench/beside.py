@@ -1,7 +1,7 @@
 """The cost of an option: steps of a method with it and without it, by turns in one process.
 
-Ratios of times taken side by side hold on a noisy machine, where times of two processes do not. On a CPU they
-are of processor time.
+On a noisy machine, ratios of times measured side by side are reliable, but ratios of two processes are not.
+On a CPU the ratio is of processor time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTINGS = ("settings", "beside")
 
 
 def seconds(run: Trainer, device: str) -> float:
-    """Of one step: of the processor on a CPU, of the clock on a GPU."""
+    """Seconds of one step: processor time on a CPU, wall time on a GPU."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     began = clock()
     run.step()
@@ -41,8 +41,8 @@ def seconds(run: Trainer, device: str) -> float:
 
 
 def allocated(run: Trainer, device: str) -> float:
-    """MiB that torch's allocator holds at most during a step, above what it holds after it. The memory of the
-    process would differ by some percent from what freed blocks leave between others."""
+    """Peak MiB of torch's allocator during a step, above its MiB after the step. The memory of the process
+    would differ by some percent, because freed blocks leave gaps."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run.step()
@@ -58,8 +58,8 @@ def allocated(run: Trainer, device: str) -> float:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Least seconds of a step, and its peak memory above what stays between steps in MiB; of the job's
-    settings first, then of those in ``job["beside"]`` in their place."""
+    """Least seconds of a step, and its peak memory in MiB above what remains between steps; first for the
+    job's settings, then for those in ``job["beside"]``."""
     device = job["device"]
     with tempfile.TemporaryDirectory() as folder:
         jobs = [job, {**job, "settings": {**job["settings"], **job["beside"]}}]
@@ -80,7 +80,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def cost(job: dict, timeout: float = math.inf) -> dict[str, object]:
-    """Measure the job's settings beside those of ``--beside``, as one row.
+    """Measure the job's settings against those of ``--beside``, as one row.
 
     Raises:
         Failed: there is no measurement.

@@ -1,4 +1,4 @@
-"""One op at one size, and what an op tells the bench of itself; ``tests/cases`` has a ``BENCH`` of each."""
+"""One op at one size, and the bench's description of an op; ``tests/cases`` has a ``BENCH`` for each op."""
 
 from __future__ import annotations
 
@@ -33,69 +33,70 @@ class Case:
     """fwd, or fwd+bwd."""
     dtype: str
     pixels: int
-    """Of the features or a square map of them, or the width of the output (2:1 or square)."""
+    """Number of pixels of the features or of a square map of them, or the width of the output (2:1 or
+    square)."""
     channels: int
     similarity: str = "cosine"
     batch: int = 1
 
     @property
     def backward(self) -> bool:
-        """Whether the gradients are measured, too."""
+        """Whether the gradients are measured as well."""
         return self.mode == "fwd+bwd"
 
     @property
     def element(self) -> int:
-        """Bytes of one."""
+        """Bytes of one element."""
         return torch.finfo(DTYPES[self.dtype]).bits // 8
 
     @property
     def products(self) -> float:
-        """Tile products that no exact method without N x N storage avoids."""
+        """Number of tile products that every exact method without N x N storage needs."""
         return bench_of(self.op).products(self)
 
     @property
     def moved(self) -> int:
-        """Bytes of inputs, outputs and their gradients, 0 where products bound the op."""
+        """Bytes of inputs, outputs and their gradients; 0 if products bound the op."""
         return bench_of(self.op).moved(self)
 
     @property
     def shape(self) -> str:
-        """As printed in the table."""
+        """The shape as printed in the table."""
         return bench_of(self.op).shape(self)
 
 
 def row_shape(case: Case) -> str:
-    """Of features that are compared by a similarity."""
+    """The shape of features that are compared by a similarity."""
     kind = "" if case.similarity == "cosine" else f" {case.similarity}"
     return f"{case.batch}x{case.pixels}x{case.channels}{kind}"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the bench asks of an op."""
+    """The description of an op for the bench."""
 
     cases: list[Case]
     inputs: Callable[[Case, int, torch.Generator], Inputs]
-    """In float32, so many pixels. ``x``, ``source`` and ``target`` take the case's dtype; they and ``weight``
-    have gradients."""
+    """Inputs in float32 with the given number of pixels. ``x``, ``source`` and ``target`` are then cast to
+    the case's dtype; they and ``weight`` have gradients."""
     run: Callable[[Case, Inputs, str], Tensor]
     """The public op on a backend."""
     moved: Callable[[Case], int] = lambda case: 0
     products: Callable[[Case], float] = lambda case: 0.0
     shape: Callable[[Case], str] = row_shape
     others: dict[str, Callable[[Case], Run]] = field(default_factory=dict)
-    """What else computes the same, by the names of ``bench.providers``."""
+    """Other implementations of the same, by the names of ``bench.providers``."""
 
 
 def bench_of(op: str) -> Bench:
-    """Of an op that the bench measures."""
+    """The ``BENCH`` of an op."""
     from tests.cases import case
 
     return case(op).BENCH
 
 
 def low(n: int) -> int:
-    """Rows or columns of logits for so many of an image."""
+    """Number of rows or columns of logits for ``n`` of an image."""
     return (n + 7) // 8
 
 
@@ -106,13 +107,13 @@ def label_blocks(generator: torch.Generator, *size: int, classes: int) -> Tensor
 
 
 def similar_rows(case: Case, n: int, generator: torch.Generator) -> Tensor:
-    """Features with a common mean, as a ReLU network gives them, or probabilities."""
+    """Features with a common mean, as from a ReLU network, or probabilities."""
     x = torch.randn(case.batch, n, case.channels, generator=generator)
     return (2 * x).softmax(-1) if case.similarity == "kl" else x.add_(0.3).relu_()
 
 
 def two_images(case: Case, n: int, generator: torch.Generator) -> Inputs:
-    """Every cycle matches."""
+    """Two images between which every cycle matches."""
     rows = {name: similar_rows(case, n, generator) for name in ("source", "target")}
     return {**rows, "labels": torch.zeros(case.batch, n, dtype=torch.int64)}
 
@@ -124,7 +125,7 @@ def upsampled(case: Case, n: int, generator: torch.Generator) -> Inputs:
 
 
 def upsampled_bytes(case: Case) -> int:
-    """Of :func:`upsampled`: labels, logits and their gradient."""
+    """Bytes for :func:`upsampled`: labels, logits and their gradient."""
     logits = 4 * case.batch * case.channels * low(case.pixels) ** 2
     return 8 * case.batch * case.pixels**2 + (2 * logits if case.backward else logits)
 
@@ -135,7 +136,7 @@ def upsampled_shape(case: Case) -> str:
 
 
 def planes(case: Case, n: int, generator: torch.Generator) -> Inputs:
-    """Probabilities of an image twice as wide as high."""
+    """Probabilities of an image that is twice as wide as it is high."""
     return {"x": torch.randn(case.batch, case.channels, n // 2, n, generator=generator).softmax(1)}
 
 
@@ -145,7 +146,7 @@ def plane_shape(case: Case) -> str:
 
 
 def unit_features(case: Case, n: int, generator: torch.Generator) -> Inputs:
-    """Features of length one, of 19 classes."""
+    """Features of length one, with labels of 19 classes."""
     x = torch.nn.functional.normalize(torch.randn(n, case.channels, generator=generator).abs(), dim=1)
     return {"x": x, "labels": torch.randint(0, 19, (n,), generator=generator)}
 

@@ -3,11 +3,12 @@
 Each side runs the trainer in its own process (to measure its own peak memory), from the same seed on the same
 scenes: once with ``fastuda.ops``, once with the formulations of the authors' code (bench/published.py), and
 once with the losses of ``fastuda.ops`` on a network of torch's own layers. The losses of all sides over the
-first steps must agree, or no time is given. Rounding to bfloat16 changes which pixels of an untrained
-network match, and with them whole losses: sides that differ in bfloat16 must agree in float32. Memory is the
-peak above what remains between steps. The shares of the step's parts come from ``python -m fastuda.profile``
-over one more step. If the ops' share of a published step is s, ops can speed up that step at most by
-1 / (1 - s). The floor of the networks is the time of their products at the machine's rate of large products.
+first steps must agree; otherwise no time is reported. Rounding to bfloat16 changes which pixels of an
+untrained network match, and so can change whole losses: sides that differ in bfloat16 must agree in float32.
+Memory is the peak above what remains between steps. The shares of the step's parts come from
+``python -m fastuda.profile`` over one more step. If the ops' share of a published step is s, faster ops can
+speed up that step by at most 1 / (1 - s). The floor of the networks is the time of their products at the
+machine's rate of large products.
 
 Each method's row is written at once, without the sides that failed, for example by running out of memory.
 """
@@ -48,7 +49,7 @@ EXAMPLES = """\
   python -m bench.end_to_end --method self_training --set mask_ratio=0.7 --beside mask_ratio=0"""
 SIDES = ("fused", "published")
 PLAIN = "plain"
-"""The third side: the network of torch's own layers, the losses of ``fastuda.ops``."""
+"""The third side: a network of torch's own layers with the losses of ``fastuda.ops``."""
 COLUMNS = (
     *("method", "backbone", "crop", "batch", "dtype", "fused_s", "published_s", "ratio", "fused_mib"),
     *("published_mib", "loss_difference"),
@@ -57,11 +58,12 @@ COLUMNS = (
     *("plain_s", "plain_ratio", "plain_mib", "floor_s", "to_floor"),
 )
 COMPARED = {"float32": 2, "bfloat16": 4}
-"""Number of steps whose losses are compared: rounding adds up, and changes matches, and with them losses."""
+"""Number of steps whose losses are compared. Rounding accumulates and changes matches, and so the losses."""
 ORDER = ("plca", "asanet", "fada", "sepico", "weakseg", "self_training", "source_only")
 """The methods to measure first."""
 TOLERANCE = {"float32": 5e-3, "bfloat16": 3e-2}
-"""Of a loss. Rounding decides some matches of an untrained network, and one in 768 is 2e-3 of PLCA's loss."""
+"""Tolerance of a loss. Rounding decides some matches of an untrained network, and one match of 768 is 2e-3 of
+PLCA's loss."""
 
 
 def work(job: dict) -> dict[str, object]:
@@ -113,7 +115,7 @@ def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> 
 
 
 def agreement(job: dict, name: str, sides: dict[str, dict], timeout: float = math.inf) -> str:
-    """Largest relative difference of the losses of the side ``name`` from the fused ones, as text. Where
+    """Largest relative difference of the losses of the side ``name`` from the fused ones, as text. If
     bfloat16 differs by more than its tolerance, both sides run again in float32.
 
     Raises:
@@ -200,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = cli.parser("bench.end_to_end", __doc__ or "", EXAMPLES)
     p.add_argument("--method", action="append", metavar="NAME", help="repeatable (default: every method)")
-    p.add_argument("--backbone", default="resnet18", help="as of fastuda.train (default: resnet18)")
+    p.add_argument("--backbone", default="resnet18", help="as for fastuda.train (default: resnet18)")
     p.add_argument(
         "--crop", nargs=2, type=int, default=(512, 512), metavar=("H", "W"),
         help="size of the crops in pixels (default: 512 512)",
@@ -214,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--dtype", choices=("float32", "bfloat16"),
-        help="bfloat16 by autocast, or float32 throughout (default: bfloat16 where it is the faster one)",
+        help="bfloat16 by autocast, or float32 throughout (default: bfloat16 if it is faster)",
     )  # fmt: skip
     p.add_argument(
         "--steps", type=cli.number(int, 1), default=3, metavar="N",
@@ -228,8 +230,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--beside", action="append", default=[], metavar="KEY=VALUE",
-        help="time steps with --set by turns with steps that have these settings in their place, in one"
-        " process, and report the ratio alone (repeatable)",
+        help="time steps with --set and steps with these settings instead, alternately in one process, and"
+        " report only the ratio (repeatable)",
     )  # fmt: skip
     p.add_argument(
         "--workers",

@@ -1,4 +1,4 @@
-"""The rows of bench.adaptation, and the tables of docs/results.md that are made from them."""
+"""Reads the rows of bench.adaptation and writes the tables of docs/results.md from them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ABOUT = ("method", "settings", "seed", "steps", "minutes", "precision", "machine
 SCORE = "mIoU"
 NONE = "Not measured.\n"
 SHOWN = {"data.source=TARGET": "the target's own labels"}
-"""What the table and the picture show for settings."""
+"""Settings and their text in the table and the picture."""
 
 
 def load(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of this bench; none where it is of another one, or not there."""
+    """The rows of a CSV of this bench; none if it belongs to another bench or does not exist."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
@@ -38,7 +38,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def gain(values: Sequence[float], base: Sequence[float]) -> str:
-    """Mean difference, with its standard error where both have more than one seed."""
+    """Mean difference, with its standard error if both have more than one seed."""
     text = f"{statistics.fmean(values) - statistics.fmean(base):+.1f}"
     if min(len(values), len(base)) < 2:
         return text
@@ -47,8 +47,8 @@ def gain(values: Sequence[float], base: Sequence[float]) -> str:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Method and settings down; mean and standard deviation over the seeds across, the gain over source_only
-    with its standard error."""
+    """A table with a row per method and settings: mean and standard deviation over the seeds, and the gain
+    over source_only with its standard error."""
     groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["settings"], row["steps"]), []).append(row)
@@ -76,7 +76,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def page(text: str) -> str:
-    """The text with each table between ``<!-- rows NAME -->`` and ``<!-- end -->`` made anew from
+    """The text with each table between ``<!-- rows NAME -->`` and ``<!-- end -->`` regenerated from
     ``bench/results/NAME.csv``."""
 
     def fill(mark: re.Match[str]) -> str:
@@ -87,7 +87,7 @@ def page(text: str) -> str:
 
 
 def write() -> None:
-    """The tables of docs/results.md.
+    """Write the tables of docs/results.md.
 
     Raises:
         UserError: it cannot be written.

@@ -1,13 +1,13 @@
-"""The first minutes on a GPU: what is right, what is fast, most valuable first, every stage under its own
-time limit.
+"""The first minutes on a GPU: tests and measurements, the most valuable first, every stage with its own time
+limit.
 
-Part 1 takes at most 420 s: versions, the library's products that the kernels rest on, the tests of values and
-gradients, training, the headline against its floor, profiles, tile shapes and panel sizes beside each other,
+Part 1 takes at most 420 s: versions, the library products that the kernels use, the tests of values and
+gradients, training, the main ops against their floor, profiles, a comparison of tile shapes and panel sizes,
 the other ops, a training step end to end. Part 2 takes at most 210 s: the tests that failed in part 1,
 compute-sanitizer, the best of the choices again, operator checks, float16 training.
 
-Nothing is built where bench.gpu_kit has left its folder: the CUDA library and the compiled Triton kernels are
-taken from there. Results are written as they come, into the folder's summary.txt (a line a stage), log.txt
+If bench.gpu_kit has left its folder, nothing is built: the CUDA library and the compiled Triton kernels are
+taken from there. Results are written at once into the output folder: summary.txt (a line per stage), log.txt
 (all output), ops.csv, choices.csv, steps.csv and profile.txt.
 """
 
@@ -41,12 +41,12 @@ EXAMPLES = """\
 
 @dataclass(frozen=True)
 class Stage:
-    """A process of its own, which is ended after ``limit`` seconds."""
+    """A separate process, which is killed after ``limit`` seconds."""
 
     name: str
     limit: int
     command: tuple[str, ...]
-    """Arguments of Python."""
+    """Arguments for Python."""
 
 
 def inner(name: str, limit: int) -> Stage:
@@ -55,7 +55,7 @@ def inner(name: str, limit: int) -> Stage:
 
 
 def tests(name: str, limit: int, *arguments: str) -> Stage:
-    """A stage of tests/gpu."""
+    """A stage that runs tests of tests/gpu."""
     return Stage(name, limit, ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *arguments))
 
 
@@ -83,18 +83,18 @@ PARTS: dict[int, tuple[Stage, ...]] = {
         tests("float16", 30, "tests/gpu/test_training.py", "-k", "three_steps and fp16", "{workers}"),
     ),
 }
-"""What is run, in this order; the limits of part 1 add up to 420 s, of part 2 to 210 s."""
+"""The stages of each part in order. The limits of part 1 add up to 420 s, those of part 2 to 210 s."""
 
 
 class Check:
-    """The stages of a part, and what they leave in ``out``."""
+    """Runs the stages of a part and writes their results to ``out``."""
 
     def __init__(self, out: Path, rehearse: bool) -> None:
         self.out, self.rehearse = out, rehearse
         self.environment = dict(os.environ)
 
     def prepare(self, kit: Path) -> None:
-        """Versions, and what the kit spares."""
+        """Report versions and install the kit."""
         device = "no GPU" if self.rehearse else torch.cuda.get_device_name()
         self.say(f"{device}, torch {torch.__version__}, commit {commit()}, Python {sys.version.split()[0]}")
         self.environment |= install(kit, ROOT / "fastuda", self.say)
@@ -102,7 +102,7 @@ class Check:
             self.environment["TRITON_INTERPRET"] = "1"
 
     def run(self, stage: Stage, left: float) -> bool:
-        """Run a stage within its limit and the ``left`` seconds; whether it ended well."""
+        """Run a stage within its limit and the ``left`` seconds. Returns whether it succeeded."""
         command = [sys.executable, *self._filled(stage)]
         limit = min(stage.limit, left)
         began = time.monotonic()
@@ -117,7 +117,7 @@ class Check:
             try:
                 code: int | None = process.wait(limit)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+                os.killpg(process.pid, signal.SIGKILL)  # including the processes that it started
                 process.wait()
                 code = None
         with log.open(encoding="utf-8") as stream:
@@ -128,7 +128,7 @@ class Check:
         return code == 0
 
     def say(self, line: str) -> None:
-        """A line of the summary, printed at once."""
+        """Print a line and append it to the summary."""
         print(line, flush=True)
         with (self.out / "summary.txt").open("a", encoding="utf-8") as stream:
             print(line, file=stream)
@@ -152,7 +152,7 @@ class Check:
                         "--workers", "0", "--budget", "300", "--dtype", "float32")  # fmt: skip
 
     def _failed(self) -> list[str]:
-        """The tests that failed so far, as pytest named them."""
+        """The tests that failed so far, by their pytest ids."""
         log = self.out / "log.txt"
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         named = [line.split(" ")[1] for line in lines if line.startswith(("FAILED ", "ERROR tests"))]
@@ -160,7 +160,7 @@ class Check:
 
 
 def has_xdist() -> bool:
-    """Whether tests can share the card."""
+    """Whether pytest-xdist is installed, so that several test processes can share the GPU."""
     return importlib.util.find_spec("xdist") is not None
 
 
@@ -168,14 +168,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = cli.parser("bench.gpu_check", __doc__ or "", EXAMPLES)
     p.add_argument(
-        "out", type=cli.a_path, metavar="DIR", help="folder for the results, made where it is not there"
+        "out", type=cli.a_path, metavar="DIR", help="folder for the results, created if it does not exist"
     )
     p.add_argument("--part", type=int, choices=tuple(PARTS), default=1, help="which part (default: 1)")
     p.add_argument(
         "--kit", type=cli.a_path, default=ROOT / "build" / "gpu-kit", metavar="DIR",
-        help="what bench.gpu_kit left (default: build/gpu-kit)",
+        help="folder that bench.gpu_kit wrote (default: build/gpu-kit)",
     )  # fmt: skip
-    p.add_argument("--rehearse", action="store_true", help="every stage on the CPU, small, without its tests")
+    p.add_argument("--rehearse", action="store_true", help="run every stage on the CPU, small, without tests")
     p.add_argument("--stage", help=argparse.SUPPRESS)
     return p
 

@@ -1,9 +1,9 @@
-"""Build, on a machine without a GPU, what a machine with one would spend its first minutes on: the CUDA
-library, and the Triton kernels that the tests and the bench need, compiled.
+"""Build in advance, on a machine without a GPU, what a machine with a GPU would spend its first minutes on:
+the CUDA library, and the compiled Triton kernels that the tests and the bench need.
 
-The kernels are found again where the same Triton of the same Python and the same commit run, so make the
-kit with the GPU machine's versions, e.g. `make gpu-kit PYTHON=python3.12`. bench.gpu_check says where the kit
-does not fit, and compiles as usual.
+The kernels are reused only by the same Triton, Python and commit, so build the kit with the versions of the
+GPU machine, e.g. `make gpu-kit PYTHON=python3.12`. If the kit does not fit, bench.gpu_check says why and
+compiles as usual.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void** s) { *
 
 
 def triton_identity() -> str:
-    """What compiled kernels are found again by: of Triton's own files."""
+    """The hash of Triton's own files that is part of the key of compiled kernels."""
     from triton.runtime import cache
 
     return hashlib.sha256(cache.triton_key().encode()).hexdigest()[:16]
 
 
 def build_library(folder: Path, arch: int) -> str:
-    """``_cuda.so`` in ``folder``, and why it is not there otherwise.
+    """Build ``_cuda.so`` in ``folder``. Returns why this is not possible, or the empty string.
 
-    A torch without CUDA has no library to link against: an empty one of its name stands for it, and the
-    loader takes the real one.
+    A torch without CUDA has no library to link against. An empty library of the same name takes its place,
+    and the loader later uses the real one.
     """
     recipe = runpy.run_path(str(ROOT / "csrc" / "cuda" / "build.py"))
     compiler = recipe["nvcc"]()
@@ -73,7 +73,7 @@ def build_library(folder: Path, arch: int) -> str:
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tests/gpu and the bench launch, by name; on CPU tensors, whose pointers are aligned alike."""
+    """The calls of tests/gpu and the bench, by name, on CPU tensors, which have the same alignment."""
     import fastuda.ops as F
     from bench.gpu_stages import variants
     from bench.providers import public
@@ -126,7 +126,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]:
-    """Compile into ``folder``; how many kernels there are then, and which calls failed."""
+    """Compile into ``folder``. Returns the number of kernels there, and the calls that failed."""
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
@@ -137,7 +137,7 @@ def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]
     from tests.kernels.aot import LIMIT, Driver
 
     triton.runtime.driver.set_active(Driver(arch))
-    _backends.INTERPRETED = True  # that is: Triton's backends take tensors of the CPU
+    _backends.INTERPRETED = True  # makes Triton's backends accept CPU tensors
     _common.generation = lambda x: arch // 10
     _common.shared_memory = lambda x: LIMIT[arch]
     failed = []
@@ -147,17 +147,17 @@ def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]
     for name, call in tqdm(chosen, unit="call", disable=None):
         try:
             call()
-        except Exception as error:  # values are meaningless here, and one may be refused for them
+        except Exception as error:  # values are meaningless here, and a call may reject them
             failed.append(f"{name}: {type(error).__name__}: {str(error)[:160]}")
     return sum(1 for _ in folder.rglob("*.cubin")), failed
 
 
 def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Put the kit's library into ``package`` where there is none, and return what the environment needs for
-    its kernels. ``say`` is told what does not fit."""
+    """Copy the kit's library into ``package`` if it has none, and return the environment variables for the
+    kit's kernels. Calls ``say`` with what does not fit."""
     facts = kit / "kit.json"
     if not facts.is_file():
-        say(f"no kit in {kit}: kernels are compiled on the way (python -m bench.gpu_kit makes one)")
+        say(f"no kit in {kit}: kernels are compiled when needed (python -m bench.gpu_kit builds one)")
         return {}
     made = json.loads(facts.read_text(encoding="utf-8"))
     library = package / "_cuda.so"
@@ -168,12 +168,10 @@ def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, s
     except ImportError:
         here = "triton is not installed"
     if here != made["triton"]:
-        say(
-            f"the kit's kernels are of another Triton ({made['triton']}, here {here}): they are compiled anew"
-        )
+        say(f"the kit's kernels are of another Triton ({made['triton']}, here {here}); they are recompiled")
         return {}
     cache = kit / "triton"
-    for group in cache.rglob("__grp__*.json"):  # they name their files by absolute paths
+    for group in cache.rglob("__grp__*.json"):  # they contain absolute paths of their files
         text = json.loads(group.read_text(encoding="utf-8"))
         text["child_paths"] = {name: str(group.parent / name) for name in text["child_paths"]}
         group.write_text(json.dumps(text), encoding="utf-8")
@@ -186,7 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser("bench.gpu_kit", __doc__ or "", EXAMPLES)
     p.add_argument(
         "out", nargs="?", type=cli.a_path, default=ROOT / "build" / "gpu-kit", metavar="DIR",
-        help="where to (default: build/gpu-kit)",
+        help="output folder (default: build/gpu-kit)",
     )  # fmt: skip
     p.add_argument(
         "--arch",
@@ -195,12 +193,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=90,
         help="compute capability times ten (default: 90)",
     )
-    p.add_argument("--only", default="", metavar="TEXT", help="only kernels of calls with it in their names")
+    p.add_argument("--only", default="", metavar="TEXT", help="compile only calls with TEXT in their names")
     return p
 
 
 def main() -> int:
-    """Build both, say what came of it."""
+    """Build both parts and print the result."""
     args = build_parser().parse_args()
     from bench.machine import commit
 

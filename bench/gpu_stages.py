@@ -1,4 +1,5 @@
-"""The stages of :mod:`bench.gpu_check` that are functions: measured on the GPU, or small on the CPU."""
+"""The stages of :mod:`bench.gpu_check` that are functions; they run on the GPU, or at a small size on the
+CPU."""
 
 from __future__ import annotations
 
@@ -25,20 +26,20 @@ CHOICES = ("choice", "op", "dtype", "shape", "ms", "error", "note")
 
 
 class Work:
-    """The stages that are functions: on the GPU, or small on the CPU."""
+    """The stages that are functions, on the GPU or at a small size on the CPU."""
 
     def __init__(self, out: Path, rehearse: bool) -> None:
         self.out, self.device = out, "cpu" if rehearse else "cuda"
         self.rehearse = rehearse
 
     def sized(self, case: Case) -> Case:
-        """The case, small in a rehearsal."""
+        """The case; in a rehearsal a small one."""
         if not self.rehearse:
             return case
         return replace(case, pixels=64, channels=min(case.channels, 512), batch=1)
 
     def answer(self, case: Case, provider: str) -> dict:
-        """What :func:`bench.measure.answer` says of one measurement."""
+        """The result of :func:`bench.measure.answer` for one measurement."""
         job = {"case": vars(self.sized(case)), "provider": provider, "device": self.device, "repeats": 5}
         if self.rehearse:
             with mock.patch.multiple(measure, CHECK_PIXELS=32, settle=lambda step: None):
@@ -46,7 +47,7 @@ class Work:
         return measure.answer(job)
 
     def measured(self, cases: list[Case], providers: tuple[str, ...]) -> None:
-        """Rows of ``ops.csv``."""
+        """Measure cases and append their rows to ``ops.csv``."""
         place = {"machine": machine(self.device), "device": self.device, "torch": torch.__version__,
                  "commit": commit(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
         for case in cases:
@@ -71,8 +72,8 @@ class Work:
                 print(f"{case.op} {case.mode} {case.dtype} {shape} {provider}: {told}", flush=True)
 
     def products(self) -> None:
-        """The products of the library that the kernels rest on, against float64: into float32 from half
-        precision, added to what is there, of transposed and odd strides.
+        """Compare the library products that the kernels use with float64: half precision into float32, added
+        to existing values, with transposed and odd strides.
 
         Raises:
             UserError: one is wrong.
@@ -100,7 +101,7 @@ class Work:
                         raise UserError(f"{said} of {dtype}, {name}: error {worst:.1e} of the largest value")
 
     def headline(self) -> None:
-        """The ops of similarities at the crop of training, and what else does them."""
+        """The ops with similarities at the size of a training crop, and their alternatives."""
         if not self.rehearse:
             for row in ceilings("cuda", 3):
                 print(row["op"], row["dtype"], row["note"], flush=True)
@@ -112,16 +113,16 @@ class Work:
         )
 
     def others(self) -> None:
-        """All other ops, the full frame, the headline in float32."""
+        """All other ops, the full frame, and the main ops in float32."""
         cases = [case for case in CASES if case.moved and case.channels < 4096 and case.mode == "fwd+bwd"]
         cases += [case for case in CASES if case.op in ("upsample_confusion", "class_statistics")]
-        # the interpreter takes long for these kernels, and the tests have it run them
+        # the interpreter takes long for these kernels, and the tests run them in it anyway
         second = () if self.rehearse else ("graph", "triton")
         self.measured(cases, ("fastuda", *second, "reference"))
         self.measured(GPU_FIRST[2:6], ("fastuda", "triton", "reference"))
 
     def profiles(self) -> None:
-        """Kernels by time of the ops of similarities, into ``profile.txt``."""
+        """Write the kernels of the ops with similarities, sorted by time, to ``profile.txt``."""
         from torch.profiler import ProfilerActivity, profile
 
         from bench.providers import PROVIDERS
@@ -149,7 +150,7 @@ class Work:
             print(f"{case.op} {small.shape}: {launches} launches", flush=True)
 
     def choices(self, names: tuple[str, ...] | None = None) -> None:
-        """Tile shapes, panel sizes and who multiplies, beside each other: rows of ``choices.csv``."""
+        """Compare tile shapes, panel sizes, and tiles with the library: rows of ``choices.csv``."""
         for case in GPU_FIRST[1:2] if self.rehearse else GPU_FIRST[:2]:
             for name, change in variants().items():
                 if names is None or name in names:
@@ -164,7 +165,7 @@ class Work:
                     print(f"{case.op} {name}: {row['ms'] or row['note']}", flush=True)
 
     def winners(self) -> None:
-        """The best choice of part 1 and its baseline, twice more."""
+        """Measure the best choice of part 1 and its baseline twice more."""
         path = self.out / "choices.csv"
         rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
         best = {}
@@ -175,7 +176,7 @@ class Work:
 
 
 def variants() -> dict[str, Callable]:
-    """What is compared; the first is what runs today."""
+    """The compared variants; the first is the current one."""
     from fastuda.kernels import (
         _aggregate_divergence,
         _aggregate_symmetric,

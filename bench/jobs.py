@@ -1,4 +1,4 @@
-"""The jobs of ``bench.end_to_end``: what is trained, and in which process."""
+"""The jobs of ``bench.end_to_end``: their configurations and processes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SETTINGS = {
     "sepico": {"contrast_start": 0, "width": 512},
     "weakseg": {"category_width": None},
 }
-"""The published settings where the shipped configuration of the scenes differs, and SePiCo's contrast from
-the first step."""
+"""The published settings that the shipped configuration of the scenes changes, and SePiCo's contrast from the
+first step."""
 
 
 def trainer(job: dict, folder: Path) -> Trainer:
@@ -57,7 +57,7 @@ def config_of(job: dict, root: Path) -> RunConfig:
 
 
 def watch_losses(run: Trainer) -> set[str]:
-    """The names of the loss terms, filled by the run's steps: its curves are of shares of pixels as well."""
+    """The names of the loss terms, filled as the run trains. Its curves contain other metrics as well."""
     names, watch = {"loss"}, run.guard.watch
 
     def note(step: int, losses: dict[str, Tensor], batch: Batch) -> None:

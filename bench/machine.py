@@ -16,7 +16,7 @@ from fastuda.errors import UserError
 
 
 def machine_flags(p: argparse.ArgumentParser, of_all: str) -> None:
-    """Add the flags for device, threads and time; ``of_all`` names what shares the time."""
+    """Add the flags for device, threads and time; ``of_all`` names the items that share the time."""
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     p.add_argument(
         "--threads",
@@ -35,7 +35,7 @@ def check_device(device: str) -> None:
     """Check that the device exists.
 
     Raises:
-        UserError: torch finds none.
+        UserError: torch finds no such device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device cuda: torch {torch.__version__} finds no CUDA device here")

@@ -63,7 +63,7 @@ def captured(step: Callable[[], object], pool: object) -> Callable[[], object]:
 
 
 def _weight(out: torch.Tensor) -> torch.Tensor:
-    """The gradient that is passed to the result."""
+    """The gradient of the result."""
     return torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape).to(out.dtype)
 
 
@@ -213,7 +213,7 @@ def serve() -> None:
 def main() -> None:
     """Command line of a measuring process."""
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"{__doc__}\nbench.run starts it; it is no command for the hand.")
+        print(f"{__doc__}\nbench.run starts it; it is not meant to be run by hand.")
     elif sys.argv[1] == "--serve":
         serve()
     else:

@@ -1,6 +1,6 @@
-"""Draws the pictures of the benchmarks: bench/results/scaling.png, time and memory against N from the newest
-rows of bench.run --sweep, which bench/README.md shows, and docs/assets/pictures/adaptation.png, the mIoU of
-every method from the rows of bench.adaptation, which docs/results.md shows."""
+"""Draws the pictures of the benchmarks. bench/results/scaling.png, for bench/README.md, shows time and memory
+against N, from the newest rows of bench.run --sweep. docs/assets/pictures/adaptation.png, for
+docs/results.md, shows the mIoU of every method, from the rows of bench.adaptation."""
 
 from __future__ import annotations
 

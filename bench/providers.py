@@ -1,6 +1,6 @@
-"""Implementations to compare: fastuda, its reference, torch.compile; on a GPU also fastuda's second backend,
-and fastuda as a CUDA graph; and what the ops name as their competitors: the authors' formulation, which
-stores every matrix in the inputs' dtype (:mod:`bench.published`), SDPA, KeOps, FAISS."""
+"""Implementations to compare: fastuda, its reference, and torch.compile. On a GPU also fastuda's second
+backend and fastuda as a CUDA graph. Ops can name further competitors: the authors' formulation, which stores
+every matrix in the inputs' dtype (:mod:`bench.published`), SDPA, KeOps, FAISS."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compiled(case: Case) -> Run:
 
 
 def second(case: Case, name: str) -> Run:
-    """A usable backend of fastuda, on a GPU one that ``auto`` does not take."""
+    """A usable backend of fastuda; on a GPU, one that ``auto`` does not choose."""
     op = public(case, name)
 
     def run(t: Inputs) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""The ops as in the authors' code, for training the methods on them: every matrix, plane and product is
+"""The ops as in the authors' code, so that the methods can train on them. Every matrix, plane and product is
 stored.
 
-Written from the methods' descriptions, in float32 outside of autocast, which the authors' code does not
-use. Ops that are not here run as their reference: Lovasz-Softmax class by class, ASANet's affinities as a
-stack of planes, WeakSegDA's poolings. What the authors compute twice or discard (ASANet's target
-affinities, FADA's unused gradients, SePiCo's unused teacher logits) is not computed.
+They are written from the descriptions of the methods, in float32 without autocast, which the authors' code
+does not use. Ops that are not here run as their reference: Lovasz-Softmax class by class, ASANet's affinities
+as a stack of planes, WeakSegDA's poolings. Values that the authors compute twice or discard (ASANet's target
+affinities, FADA's unused gradients, SePiCo's unused teacher logits) are not computed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pairs(query: Tensor, key: Tensor, similarity: str) -> Tensor:
 
 
 def hop_weights(sim: Tensor, contrast: bool) -> Tensor:
-    """The soft-max of rows, centred and scaled by constants first with ``contrast``."""
+    """The softmax of rows; with ``contrast``, rows are first centred and scaled by constants."""
     if not contrast:
         return sim.softmax(-1)
     mean = sim.mean(-1, keepdim=True).detach()
@@ -60,7 +60,7 @@ def cycle_association_loss(
     contrast: bool = True,
     ignore_index: int = 255,
 ) -> tuple[Tensor, CycleStats]:
-    """Two similarities with their soft-maxes, top-1 of each, and the logarithm of the product."""
+    """Two similarities with their softmaxes, top-1 of each, and the logarithm of the product."""
     forward = pairs(source, target, similarity)
     backward = pairs(target, source, "kl") if similarity == "kl" else forward.transpose(1, 2)
     hop_one, hop_two = hop_weights(forward, contrast), hop_weights(backward, contrast)
@@ -176,7 +176,7 @@ def aspp(
     dilations: Sequence[int],
     biases: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """A convolution for each branch, summed."""
+    """The sum of one convolution per branch."""
     added = biases or [None] * len(weights)
     branches = zip(weights, dilations, added, strict=True)
     outputs = [nnf.conv2d(features, w, b, padding=d, dilation=d) for w, d, b in branches]
@@ -192,7 +192,7 @@ def depthwise_conv2d(
     padding: int = 0,
     dilation: int = 1,
 ) -> Tensor:
-    """torch's convolution; a dilated one in float32 on a CPU, where its gradient in bfloat16 is wrong."""
+    """torch's convolution. Dilated ones are float32 on a CPU, where their gradient in bfloat16 is wrong."""
     wide = x.device.type == "cpu" and dilation > 1
     with torch.autocast(x.device.type, enabled=False) if wide else nullcontext():
         return nnf.conv2d(x.float() if wide else x, weight, bias, stride, padding, dilation, x.shape[1])
@@ -203,7 +203,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "batch_norm_act": batch_norm_act,
     "depthwise_conv2d": depthwise_conv2d,
 }
-"""The layers of networks as torch has them."""
+"""torch's own versions of the network layers."""
 
 OPS: dict[str, Callable[..., Any]] = {
     "spatial_aggregate": spatial_aggregate,
@@ -216,7 +216,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 
 def widened(op: Callable[..., Any]) -> Callable[..., Any]:
-    """``op`` outside of autocast, with half-precision tensors converted to float32."""
+    """``op`` without autocast, with half-precision tensors converted to float32."""
 
     def wide(value: Any) -> Any:
         half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
@@ -231,7 +231,7 @@ def widened(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain(replace: Callable[[Any, str, Any], None] = setattr) -> None:
-    """From here on this process's networks are made of torch's own layers; the losses stay."""
+    """Let the networks of this process use torch's own layers from here on; the losses stay."""
     for name, layer in LAYERS.items():
         replace(F, name, layer)
 

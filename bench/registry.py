@@ -1,4 +1,4 @@
-"""The cases of the bench: those of every op, and their inputs."""
+"""The cases of all ops in the bench, and their inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWEEP = [
 
 
 def make_inputs(case: Case, device: str, pixels: int | None = None) -> Inputs:
-    """What the case's op takes, drawn from one seed."""
+    """The inputs of the case's op, drawn from one seed."""
     made = bench_of(case.op).inputs(case, pixels or case.pixels, torch.Generator().manual_seed(0))
     for name, x in made.items():
         cast = DTYPES[case.dtype] if name in ("x", "source", "target") else x.dtype

@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 
 def check_rows(path: Path, columns: Sequence[str]) -> None:
-    """Check that rows can be appended to a CSV, before hours are spent on them.
+    """Check that rows can be appended to a CSV before hours of measuring.
 
     Raises:
         UserError: it cannot be written, or has other columns.

@@ -5,8 +5,8 @@ reports the peak of each measurement, so one process does them all, and another 
 machine's ceilings are measured first, and a case's floor just before its providers. A provider that fails,
 runs out of memory or returns a wrong result gets no number.
 
-On a GPU the most important sizes are first, and torch.compile, which compiles for long, is last. Rows are
-written at once, so that an expired budget keeps them.
+On a GPU the most important sizes come first, and torch.compile, which takes long to compile, comes last. Rows
+are written at once, so that they are kept when the budget expires.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXAMPLES = """\
   python -m bench.run --sweep && python -m bench.plot     time and memory against N
   python -m bench.run --device cuda --timeout 100 --budget 440
 
-Where a CSV is there already, rows are put behind its own."""
+Rows are appended to an existing CSV."""
 
 
 GPU_FIRST = [
@@ -63,7 +63,7 @@ GPU_FIRST = [
     Case("spatial_aggregate", "fwd", "bfloat16", 16836, 2048),
     *(case for case in CASES if case.op not in ("cycle_association_loss", "spatial_aggregate")),
 ]
-"""The first cases on a GPU: training's crop (and a batch of four), a full frame, the predictions' level,
+"""The first cases on a GPU: the training crop (and a batch of four), a full frame, the size of predictions,
 the test image, then all other ops."""
 
 
@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--provider", action="append", choices=list(PROVIDERS), metavar="NAME",
-        help=f"only this one (repeatable): {', '.join(PROVIDERS)}",
+        help=f"only this provider (repeatable): {', '.join(PROVIDERS)}",
     )  # fmt: skip
     p.add_argument(
         "--sweep", action="store_true", help="measure the sizes of the plot instead of the table's"

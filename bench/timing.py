@@ -1,4 +1,4 @@
-"""Times of runs, and from them the machine's rates and the floors of cases."""
+"""Measures times of runs, and from them the rates of the machine and the floors of cases."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def seconds(run: Callable[[], object], repeats: int, device: str) -> list[float]
 
 
 def device_seconds(runs: list[Callable[[], object]], repeats: int) -> list[float]:
-    """As :func:`seconds`, measured with events, alternating between the ``runs``: at least ``repeats``,
-    and more of short ones. The host does not wait in between."""
+    """As :func:`seconds`, but measured with events and alternating between the ``runs``: at least
+    ``repeats``, and more if they are short. The host does not wait in between."""
     for run in runs * (3 if len(runs) == 1 else 1):
         run()
     torch.cuda.synchronize()
@@ -53,7 +53,7 @@ def device_seconds(runs: list[Callable[[], object]], repeats: int) -> list[float
 
 
 def floor_rates(case: Case, device: str, repeats: int) -> dict[str, float]:
-    """The case's floor in milliseconds: on a CPU from a product and a copy of its own sizes, measured now;
+    """The floor of a case in milliseconds: on a CPU from a product and a copy of its own sizes, measured now;
     on a GPU from the measured rates."""
     if device == "cuda":
         rate, copied = _rates(case.dtype)
@@ -89,7 +89,8 @@ def networks_floor(step: Callable[[], object], dtype: str, device: str) -> float
 def _backward_operations(
     grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *more: object, out_shape: object = None
 ) -> int:
-    """Of a convolution's backward: its forward's for each gradient. torch's own count ignores groups."""
+    """Operations of a convolution's backward: those of the forward, once per gradient. torch's own count
+    ignores groups."""
     transposed, wanted = more[4], cast(Sequence[bool], more[7])
     return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(wanted[:2])
 

@@ -10,14 +10,14 @@ struct Moments {
   S mean, deviation;
 };
 
-// With x added; share is one over the number of values, x included (Welford).
+// Adds x; share is one over the number of values including x (Welford).
 template <class S>
 FASTUDA_HOST_DEVICE Moments<S> with_value(Moments<S> m, S x, S share) {
   const S gap = x - m.mean, mean = m.mean + gap * share;
   return {mean, m.deviation + gap * (x - mean)};
 }
 
-// Of both sets together (Chan et al.); the counts are of a and b, both may be 0.
+// Merges two sets (Chan et al.); the counts are those of a and b, and both may be 0.
 template <class S>
 FASTUDA_HOST_DEVICE Moments<S> merged(Moments<S> a, S count_a, Moments<S> b, S count_b) {
   const S total = count_a + count_b, part = total > S(0) ? count_b / total : S(0), gap = b.mean - a.mean;

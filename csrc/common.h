@@ -1,4 +1,4 @@
-// What every CPU kernel shares: element types, run-time choice of the instruction set, small helpers.
+// Parts that all CPU kernels share: element types, run-time choice of the instruction set, small helpers.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -32,9 +32,9 @@ using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
-// exp of what is at most a soft-max's argument: 2^n times a degree-6 polynomial of the rest of x / ln 2, off
-// by one unit in the last place plus x times that; saturates below -86 and above 88. Adding 1.5 2^23 + 127
-// rounds to whole numbers and leaves n + 127, the exponent of 2^n, in the lowest bits.
+// exp for arguments of a softmax: 2^n times a degree-6 polynomial of the rest of x / ln 2. The error is one
+// unit in the last place plus x times that; the result saturates below -86 and above 88. Adding 1.5 2^23 +
+// 127 rounds to whole numbers and leaves n + 127, the exponent of 2^n, in the lowest bits.
 FASTUDA_INLINE float fast_exp(float x) {
   x = x < -86.0f ? -86.0f : x;
   x = x > 88.0f ? 88.0f : x;

@@ -1,5 +1,5 @@
-// The Python module fastuda._C: importing it registers every CPU kernel with the dispatcher. Its BUILD says
-// what it was compiled by, with and for.
+// The Python module fastuda._C. Importing it registers every CPU kernel with the dispatcher. Its BUILD names
+// the compiler, the torch version and the flags.
 #include <Python.h>
 #include <torch/version.h>
 

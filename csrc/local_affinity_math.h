@@ -29,8 +29,8 @@ FASTUDA_HOST_DEVICE OwnLogs<S> own_logs(S p) {
 }
 
 // p r of a pixel and its neighbour and 1 - p r, clamped, and the logarithms of their ratios to the pixel's
-// own clamped p and 1 - p. Of probabilities, an unclamped p r has an unclamped p and r: the ratio to p is r,
-// whose logarithm is known.
+// own clamped p and 1 - p. For probabilities, if p r is not clamped then neither are p and r: the ratio to p
+// is r, whose logarithm is known.
 template <class S>
 struct Joint {
   S value, one, zero, gain_one, gain_zero;
@@ -48,14 +48,14 @@ FASTUDA_HOST_DEVICE S affinity_of(const Joint<S>& joint) {
   return joint.one * joint.gain_one + joint.zero * joint.gain_zero;
 }
 
-// Its derivative by p r; a clamped quantity passes no gradient.
+// Its derivative with respect to p r; a clamped quantity passes no gradient.
 template <class S>
 FASTUDA_HOST_DEVICE S slope_by_joint(const Joint<S>& joint) {
   return inside(joint.value) * (joint.gain_one + S(1)) -
          inside(S(1) - joint.value) * (joint.gain_zero + S(1));
 }
 
-// Its derivative by the p of Bern(p) alone.
+// Its derivative with respect to the p of Bern(p) alone.
 template <class S>
 FASTUDA_HOST_DEVICE S slope_by_own(const Joint<S>& joint, S p) {
   return inside(S(1) - p) * joint.zero / clamp_probability(S(1) - p) -

@@ -1,5 +1,5 @@
-// Scalar functions that the CPU kernels and the CUDA kernels share: one text, so that what is tested on a CPU
-// is what a GPU computes. No torch header, no intrinsics.
+// Scalar functions that the CPU kernels and the CUDA kernels share, so that tests on a CPU cover what a GPU
+// computes. No torch header, no intrinsics.
 #pragma once
 
 #include <cmath>
@@ -47,9 +47,10 @@ FASTUDA_HOST_DEVICE float fast_log(float x) {
 }
 FASTUDA_HOST_DEVICE double fast_log(double x) { return log(x); }
 
-// What a GPU has instructions for. The logarithm is off by 2^-21.41 between 1/2 and 2, where it may be all of
-// it, and by three units in the last place elsewhere; 2^x by two units; the quotient by two where
-// 2^-126 <= |b| <= 2^126 (CUDA C++ Programming Guide, mathematical functions).
+// Functions for which a GPU has instructions. The logarithm has an error of 2^-21.41 between 1/2 and 2, where
+// it may be as large as the result, and of three units in the last place elsewhere. The error of 2^x is two
+// units, and that of the quotient two if 2^-126 <= |b| <= 2^126 (CUDA C++ Programming Guide, mathematical
+// functions).
 FASTUDA_HOST_DEVICE float rough_exp2(float x) { return exp2f(x); }
 #if defined(__CUDA_ARCH__) || defined(FASTUDA_EMULATED_CUDA)
 FASTUDA_HOST_DEVICE float rough_log(float x) { return __logf(x); }

@@ -1,4 +1,4 @@
-// What the kernels need of tensors.
+// Helpers for tensors that the kernels need.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,7 +15,7 @@ namespace fastuda {
 
 using at::Tensor;
 
-// A sum in the type of x: infinite where that cannot hold it.
+// A sum in the type of x; infinite if the type cannot hold it.
 inline Tensor scalar_result(double value, const Tensor& x) {
   return at::full({}, value, x.options().dtype(at::kDouble)).to(x.scalar_type());
 }

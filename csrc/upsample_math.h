@@ -1,12 +1,11 @@
-// Where an output of a bilinear upsampling lies between its sources: shared by the CPU kernels and the CUDA
-// kernels.
+// The position of an output of a bilinear upsampling between its sources, for the CPU and the CUDA kernels.
 #pragma once
 
 #include "scalar_math.h"
 
 namespace fastuda {
 
-// The two sources of an output along one axis and the weight of the second, as torch's interpolate.
+// The two sources of an output along one axis and the weight of the second, as in torch's interpolate.
 struct Between {
   int32_t first, second;
   double share;
@@ -29,7 +28,7 @@ FASTUDA_HOST_DEVICE S mixed(S a, S b, S share) {
   return a + share * (b - a);
 }
 
-// A score to mix: -inf, the logit of a masked class, becomes a number, since it has no difference to itself.
+// A score with -inf, the logit of a masked class, as a finite number, because -inf - (-inf) is NaN.
 FASTUDA_HOST_DEVICE float least_score() { return -1.5e38f; }
 FASTUDA_HOST_DEVICE float bounded(float x) { return x < least_score() ? least_score() : x; }
 

@@ -1,5 +1,5 @@
 """A tile of the aggregation's gradient through the cosine: both weights and both slopes of two blocks of
-pixels from three products; and the products of a tile in one loop, which KL takes too."""
+pixels, from three products. KL also uses the loop that computes the products of a tile."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def gradient_products(
 
 @triton.jit
 def softmax_weight(s, own, temperature, log_sum, LOG2E: tl.constexpr):
-    """``exp((s - own) / temperature - log_sum)``, at most 1: rounding must not make more of it."""
+    """``exp((s - own) / temperature - log_sum)``, clamped to 1, which rounding could exceed."""
     return tl.exp2(tl.minimum(((s - own) / temperature - log_sum) * LOG2E, 0.0))
 
 
@@ -104,8 +104,8 @@ def symmetric_block(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """A tile of ``alpha W_ij``, ``alpha W_ji`` and ``H_ij + H_ji`` of the ``n`` pixels from ``first`` and the
-    ``m`` from ``first_column``; ``DIAGONAL``: they are the same."""
+    """A tile of ``alpha W_ij``, ``alpha W_ji`` and ``H_ij + H_ji`` for the ``n`` pixels from ``first`` and
+    the ``m`` pixels from ``first_column``; with ``DIAGONAL`` these are the same."""
     block, split, rows, i, j = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
     i += first
     if not LIBRARY:
@@ -115,7 +115,7 @@ def symmetric_block(
         s_strips = quarters(s, BM, BN)  # four of [BM, BN // 4]
         p_strips = quarters(p, BM, BN)
         q_strips = quarters(q, BM, BN)
-    # The pixels of both axes are of one image: every vector is read by row and by column.
+    # The pixels of both axes belong to the same image, so every vector is read by row and by column.
     inv_i = tl.load(inv_norm + i)[:, None]  # [BM, 1]
     own_i = tl.load(own + i)[:, None]
     t_i = tl.load(temperature + i)[:, None]
@@ -125,11 +125,11 @@ def symmetric_block(
     along_i = tl.zeros((BM,), tl.float32)  # [BM]
     STRIPS: tl.constexpr = 1 if LIBRARY else 4
     WIDTH: tl.constexpr = BN // STRIPS
-    # The epilogue of a tile takes four strips of columns: for the whole its vectors would spill.
+    # The epilogue works on four strips of columns; for a whole tile its vectors would spill.
     for strip in tl.static_range(STRIPS):
         cols = split * BN + strip * WIDTH + tl.arange(0, WIDTH)  # [WIDTH]
         j = first_column + tl.minimum(cols, m - 1)  # [WIDTH]
-        # The scratch is square and tiles divide it: no access needs a mask, and all are 16 bytes wide.
+        # The scratch is square and a multiple of the tile, so accesses need no mask and are 16 bytes wide.
         to = rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, WIDTH]
         if LIBRARY:
             s = tl.load(similarities + to)  # [BM, WIDTH]
@@ -142,24 +142,24 @@ def symmetric_block(
             s, p, q = s_strips[strip], p_strips[strip], q_strips[strip]  # each [BM, WIDTH]
         inv_j = tl.load(inv_norm + j)[None, :]  # [1, WIDTH]
         own_j = tl.load(own + j)[None, :]
-        # The pixel's own similarity is put in exactly: it is the row's maximum, to which weights relate.
+        # A pixel's similarity to itself is set exactly: it is the row's maximum, the base of the weights.
         cosine = tl.where(i[:, None] == j[None, :], own_i, s * inv_i * inv_j)  # [BM, WIDTH]
         # One similarity gives both weights, since s_ij is s_ji.
         forth = softmax_weight(cosine, own_i, t_i, log_sum_i, LOG2E)  # [BM, WIDTH] W_ij
         t_j = tl.load(temperature + j)[None, :]
         back = softmax_weight(cosine, own_j, t_j, tl.load(log_sum + j)[None, :], LOG2E)  # [BM, WIDTH] W_ji
-        # H_ij and H_ji are added in float32 and rounded once; an inverse norm is in each factor.
+        # H_ij and H_ji are added in float32 and rounded once; each factor includes an inverse norm.
         h = forth * (p - centre_i) * factor_i * inv_j  # [BM, WIDTH]
         h += back * (q - tl.load(centre + j)[None, :]) * tl.load(factor + j)[None, :] * inv_i
         h = narrow(saturate(h, slopes), slopes, UPCAST)
         tl.store(slopes + to, h)
         tl.store(weights_back + to, narrow(alpha * back, weights_back, UPCAST))
-        # What the slopes add along a pixel's own feature comes off in the end: of the rounded slopes, so that
-        # nothing of it is left.
+        # The component of the slopes along a pixel's own feature is subtracted at the end. It is computed
+        # from the rounded slopes, so that it cancels completely.
         part = tl.where((rows < n)[:, None] & (cols < m)[None, :], h.to(tl.float32) * s, 0.0)  # [BM, WIDTH]
         along_i += tl.sum(part, 1)
         if not DIAGONAL:
             tl.store(weights + to, narrow(alpha * forth, weights, UPCAST))
             tl.store(column_sums + block.to(tl.int64) * stride + cols, tl.sum(part, 0))
-    # A tile writes sums of its own: torch adds them in a fixed order.
+    # Each tile writes its own sums; torch adds them in a fixed order.
     tl.store(row_sums + split.to(tl.int64) * stride + rows, along_i)

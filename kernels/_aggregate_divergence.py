@@ -1,5 +1,5 @@
-"""The aggregation's gradient through the KL similarity of features too wide for sums in registers: panels of
-rows, all in float32."""
+"""The aggregation's gradient through the KL similarity, for features too wide for sums in registers: panels
+of rows, all in float32."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def divergence_gradient(
     centre: Tensor,
     factor: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``H key``, ``H^T query`` and ``W^T grad`` [N, C] of image ``b``, with ``W`` its softmax weights and
-    ``H`` the gradient of the products of query and key.
+    """``H key``, ``H^T query`` and ``W^T grad`` [N, C] of image ``b``, where ``W`` are its softmax weights
+    and ``H`` is the gradient of the products of query and key.
 
-    ``centre`` [N] is an estimate of the mean gradient of a row's weights under the weights; ``factor`` [N]
-    scales a row of ``H``."""
+    ``centre`` [N] is an estimate of the weighted mean gradient of a row's weights; ``factor`` [N] scales a
+    row of ``H``."""
     query, key = side.query[b], side.key[b]
     n, c = query.shape
     by_query, by_key, by_values = query.new_zeros(3, n, c)
@@ -62,7 +62,7 @@ def _fill_slopes(
     factor: Tensor,
 ) -> None:
     """The softmax ``weights`` of the rows from ``start``, and ``slopes``, the gradient with respect to their
-    products with the keys. The error of the estimated centre comes off in a second step: logarithms would
+    products with the keys. A second step removes the error of the estimated centre, because logarithms would
     magnify it."""
     shape = tile_shape(weights)
     rows, n = weights.shape
@@ -136,7 +136,7 @@ def slope_panel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Weights, their gradient less ``centre``, and partial sums of the product of both."""
+    """Weights, their gradient minus ``centre``, and partial sums of the product of both."""
     _, split, rows, at_row, at_col = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
     at_row += first
     # both [BM, BN]
@@ -145,28 +145,28 @@ def slope_panel(
     inv = LOG2E / tl.load(temperature + at_row)  # [BM]
     norm = tl.load(log_sum + at_row) * LOG2E  # [BM]
     middle = tl.load(centre + at_row)  # [BM]
-    # The epilogue takes four strips of columns: for whole tiles its vectors would spill.
+    # The epilogue works on four strips of columns; for whole tiles its vectors would spill.
     parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
     d_parts = quarters(d, BM, BN)  # four of [BM, BN // 4]
     total = tl.zeros((BM,), tl.float32)  # [BM]
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
         col_ok = cols < m  # [BN // 4]
-        # A pixel's divergence from itself is 0, exactly.
+        # A pixel's divergence from itself is set to exactly 0.
         s = parts[strip] + entropy[:, None]  # [BM, BN // 4]
         s = tl.where(cols[None, :] == (first + rows)[:, None], 0.0, s)
-        # A weight is held at 1: rounding at a vanishing temperature must not make it infinite.
+        # A weight is clamped to 1: at a vanishing temperature, rounding could make it infinite.
         w = tl.exp2(tl.minimum(s * inv[:, None] - norm[:, None], 0.0))  # [BM, BN // 4]
         w = tl.where(col_ok[None, :], w, 0.0)
         d = d_parts[strip] - middle[:, None]  # [BM, BN // 4]
-        # The centre is an estimate: its error, summed here, comes off in centre_slopes.
+        # The centre is an estimate. Its error is summed here, and centre_slopes subtracts it.
         total += tl.sum(w * d, 1)
-        # Zeros fill a row up to its stride: stores are then 16 bytes wide.
+        # Zeros fill a row up to its stride, so that stores are 16 bytes wide.
         to = rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, BN // 4]
         mask = (rows < n)[:, None] & (cols < stride)[None, :]  # [BM, BN // 4]
         tl.store(weights + to, w, mask=mask)
         tl.store(slopes + to, tl.where(col_ok[None, :], d, 0.0), mask=mask)
-    # A column split writes sums of its own: torch adds them in a fixed order.
+    # Each column split writes its own sums; torch adds them in a fixed order.
     tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)
 
 
@@ -182,7 +182,7 @@ def centre_slopes(
     BC: tl.constexpr,
 ):
     """``slopes = weights (slopes - mean) factor``."""
-    # A row's mean error is known only when its whole width is done: hence a kernel of its own.
+    # A row's mean error is known only after its whole width, which is why this is a separate kernel.
     rows = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
     cols = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     row_ok = rows < n  # [BR]

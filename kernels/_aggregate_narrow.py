@@ -1,5 +1,5 @@
-"""The aggregation of narrow features, as those of the KL level: the walks of :mod:`fastuda.kernels._narrow`
-with the pixel's own similarity put in exactly."""
+"""The aggregation of narrow features, such as the probabilities of KL: the walks of
+:mod:`fastuda.kernels._narrow`, with the exact similarity of a pixel to itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastuda.kernels._narrow import Walk, feature_rows, store_sums
 
 def mixed(values: Tensor, key: Tensor, entropy: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """``(sum_j e_ij values_j, sum_j e_ij)`` with ``e_ij = exp(s_ij / t_i)`` and ``s_ii = 0``, where
-    ``s = values . key + entropy``: the largest of a row is the pixel's own."""
+    ``s = values . key + entropy``. ``s_ii`` is the largest of its row."""
     n, c = values.shape
     walk = Walk(n, n, c)
     total, part = walk.sums(values, n), walk.sums(values, n, c)
@@ -36,8 +36,8 @@ def mixed_gradient(
     """``(H key, H^T values, W^T grad)`` of the weights ``W`` of :func:`mixed`, normalised, and of
     ``H_ij = factor_i W_ij (grad_i . values_j - sum_j W_ij grad_i . values_j)``.
 
-    ``centre`` [N] is an estimate of that sum: its error is summed on the way and taken off at the end, since
-    the key's logarithms would magnify the rounding of a difference of large sums.
+    ``centre`` [N] is an estimate of that sum. Its error is summed during the walk and subtracted at the end,
+    because the key's logarithms would magnify the rounding of a difference of large sums.
     """
     n, c = values.shape
     walk = Walk(n, n, c)
@@ -59,9 +59,9 @@ def mixed_gradient(
 
 @triton.jit
 def own_weights(s, rows, cols, entropy, temperature, log_sum, most, LOG2E: tl.constexpr):
-    """``exp(s / t - log_sum)`` of products ``s`` (row vectors are given in the tile's shape), at most
-    ``exp2(most)``; the pixel's own similarity is 0."""
-    # The pixel's own similarity is put in exactly: it is the row's maximum, to which weights relate.
+    """``exp(s / t - log_sum)`` of products ``s``, at most ``exp2(most)``; the similarity of a pixel to itself
+    is 0. Row vectors have the shape of the tile."""
+    # A pixel's similarity to itself is set exactly: it is the row's maximum, the reference of the weights.
     s = tl.where(rows == cols, 0.0, s + entropy)  # [BO, BT]
     return tl.exp2(tl.minimum(s * (LOG2E / temperature) - log_sum * LOG2E, most))
 
@@ -89,7 +89,7 @@ def mixed_sums(
     mine = feature_rows(values, rows, n, channels, CP)  # [BO, CP]
     extra = tl.load(entropy + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
     t = tl.load(temperature + rows, mask=row_ok, other=1.0)[:, None]  # [BO, 1]
-    # Weights and weighted values are summed on one walk: their quotient is taken after it.
+    # One walk sums both the weights and the weighted values; their quotient is taken after it.
     total = tl.zeros((BO,), tl.float32)  # [BO]
     acc = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     first = tl.program_id(1) * span
@@ -97,9 +97,9 @@ def mixed_sums(
         cols = start + tl.arange(0, BT)  # [BT]
         # [BO, BT]
         s = tl.dot(mine, tl.trans(feature_rows(key, cols, n, channels, CP)), input_precision="ieee")
-        # at a vanishing temperature rounding must not lift a weight to infinity
+        # at a vanishing temperature, rounding could make a weight infinite
         e = own_weights(s, rows[:, None], cols[None, :], extra, t, 0.0, 100.0, LOG2E)  # [BO, BT]
-        # Columns past the end would count in the sum of weights.
+        # Without the mask, columns past the end would count in the sum of weights.
         e = tl.where((cols < n)[None, :], e, 0.0)
         total += tl.sum(e, 1)
         acc = tl.dot(e, feature_rows(values, cols, n, channels, CP), acc, input_precision="ieee")
@@ -127,7 +127,7 @@ def mixed_row_sums(
     BO: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """Of a block of rows: ``sum_j W_ij (d_ij - centre_i) key_j``, ``sum_j W_ij key_j`` and
+    """For a block of rows: ``sum_j W_ij (d_ij - centre_i) key_j``, ``sum_j W_ij key_j`` and
     ``sum_j W_ij (d_ij - centre_i)`` with ``d_ij = grad_i . values_j``."""
     # The block's features, gradients and vectors are loaded once and stay for the whole walk.
     rows = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
@@ -138,7 +138,7 @@ def mixed_row_sums(
     t = tl.load(temperature + rows, mask=row_ok, other=1.0)[:, None]  # [BO, 1]
     less = tl.load(log_sum + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
     middle = tl.load(centre + rows, mask=row_ok, other=0.0)[:, None]  # [BO, 1]
-    # The centre is an estimate: its error is summed beside, and what it costs is taken off after the walk.
+    # The centre is an estimate. Its error is summed as well, and its effect is subtracted after the walk.
     acc = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     plain = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     error = tl.zeros((BO,), tl.float32)  # [BO]
@@ -146,12 +146,12 @@ def mixed_row_sums(
     for start in range(first, tl.minimum(first + span, n), BT):
         cols = start + tl.arange(0, BT)  # [BT]
         k = feature_rows(key, cols, n, channels, CP)  # [BT, CP]
-        # Full float32 and a centred d keep small what the key's logarithms would magnify.
+        # Full float32 and a centred d keep the errors small that the key's logarithms would magnify.
         s = tl.dot(mine, tl.trans(k), input_precision="ieee")  # [BO, BT]
         # [BO, BT]
         d = tl.dot(g, tl.trans(feature_rows(values, cols, n, channels, CP)), input_precision="ieee") - middle
         w = own_weights(s, rows[:, None], cols[None, :], extra, t, less, 0.0, LOG2E)  # [BO, BT]
-        # Columns past the end would count in the error.
+        # Without the mask, columns past the end would count in the error.
         w = tl.where((cols < n)[None, :], w, 0.0)
         error += tl.sum(w * d, 1)
         acc = tl.dot(w * d, k, acc, input_precision="ieee")
@@ -181,17 +181,17 @@ def mixed_column_sums(
     BO: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """Of a block of columns: ``sum_i H_ij values_i`` and ``sum_i W_ij grad_i``."""
+    """For a block of columns: ``sum_i H_ij values_i`` and ``sum_i W_ij grad_i``."""
     # The block's features are loaded once and stay for the whole walk.
     cols = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
     k = feature_rows(key, cols, n, channels, CP)  # [BO, CP]
     v = feature_rows(values, cols, n, channels, CP)  # [BO, CP]
-    # Both sums use the same weights: one walk makes them once.
+    # Both sums use the same weights, which one walk computes once.
     acc = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     acc_values = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, n), BT):
-        # Vectors are the rows', which are walked over: they are loaded again for every tile.
+        # The walk goes over rows, so the vectors of the rows are loaded again for every tile.
         rows = start + tl.arange(0, BT)  # [BT]
         row_ok = rows < n  # [BT]
         q = feature_rows(values, rows, n, channels, CP)  # [BT, CP]
@@ -201,11 +201,11 @@ def mixed_column_sums(
         less = tl.load(log_sum + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
         middle = tl.load(centre + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
         step = tl.load(factor + rows, mask=row_ok, other=0.0)[None, :]  # [1, BT]
-        # The tile is made turned round, so that its product with the rows is the columns' sum.
+        # The tile is computed transposed, so that its product with the rows is the sum of the columns.
         s = tl.dot(k, tl.trans(q), input_precision="ieee")  # [BO, BT]
         d = tl.dot(v, tl.trans(g), input_precision="ieee") - middle  # [BO, BT]
         w = own_weights(s, rows[None, :], cols[:, None], extra, t, less, 0.0, LOG2E)  # [BO, BT]
-        # Rows past the end have no part in the sums.
+        # Rows past the end must not count in the sums.
         w = tl.where(row_ok[None, :], w, 0.0)
         acc = tl.dot(w * d * step, q, acc, input_precision="ieee")
         acc_values = tl.dot(w, g, acc_values, input_precision="ieee")

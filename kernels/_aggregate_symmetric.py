@@ -1,10 +1,10 @@
-"""The aggregation's gradient through the cosine, by pairs of blocks of pixels: each pair is worked on once.
+"""The aggregation's gradient through the cosine, by pairs of blocks of pixels. Each pair is processed once.
 
-With ``H`` the gradient of the products, an image against itself needs ``(H + H^T) x`` and ``W^T g``. Since
+If ``H`` is the gradient of the products, an image against itself needs ``(H + H^T) x`` and ``W^T g``. Since
 ``s_ij`` is ``s_ji``, the products ``x_i . x_j``, ``g_i . x_j`` and ``x_i . g_j`` of two blocks give both
-weights and both slopes: three and a half products of the image with itself in place of five. Blocks are as
-large as the panels' memory allows, so that the one sum in float32 is read and written once per pair, not once
-per panel of rows.
+weights and both slopes: three and a half products of the image with itself instead of five. Blocks are as
+large as the memory of the panels allows, so that the float32 sum is read and written once per pair of blocks,
+not once per panel of rows.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fastuda.kernels._common import (
 )
 
 UNIT = 128
-"""Pixels that the size of a block is a multiple of, and every tile's divides."""
+"""The size of a block in pixels is a multiple of this; the size of every tile divides it."""
 
 
 class Blocks:
-    """Scratch of a pair of blocks: the products where the library multiplies, both weights, the slopes, and
+    """Scratch for a pair of blocks: the products if the library multiplies, both weights, the slopes, and
     partial sums."""
 
     def __init__(self, x: Tensor, library: bool) -> None:
@@ -49,13 +49,13 @@ class Blocks:
         count = triton.cdiv(n, self.most(x))
         self.size = triton.cdiv(triton.cdiv(n, count), UNIT) * UNIT
         self.memory = x.new_empty(3, self.size, self.size)
-        # Tiles at the edge read past the products, and use nothing of it: it has to be some number.
+        # Tiles at the edge read past the products and ignore the values, which must only be numbers.
         self.products = x.new_zeros(3 * library, self.size, self.size, dtype=torch.float32)
         tiles = self.size // min(self.shape["BM"], self.shape["BN"])
         self.sums = x.new_empty(2, tiles, self.size, dtype=torch.float32)
 
     def most(self, x: Tensor) -> int:
-        """Pixels of a block, at most: as much again for products as for panels, as in :class:`Panel`."""
+        """Largest number of pixels of a block. Products get as much memory as panels, see :class:`Panel`."""
         pair_bytes = 3 * x.element_size() + 12 * self.library
         side = math.isqrt((1 + self.library) * _panels.PANEL_BYTES // pair_bytes)
         return max(side // UNIT * UNIT, UNIT)
@@ -81,9 +81,9 @@ def symmetric_gradient(
 ) -> None:
     """The input's gradient of image ``b`` into ``out`` [N, C].
 
-    ``centre`` [N] is the mean gradient of a row's weights under the weights, ``factor`` [N] what a slope is
-    times its weight and the inverse norm of its column. ``grad`` and ``centre`` are ``scale`` times too large
-    where that is given ([] float32)."""
+    ``centre`` [N] is the weighted mean gradient of a row's weights. A slope is ``factor`` [N] times its
+    weight and the inverse norm of its column. If ``scale`` ([] float32) is given, ``grad`` and ``centre`` are
+    that many times too large."""
     x = side.query[b]
     n, c = x.shape
     vectors = side.row[b], own, temperature, log_sum, centre, factor
@@ -131,10 +131,10 @@ def _fill(
     vectors: tuple[Tensor, ...],
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``alpha W_ij``, ``alpha W_ji`` and ``H_ij + H_ji`` [I, J] of two blocks, and what the slopes add up
-    to along the features of the rows [tiles, I] and of the columns [tiles, J]."""
+    """``alpha W_ij``, ``alpha W_ji`` and ``H_ij + H_ji`` [I, J] of two blocks, and the sums of the slopes
+    along the features of the rows [tiles, I] and of the columns [tiles, J]."""
     rows, columns, shape = part.stop - part.start, other.stop - other.start, scratch.shape
-    products = scratch.memory  # any address: tiles read no products
+    products = scratch.memory  # any address will do: with tiles, the kernel does not read it
     if scratch.library:
         products = scratch.products
         product(x[part], x[other].T, products[0, :rows, :columns])
@@ -187,8 +187,8 @@ def finish_rows(
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """``(total - x along / |x|^2 + rest g) / scale``: the gradient of the normalisation, and the pixel's own
-    share."""
+    """``(total - x along / |x|^2 + rest g) / scale``: the gradient through the normalisation, plus the direct
+    part of the pixel itself."""
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
     c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     ok = row < rows  # [BR]
@@ -196,7 +196,7 @@ def finish_rows(
     at = row[:, None] * channels + c[None, :]  # [BR, BC]
     inv = tl.load(inv_norm + row, mask=ok, other=0.0)[:, None]  # [BR, 1]
     dot = tl.load(along + row, mask=ok, other=0.0)[:, None]
-    # The inverse norms are applied one by one: their square may overflow.
+    # The inverse norms are applied one by one, because their square may overflow.
     u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv  # [BR, BC]
     value = tl.load(total + at, mask=inside, other=0.0) - u * (dot * inv)  # [BR, BC]
     value += rest * tl.load(g + at, mask=inside, other=0.0).to(tl.float32)

@@ -22,8 +22,8 @@ from fastuda.kernels._common import (
 
 
 def own_similarity(side: Side, similarity: str) -> Tensor:
-    """[B, N] similarity of every pixel to itself, the largest of its row: 1, or 0 for a vanishing feature or
-    for KL."""
+    """[B, N] similarity of every pixel to itself, the largest of its row: 1, or 0 for KL and for a vanishing
+    feature."""
     if similarity == "kl":
         return torch.zeros_like(side.row)
     norm = torch.linalg.vector_norm(side.query, dim=-1, dtype=torch.float32)
@@ -40,8 +40,8 @@ def fill_weights(
     similarity: str,
     products: Tensor | None = None,
 ) -> Tensor:
-    """``exp((s_ij - s_ii) / t_i)`` of the rows from ``start`` of image ``b`` into ``weights`` [R, N], and its
-    row sums [R]; from ``products`` [R, N] where the library has multiplied them."""
+    """Write ``exp((s_ij - s_ii) / t_i)`` of the rows from ``start`` of image ``b`` into ``weights`` [R, N],
+    and return its row sums [R]. Reads ``products`` [R, N] if the library has multiplied them."""
     shape = tile_shape(weights)
     rows, n = weights.shape
     blocks, splits = triton.cdiv(rows, shape["BM"]), triton.cdiv(n, shape["BN"])
@@ -75,8 +75,8 @@ def fill_weights(
 
 @triton.jit
 def strip_similarity(s, rows, cols, scale, row, top, m, KL: tl.constexpr):
-    """Similarities from a strip of products, the pixel's own exact."""
-    # Norms and entropies come after the product, in float32: its operands stay unrounded.
+    """Similarities from a strip of products, with the exact similarity of a pixel to itself."""
+    # Norms and entropies are applied after the product, in float32, so that its operands stay unrounded.
     if KL:
         s = s + scale[:, None]  # [BM, columns]
     else:
@@ -115,18 +115,19 @@ def weight_panel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Rows ``first`` to ``first + n`` of ``m``: weights relative to the pixel's own, and sums [splits, n]."""
+    """Rows ``first`` to ``first + n`` of ``m``: weights relative to the pixel's own, and their sums
+    [splits, n]."""
     _, split, rows, at_row, at_col = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
     at_row += first
     if not LIBRARY:
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
         parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
     scale = tl.load(row + at_row)  # [BM]
-    # The pixel's own similarity is the row's maximum, known beforehand: no pass looks for it.
+    # The pixel's similarity to itself is the row's maximum and known in advance: no pass has to find it.
     top = tl.load(own + at_row)  # [BM]
     inv = LOG2E / tl.load(temperature + at_row)  # [BM]
     total = tl.zeros((BM,), tl.float32)  # [BM]
-    # The epilogue takes four strips of columns: for a whole tile its vectors would spill.
+    # The epilogue works on four strips of columns; for a whole tile its vectors would spill.
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
         col_ok = cols < m  # [BN // 4]
@@ -135,12 +136,12 @@ def weight_panel(
         else:
             part = parts[strip]  # [BM, BN // 4]
         s = strip_similarity(part, first + rows, cols, scale, row, top, m, KL)  # [BM, BN // 4]
-        # At a vanishing temperature rounding must not lift a weight to infinity.
+        # At a vanishing temperature, rounding could make a weight infinite.
         e = tl.exp2(tl.minimum((s - top[:, None]) * inv[:, None], 100.0 if KL else 0.0))  # [BM, BN // 4]
         e = tl.where(col_ok[None, :], e, 0.0)
         total += tl.sum(e, 1)
-        # Zeros fill a row up to its stride: stores are then 16 bytes wide.
+        # Zeros fill a row up to its stride, so that stores are 16 bytes wide.
         to = weights + rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, BN // 4]
         tl.store(to, narrow(e, weights, UPCAST), mask=(rows < n)[:, None] & (cols < stride)[None, :])
-    # A column split writes sums of its own: torch adds them in a fixed order.
+    # Each column split writes its own sums; torch adds them in a fixed order.
     tl.store(sums + split.to(tl.int64) * n + rows, total, mask=rows < n)

@@ -1,8 +1,9 @@
 """The association's backward, in row panels.
 
-With ``H`` the gradient of the products of raw features (weights, temperatures and both inverse norms folded
-in), the gradients are ``H t`` and ``H^T s``, each then projected off its own feature. Rows and columns
-without a match are not left out: only the device knows how many there are, and to ask it would be to wait.
+Let ``H`` be the gradient of the products of raw features, with weights, temperatures and both inverse norms
+folded in. The gradients are ``H t`` and ``H^T s``; each is then projected onto the complement of its own
+feature. Rows and columns without a match are not skipped: only the device knows how many there are, and
+reading that number would need a sync.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fastuda.kernels._panels import Panel, panel_scale, project, saturate, witho
 
 
 class Hop(NamedTuple):
-    """The residuals of one direction, of one image or of a batch, per query."""
+    """The residuals of one direction per query, of one image or of a batch."""
 
     weight: Tensor
     index: Tensor
@@ -44,8 +45,8 @@ class Hop(NamedTuple):
     lse: Tensor
 
     def epilogue(self, b: int) -> tuple[Tensor, ...]:
-        """Of image ``b``, per query: weight / temperature, log2(e) / temperature, log-sum-exp in base 2, and
-        the match."""
+        """For each query of image ``b``: weight / temperature, log2(e) / temperature, log-sum-exp in base 2,
+        and the match."""
         weight, index, temperature, lse = (x[b] for x in self)
         return weight / temperature, LOG2E / temperature, lse * LOG2E, index.to(torch.int32)
 
@@ -53,7 +54,7 @@ class Hop(NamedTuple):
 def cosine(
     source: Tensor, target: Tensor, forward: Hop, backward: Hop, library: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Both gradients through the cosine; ``library``: it multiplies in place of tiles."""
+    """Both gradients through the cosine; with ``library`` the library multiplies, not the tiles."""
     grad_source, grad_target = torch.empty_like(source), torch.empty_like(target)
     s, t = prepare(source, "cosine"), prepare(target, "cosine")
     for b in range(source.shape[0]):
@@ -75,8 +76,8 @@ def cosine(
 
 
 def _largest_slope(pull: Tensor, inv: Tensor, push: Tensor, key_inv: Tensor) -> Tensor:
-    """[] what no element of H exceeds, but for those of vanishing features: a probability less its match is
-    at most 1."""
+    """[] upper bound of the elements of H, except those of vanishing features. It holds because a probability
+    minus its match is at most 1."""
     inv, key_inv = without_vanishing(inv), without_vanishing(key_inv)
     return (pull.abs() * inv).amax() * key_inv.amax() + (push.abs() * key_inv).amax() * inv.amax()
 
@@ -113,7 +114,7 @@ def _one_way(query: Side, key: Side, hop: Hop, grad_query: Tensor, grad_key: Ten
 def _panels(
     source: Tensor, key: Tensor, library: bool
 ) -> Iterator[tuple[Tensor, slice, Tensor, Tensor | None]]:
-    """``(rows, their slice, scratch, products or None)`` panel by panel."""
+    """Yield ``(rows, their slice, scratch, products or None)`` panel by panel."""
     n, m = source.shape[0], key.shape[0]
     scratch = Panel(key, m, key.shape[1], n, products=int(library))
     for start in range(0, n, scratch.rows):
@@ -198,19 +199,19 @@ def association_panel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """The gradient of the loss with respect to ``a @ b.T``, rows ``first`` to ``first + n`` of the image.
-    ``pull``: the first hop, per row; ``push``: the second, per column (cosine only)."""
+    """The gradient of the loss with respect to ``a @ b.T``, for rows ``first`` to ``first + n`` of the image.
+    ``pull`` is the first hop, per row, and ``push`` the second, per column (cosine only)."""
     _, split, rows, at_row, at_col = panel_tile(n, m, blocks, splits, GROUP, BM, BN)
     if not LIBRARY:
         s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
         parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
-    # Operands and scale are the panel's rows; the residuals are the image's, hence first.
+    # Operands and scale have the rows of the panel, residuals those of the image, which start at first.
     scale = tl.load(row_a + at_row)  # [BM]
     weight = tl.load(pull_weight + first + at_row)  # [BM]
     inv = tl.load(pull_inv + first + at_row)  # [BM]
     lse = tl.load(pull_lse + first + at_row)  # [BM]
     match = tl.load(pull_index + first + at_row)  # [BM]
-    # The epilogue takes four strips of columns: for a whole tile its vectors would spill.
+    # The epilogue works on four strips of columns; for a whole tile its vectors would spill.
     for strip in tl.static_range(4):
         cols = split * BN + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
         col_ok = cols < m  # [BN // 4]
@@ -223,11 +224,11 @@ def association_panel(
         else:
             scale_col = tl.load(row_b + cols, mask=col_ok, other=0.0)  # [BN // 4]
             s = s * scale[:, None] * scale_col[None, :]
-        # A probability: rounding at a vanishing temperature must not make it infinite.
+        # A probability, clamped: at a vanishing temperature, rounding could make it infinite.
         p = tl.exp2(tl.minimum(s * inv[:, None] - lse[:, None], 0.0))  # [BM, BN // 4]
         g = weight[:, None] * tl.where(match[:, None] == cols[None, :], p - 1.0, p)  # [BM, BN // 4]
         if not KL:
-            # The second hop has the same similarities, by column: its gradient needs no product of its own.
+            # The second hop has the same similarities by column, so its gradient needs no product of its own.
             back = tl.load(push_inv + cols, mask=col_ok, other=0.0)  # [BN // 4]
             back_lse = tl.load(push_lse + cols, mask=col_ok, other=0.0)  # [BN // 4]
             back_match = tl.load(push_index + cols, mask=col_ok, other=-1)  # [BN // 4]
@@ -235,9 +236,9 @@ def association_panel(
             p = tl.exp2(tl.minimum(s * back[None, :] - back_lse[None, :], 0.0))  # [BM, BN // 4]
             hit = back_match[None, :] == (first + rows)[:, None]  # [BM, BN // 4]
             g += back_weight[None, :] * tl.where(hit, p - 1.0, p)
-            # With both norms in it the panel multiplies the raw features.
+            # The panel includes both norms, so it is multiplied by the raw features.
             g = g * scale[:, None] * scale_col[None, :]
-        # Zeros fill a row up to its stride: stores are then 16 bytes wide.
+        # Zeros fill a row up to its stride, so that stores are 16 bytes wide.
         to = panel + rows.to(tl.int64)[:, None] * stride + cols[None, :]  # [BM, BN // 4]
         g = tl.where(col_ok[None, :], g, 0.0)
         tl.store(

@@ -1,4 +1,4 @@
-"""The best match of every query, and how the parts of a search are merged into it."""
+"""The best match of every query, and the kernel that merges the parts of a search into it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastuda.kernels._common import LOG2E
 
 
 class Best(NamedTuple):
-    """Of every query, over all keys."""
+    """The result for every query, over all keys."""
 
     index: Tensor
-    """[B, N] int64: the most similar key, the lowest of equals."""
+    """[B, N] int64: the most similar key; the lowest index of equal ones."""
     similarity: Tensor
     """[B, N] float32."""
     sum: Tensor
@@ -24,7 +24,7 @@ class Best(NamedTuple):
 
     @classmethod
     def empty(cls, row: Tensor) -> Best:
-        """Before any key is seen."""
+        """The result before any key is seen."""
         index = torch.zeros(row.shape, dtype=torch.int64, device=row.device)
         return cls(index, torch.full_like(row, float("-inf")), torch.zeros_like(row))
 
@@ -36,7 +36,7 @@ class Best(NamedTuple):
 def merge(
     part: tuple[Tensor, Tensor, Tensor], count: int, stride: int, temperature: Tensor, into: Best, lse: bool
 ) -> None:
-    """Fold ``count`` parts [B, stride, L] of value, index and, with ``lse``, sum into ``into``, in a fixed
+    """Merge ``count`` parts [B, stride, L] of value, index and (with ``lse``) sum into ``into``, in a fixed
     order."""
     batch, length = into.index.shape
     merge_best[(triton.cdiv(length, 64), batch)](
@@ -73,18 +73,18 @@ def merge_best(
     BP: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """Merge ``parts`` partials [B, stride, L] into the running best; the lowest index of equals stays."""
+    """Merge ``parts`` partials [B, stride, L] into the running best; of equal ones the lowest index stays."""
     batch = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
     ok = at < length  # [BL]
     mine = batch * length + at  # [BL]
     inv = LOG2E / tl.load(temperature + mine, mask=ok, other=1.0)  # [BL]
-    # The merge goes on from what earlier chunks found: the memory of their partials is used again.
+    # The merge continues from the result of earlier chunks, whose memory for partials is reused.
     best = tl.load(value_out + mine, mask=ok, other=0.0)  # [BL]
     best_index = tl.load(index_out + mine, mask=ok, other=0)  # [BL]
     total = tl.load(sum_out + mine, mask=ok, other=0.0)  # [BL]
     p = tl.arange(0, BP)  # [BP]
-    # One program takes all parts in order: two runs agree bit for bit.
+    # One program merges all parts in order, so that two runs agree bit for bit.
     for start in range(0, parts, BP):
         here = start + p  # [BP]
         where = (batch * stride + here)[:, None] * length + at[None, :]  # [BP, BL]
@@ -94,11 +94,11 @@ def merge_best(
         top = tl.maximum(tl.max(value, 0), best)  # [BL]
         best_key = tl.min(tl.where(value == top[None, :], index, 2147483647), 0)  # [BL]
         if LSE:
-            # Every sum moves to the new maximum before it is added: no exponent is above 0.
+            # Every sum is rescaled to the new maximum before it is added, so that no exponent is above 0.
             sums = tl.load(part_sum + where, mask=mask, other=0.0)  # [BP, BL]
             total = total * tl.exp2((best - top) * inv)
             total += tl.sum(sums * tl.exp2((value - top[None, :]) * inv[None, :]), 0)
-        # Later parts hold later keys: only a greater similarity takes the match from an earlier one.
+        # Later parts hold later keys, so only a greater similarity replaces an earlier match.
         best_index = tl.where(top > best, best_key.to(tl.int64), best_index)
         best = top
     tl.store(value_out + mine, best, mask=ok)

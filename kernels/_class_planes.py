@@ -1,5 +1,5 @@
-"""Probabilities of upsampled logits class by class, made of the log-sum-exp of every pixel: as keys to sort,
-times slopes, and their gradient at low resolution."""
+"""Probabilities of upsampled logits class by class, computed from the log-sum-exp of every pixel: as keys to
+sort, multiplied by slopes, and their gradient at low resolution."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fastuda.kernels._upsample import (
 )
 
 TILE = 2048
-"""Classes times outputs of a tile."""
+"""Number of classes times number of outputs of a tile."""
 
 OUTPUTS = 256
-"""Outputs of a tile of one class."""
+"""Number of outputs of a tile of one class."""
 
 COLUMNS = 32
-"""Source columns of a program that gathers the gradient."""
+"""Number of source columns of a program that gathers the gradient."""
 
 
 class Upsampled:
-    """The probabilities of the upsampled logits, class by class, from the pixels' log-sum-exp; or those that
-    are given."""
+    """The probabilities of the upsampled logits, class by class, from the pixels' log-sum-exp; or the given
+    probabilities."""
 
     def __init__(self, x: Tensor, labels: Tensor, from_logits: bool, align_corners: bool) -> None:
         self.x, self.labels, self.from_logits = x, labels, from_logits
@@ -51,7 +51,7 @@ class Upsampled:
             )
 
     def keys(self, c: int, count: int) -> Tensor:
-        """Of ``count`` classes from ``c``: keys [count, pixels] in the order of ``|[y = c] - p_c|``, see
+        """Keys [count, pixels] of ``count`` classes from ``c``, in the order of ``|[y = c] - p_c|``; see
         :func:`error_keys`."""
         out = torch.empty(count, self.lse.numel(), dtype=torch.int32, device=self.lse.device)
         error_keys[(self.batch * self.h * triton.cdiv(self.width, OUTPUTS), count)](
@@ -64,7 +64,7 @@ class Upsampled:
         return out
 
     def add_inner(self, c: int, slopes: Tensor, inner: Tensor) -> None:
-        """``inner += sum_k p_k slope_k`` of the classes from ``c``."""
+        """``inner += sum_k p_k slope_k`` over the classes from ``c``."""
         inner_sums[(self.batch * self.h * triton.cdiv(self.width, OUTPUTS),)](
             *(self.x, self.lse, slopes, inner, *self._tables(), c, len(slopes), self.classes),
             *self._sizes(),
@@ -75,7 +75,7 @@ class Upsampled:
 
     def shrink(self, c: int, slopes: Tensor, grad: Tensor, less: bool = False) -> None:
         """``grad[:, c : c + G]`` = the low-resolution gradient of ``p_c slope`` [G, B, H, W]; with ``less``
-        that is taken away."""
+        it is subtracted instead."""
         owned = owned_columns(OUTPUTS, self.w, self.width, COLUMNS)
         class_gradient[(self.batch * self.h * triton.cdiv(self.w, owned), len(slopes))](
             *(self.x, self.lse, slopes, grad, self.rows.share, self.rows.start, *self.columns),
@@ -112,14 +112,14 @@ def upsampled_sums(
     BX: tl.constexpr,
 ):
     """A program per image, source row and ``BX`` outputs along it: log-sum-exp of the outputs below it."""
-    # The two source rows are stretched once for all output rows between them.
+    # The two source rows are stretched once, for all output rows between them.
     # x: [BX]; k: [KP]; top and bottom: [KP, BX]; b and r are scalars
     b, r, x, k, top, bottom = stretched_block(
         logits, column_first, column_share, classes, h, w, width, KP, BX
     )
     ok = x < width  # [BX]
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
-        # Padded classes are -inf, so that they add nothing to the sum.
+        # Padded classes are -inf and add nothing to the sum.
         # [KP, BX]
         value = tl.where((k < classes)[:, None], top + tl.load(row_share + y) * (bottom - top), float("-inf"))
         best = tl.max(value, 0)  # [BX]
@@ -147,29 +147,30 @@ def error_keys(
     FROM_LOGITS: tl.constexpr,
     BX: tl.constexpr,
 ):
-    """A program per image, source row and ``BX`` outputs along it, and class from ``c``: the bits of the
-    error and behind them whether the pixel is of the class, as integers of the same order.
+    """A program per image, source row and ``BX`` outputs along it, and class from ``c``. A key is an integer
+    with the bits of the error, followed by a bit that says whether the pixel belongs to the class. Keys have
+    the order of the errors.
 
-    Pixels without a label have the least key: behind the last pixel of the class no slope is left."""
+    Pixels without a label have the smallest key: slopes are 0 after the last pixel of the class."""
     b, r, start = program_block(h, width, 1, BX)
     to = out + tl.program_id(1).to(tl.int64) * pixels
     c += tl.program_id(1)
     i, ok, first, share = output_columns(start, width, column_first, column_share, BX)  # [BX] each
     plane = x + (b * classes + c) * tl.cast(h, tl.int64) * w
-    # The class's two source rows are stretched once for all output rows between them.
+    # The two source rows of the class are stretched once, for all output rows between them.
     top, bottom = stretched_rows(plane, r, h, w, first, share, ok)  # [BX] each
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
         at = (b * height + y) * width + i  # [BX]
         p = top + tl.load(row_share + y) * (bottom - top)  # [BX]
-        # The kept log-sum-exp makes a probability of one class's logit, without the others.
+        # The stored log-sum-exp gives the probability from the logit of this class alone.
         if FROM_LOGITS:
             p = tl.exp(p - tl.load(lse + at, mask=ok, other=0.0))
         label = tl.load(labels + at, mask=ok, other=-1)  # [BX]
         error = tl.where(label == c, 1.0 - p, p)  # [BX]
         error = tl.where(error < 0.0, 0.0, error)
-        # All floats from 0 to NaN are in the order of their bits; the sign's place is free for the hit.
+        # All floats from 0 to NaN are in the order of their bits; the sign bit is free for the hit.
         key = (error.to(tl.uint32, bitcast=True) << 1) | tl.where(label == c, 1, 0).to(tl.uint32)  # [BX]
-        key = tl.where(label < 0, 0, key) ^ 0x80000000  # signed integers begin at the negative ones
+        key = tl.where(label < 0, 0, key) ^ 0x80000000  # to the order of signed integers
         tl.store(to + at, key.to(tl.int32, bitcast=True), mask=ok)
 
 
@@ -193,8 +194,8 @@ def inner_sums(
     pixels,
     BX: tl.constexpr,
 ):
-    """A program per image, source row and ``BX`` outputs along it: adds ``p_k slope_k`` of ``count`` classes
-    from ``c``."""
+    """A program per image, source row and ``BX`` outputs along it: adds ``p_k slope_k`` over ``count``
+    classes from ``c``."""
     b, r, start = program_block(h, width, 1, BX)
     i, ok, first, share = output_columns(start, width, column_first, column_share, BX)  # [BX] each
     plane = tl.cast(h, tl.int64) * w
@@ -203,7 +204,7 @@ def inner_sums(
         row = tl.load(row_share + y)
         own = tl.load(lse + at, mask=ok, other=0.0)  # [BX]
         total = tl.load(inner + at, mask=ok, other=0.0)  # [BX]
-        # Classes are the inner loop, so that their sum stays in registers; the two source rows are cached.
+        # The inner loop goes over classes, so that their sum stays in registers; source rows are cached.
         for k in range(count):
             planes = x + (b * classes + c + k) * plane
             top, bottom = stretched_rows(planes, r, h, w, first, share, ok)  # [BX] each
@@ -246,7 +247,7 @@ def class_gradient(
     total = tl.zeros((BC,), tl.float32)  # [BC]
     for x0 in range(begin, end, BX):
         i, ok, first, share = output_columns(x0, end, column_first, column_share, BX)  # [BX] each
-        # Outputs below this source row and the one before it reach the row: both are walked, with no atomics.
+        # The loop covers the outputs below this source row and the one before it: no atomics are needed.
         gathered = tl.zeros((BX,), tl.float32)  # [BX]
         for r in range(tl.maximum(r0 - 1, 0), r0 + 1):
             top, bottom = stretched_rows(x + plane, r, h, w, first, share, ok)  # [BX] each
@@ -254,12 +255,12 @@ def class_gradient(
                 at = (b * height + y) * width + i  # [BX]
                 row = tl.load(row_share + y)
                 p = tl.exp(top + row * (bottom - top) - tl.load(lse + at, mask=ok, other=0.0))  # [BX]
-                # below the last source row there is none: its share belongs to the last row itself
+                # the last source row has no next row and takes that share itself
                 weight = tl.where(r == r0, tl.where(r0 == h - 1, 1.0, 1.0 - row), row)
                 gathered += weight * tl.where(ok, p * tl.load(slope + at, mask=ok, other=0.0), 0.0)
-        # The rows' sum is shrunk to the sources' columns once per run of outputs.
+        # The sum over rows is reduced to the source columns once per run of outputs.
         total += tl.sum(column_weights(first, share, w, column) * gathered[:, None], 0)
-    # Columns past the owned ones are another program's.
+    # Other programs own the columns after this program's.
     here = (column < c0 + OWNED) & (column < w)  # [BC]
     to = grad + plane + tl.cast(r0, tl.int64) * w + column  # [BC]
     if LESS:

@@ -1,10 +1,10 @@
-"""Sums over the pairs of pixels of narrow features, without a panel: the KL level, whose products are a few
-classes wide.
+"""Sums over pairs of pixels with narrow features, without a panel. KL uses them, whose products are only a
+few classes wide.
 
-A program owns a block of rows (or of columns) and walks over the others: it makes the tile of similarities
-again, and adds its product with the other side's features to sums that stay in registers. Spans of the walk
-are programs of their own, whose partial sums torch adds in a fixed order. Rows of an ``N x N`` array, at 19
-classes 400 times as wide as the features, are never written.
+A program owns a block of rows (or of columns) and walks over the other side. For each tile it recomputes the
+similarities, and adds their product with the other side's features to sums that stay in registers. The walk
+is split into spans with a program each; torch adds their partial sums in a fixed order. Rows of an ``N x N``
+array, which at 19 classes are 400 times as wide as the features, are never written.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, padded_classes
 
 WIDEST = 64
-"""Most channels; their sums and the operands of a tile are in registers."""
+"""Largest number of channels; their sums and the operands of a tile are in registers."""
 
 PROGRAMS = 1024
-"""Programs to aim for."""
+"""Number of programs to aim for."""
 
 
 class Walk:
-    """How the programs of ``owned`` rows or columns share a walk over ``others``."""
+    """The split of a walk over ``others`` among the programs of ``owned`` rows or columns."""
 
     def __init__(self, owned: int, others: int, channels: int) -> None:
         self.block = 64 if INTERPRETED else 32
@@ -51,7 +51,7 @@ def hop_gradient(
         query: [N, C] float32.
         key: [M, C] float32.
         entropy: [N].
-        residuals: per query ``w``, ``log2(e) / temperature``, log-sum-exp in base 2, and the match.
+        residuals: for each query ``w``, ``log2(e) / temperature``, log-sum-exp in base 2, and the match.
     """
     (n, c), m = query.shape, key.shape[0]
     sums = []
@@ -68,7 +68,7 @@ def hop_gradient(
 @triton.jit
 def feature_rows(x, rows, n, channels, CP: tl.constexpr):
     """[rows, CP] of features, 0 outside."""
-    # Channels are padded with zeros, which add nothing to a product; CP is a width that tl.dot takes.
+    # Channels are padded with zeros, which add nothing to a product, to CP, a width that tl.dot accepts.
     c = tl.arange(0, CP)  # [CP]
     at = rows.to(tl.int64)[:, None] * channels + c[None, :]  # [rows, CP]
     return tl.load(x + at, mask=(rows < n)[:, None] & (c < channels)[None, :], other=0.0)
@@ -77,7 +77,7 @@ def feature_rows(x, rows, n, channels, CP: tl.constexpr):
 @triton.jit
 def store_sums(to, value, rows, n, channels, CP: tl.constexpr):
     """Write partial sums [rows, CP] of the program's span."""
-    # A span writes sums of its own, which torch adds in a fixed order; padding is left out.
+    # Each span writes its own sums, which torch adds in a fixed order; padding is left out.
     c = tl.arange(0, CP)  # [CP]
     at = (tl.program_id(1).to(tl.int64) * n + rows)[:, None] * channels + c[None, :]  # [rows, CP]
     tl.store(to + at, value, mask=(rows < n)[:, None] & (c < channels)[None, :])
@@ -103,7 +103,7 @@ def hop_sums(
     BT: tl.constexpr,
 ):
     """``H key`` of a block of rows, or with ``COLUMNS`` ``H^T query`` of a block of columns, over the
-    program's span of the others."""
+    program's span of the other side."""
     # The block's features are loaded once and stay for the whole walk.
     own = tl.program_id(0) * BO + tl.arange(0, BO)  # [BO]
     if COLUMNS:
@@ -112,7 +112,7 @@ def hop_sums(
     else:
         mine = feature_rows(query, own, n, channels, CP)  # [BO, CP]
         owned, others = n, m
-    # The sum stays in registers: the features are narrow enough for that.
+    # The features are narrow enough for the sum to stay in registers.
     total = tl.zeros((BO, CP), tl.float32)  # [BO, CP]
     first = tl.program_id(1) * span
     for start in range(first, tl.minimum(first + span, others), BT):
@@ -123,23 +123,23 @@ def hop_sums(
         else:
             other = feature_rows(key, there, m, channels, CP)  # [BT, CP]
             rows, cols = own, there  # [BO], [BT]
-        # Residuals are the rows', which COLUMNS walks over: they are loaded again for every tile.
+        # Residuals belong to rows. With COLUMNS the walk goes over rows, so they are loaded for every tile.
         row_ok = rows < n  # [BT] with COLUMNS, else [BO]
         w = tl.load(weight + rows, mask=row_ok, other=0.0)  # as row_ok
         scale = tl.load(inv + rows, mask=row_ok, other=0.0)  # as row_ok
         less = tl.load(lse + rows, mask=row_ok, other=0.0)  # as row_ok
         extra = tl.load(entropy + rows, mask=row_ok, other=0.0)  # as row_ok
         best = tl.load(match + rows, mask=row_ok, other=-1)  # as row_ok
-        # Similarities are made again, in full float32, since TF32 would round the logarithms.
+        # Similarities are recomputed in full float32, because TF32 would round the logarithms.
         s = tl.dot(mine, tl.trans(other), input_precision="ieee")  # [BO, BT]
-        # A probability is held at 1: rounding at a vanishing temperature must not make it infinite.
+        # A probability is clamped to 1: at a vanishing temperature, rounding could make it infinite.
         if COLUMNS:
             p = tl.exp2(tl.minimum((s + extra[None, :]) * scale[None, :] - less[None, :], 0.0))  # [BO, BT]
             h = w[None, :] * tl.where(best[None, :] == cols[:, None], p - 1.0, p)  # [BO, BT]
         else:
             p = tl.exp2(tl.minimum((s + extra[:, None]) * scale[:, None] - less[:, None], 0.0))  # [BO, BT]
             h = w[:, None] * tl.where(best[:, None] == cols[None, :], p - 1.0, p)  # [BO, BT]
-        # What lies past the end has no part in the sum.
+        # Rows and columns past the end must not count in the sum.
         h = tl.where((there < others)[None, :], h, 0.0)
         total = tl.dot(h, other, total, input_precision="ieee")
     store_sums(out, total, own, owned, channels, CP)

@@ -1,8 +1,8 @@
-"""What the gradients share: row panels of a matrix that is never stored whole, and the way back through the
+"""Parts that the gradients share: row panels of a matrix that is never stored whole, and the gradient of the
 normalisation.
 
-A panel holds as many rows as fit in :data:`PANEL_BYTES`: a Triton kernel fills it (tile product and epilogue
-in registers), two library products consume it while it is in L2.
+A panel holds as many rows as fit in :data:`PANEL_BYTES`. A Triton kernel fills it (tile product and epilogue
+in registers), and two library products read it while it is in L2.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from fastuda.kernels._common import EPS_NORM, INTERPRETED, PANEL_BYTES, narrow, 
 
 
 class Panel:
-    """Scratch for ``count`` matrices of a few rows and up to ``columns`` columns, used again and again, and
-    for ``products`` of as many rows in float32, which the library multiplies."""
+    """Reusable scratch for ``count`` matrices of a few rows and up to ``columns`` columns, and for
+    ``products`` with as many rows in float32, which the library computes."""
 
     def __init__(
         self, like: Tensor, columns: int, channels: int, rows: int, count: int = 1, products: int = 0
     ) -> None:
         self.stride = triton.cdiv(columns, 16) * 16
-        """What Triton knows to divide by 16 it stores 16 bytes at a time, if the mask does so too: kernels
-        write zeros up to the stride."""
+        """A multiple of 16. Triton then stores 16 bytes at a time, if the mask is a multiple of 16 too, so
+        kernels write zeros up to the stride."""
         block = tile_shape(like)["BM"]
         row = self.stride * (count * like.element_size() + 4 * products)
         # as much again for products: they are narrow, and the library needs rows for all multiprocessors
@@ -38,7 +38,7 @@ class Panel:
         return self.memory[index, :rows, :columns]
 
     def product(self, a: Tensor, b: Tensor, first: int = 0, index: int = 0) -> Tensor:
-        """``a @ b.T`` [rows, columns] in float32 from column ``first`` on, by the library."""
+        """``a @ b.T`` [rows, columns] in float32, written from column ``first`` on, by the library."""
         out = self.products[index, : a.shape[0], : b.shape[0]]
         product(a, b[first:].T, out[:, first:])
         return out
@@ -53,7 +53,7 @@ def project(
 ) -> None:
     """``out = y - u (u . y)`` per row [R, C] with ``u = x inv_norm``: the gradient of the normalisation.
 
-    ``y`` is float32, ``scale`` times too large where that is given ([] float32).
+    ``y`` is float32. If ``scale`` ([] float32) is given, ``y`` is that many times too large.
     """
     rows, channels = y.shape
     width = min(triton.next_power_of_2(channels), 2048)
@@ -75,21 +75,22 @@ def project(
 
 
 def panel_scale(bound: Tensor) -> Tensor:
-    """The power of two that takes ``bound`` [] up to half of float16's range, as float32 on its device."""
+    """The power of two that scales ``bound`` [] to at most half of float16's range, as float32 on its
+    device."""
     _, exponent = torch.frexp(bound)  # bound < 2 ** exponent
     return torch.ldexp(torch.ones_like(bound), (15 - exponent).clamp(-100, 100))
 
 
 def without_vanishing(inv_norm: Tensor) -> Tensor:
-    """Inverse norms, 0 for vanishing features, whose own would leave the others nothing of float16."""
+    """Inverse norms, with 0 for vanishing features: theirs would use up the range of float16."""
     return torch.where(inv_norm < 0.5 / EPS_NORM, inv_norm, 0)
 
 
 @triton.jit
 def saturate(x, like):
-    """float32 ``x`` within the range of float16 where pointer ``like`` is that."""
+    """float32 ``x``, clamped to the range of float16 if pointer ``like`` has that type."""
     if like.dtype.element_ty == tl.float16:
-        # A NaN stays one: it must not turn into a number that looks right.
+        # A NaN stays NaN: it must not turn into a number that looks valid.
         x = tl.clamp(x, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)  # as x
     return x
 
@@ -113,14 +114,14 @@ def project_rows(
     ok = row < rows  # [BR]
     inv = tl.load(inv_norm + row, mask=ok, other=0.0)  # [BR]
     c = tl.arange(0, BC)  # [BC]
-    # The dot product needs all channels before one can be written, so they are read twice.
+    # The dot product needs all channels before any can be written, so they are read twice.
     along = tl.zeros((BR, BC), tl.float32)  # [BR, BC]
     for start in range(0, channels, BC):
         inside = ok[:, None] & (c < channels - start)[None, :]  # [BR, BC]
         at = row[:, None] * channels + start + c[None, :]  # [BR, BC]
         u = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) * inv[:, None]  # [BR, BC]
         along += u * tl.load(y + at, mask=inside, other=0.0)
-    # Lanes are summed across once, after the loop.
+    # Threads reduce once, after the loop.
     dot = tl.sum(along, 1)  # [BR]
     for start in range(0, channels, BC):
         inside = ok[:, None] & (c < channels - start)[None, :]

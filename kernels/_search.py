@@ -1,10 +1,10 @@
 """One pass over similarity tiles: best match and log-sum-exp of every row, and of every column.
 
 A program owns a block of rows and a span of column tiles. Row results stay in registers across the span;
-column results go to one partial per row block. Partials are merged in a fixed order: no atomics, two runs
-agree bit for bit. Rows are processed in chunks that keep the column partials within :data:`PANEL_BYTES`, and
-the products where the library multiplies: then a chunk is multiplied into a float32 panel, which the same
-kernel reads while it is in L2.
+column results go to one partial per row block. Partials are merged in a fixed order, without atomics, so two
+runs agree bit for bit. Rows are processed in chunks that keep the column partials within :data:`PANEL_BYTES`.
+If the library multiplies, the products stay within it too: a chunk is multiplied into a float32 panel, which
+the same kernel reads while it is in L2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from fastuda.kernels._common import (
 from fastuda.kernels._panels import Panel
 
 PROGRAMS = 2048
-"""Programs to aim for: enough for several waves of any GPU, few enough that row partials stay small."""
+"""Number of programs to aim for: enough for several waves on any GPU, but few enough to keep row partials
+small."""
 
 
 def search(
@@ -40,7 +41,7 @@ def search(
     similarity: str,
     library: bool = False,
 ) -> tuple[Best, Best]:
-    """Both hops. Without temperatures no sum is taken. ``library``: the library multiplies, for one image."""
+    """Both hops. Without temperatures no sum is computed. ``library``: the library multiplies; one image."""
     source_t, target_t = temperatures or (None, None)
     if similarity == "cosine":
         return _pass(source, target, source_t, target_t, kl=False, columns=True, library=library)
@@ -74,7 +75,7 @@ def _pass(
     span = max(1, min(16, batch * chunk * tiles // PROGRAMS))
     splits = triton.cdiv(tiles, span)
     row_part = _partials(query.row, batch, splits, n)
-    products, stride = row_part[0], 0  # any address: tiles read no products
+    products, stride = row_part[0], 0  # any address will do: with tiles, the kernel does not read it
     col_part = _partials(query.row, batch, chunk if columns else 0, m)
     for first in range(0, blocks, chunk):
         here = min(chunk, blocks - first)
@@ -147,18 +148,18 @@ def reduce_strip(
     LOG2E: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Write the column partials of products ``s`` and fold its rows into the running best and sum."""
-    # Columns past the end read the last one's scale, a valid address; what they give is masked.
+    """Write the column partials of products ``s``, and merge its rows into the running best and sum."""
+    # Columns past the end read the scale of the last one, a valid address; their results are masked.
     cols = start + tl.arange(0, BN)  # [BN]
     col_ok = cols < m  # [BN]
     at_col = batch * m + tl.minimum(cols, m - 1)  # [BN]
-    # Norms and entropies come after the product, in float32: its operands stay unrounded.
+    # Norms and entropies are applied after the product, in float32, so that its operands stay unrounded.
     if KL:
         s = s + scale_row[:, None]
     else:
         s = s * scale_row[:, None] * tl.load(row_b + at_col)[None, :]
     if COLUMNS:
-        # A column's partial leaves out rows past the end; the least row of equals is its match.
+        # A column's partial leaves out rows past the end; its match is the lowest row of equal ones.
         below = tl.where(row_ok[:, None], s, float("-inf"))  # [BM, BN]
         value = tl.max(below, 0)  # [BN]
         index = tl.min(tl.where(below == value[None, :], rows[:, None], 2147483647), 0)  # [BN]
@@ -170,14 +171,14 @@ def reduce_strip(
             inv_col = LOG2E / tl.load(temperature_b + at_col)  # [BN]
             e = tl.exp2((below - value[None, :]) * inv_col[None, :])  # [BM, BN]
             tl.store(col_sum + to, tl.sum(e, 0), mask=col_ok)
-    # A row leaves out columns past the end; the least column of equals is its match.
+    # A row leaves out columns past the end; its match is the lowest column of equal ones.
     s = tl.where(col_ok[None, :], s, float("-inf"))
     value = tl.max(s, 1)  # [BM]
     index = tl.min(tl.where(s == value[:, None], cols[None, :], 2147483647), 1)  # [BM]
-    # The running sum moves to the new maximum before a strip is added: no exponent is above 0.
+    # The running sum is rescaled to the new maximum before a strip is added, so that no exponent is above 0.
     top = tl.maximum(best, value)  # [BM]
     if LSE:
-        # A strip past the last column leaves everything as it is.
+        # A strip past the last column changes nothing.
         total = total * tl.exp2((best - top) * inv_row)
         total += tl.sum(tl.exp2((s - top[:, None]) * inv_row[:, None]), 1)
     return top, tl.where(value > best, index, best_index), total
@@ -220,31 +221,31 @@ def search_tiles(
     BK: tl.constexpr,
 ):
     """Row partials [B, splits, N] and column partials [B, stride, M] of the row blocks from ``first``."""
-    # Programs that run together share operands, which then stay in L2.
+    # Programs that run together share operands, which therefore stay in L2.
     block, split = grouped(tl.program_id(0), blocks, splits, GROUP)
     batch = tl.program_id(1).to(tl.int64)
-    # Rows past the end read the last row, a valid address; what they give is masked.
+    # Rows past the end read the last row, a valid address; their results are masked.
     rows = (first + block) * BM + tl.arange(0, BM)  # [BM]
     row_ok = rows < n  # [BM]
     at_row = batch * n + tl.minimum(rows, n - 1)  # [BM]
     scale_row = tl.load(row_a + at_row)  # [BM]
     inv_row = LOG2E / tl.load(temperature_a + at_row)  # [BM]
-    # The rows' best and sum stay in registers over the span: one partial per split is written.
+    # The best and the sum of a row stay in registers over the span; one partial per split is written.
     best = tl.full((BM,), float("-inf"), tl.float32)  # [BM]
     best_index = tl.zeros((BM,), tl.int32)  # [BM]
     total = tl.zeros((BM,), tl.float32)  # [BM]
-    # Columns have a line of partials per row block, so that no two programs write to one place.
+    # Columns have a line of partials per row block, so that no two programs write to the same place.
     block = batch * stride + block
-    # Tiles go from left to right: of equal similarities the first column stays the match.
+    # Tiles go from left to right, so that of equal similarities the first column stays the match.
     for start in range(split * span * BN, tl.minimum((split + 1) * span * BN, m), BN):
         if not LIBRARY:
             at_col = batch * m + tl.minimum(start + tl.arange(0, BN), m - 1)  # [BN]
             s = tile_product(a, b, at_row, at_col, channels, BM, BN, BK, EVEN, UPCAST)  # [BM, BN]
-            # The epilogue takes the tile in four strips of columns: whole, its column vectors would spill.
+            # The epilogue works on four strips of columns; for a whole tile its column vectors would spill.
             parts = quarters(s, BM, BN)  # four of [BM, BN // 4]
         for strip in tl.static_range(4):
             if LIBRARY:
-                # The library's panel begins at the chunk's first row, and is read a strip at a time.
+                # The library's panel begins at the first row of the chunk and is read one strip at a time.
                 cols = start + strip * (BN // 4) + tl.arange(0, BN // 4)  # [BN // 4]
                 # [BM, BN // 4]
                 part = product_strip(products, rows - first * BM, cols, n - first * BM, m, product_stride)
@@ -274,7 +275,7 @@ def search_tiles(
                 LOG2E,
                 BN // 4,
             )
-    # A split writes partials of its own: they are merged in a fixed order, without atomics.
+    # Each split writes its own partials, which are merged in a fixed order, without atomics.
     to = (batch * splits + split) * n + rows  # [BM]
     tl.store(row_value + to, best, mask=row_ok)
     tl.store(row_index + to, best_index, mask=row_ok)

@@ -1,7 +1,8 @@
-"""Row temperatures ``std + 1e-10`` of a similarity that is never stored; 1 where the deviation is rounding.
+"""Row temperatures ``std + 1e-10`` of a similarity that is never stored; 1 where the deviation is only
+rounding.
 
-Two ways, chosen by cost. The variance of row ``i`` is ``q_i^T Cov(keys) q_i`` (design identity 2): two thin
-products when the keys are many and narrow. Otherwise one pass over similarity tiles (:mod:`._moments`).
+There are two ways, chosen by cost. The variance of row ``i`` is ``q_i^T Cov(keys) q_i``, which takes two thin
+products if the keys are many and narrow. Otherwise one pass over similarity tiles (:mod:`._moments`).
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from fastuda.kernels._moments import tile_temperatures
 
 
 def ones(side: Side) -> Tensor:
-    """The temperatures without contrast normalisation."""
+    """The temperatures without contrast normalisation: ones."""
     return torch.ones_like(side.row)
 
 
 def covariance_pays(channels: int, keys: int, dtype: torch.dtype) -> bool:
-    """Four float32 products of N x C x C against one tile pass of N x N x C, in float32 or (about twelve
-    times faster) on half-precision tensor cores."""
+    """Whether four float32 products of N x C x C cost less than one tile pass of N x N x C. The pass is in
+    float32, or about twelve times faster on half-precision tensor cores."""
     return keys >= (4 if dtype == torch.float32 else 48) * channels
 
 
 def pair_temperatures(
     source: Side, target: Side, similarity: str, library: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """``([B, N], [B, M])``: of the rows source -> target and of the rows target -> source. ``library``: it
-    multiplies in place of tiles, for one image."""
+    """``([B, N], [B, M])`` for the rows source -> target and for the rows target -> source. With ``library``
+    the library multiplies, not the tiles; one image only."""
     n, (m, c) = source.query.shape[1], target.query.shape[1:]
     if similarity == "kl" or covariance_pays(c, min(n, m), source.query.dtype):
         return _by_covariance(source, target, similarity), _by_covariance(target, source, similarity)
@@ -36,7 +37,7 @@ def pair_temperatures(
 
 
 def self_temperatures(side: Side, similarity: str, library: bool = False) -> Tensor:
-    """[B, N] of the rows of an image against itself; ``library`` as above."""
+    """[B, N] for the rows of an image against itself; ``library`` as above."""
     n, c = side.query.shape[1:]
     if similarity == "kl" or covariance_pays(c, n, side.query.dtype):
         return _by_covariance(side, side, similarity)
@@ -48,7 +49,7 @@ def _by_covariance(query: Side, key: Side, similarity: str) -> Tensor:
     m = key.key.shape[1]
     if m < 2:
         return ones(query)
-    # Narrow covariances cost nothing in float64, and a peaked distribution needs it.
+    # float64 costs almost nothing for narrow covariances, and peaked distributions need it.
     dtype = torch.float64 if c <= 64 else torch.float32
     rows = max(1, PANEL_BYTES // (2 * c * dtype.itemsize))
     out = torch.empty_like(query.row)

@@ -1,4 +1,5 @@
-"""What upsampling kernels share: where every output lies between the sources, and the stretched rows."""
+"""Parts that the upsampling kernels share: the position of every output between the sources, and the
+stretched rows."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class Stretch(NamedTuple):
-    """One axis of a bilinear upsampling, as torch's ``interpolate``."""
+    """One axis of a bilinear upsampling as in torch's ``interpolate``."""
 
     first: Tensor
     """[outputs] int32: the source before every output."""
@@ -26,8 +27,8 @@ def stretches(
 ) -> tuple[Stretch, Stretch]:
     """The tables of rows and columns, on the device of ``like``.
 
-    They are made anew for every call, in one launch: tables kept from an earlier one would not be there when
-    the first call is captured in a graph, and those made in a capture would lie in its memory.
+    Every call computes them anew, in one launch. Cached tables would not exist yet if the first call is
+    captured in a CUDA graph, and tables computed in a capture would be in the memory of that graph.
     """
     device = like.device
     rows, columns = (
@@ -48,9 +49,9 @@ def stretches(
 
 @triton.jit
 def source_before(x, sources, outputs, ALIGN: tl.constexpr):
-    """Of outputs ``x``: the source before each, and the weight of that after it (float64)."""
+    """For outputs ``x``: the source before each, and the weight of the source after it (float64)."""
     sources_f, outputs_f = tl.cast(sources, tl.float64), tl.cast(outputs, tl.float64)
-    # Places are float64, so that rounding neither moves an output past a source nor costs its share digits.
+    # Positions are float64, so that rounding neither moves an output past a source nor changes its share.
     if ALIGN:
         # as `x`
         place = x.to(tl.float64) * tl.where(outputs > 1, (sources_f - 1) / tl.maximum(outputs_f - 1, 1), 0.0)
@@ -64,13 +65,13 @@ def source_before(x, sources, outputs, ALIGN: tl.constexpr):
 def axis_tables(
     first_out, share_out, start_out, sources, outputs, steps, ALIGN: tl.constexpr, BL: tl.constexpr
 ):
-    """The tables of one axis, ``BL`` entries of each a program."""
+    """The tables of one axis; a program computes ``BL`` entries of each."""
     i = tl.program_id(0) * BL + tl.arange(0, BL)  # [BL]
-    # The tables have lengths of their own, hence a mask for each.
+    # The tables have different lengths, so each has its own mask.
     first, share = source_before(i, sources, outputs, ALIGN)  # [BL] each
     tl.store(first_out + i, first, mask=i < outputs)
     tl.store(share_out + i, share.to(tl.float32), mask=i < outputs)
-    # The starts come from a bisection of the same places, so that they agree with the table of sources.
+    # The starts come from a bisection of the same positions, so that they agree with the table of sources.
     low = tl.zeros((BL,), tl.int32)  # [BL]
     high = low + outputs  # [BL]
     for _ in range(steps):  # the first output whose source is i or later
@@ -99,7 +100,7 @@ def stretch_tables(
     BL: tl.constexpr,
 ):
     """A program per axis and ``BL`` of its entries."""
-    # The tables are short, so that those of both axes come from one launch.
+    # The tables are short, so one launch computes those of both axes.
     if tl.program_id(1) == 0:
         axis_tables(row_first, row_share, row_start, h, height, steps, ALIGN, BL)
     else:
@@ -107,14 +108,15 @@ def stretch_tables(
 
 
 def owned_columns(outputs: int, sources: int, width: int, most: int) -> int:
-    """Source columns of a program that gathers a gradient from about ``outputs`` of the ``width`` outputs."""
+    """Number of source columns of a program that gathers a gradient from about ``outputs`` of the ``width``
+    outputs."""
     return max(1, min(most, outputs * sources // max(width, 1) - 1))
 
 
 @triton.jit
 def program_block(rows, columns, BR: tl.constexpr, BC: tl.constexpr):
     """The program's image (int64), and the first row and column of its block of ``BR`` by ``BC``."""
-    # Programs run along the columns first, so that neighbours meet the same source rows in the cache.
+    # Programs are numbered along the columns first, so that neighbours share source rows in the cache.
     across = tl.cdiv(columns, BC)
     down = tl.cdiv(rows, BR)
     pid = tl.program_id(0)
@@ -123,22 +125,22 @@ def program_block(rows, columns, BR: tl.constexpr, BC: tl.constexpr):
 
 @triton.jit
 def outputs_around(column_start, c0, w, OWNED: tl.constexpr):
-    """The outputs that touch ``OWNED`` source columns from ``c0``: the first, and that after the last."""
-    # An output reads a source and the next one, so that the run begins at the column before the owned ones.
+    """The outputs that touch ``OWNED`` source columns from ``c0``: the first, and the one after the last."""
+    # An output reads a source and the next one, so the run begins at the column before the owned ones.
     return tl.load(column_start + tl.maximum(c0 - 1, 0)), tl.load(column_start + tl.minimum(c0 + OWNED, w))
 
 
 @triton.jit
 def output_columns(start, end, column_first, column_share, BX: tl.constexpr):
-    """Outputs [BX] from ``start``, which of them are before ``end``, and their entries of the two tables."""
-    x = start + tl.arange(0, BX)  # [BX], as all that is returned
+    """Outputs [BX] from ``start``, which of them are before ``end``, and their entries in the two tables."""
+    x = start + tl.arange(0, BX)  # [BX], as all return values
     ok = x < end  # [BX]
     return x, ok, tl.load(column_first + x, mask=ok, other=0), tl.load(column_share + x, mask=ok, other=0.0)
 
 
 @triton.jit
 def bounded(x):
-    """-inf, the logit of a masked class, as a number: it has no difference to itself."""
+    """``x`` with -inf, the logit of a masked class, as a finite number, because -inf - (-inf) is NaN."""
     return tl.where(x < -1.5e38, -1.5e38, x)
 
 
@@ -146,14 +148,14 @@ def bounded(x):
 def stretched_rows(planes, r, h, w, first, share, mask):
     """Source rows ``r`` and the next, stretched to the outputs: two tiles as ``mask`` in float32.
 
-    ``planes`` points to the first source of one plane, or of several down a column; ``first`` and ``share``
-    are the outputs', along a row.
+    ``planes`` points to the first source of one plane, or of several planes in a column; ``first`` and
+    ``share`` belong to the outputs along a row.
     """
-    # The last source has no next one and stands for it itself.
+    # The last source has no next one and is used twice.
     second = tl.minimum(first + 1, w - 1)  # as `first`
     upper = planes + tl.cast(r, tl.int64) * w  # as `planes`
     lower = planes + tl.cast(tl.minimum(r + 1, h - 1), tl.int64) * w  # as `planes`
-    # Rows are stretched in float32 whatever the scores are: all outputs between two rows are made of these.
+    # Rows are stretched in float32 for every type of scores: all outputs in between are computed from them.
     a = bounded(tl.load(upper + first, mask=mask, other=0.0).to(tl.float32))  # as `mask`
     b = bounded(tl.load(upper + second, mask=mask, other=0.0).to(tl.float32))  # as `mask`
     top = a + share * (b - a)  # as `mask`
@@ -177,7 +179,7 @@ def stretched_block(
     """The program's image, source row and outputs [BX] along it, the classes [KP], the two stretched rows."""
     b, r, start = program_block(h, width, 1, BX)
     x, ok, first, share = output_columns(start, width, column_first, column_share, BX)  # [BX] each
-    # Classes are int64, since offsets of planes made of them pass 32 bits.
+    # Classes are int64, because offsets of planes computed from them exceed 32 bits.
     k = tl.arange(0, KP).to(tl.int64)  # [KP]
     plane = tl.cast(h, tl.int64) * w
     planes = scores + b * classes * plane + k[:, None] * plane  # [KP, 1]
@@ -190,15 +192,15 @@ def stretched_block(
 def column_weights(first, share, w, columns):
     """[outputs, columns]: the weight of every source column in every output."""
     second = tl.minimum(first + 1, w - 1)  # [outputs]
-    # Both weights of an output fall on one column at the border, hence the sum.
+    # At the border both weights of an output fall on the same column, so they are added.
     weight = tl.where(first[:, None] == columns[None, :], 1.0 - share[:, None], 0.0)  # [outputs, columns]
     return weight + tl.where(second[:, None] == columns[None, :], share[:, None], 0.0)
 
 
 @triton.jit
 def store_gradient_row(planes, columns, r, h, w, upper, lower, mask):
-    """Write source row ``r`` of a gradient: ``upper`` is what it has in the outputs around it, ``lower`` what
-    the next row has in those below it."""
-    # below the last source row there is none: its share belongs to the last row itself
+    """Write source row ``r`` of a gradient. ``upper`` is its part from the outputs around it, ``lower`` the
+    part of the next row from the outputs below it."""
+    # the last source row has no next row and takes that share itself
     gradient = tl.where(r == h - 1, upper + lower, upper)  # as `upper`
     tl.store(planes + tl.cast(r, tl.int64) * w + columns[None, :], gradient, mask=mask)

@@ -29,22 +29,22 @@ def affinity_cleaning_loss_fwd(p: Tensor, neighbours: int, gradient: bool) -> tu
 
 @triton.jit
 def product_sums(p, grad, partial, height, width, GRADIENT: tl.constexpr, D: tl.constexpr, BX: tl.constexpr):
-    """A program per plane and ``BX`` pixels. A pixel is a neighbour as often as it has some, border or not:
-    the gradient is twice the sum around it."""
+    """A program per plane and ``BX`` pixels. A pixel has as many neighbours as it is a neighbour of, at the
+    border too, so the gradient is twice the sum of its neighbours."""
     size = height * width
     across = tl.cdiv(size, BX)
     plane = (tl.program_id(0) // across).to(tl.int64)
     i = tl.program_id(0) % across * BX + tl.arange(0, BX)  # [BX]
     ok = i < size  # [BX]
     image = p + plane * size
-    # The neighbours are added before the product: their sum is the gradient as well.
+    # The neighbours are added before the product, because their sum is also the gradient.
     around = tl.zeros((BX,), tl.float32)  # [BX]
     for d in range(D):
         cell = 2 * d + 1 if D == 4 else d + d // 4
         row = inside(i // width + cell // 3 - 1, height)  # [BX]
         column = inside(i % width + cell % 3 - 1, width)  # [BX]
         around += tl.load(image + row * width + column, mask=ok, other=0.0).to(tl.float32)
-    # A pixel past the plane is 0, so that the sum needs no mask.
+    # A pixel past the plane is 0, so the sum needs no mask.
     own = tl.load(image + i, mask=ok, other=0.0).to(tl.float32)  # [BX]
     tl.store(partial + tl.program_id(0), tl.sum(own * around, 0))
     if GRADIENT:

@@ -1,5 +1,6 @@
-"""DeepLab's head: the library multiplies the features by the taps of all branches at once, and kernels shift
-the rows of that product into the logits, and the gradient into rows for two products backward."""
+"""DeepLab's head. The library multiplies the features by the taps of all branches at once, and a kernel
+shifts the rows of that product and adds them to the logits. In the backward a kernel shifts the gradient into
+rows for two products."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from torch._prims_common import suggest_memory_format
 from fastuda.kernels._common import PANEL_BYTES, add_product, on_device, product
 
 BLOCK = 256
-"""Pixels of a program."""
+"""Number of pixels of a program."""
 
 
 class Taps:
-    """The taps of all branches that reach into an image of ``h`` x ``w``; the middle ones are one, the
-    last.
+    """The taps of all branches that reach into an image of ``h`` x ``w``. The middle taps are merged into
+    one, which is the last.
 
-    Those of equal dilations stay apart.
+    Taps of equal dilations are not merged.
     """
 
     def __init__(self, dilations: tuple[int, ...], h: int, w: int, device: torch.device) -> None:
@@ -35,11 +36,11 @@ class Taps:
         shifts.append((0, 0))
         self.count = len(shifts)
         self.kept = torch.tensor(kept, dtype=torch.int64).to(device)
-        """Of the branches' 9 taps each, without the middle."""
+        """Indices into the 9 taps of each branch, without the middle."""
         self.shifts = torch.tensor(shifts, dtype=torch.int32).to(device)
-        """[T, 2]: rows and columns from an output to the features that a tap multiplies."""
+        """[T, 2]: rows and columns from an output to the features that the tap reads."""
         self.reach = max((abs(i) * w + abs(j) for i, j in shifts), default=0)
-        """Pixels, counted along the rows of a batch, from an output to the furthest of them."""
+        """Largest distance from an output to these features in pixels, counted along the rows of a batch."""
 
     def gather(self, weight: Tensor) -> Tensor:
         """Weights [branches, 3, 3, K, C] as [T K, C]."""
@@ -48,7 +49,7 @@ class Taps:
         return rows.flatten(0, 1)
 
     def scatter(self, rows: Tensor, like: Tensor) -> Tensor:
-        """[T K, C] as weights [branches, 3, 3, K, C]: the way back of :meth:`gather`."""
+        """[T K, C] as weights [branches, 3, 3, K, C]: the adjoint of :meth:`gather`."""
         taps = rows.unflatten(0, (self.count, -1))
         nine = rows.new_zeros(like.shape).flatten(0, 2)
         nine.index_copy_(0, self.kept, taps[:-1])
@@ -58,17 +59,17 @@ class Taps:
 
 @lru_cache(maxsize=256)
 def taps_of(dilations: tuple[int, ...], h: int, w: int, device: torch.device) -> Taps:
-    """Kept, since a training step asks for the same ones every time."""
+    """The taps, cached because every training step needs the same ones."""
     return Taps(dilations, h, w, device)
 
 
 def pixel_rows(features: Tensor) -> Tensor:
-    """[B, C, h, w] as [B h w, C]; of channels-last features a view."""
+    """[B, C, h, w] as [B h w, C]; a view for channels-last features."""
     return features.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
 
 
 def panel_pixels(x: Tensor, rows: int, element: int) -> int:
-    """Pixels of a product of ``rows`` rows that takes no more memory than the features ``x``."""
+    """Number of pixels for which a product of ``rows`` rows takes no more memory than the features ``x``."""
     most = max(x.numel() * x.element_size(), PANEL_BYTES) // (rows * element)
     return min(max(triton.cdiv(most, 8) * 8 - 8, 8), x.shape[0])
 
@@ -142,17 +143,17 @@ def pixel_place(p, h, w):
 def sum_taps(
     products, shifts, sums, first, start, count, pixels, h, w, classes, taps, BN: tl.constexpr
 ):  # fmt: skip
-    """Adds to ``BN`` logits of a class from pixel ``first`` on the products [T K, count] of the taps whose
+    """Add products [T K, count] to ``BN`` logits of a class from pixel ``first`` on: those of the taps whose
     features are among the ``count`` pixels from ``start`` on."""
     k = tl.program_id(1)
-    # Pixels are int64, since offsets into the logits made of them pass 32 bits.
+    # Pixels are int64, because offsets into the logits computed from them exceed 32 bits.
     p = first + tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     ok = p < pixels  # [BN]
     image, y, x = pixel_place(p, h, w)  # [BN] each
     to = sums + ((image * classes + k) * h + y) * w + x  # [BN]
-    # The logits hold what earlier panels of features gave: the taps of a pixel reach into several.
+    # The logits already hold the sums of earlier panels, because the taps of a pixel reach into several.
     total = tl.load(to, mask=ok, other=0.0)  # [BN]
-    # A tap has to stay inside the image, as well as the panel: rows and images lie end to end.
+    # A tap must stay inside the image as well as the panel, because rows and images lie end to end.
     for t in range(taps):
         dy = tl.load(shifts + 2 * t)
         dx = tl.load(shifts + 2 * t + 1)
@@ -168,17 +169,17 @@ def sum_taps(
 def spread_taps(
     grad, shifts, moved, start, count, h, w, classes, BN: tl.constexpr
 ):  # fmt: skip
-    """A row of ``moved`` [T K, count], ``BN`` pixels of it: the gradient of the logit of a class to which a
-    tap carries the features of the pixel, 0 where that lies outside."""
+    """``BN`` pixels of a row of ``moved`` [T K, count]: the gradient of the logit to which a tap carries the
+    features of the pixel, for one class; 0 if that logit is outside the image."""
     row = tl.program_id(1).to(tl.int64)
     t, k = row // classes, row % classes
     q = tl.program_id(0) * BN + tl.arange(0, BN)  # [BN]
     ok = q < count  # [BN]
-    # The shift is taken back, from the features to the output that they enter by this tap.
+    # The shift is reversed, from the features to the output that they reach through this tap.
     image, y, x = pixel_place(start + q.to(tl.int64), h, w)  # [BN] each
     y -= tl.load(shifts + 2 * t)
     x -= tl.load(shifts + 2 * t + 1)
     inside = ok & (y >= 0) & (y < h) & (x >= 0) & (x < w)  # [BN]
-    # Without such an output the place is written as 0, since the products after it read the whole row.
+    # Without such an output a 0 is written, because the following products read the whole row.
     g = tl.load(grad + ((image * classes + k) * h + y) * w + x, mask=inside, other=0.0)  # [BN]
     tl.store(moved + row * count + q, g, mask=ok)

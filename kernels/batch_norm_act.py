@@ -1,8 +1,9 @@
-"""Batch norm and the activation behind it, of channels-last features.
+"""Batch norm followed by an activation, for channels-last features.
 
-Statistics and the sums of a gradient: a program passes over a run of pixels, in which every place of its tile
-has a sum of its own, and leaves what it has found per channel; a second kernel merges the runs in a fixed
-order. What is done to every pixel is one read and one write, and the gradient computes the activation again.
+For the statistics and for the sums of the gradient, a program passes over a run of pixels. Every element of
+its tile has its own sum; at the end the program writes one result per channel. A second kernel merges the
+runs in a fixed order. The kernels that work on every pixel read and write it once; the gradient recomputes
+the activation.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, channel_block, channel_rows, narrow, on_device
 
 TILE = 8192 if INTERPRETED else 1024
-"""Elements of a tile; 16 bytes a thread in half precision."""
+"""Number of elements of a tile; 16 bytes per thread in half precision."""
 
 MOMENT_TILES, SUM_TILES, PIXEL_TILES = 4, 2, 4
-"""Tiles, one below the other, that a program holds at once: for the statistics, for the sums of the gradient,
-and where it is done with a pixel at once."""
+"""Number of tiles, one below the other, that a program holds at once: for the statistics, for the sums of the
+gradient, and for the kernels that work on every pixel."""
 
 PROGRAMS = 768
-"""Programs that pass over runs, at most: six a multiprocessor, which run at once, and few runs to merge."""
+"""Largest number of programs that pass over runs: six per multiprocessor, which run at once and leave few
+runs to merge."""
 
 RUNS = 256
-"""Runs that are merged at a time."""
+"""Number of runs that are merged at a time."""
 
 
 def batch_norm_act_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ def batch_norm_act_fwd(
 ) -> Tensor:
     """[B, C, h, w], channels-last, in the dtype of ``x``; the low-level op of the same name."""
     rows, norm = _Rows.of(x), _norm(mean, variance, weight, bias)
-    # no view: what a layer gives may be changed in place
+    # not a view, because the output of a layer may be changed in place
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel():
         with on_device(x):
@@ -119,14 +121,14 @@ def batch_norm_act_bwd(
 
 
 class _Rows(NamedTuple):
-    """Features as rows of channels, one a pixel, and the tiles that they are taken in."""
+    """Features as rows of channels, one row per pixel, and their tiles."""
 
     x: Tensor
     """[B, h, w, C], contiguous."""
     pixels: int
     channels: int
     block: int
-    """Channels of a tile."""
+    """Number of channels of a tile."""
 
     @classmethod
     def of(cls, x: Tensor) -> _Rows:
@@ -135,7 +137,7 @@ class _Rows(NamedTuple):
 
     @property
     def unit(self) -> int:
-        """A power of two that rows begin at multiples of: how much a thread reads at once depends on it."""
+        """A power of two; rows begin at its multiples. It decides how much a thread reads at once."""
         return min(16, self.channels & -self.channels)
 
     @property
@@ -145,7 +147,7 @@ class _Rows(NamedTuple):
 
     @property
     def across(self) -> int:
-        """Tiles from the first channel to the last."""
+        """Number of tiles from the first channel to the last."""
         return triton.cdiv(self.channels, self.block)
 
     def tile(self, high: int = 1) -> dict[str, int]:
@@ -155,8 +157,8 @@ class _Rows(NamedTuple):
         return triton.cdiv(self.pixels, high * TILE // self.block), self.across
 
     def runs(self, high: int) -> tuple[int, int]:
-        """Number of runs, and the pixels of each but the last; by the sizes alone, so that two runs of a
-        program add in the same order."""
+        """Number of runs, and the pixels of each but the last. They depend only on the sizes, so that two
+        executions add in the same order."""
         step = high * TILE // self.block
         tiles = triton.cdiv(self.pixels, step)
         run = step * triton.cdiv(tiles, max(1, PROGRAMS // self.across))
@@ -180,8 +182,8 @@ def run_moments(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """A program per run of pixels and ``BC`` channels: their mean and the sum of the squared differences to
-    it, [runs, C] each."""
+    """A program per run of pixels and ``BC`` channels: their mean and the sum of squared differences from it,
+    [runs, C] each."""
     channels = units * UNIT
     start = tl.program_id(0) * run
     length = tl.minimum(pixels - start, run)
@@ -192,25 +194,25 @@ def run_moments(
     count = tl.zeros((BP,), tl.float32)  # [BP]
     mean = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
     square = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
-    # Places of the tile have moments of their own until the end: no thread waits for another before.
+    # Each element of the tile has its own moments until the end, so no thread waits for another before.
     for first in range(0, length, DEEP * BP):
         ok = i < length - first  # [DEEP, BP]
         at = (start + first + i).to(tl.int64)[:, :, None] * channels + c[None, None, :]  # [DEEP, BP, BC]
         mask = ok[:, :, None] & c_ok[None, None, :]  # [DEEP, BP, BC]
         value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [DEEP, BP, BC]
-        # values of a place, of which a sum over ``ok`` would have threads wait
+        # the number of values of an element; a sum over ``ok`` would make threads wait
         here = tl.minimum((length - first - place + BP - 1) // BP, DEEP).to(tl.float32)  # [BP]
-        # Differences are to the mean of these few values, in registers: a large common mean costs no digits.
+        # Differences are from the mean of these few values, so that a large common mean costs no precision.
         local = tl.sum(value, 0) * (1.0 / tl.maximum(here, 1.0))[:, None]  # [BP, BC]
         d = tl.where(ok[:, :, None], value - local[None, :, :], 0.0)  # [DEEP, BP, BC]
-        # of two sets of values from those of each (Chan et al., 1979)
+        # merges the moments of two sets of values (Chan et al., 1979)
         both = count + here  # [BP]
         part = here / tl.maximum(both, 1.0)  # [BP]
         gap = local - mean  # [BP, BC]
         square += tl.sum(d * d, 0) + gap * gap * (count * part)[:, None]
         mean += gap * part[:, None]
         count = both
-    # Means are added as differences to one of them, for the digits of their small differences.
+    # Means are added as differences from one of them, to keep the precision of small differences.
     near = tl.sum(tl.where((place == 0)[:, None], mean, 0.0), 0)  # [BC]
     mean = tl.where((count > 0.0)[:, None], mean - near[None, :], 0.0)
     whole = tl.sum(mean * count[:, None], 0) / length.to(tl.float32)  # [BC]
@@ -228,7 +230,7 @@ def whole_moments(
     c = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
     c_ok = c < channels  # [BC]
     r = tl.arange(0, BR)  # [BR]
-    # The mean is complete before any difference to it is taken; it is added as differences to the first.
+    # The mean is complete before differences from it are taken; it is summed as differences from the first.
     near = tl.load(means + c, mask=c_ok, other=0.0)  # [BC]
     total = tl.zeros((BR, BC), tl.float32)  # [BR, BC]
     for first in range(0, runs, BR):
@@ -252,18 +254,19 @@ def whole_moments(
 
 @triton.jit
 def norm_of(mean, variance, weight, bias, c, c_ok, eps):
-    """What the norm does to channels: ``z = scale x + shift``; and their mean and inverse deviation."""
+    """``scale`` and ``shift`` of the norm ``z = scale x + shift`` for channels, and their mean and inverse
+    deviation."""
     m = tl.load(mean + c, mask=c_ok, other=0.0)  # [BC]
     rstd = tl.rsqrt(tl.load(variance + c, mask=c_ok, other=1.0) + eps)  # [BC]
     scale = tl.load(weight + c, mask=c_ok, other=0.0) * rstd  # [BC]
-    # fused by name, so that no kernel rounds where another does not
+    # an explicit fma, so that all kernels round alike
     shift = tl.fma(-m, scale, tl.load(bias + c, mask=c_ok, other=0.0))  # [BC]
     return scale, shift, m, rstd
 
 
 @triton.jit
 def passed(g, x, scale, shift, low, high):
-    """The gradient of ``z = scale x + shift``, which a clamped one does not have."""
+    """The gradient of ``z = scale x + shift``; 0 where ``z`` is clamped."""
     z = tl.fma(x, scale[None, :], shift[None, :])  # [BP, BC], as in clamp_rows
     return tl.where((z <= low) | (z >= high), 0.0, g)
 
@@ -323,7 +326,7 @@ def run_sums(
     BC: tl.constexpr,
 ):
     """A program per run of pixels and ``BC`` channels: the sums of ``g`` and ``g (x - mean)``, [runs, C]
-    each, where ``g`` is the gradient where nothing is clamped."""
+    each, where ``g`` is the gradient, or 0 where the output is clamped."""
     channels = units * UNIT
     start = tl.program_id(0) * run
     length = tl.minimum(pixels - start, run)
@@ -333,7 +336,7 @@ def run_sums(
     scale, shift, m, _ = norm_of(mean, variance, weight, bias, c, c_ok, eps)  # [BC] each
     total = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
     along = tl.zeros((BP, BC), tl.float32)  # [BP, BC]
-    # Places of the tile have sums of their own until the end: no thread waits for another before.
+    # Each element of the tile has its own sums until the end, so no thread waits for another before.
     for first in range(0, length, BP):
         mask = (i < length - first)[:, None] & c_ok[None, :]  # [BP, BC]
         at = (start + first + i).to(tl.int64)[:, None] * channels + c[None, :]  # [BP, BC]
@@ -398,8 +401,8 @@ def gradient_rows(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """A program per ``BP`` pixels and ``BC`` channels: ``scale g``, in training less what it shares with the
-    statistics, ``scale (by_bias + rstd by_weight (x - mean)) / pixels``."""
+    """A program per ``BP`` pixels and ``BC`` channels: ``scale g``, and in training minus the part through
+    the statistics, ``scale (by_bias + rstd by_weight (x - mean)) / pixels``."""
     channels = units * UNIT
     p = tl.program_id(0) * BP + tl.arange(0, BP)  # [BP]
     c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]

@@ -1,6 +1,6 @@
-"""Features under each class's soft-max over the pixels: one pass, with a running maximum per class.
+"""Features weighted by each class's softmax over the pixels: one pass, with a running maximum per class.
 
-Products are of float32 whatever the inputs are, by three of TF32 each.
+Products are float32 for every type of inputs; each is three TF32 products.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, narrow, on_device, padded_classes
 
 ROWS, CHANNELS = 32, 32
-"""Pixels and channels of a tile."""
+"""Number of pixels and channels of a tile."""
 
 TILES = 16
-"""Tiles of a program, one below the other."""
+"""Number of tiles of a program, one below the other."""
 
 
 def category_pool_fwd(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ def pooled_chunks(
     k_ok = k < classes  # [KP]
     a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
     a_ok = a < width  # [BA]
-    # The first top is finite: a difference of two infinities would be NaN.
+    # The first top is finite, because a difference of two infinities would be NaN.
     top = tl.full((KP,), -3.0e38, tl.float32)  # [KP]
     total = tl.zeros((KP,), tl.float32)  # [KP]
     pooled = tl.zeros((KP, BA), tl.float32)  # [KP, BA]
@@ -116,9 +116,9 @@ def pooled_chunks(
         i = (pid % chunks * TILES + tile) * BN + tl.arange(0, BN)  # [BN]
         ok = i < n  # [BN]
         z_at = logits + (b * n + i)[None, :] * classes + k[:, None]  # [KP, BN]
-        # Pixels past the last are -inf, so that they have no share; classes lie first, as in the product.
+        # Pixels past the last are -inf and have no share; classes come first, as in the product.
         z = tl.load(z_at, mask=k_ok[:, None] & ok[None, :], other=float("-inf")).to(tl.float32)  # [KP, BN]
-        # What was summed is moved to the new top before it grows, so that no exponential passes 1.
+        # The sums are rescaled to the new top before more is added, so that no exponential exceeds 1.
         higher = tl.maximum(top, tl.max(z, 1))  # [KP]
         e = tl.exp(z - higher[:, None])  # [KP, BN]
         scale = tl.exp(top - higher)  # [KP]
@@ -129,10 +129,10 @@ def pooled_chunks(
         )
         pooled = tl.dot(e, f.to(tl.float32), pooled * scale[:, None], input_precision="tf32x3")
         top = higher
-    # Every chunk keeps its own top and sums, which the host merges: no atomics, the same bits every run.
+    # Each chunk writes its own top and sums, which torch merges: no atomics, the same bits in every run.
     to = partial + (pid * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
     tl.store(to, pooled, mask=k_ok[:, None] & a_ok[None, :])
-    # Tops and totals are the same for all channels, so that one program per chunk writes them.
+    # Tops and totals are the same for all channels, so one program per chunk writes them.
     if tl.program_id(1) == 0:
         tl.store(tops + pid * classes + k, top, mask=k_ok)
         tl.store(totals + pid * classes + k, total, mask=k_ok)
@@ -140,8 +140,8 @@ def pooled_chunks(
 
 @triton.jit
 def pixel_shares(logits, lse, b, n, classes, KP: tl.constexpr, BN: tl.constexpr):
-    """The program's pixels [BN] of image ``b``, which of them there are, where their logits [BN, KP] are and
-    which of those exist, and the soft-max over the pixels, 0 elsewhere."""
+    """The program's pixels [BN] of image ``b``, which of them exist, the addresses of their logits [BN, KP],
+    which of those exist, and the softmax over the pixels, 0 elsewhere."""
     i = tl.program_id(0) % tl.cdiv(n, BN) * BN + tl.arange(0, BN)  # [BN]
     ok = i < n  # [BN]
     k = tl.arange(0, KP)  # [KP]
@@ -149,7 +149,7 @@ def pixel_shares(logits, lse, b, n, classes, KP: tl.constexpr, BN: tl.constexpr)
     at = (b * n + i)[:, None] * classes + k[None, :]  # [BN, KP]
     mask = ok[:, None] & k_ok[None, :]  # [BN, KP]
     z = tl.load(logits + at, mask=mask, other=0.0).to(tl.float32)  # [BN, KP]
-    # Shares are made again from the kept log-sum-exp, which is less to read than they are.
+    # Shares are recomputed from the stored log-sum-exp, which is less to read than the shares.
     share = tl.exp(z - tl.load(lse + b * classes + k, mask=k_ok, other=0.0)[None, :])  # [BN, KP]
     return i, ok, at, mask, tl.where(mask, share, 0.0)
 
@@ -175,7 +175,7 @@ def pooled_features_gradient(
     k_ok = k < classes  # [KP]
     a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
     a_ok = a < width  # [BA]
-    # A pixel gets of every class's gradient its share: one product over the classes.
+    # A pixel gets its share of the gradient of every class: one product over the classes.
     g_at = grad + (b * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
     g = tl.load(g_at, mask=k_ok[:, None] & a_ok[None, :], other=0.0)  # [KP, BA]
     gradient = tl.dot(share, g, input_precision="tf32x3")  # [BN, BA]
@@ -205,7 +205,7 @@ def pooled_logits_gradient(
     i, ok, at, mask, share = pixel_shares(logits, lse, b, n, classes, KP, BN)
     k = tl.arange(0, KP)  # [KP]
     k_ok = k < classes  # [KP]
-    # The width is walked in steps, so that pixels of any width meet the gradients in registers.
+    # The loop goes over the width in steps, so that features of any width fit in registers.
     inner = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
     for start in range(0, width, BA):
         a = start + tl.arange(0, BA)  # [BA]
@@ -217,6 +217,6 @@ def pooled_logits_gradient(
         g_at = grad + (b * classes + k)[None, :] * width + a[:, None]  # [BA, KP]
         g = tl.load(g_at, mask=a_ok[:, None] & k_ok[None, :], other=0.0)  # [BA, KP]
         inner = tl.dot(f.to(tl.float32), g, inner, input_precision="tf32x3")
-    # The mean of the inner products under the shares is known beforehand, from the pooled features.
+    # The mean of the inner products, weighted by the shares, is known from the pooled features.
     mean = tl.load(along + b * classes + k, mask=k_ok, other=0.0)  # [KP]
     tl.store(out + at, narrow(share * (inner - mean[None, :]), out, UPCAST), mask=mask)

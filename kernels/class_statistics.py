@@ -10,10 +10,10 @@ from torch import Tensor
 from fastuda.kernels._common import on_device, padded_classes
 
 ROWS, CHANNELS = 32, 32
-"""Features and channels of a tile."""
+"""Number of features and channels of a tile."""
 
 TILES = 16
-"""Tiles of a program, one below the other."""
+"""Number of tiles of a program, one below the other."""
 
 
 def class_statistics_fwd(
@@ -69,8 +69,8 @@ def class_moments(
     BA: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """A program per ``TILES BN`` features and ``BA`` channels. Each tile's deviations are about its own class
-    means, and tiles are merged by Chan's formula: a large common mean costs no digits."""
+    """A program per ``TILES BN`` features and ``BA`` channels. The deviations of a tile are about its own
+    class means, and tiles are merged by Chan's formula, so that a large common mean costs no precision."""
     k = tl.arange(0, KP)  # [KP]
     k_ok = k < classes  # [KP]
     a = tl.program_id(1) * BA + tl.arange(0, BA)  # [BA]
@@ -81,24 +81,24 @@ def class_moments(
     for tile in range(TILES):
         i = (tl.program_id(0) * TILES + tile).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
         ok = i < n  # [BN]
-        # A feature of no class gets a label that is none, and reads as 0: it may be infinite or NaN.
+        # A feature without a class gets an invalid label and reads as 0, because it may be infinite or NaN.
         label = tl.load(labels + i, mask=ok, other=-1)  # [BN]
         label = tl.where((label == ignore) | (label >= classes), -1, label).to(tl.int32)
         # [BN, BA]
         x = tl.load(
             features + i[:, None] * width + a[None, :], mask=(label >= 0)[:, None] & a_ok[None, :], other=0.0
         ).to(tl.float32)
-        # Membership as 0 and 1 makes the sums of all classes one product, without a sort or atomics.
+        # With membership as 0 and 1, the sums of all classes are one product, without a sort or atomics.
         member = (k[:, None] == label[None, :]).to(tl.float32)  # [KP, BN]
         here = tl.sum(member, 1)  # [KP]
         share = 1.0 / tl.maximum(here, 1.0)  # [KP]
-        # three products of TF32 keep 22 bits of a mean, whose error would stand squared in every deviation
+        # not TF32: three products keep 22 bits of a mean, and its error would enter every deviation squared
         local = tl.dot(member, x, input_precision="ieee") * share[:, None]  # [KP, BA]
         own = tl.dot(tl.trans(member), local, input_precision="ieee")  # [BN, BA]
         d = tl.where((label >= 0)[:, None], x - own, 0.0)  # [BN, BA]
-        # Deviations are of the second order, so that three products of TF32 do for their squares.
+        # Errors of squared deviations matter less, so three TF32 products are enough for them.
         spread = tl.dot(member, d * d, input_precision="tf32x3")  # [KP, BA]
-        # The tile is merged into what the ones before it gave, with the gap between the two means.
+        # The tile is merged into the moments of earlier tiles, with the gap between the two means.
         both = count + here  # [KP]
         gap = local - mean  # [KP, BA]
         part = (here / tl.maximum(both, 1.0))[:, None]  # [KP, 1]
@@ -106,11 +106,11 @@ def class_moments(
         mean += gap * part
         count = both
     chunk = tl.program_id(0).to(tl.int64)
-    # Every program writes moments of its own, which the host merges: no atomics, the same bits every run.
+    # Each program writes its own moments, which torch merges: no atomics, the same bits in every run.
     to = (chunk * classes + k)[:, None] * width + a[None, :]  # [KP, BA]
     mask = k_ok[:, None] & a_ok[None, :]  # [KP, BA]
     tl.store(means + to, mean, mask=mask)
     tl.store(deviations + to, deviation, mask=mask)
-    # Counts are the same for all channels, so that one program per chunk writes them.
+    # Counts are the same for all channels, so one program per chunk writes them.
     if tl.program_id(1) == 0:
         tl.store(counts + chunk * classes + k, count, mask=k_ok)

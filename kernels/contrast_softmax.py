@@ -10,7 +10,7 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, LOG2E, narrow, on_device
 
 WHOLE = 1024 if INTERPRETED else 16384
-"""The longest row that one program holds; longer ones are read in blocks of half of it."""
+"""The longest row that one program holds; longer rows are read in blocks of half this length."""
 
 
 def contrast_softmax_fwd(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def _launch(kernel, x: Tensor, tensors: tuple[Tensor, ...], eps: float | None) -
     width = x.shape[-1]
     rows = x.numel() // width
     block = triton.next_power_of_2(width) if width <= WHOLE else WHOLE // 2
-    # Short rows share a program; a program of a long one has 32 elements per thread.
+    # Short rows share a program; a program with a long row has 32 elements per thread.
     height = max(1, (8192 if INTERPRETED else 2048) // block)
     constants = {} if eps is None else {"EPS": eps, "LOG2E": LOG2E}
     kernel[(triton.cdiv(rows, height),)](
@@ -68,23 +68,23 @@ def softmax_rows(
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """``BR`` rows per program. Long rows: moments by Chan's formula, then the sum, then the write; the second
-    and third read hit L2."""
+    """``BR`` rows per program. Long rows are read three times: for the moments (by Chan's formula), for the
+    sum, and for the result. The second and third read hit L2."""
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
     row_ok = row < rows  # [BR]
     c = tl.arange(0, BC)  # [BC]
     at = row[:, None] * width + c[None, :]  # [BR, BC]
     mask = row_ok[:, None] & (c < width)[None, :]  # [BR, BC]
-    # The first block stays in registers to the end: a row that it holds is read once.
+    # The first block stays in registers to the end, so a row that fits in it is read once.
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)  # [BR, BC]
     count = tl.minimum(width, BC).to(tl.float32)
-    # The squares are of deviations from the mean, so that a large common value costs no digits.
+    # The squares are of deviations from the mean, so that a large common value costs no precision.
     mean = tl.sum(value, 1) / count  # [BR]
     d = tl.where(mask, value - mean[:, None], 0.0)  # [BR, BC]
     m2 = tl.sum(d * d, 1)  # [BR]
     top = tl.max(tl.where(mask, value, float("-inf")), 1)  # [BR]
     if not WHOLE:
-        # Later blocks are merged by their own means, as exact as the first.
+        # Later blocks are merged with their own means and are as exact as the first.
         for start in range(BC, width, BC):
             ok = row_ok[:, None] & (c < width - start)[None, :]  # [BR, BC]
             v = tl.load(x + at + start, mask=ok, other=0.0).to(tl.float32)  # [BR, BC]
@@ -100,7 +100,7 @@ def softmax_rows(
     # A row of one element has deviation 0, not 0 / 0.
     inv = 1.0 / (tl.sqrt(m2 / tl.maximum(count - 1.0, 1.0)) + EPS)  # [BR]
     tl.store(inv_std + row, inv, mask=row_ok)
-    # The scale takes in the base of the exponential: exp2 is what the hardware has.
+    # The scale includes the base of the exponential, because the hardware has exp2.
     scale = inv * LOG2E  # [BR]
     # Rows past the last have no top; 0 keeps their exponentials finite.
     top = tl.where(row_ok, top, 0.0)
@@ -109,7 +109,7 @@ def softmax_rows(
     if WHOLE:
         tl.store(y + at, narrow(e / total[:, None], y, UPCAST), mask=mask)
     else:
-        # The sum needs the scale, and the write the sum: two more walks over a long row.
+        # The sum needs the scale, and the result needs the sum: two more passes over a long row.
         for start in range(BC, width, BC):
             ok = row_ok[:, None] & (c < width - start)[None, :]
             v = tl.load(x + at + start, mask=ok, other=0.0).to(tl.float32)
@@ -140,7 +140,7 @@ def softmax_rows_gradient(
     c = tl.arange(0, BC)  # [BC]
     at = row[:, None] * width + c[None, :]  # [BR, BC]
     mask = row_ok[:, None] & (c < width)[None, :]  # [BR, BC]
-    # Both are float32 from here on: the inner product adds a whole row.
+    # Both are float32 from here on, because the inner product adds a whole row.
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)  # [BR, BC]
     p = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)  # [BR, BC]
     inv = tl.load(inv_std + row, mask=row_ok, other=0.0)  # [BR]
@@ -148,7 +148,7 @@ def softmax_rows_gradient(
     if WHOLE:
         tl.store(out + at, narrow(inv[:, None] * p * (g - along[:, None]), out, UPCAST), mask=mask)
     else:
-        # The write needs the inner product of the whole row: a long one is walked twice.
+        # The result needs the inner product of the whole row, so a long row is read twice.
         for start in range(BC, width, BC):
             ok = row_ok[:, None] & (c < width - start)[None, :]  # [BR, BC]
             g = tl.load(grad + at + start, mask=ok, other=0.0).to(tl.float32)

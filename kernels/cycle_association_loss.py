@@ -15,8 +15,8 @@ def cycle_association_loss_fwd(
     source: Tensor, target: Tensor, similarity: str, contrast: bool, library: bool = False
 ) -> tuple[Tensor, ...]:
     """Indices, similarities, temperatures and log-sum-exps of both hops; the low-level op of the same
-    name. ``library``: panels that the library multiplies in place of tiles."""
-    if library and len(source) > 1:  # its panels are of one image
+    name. ``library``: use panels that the library multiplies, not tiles."""
+    if library and len(source) > 1:  # the panels hold one image at a time
         images = zip(source.split(1), target.split(1), strict=True)
         results = [cycle_association_loss_fwd(s, t, similarity, contrast, library) for s, t in images]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))

@@ -13,8 +13,8 @@ def cycle_match_fwd(
     source: Tensor, target: Tensor, similarity: str, library: bool = False
 ) -> tuple[Tensor, ...]:
     """``(forward_index, backward_index, forward_similarity, backward_similarity)``; the low-level op of the
-    same name. ``library``: panels that the library multiplies in place of tiles."""
-    if library and len(source) > 1:  # its panels are of one image
+    same name. ``library``: use panels that the library multiplies, not tiles."""
+    if library and len(source) > 1:  # the panels hold one image at a time
         images = zip(source.split(1), target.split(1), strict=True)
         results = [cycle_match_fwd(s, t, similarity, library) for s, t in images]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))

@@ -1,10 +1,10 @@
 """Depthwise convolution of channels-last features.
 
-An output pixel is a sum of a few rows of channels, each times a row of the weights, and so is the gradient
-of an input pixel: one kernel for both, in which a program owns pixels and channels, and taps come from the
-cache.
-The gradient of the weights keeps a row of taps in registers while it passes over the pixels; programs leave
-sums of their own, which torch adds in a fixed order.
+An output pixel is a sum of a few rows of channels, each multiplied by a row of the weights, and so is the
+gradient of an input pixel. One kernel computes both: a program owns pixels and channels, and reads the taps
+from the cache.
+The gradient of the weights keeps a row of taps in registers while it passes over the pixels. Each program
+writes its own sums, which torch adds in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, channel_block, channel_rows, narrow, on_device
 
 PIXELS = 128 if INTERPRETED else 32
-"""Pixels of a tile."""
+"""Number of pixels of a tile."""
 
 RUN = 1024
-"""Pixels that a program of the weights' gradient passes over."""
+"""Number of pixels that a program of the weight gradient passes over."""
 
 
 def depthwise_conv2d_fwd(
@@ -76,7 +76,7 @@ def _sum_taps(
     with on_device(x):
         tap_sums[(triton.cdiv(pixels, PIXELS), triton.cdiv(channels, block))](
             x,
-            weight.reshape(channels, -1).T.contiguous(),  # read along the channels, as the features are
+            weight.reshape(channels, -1).T.contiguous(),  # channels last, as the features
             weight if bias is None else bias.contiguous(),
             out,
             pixels,
@@ -159,8 +159,9 @@ def tap_sums(
     BC: tl.constexpr,
 ):
     """A program per ``BP`` pixels of ``out`` [B, height, width, C] and ``BC`` channels: the sums over the
-    taps of ``x`` [B, h, w, C]. ``BACK``: ``out`` is the gradient of the input, ``x`` that of the output."""
-    # Pixels are counted in 32 bits, which divide quickly; elements are not.
+    taps of ``x`` [B, h, w, C]. With ``BACK``, ``out`` is the gradient of the input, ``x`` that of the
+    output."""
+    # Pixels are counted in 32 bits, because these divide quickly; elements need 64 bits.
     p = tl.program_id(0) * BP + tl.arange(0, BP)  # [BP]
     c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     p_ok = p < pixels  # [BP]
@@ -173,7 +174,7 @@ def tap_sums(
         total += tl.load(bias + c, mask=c_ok, other=0.0).to(tl.float32)[None, :]
     for k in range(KH):
         for j in tl.static_range(KW):
-            # An output reads the input at a tap; the way back asks which output has read there.
+            # Forward, an output reads the input at a tap; backward, this finds the output that read there.
             if BACK:
                 y = row + padding - k * dilation  # [BP]
                 z = column + padding - j * dilation  # [BP]
@@ -215,7 +216,7 @@ def weight_sums(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """A program per run of output pixels, ``BC`` channels and row of taps: the part [KW, C] of the weights'
+    """A program per run of output pixels, ``BC`` channels and row of taps: the part [KW, C] of the weight
     gradient."""
     start = tl.program_id(0) * RUN
     c = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
@@ -223,7 +224,7 @@ def weight_sums(
     k = tl.program_id(2)
     j = tl.arange(0, KP)  # [KP]
     total = tl.zeros((KP, BP, BC), tl.float32)  # [KP, BP, BC]
-    # Pixels have sums of their own until the end, so that threads have nothing to tell each other before.
+    # Each pixel has its own sums until the end, so that threads need not communicate before.
     for first in range(0, RUN, BP):
         p = start + first + tl.arange(0, BP)  # [BP]
         p_ok = p < pixels  # [BP]

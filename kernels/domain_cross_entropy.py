@@ -1,8 +1,8 @@
 """The domain loss of upsampled discriminator logits: labels, loss and low-resolution gradient in one pass
 over the pixels.
 
-As :mod:`fastuda.kernels.upsample_cross_entropy`, with labels that are made of the upsampled segmentation
-logits on the way: neither they nor their zero half are written.
+As :mod:`fastuda.kernels.upsample_cross_entropy`, but the labels are computed from the upsampled segmentation
+logits where they are used: neither they nor their zero half are written.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from fastuda.kernels._upsample import (
 )
 
 TILE = 1024
-"""Domain channels times outputs of a tile."""
+"""Number of domain channels times number of outputs of a tile."""
 
 ROWS = 4
-"""Source rows of a program; one more is walked over."""
+"""Number of source rows of a program; the loop has one more."""
 
 COLUMNS = 16
 
@@ -129,11 +129,11 @@ def encoded_losses(
     BX: tl.constexpr,
 ):
     """A program per image, ``BR`` source rows and ``OWNED`` source columns of the domain logits; tiles are
-    [KP channels, BX outputs]. ``level`` clips soft labels, or is the least probability of hard ones."""
+    [KP channels, BX outputs]. ``level`` clips soft labels, or is the smallest probability of hard labels."""
     b, r0, c0 = program_block(h, w, BR, OWNED)
     k = tl.arange(0, KP)  # [KP]
     k_ok = k < channels  # [KP]
-    # The classes of the labels lie at the domain's channels, one half of them: the others' labels are 0.
+    # The classes of the labels are one half of the domain channels; the labels of the other half are 0.
     s = k - offset  # [KP]
     s_ok = (s >= 0) & (s < classes)  # [KP]
     c = c0 + tl.arange(0, BC)  # [BC]
@@ -142,9 +142,9 @@ def encoded_losses(
     seg_planes = seg + (b * classes + s)[:, None] * tl.cast(seg_h, tl.int64) * seg_w  # [KP, 1]
     begin, end = outputs_around(column_start, c0, w, OWNED)
     loss = tl.zeros((BX,), tl.float32)  # [BX]
-    # The gradient of the next source row is carried over, so that each is written once, without atomics.
+    # The gradient of the next source row is carried over, so that each row is written once, without atomics.
     carried = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
-    # The row before the block is walked too, since outputs below it reach into the block.
+    # The loop starts at the row before the block, because outputs below that row reach into the block.
     for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
         upper = carried  # [KP, BC]
         lower = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
@@ -157,50 +157,50 @@ def encoded_losses(
             mask = k_ok[:, None] & ok[None, :]  # [KP, BX]
             seg_mask = s_ok[:, None] & ok[None, :]  # [KP, BX]
             planes = image + k[:, None] * plane  # [KP, 1]
-            # The two source rows are stretched once for all output rows between them.
+            # The two source rows are stretched once, for all output rows between them.
             # [KP, BX] each
             top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
-            # Pixels between two blocks give both a gradient, but count in the loss of one.
+            # Pixels between two blocks add to the gradient of both, but to the loss of only one.
             mine = ok & (first >= c0) & (r >= r0)  # [BX]
             by_top = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
             by_bottom = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
             for y in range(top_y, end_y):
                 seg_r = tl.load(seg_row_first + y)
-                # Labels are made where they are used, at the output pixel: no plane of them is written.
+                # Labels are computed where they are used, at the output pixel: no plane of them is written.
                 # [KP, BX] each
                 a, z = stretched_rows(seg_planes, seg_r, seg_h, seg_w, seg_first, seg_share, seg_mask)
                 z = a + tl.load(seg_row_share + y) * (z - a)
-                # Channels without a class are -inf, so that their label is 0.
+                # Channels without a class are -inf, so their label is 0.
                 z = tl.where(s_ok[:, None], z * sharpness, float("-inf"))
                 best = tl.max(z, 0)  # [BX]
                 q = tl.exp(z - best[None, :])  # [KP, BX]
                 q /= tl.sum(q, 0)[None, :]
                 if HARD:
-                    # The lowest of equal classes is the label, and none where it is not probable enough.
+                    # The lowest of equal classes is the label; there is none if its probability is too low.
                     guess = tl.min(tl.where((z == best[None, :]) & s_ok[:, None], k[:, None], KP), 0)  # [BX]
                     q = tl.where((k[:, None] == guess[None, :]) & (q >= level), 1.0, 0.0)
                 else:
                     q = tl.where(q > level, level, q)
                 row = tl.load(row_share + y)
-                # The loss is float32 about the largest logit; padded channels have no term.
+                # The loss is float32, relative to the largest logit; padded channels have no term.
                 value = top + row * (bottom - top)  # [KP, BX]
                 best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)  # [BX]
                 e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)  # [KP, BX]
                 total = tl.sum(e, 0)  # [BX]
-                # Clipped labels do not add up to 1, so that the log-sum-exp counts with their sum.
+                # Clipped labels do not add up to 1, so the log-sum-exp is multiplied by their sum.
                 mass = tl.sum(q, 0)  # [BX]
                 loss += tl.where(mine, mass * (best + tl.log(total)) - tl.sum(q * value, 0), 0.0)
-                # The gradient stays at the output's width for all rows between two sources.
+                # The gradient keeps the width of the output for all rows between two source rows.
                 if GRADIENT:
                     g = tl.where(ok[None, :], (mass / total)[None, :] * e - q, 0.0)  # [KP, BX]
                     by_top += (1.0 - row) * g
                     by_bottom += row * g
-            # A product with the columns' weights shrinks it to the sources, once per source row.
+            # A product with the column weights reduces it to the source width, once per source row.
             if GRADIENT:
                 hat = column_weights(first, share, w, c)  # [BX, BC]
                 upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
                 lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
-        # Columns past the owned ones are another program's, and the row before the block is too.
+        # Other programs own the columns after this program's, and the row before the block.
         if GRADIENT:
             here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]  # [KP, BC]
             planes = grad + (b * channels + k)[:, None] * plane  # [KP, 1]

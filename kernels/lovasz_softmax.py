@@ -1,9 +1,9 @@
-"""Lovasz-Softmax straight from low-resolution logits: as many classes at once as the memory of the panels
-takes, so that no full-resolution logit is stored.
+"""Lovasz-Softmax directly from low-resolution logits. It processes as many classes at once as fit into the
+memory of the panels, so that no full-resolution logits are stored.
 
-A class's errors are sorted as 32-bit keys that say whether the pixel is of the class: nothing is gathered
-afterwards. Nothing is asked of the device on the way, so that the host never waits. The gradient is gathered
-at low resolution, without atomics: two runs agree bit for bit.
+The errors of a class are sorted as 32-bit keys that also say whether the pixel belongs to the class, so
+nothing is gathered after the sort. The host reads nothing from the device, so it never waits. The gradient is
+gathered at low resolution, without atomics: two runs agree bit for bit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fastuda.kernels import _class_planes
 from fastuda.kernels._common import PANEL_BYTES, on_device
 
 PIXEL_BYTES = 28
-"""What a pixel takes for each class that is sorted: its key before and after, its place as torch's sort gives
-it and makes it, its number of hits or its slope."""
+"""Bytes per pixel and sorted class: its key before and after the sort, its index as torch's sort returns it
+and as it uses it inside, and its number of hits or its slope."""
 
 
 def lovasz_softmax_fwd(
@@ -48,7 +48,7 @@ def lovasz_softmax_fwd(
                 upsampled.add_inner(first, slopes, inner)
             elif gradient:
                 grad[:, part] = slopes.transpose(0, 1)
-        if gradient and from_logits:  # of softmax: p_c (slope_c - sum_k p_k slope_k)
+        if gradient and from_logits:  # through the softmax: p_c (slope_c - sum_k p_k slope_k)
             upsampled.shrink(0, inner.expand(classes, *inner.shape), grad, less=True)
         present = (sizes > 0).sum().clamp(min=1)
         if gradient:
@@ -57,11 +57,11 @@ def lovasz_softmax_fwd(
 
 
 def _slopes(keys: Tensor, partial: Tensor, sizes: Tensor, shape: torch.Size, gradient: bool) -> Tensor:
-    """Of some classes [G]: the loss's slope by the probabilities [G, B, H, W], or [0], the parts of the loss,
-    and how many pixels are of each; without any the slopes are 0.
+    """For some classes [G]: the slope of the loss with respect to the probabilities [G, B, H, W], or [0], the
+    parts of the loss, and the number of pixels of each class. The slopes of a class without pixels are 0.
 
-    All pixels are sorted, though behind the class's last one no slope is left: to leave them out would be to
-    wait for their number.
+    All pixels are sorted, although slopes are 0 after the last pixel of the class: skipping them would need a
+    device sync for their number.
     """
     count, pixels = keys.shape
     keys, order = keys.sort(dim=1, descending=True, stable=True)
@@ -84,9 +84,9 @@ def _slopes(keys: Tensor, partial: Tensor, sizes: Tensor, shape: torch.Size, gra
 
 @triton.jit
 def jaccard_slopes(keys, order, hits, slopes, partial, sizes, n, GRADIENT: tl.constexpr, BX: tl.constexpr):
-    """A program per ``BX`` sorted pixels and class: differences of the Jaccard loss along them, without
-    cancellation; the sign is that of the error's derivative. The last of ``hits`` is the number of the
-    class's pixels."""
+    """A program per ``BX`` sorted pixels and class: differences of the Jaccard loss along them, computed
+    without cancellation, with the sign of the error's derivative. The last of ``hits`` is the number of
+    pixels of the class."""
     c = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BX + tl.arange(0, BX)  # [BX]
     ok = i < n  # [BX]
@@ -94,13 +94,13 @@ def jaccard_slopes(keys, order, hits, slopes, partial, sizes, n, GRADIENT: tl.co
     key = tl.load(keys + c * n + i, mask=ok, other=-(2**31)).to(tl.uint32, bitcast=True) ^ 0x80000000  # [BX]
     mine = (key & 1) != 0  # [BX]
     before = tl.load(hits + c * n + i, mask=ok, other=0)  # [BX]
-    # Counts are subtracted as integers, exactly, and only their quotients are float32.
+    # Counts are subtracted as integers, exactly; only their quotients are float32.
     union = (own + (i + 1 - before)).to(tl.float32)  # [BX]
     step = tl.where(mine, 1.0, (own - before).to(tl.float32) / tl.maximum(union - 1.0, 1.0)) / union  # [BX]
     if GRADIENT:
         to = slopes + c * n + tl.load(order + c * n + i, mask=ok, other=0)  # [BX]
         tl.store(to, tl.where(mine, -step, step), mask=ok)
-    # A program adds its part of the loss, torch the parts, in float64 and in a fixed order.
+    # Each program adds its part of the loss; torch adds the parts in float64 and in a fixed order.
     error = (key >> 1).to(tl.float32, bitcast=True)  # [BX]
     part = tl.sum(tl.where(ok, step * error, 0.0), 0)
     tl.store(partial + c * tl.num_programs(0) + tl.program_id(0), part)

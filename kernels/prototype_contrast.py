@@ -1,7 +1,8 @@
-"""SePiCo's contrasts: a tile of features meets all prototypes in one product, whose logits stay in registers.
+"""SePiCo's contrasts: one product of a tile of features with all prototypes, whose logits stay in registers.
 
-Products are of float32 whatever the features are, by three of TF32 each: the loss moves by less than one step
-of a narrower type. A label that is neither a class nor ``ignore_index`` makes the loss NaN.
+Products are float32 for every type of features, as three TF32 products each, because the whole range of the
+loss is smaller than one step of a narrower type. A label that is neither a class nor ``ignore_index`` makes
+the loss NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["prototype_contrast_bank_fwd", "prototype_contrast_bwd", "prototype_c
 
 
 def weights(mean: Tensor, variance: Tensor | None, tau: float) -> Tensor:
-    """What stands on the right of the product: [K, A], or [K, 2 A] with the variances."""
+    """Right operand of the product: [K, A], or [K, 2 A] with the variances."""
     parts = [mean.float() / tau] + ([] if variance is None else [variance.float() / (2 * tau**2)])
     return torch.cat(parts, 1).contiguous()
 
@@ -109,13 +110,13 @@ def prototype_losses(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """A program per ``BN`` features; with ``DIST`` their squares meet the variances in the same loop."""
+    """A program per ``BN`` features; with ``DIST`` the same loop multiplies their squares by variances."""
     i = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     ok = i < n  # [BN]
     k = tl.arange(0, KP)  # [KP]
     k_ok = k < classes  # [KP]
     depth = width * (2 if DIST else 1)
-    # Products with means and with variances are kept apart: the own logit has only the first.
+    # Products with means and with variances are kept apart, because the own logit needs only the first.
     z = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
     spread = tl.zeros((BN, KP), tl.float32)  # [BN, KP]
     for start in range(0, width, BK):
@@ -130,16 +131,16 @@ def prototype_losses(
             w = tl.load(w_at + width, mask=mask, other=0.0)  # [BK, KP]
             spread = tl.dot(x * x, w, spread, input_precision="tf32x3")
     label, valid, alien = judged_labels(labels, i, ok, classes, ignore)  # [BN] each
-    # Padded classes are -inf, so that they have no share of the softmax.
+    # Padded classes are -inf and have no share of the softmax.
     logits = tl.where(k_ok[None, :], z + spread, float("-inf"))  # [BN, KP]
     best = tl.max(logits, 1)  # [BN]
     e = tl.exp(logits - best[:, None])  # [BN, KP]
     total = tl.sum(e, 1)  # [BN]
-    # The softmax is kept for the backward, 0 where the feature has no class and so no gradient.
+    # The softmax is stored for the backward; it is 0 if the feature has no class and so no gradient.
     to = share + i[:, None] * classes + k[None, :]  # [BN, KP]
     tl.store(to, tl.where(valid[:, None], e / total[:, None], 0.0), mask=ok[:, None] & k_ok[None, :])
     own = tl.sum(tl.where(k[None, :] == label[:, None], z, 0.0), 1)  # [BN]
-    # A label that is neither a class nor ignored makes the loss NaN, since the host checks none.
+    # A label that is neither a class nor ignored makes the loss NaN, because the host does not check labels.
     loss = tl.where(valid, best + tl.log(total) - own, tl.where(alien, float("nan"), 0.0))  # [BN]
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
 
@@ -173,17 +174,17 @@ def prototype_gradient(
     label = tl.load(labels + i, mask=ok, other=ignore)  # [BN]
     # [BN, KP]
     p = tl.load(share + i[:, None] * classes + k[None, :], mask=ok[:, None] & k_ok[None, :], other=0.0)
-    # The own class enters with its share less 1; an ignored label may be a class's number.
+    # The own class enters with its share minus 1. An ignored label may equal the number of a class.
     own = (k[None, :] == label[:, None]) & (label != ignore)[:, None]  # [BN, KP]
     w_at = weight + k[:, None] * depth + a[None, :]  # [KP, BA]
     w_mask = k_ok[:, None] & (a < width)[None, :]  # [KP, BA]
     w = tl.load(w_at, mask=w_mask, other=0.0)  # [KP, BA]
     gradient = tl.dot(tl.where(own, p - 1.0, p), w, input_precision="tf32x3")  # [BN, BA]
     at = i[:, None] * width + a[None, :]  # [BN, BA]
-    # The own logit has no variance, so that shares meet the variances as they are.
+    # The own logit has no variance term, so the variances are multiplied by the unchanged shares.
     if DIST:
         w = tl.load(w_at + width, mask=w_mask, other=0.0)
         x = tl.load(features + at, mask=mask, other=0.0).to(tl.float32)  # [BN, BA]
         gradient += 2.0 * x * tl.dot(p, w, input_precision="tf32x3")
-    # The gradient is float32 until it is scaled, and rounded once.
+    # The gradient stays float32 until it is scaled, and is rounded once.
     tl.store(out + at, narrow(tl.load(grad) * gradient, out, UPCAST), mask=mask)

@@ -12,10 +12,10 @@ from torch import Tensor
 from fastuda.kernels._common import INTERPRETED, narrow, on_device
 
 BLOCK = 2048
-"""Pixels at a time."""
+"""Number of pixels at a time."""
 
 BLOCKS = 8
-"""Blocks of a program, one after the other."""
+"""Number of blocks of a program, one after the other."""
 
 
 def smooth_max_pool_fwd(logits: Tensor, k: float) -> tuple[Tensor, Tensor]:
@@ -53,15 +53,15 @@ def smooth_max_pool_bwd(grad: Tensor, logits: Tensor, lse: Tensor, k: float) -> 
 
 @triton.jit
 def pool_parts(logits, tops, totals, pixels, parts, k, BLOCKS: tl.constexpr, BN: tl.constexpr):
-    """A program per plane and ``BLOCKS BN`` of its pixels, since planes are few and large: the largest
-    ``k z``, and the sum of ``exp(k z - top)``. Every lane keeps its own."""
+    """A program per plane and ``BLOCKS BN`` of its pixels, because planes are few and large: the largest
+    ``k z``, and the sum of ``exp(k z - top)``. Every lane has its own."""
     plane = (tl.program_id(0) // parts).to(tl.int64)
     first = tl.program_id(0) % parts * BLOCKS * BN
     i = tl.arange(0, BN)  # [BN]
-    # The first top is finite: a difference of two infinities would be NaN.
+    # The first top is finite, because a difference of two infinities would be NaN.
     top = tl.full((BN,), -3.0e38, tl.float32)  # [BN]
     total = tl.zeros((BN,), tl.float32)  # [BN]
-    # A sum is moved to the new top before it grows, so that no exponential passes 1.
+    # A sum is rescaled to the new top before more is added, so that no exponential exceeds 1.
     for start in range(first, tl.minimum(first + BLOCKS * BN, pixels), BN):
         ok = i < pixels - start  # [BN]
         z = tl.load(logits + plane * pixels + start + i, mask=ok, other=0.0).to(tl.float32) * k  # [BN]
@@ -69,7 +69,7 @@ def pool_parts(logits, tops, totals, pixels, parts, k, BLOCKS: tl.constexpr, BN:
         higher = tl.where(ok, tl.maximum(top, z), top)  # [BN]
         total = total * tl.exp(top - higher) + tl.where(ok, tl.exp(z - higher), 0.0)
         top = higher
-    # Lanes meet once, after the last block: a reduction per block would have all warps wait.
+    # Lanes are reduced once, after the last block: a reduction per block would make all warps wait.
     best = tl.max(top, 0)
     tl.store(tops + tl.program_id(0), best)
     tl.store(totals + tl.program_id(0), tl.sum(total * tl.exp(top - best), 0))
@@ -82,7 +82,7 @@ def merge_parts(tops, totals, pooled, lse, parts, k, log_pixels, BN: tl.constexp
     i = tl.arange(0, BN)  # [BN]
     top = tl.full((BN,), -3.0e38, tl.float32)  # [BN]
     total = tl.zeros((BN,), tl.float32)  # [BN]
-    # Parts are merged as blocks are, in a fixed order, so that two runs agree bit for bit.
+    # Parts are merged like blocks, in a fixed order, so that two runs agree bit for bit.
     for start in range(0, parts, BN):
         ok = i < parts - start  # [BN]
         here = tl.load(tops + plane * parts + start + i, mask=ok, other=-3.0e38)  # [BN]
@@ -90,7 +90,7 @@ def merge_parts(tops, totals, pooled, lse, parts, k, log_pixels, BN: tl.constexp
         total *= tl.exp(top - higher)
         total += tl.load(totals + plane * parts + start + i, mask=ok, other=0.0) * tl.exp(here - higher)
         top = higher
-    # Lanes meet once; the logarithm of the number of pixels makes a mean of the sum.
+    # Lanes are reduced once; the logarithm of the number of pixels turns the sum into a mean.
     best = tl.max(top, 0)
     whole = tl.sum(total * tl.exp(top - best), 0)
     value = best + tl.log(whole)
@@ -100,13 +100,13 @@ def merge_parts(tops, totals, pooled, lse, parts, k, log_pixels, BN: tl.constexp
 
 @triton.jit
 def pool_planes_gradient(grad, logits, lse, out, pixels, k, UPCAST: tl.constexpr, BN: tl.constexpr):
-    """A program per plane and block of pixels. From the sum, since ``pooled k`` would put the rounding of a
-    division into an exponent."""
+    """A program per plane and block of pixels. It uses the log-sum-exp, because ``pooled k`` would put the
+    rounding of a division into an exponent."""
     blocks = tl.cdiv(pixels, BN)
     plane = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks).to(tl.int64) * BN + tl.arange(0, BN)  # [BN]
     ok = i < pixels  # [BN]
     z = tl.load(logits + plane * pixels + i, mask=ok, other=0.0).to(tl.float32) * k  # [BN]
-    # Shares are float32, and rounded once, on the way out.
+    # Shares are float32 and rounded once, when they are stored.
     share = tl.exp(z - tl.load(lse + plane))  # [BN]
     tl.store(out + plane * pixels + i, narrow(tl.load(grad + plane) * share, out, UPCAST), mask=ok)

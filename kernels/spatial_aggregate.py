@@ -1,7 +1,8 @@
-"""Spatial aggregation in row panels: a fused kernel makes the weights, library products consume them in L2.
+"""Spatial aggregation in row panels: a fused kernel computes the weights, and library products read them in
+L2.
 
-No log-sum-exp pass comes first: a pixel is its own best match, so the largest similarity of a row is known
-beforehand, and the sums are taken on the way.
+No log-sum-exp pass is needed first: a pixel is its own best match, so the largest similarity of a row is
+known in advance, and the kernel sums the weights as it computes them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from fastuda.kernels._narrow import WIDEST
 from fastuda.kernels._panels import Panel, panel_scale, without_vanishing
 
 TOP = {"cosine": 1.0, "kl": 0.0}
-"""The largest similarity that there is, to which the residual ``log_sum`` relates."""
+"""The largest possible similarity; the residual ``log_sum`` is relative to it."""
 
 
 def spatial_aggregate_fwd(
     x: Tensor, similarity: str, contrast: bool, alpha: float, library: bool = False
 ) -> tuple[Tensor, ...]:
-    """``(out, temperature, log_sum, drift)``; the low-level op of the same name. ``library``: panels that the
-    library multiplies in place of tiles."""
-    if library and len(x) > 1:  # its panels are of one image
+    """``(out, temperature, log_sum, drift)``; the low-level op of the same name. ``library``: use panels
+    that the library multiplies, not tiles."""
+    if library and len(x) > 1:  # the panels hold one image at a time
         results = [spatial_aggregate_fwd(image, similarity, contrast, alpha, library) for image in x.split(1)]
         return tuple(torch.cat(each) for each in zip(*results, strict=True))
     x = x.contiguous()
@@ -71,8 +72,8 @@ def spatial_aggregate_bwd(
     alpha: float,
     library: bool = False,
 ) -> Tensor:
-    """Gradient of the input; the low-level op of the same name. ``drift`` is not read: the gradient of KL
-    takes no sum from the output. ``library`` as in :func:`spatial_aggregate_fwd`, of the cosine."""
+    """Gradient of the input; the low-level op of the same name. ``drift`` is not read, because the gradient
+    of KL needs no sum of the output. ``library`` as in :func:`spatial_aggregate_fwd`, for the cosine."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, _, c = x.shape
     work = x.float() if similarity == "kl" else x
@@ -106,7 +107,7 @@ def spatial_aggregate_bwd(
 
 
 def _largest(grad: Tensor, values: Tensor, factor: Tensor, inv_norm: Tensor) -> Tensor:
-    """[] what neither ``grad`` nor a slope of the cosine exceeds, but for those of vanishing features:
+    """[] upper bound of ``grad`` and of the slopes of the cosine, except those of vanishing features:
     ``|w (g_i . x_j - centre_i)| <= |g_i| (|x_j| + max |x|)``."""
     inv = without_vanishing(inv_norm)
     factor = torch.where(inv > 0, factor, 0)
@@ -117,7 +118,7 @@ def _largest(grad: Tensor, values: Tensor, factor: Tensor, inv_norm: Tensor) -> 
 
 
 def _centre(grad: Tensor, values: Tensor, out: Tensor, alpha: float) -> Tensor:
-    """[N] the weighted mean of ``grad_i . x_j``, which the output holds."""
+    """[N] the weighted mean of ``grad_i . x_j``, computed from the output."""
     if alpha == 0:
         return torch.zeros(len(grad), device=grad.device)
     result = torch.empty(len(grad), device=grad.device)

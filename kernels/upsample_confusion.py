@@ -1,4 +1,4 @@
-"""The confusion matrix and the label map of bilinearly upsampled scores, no score at full resolution."""
+"""Confusion matrix and label map of bilinearly upsampled scores, without scores at full resolution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastuda.kernels._common import on_device, padded_classes
 from fastuda.kernels._upsample import stretched_block, stretches
 
 TILE = 2048
-"""Classes times outputs of a tile."""
+"""Number of classes times number of outputs of a tile."""
 
 BINS = 1024
-"""Largest histogram that a program keeps; with more pairs of classes every pixel counts itself."""
+"""Largest histogram that a program keeps; with more pairs of classes, every pixel uses an atomic add."""
 
 
 def upsample_confusion_fwd(
@@ -83,8 +83,8 @@ def upsampled_counts(
     BX: tl.constexpr,
 ):
     """A program per image, source row and ``BX`` outputs along it; the last entry of ``matrix`` counts the
-    labels that are no class."""
-    # The two source rows are stretched once for all output rows between them.
+    invalid labels."""
+    # The two source rows are stretched once, for all output rows between them.
     # x: [BX]; k: [KP]; top and bottom: [KP, BX]; b and r are scalars
     b, r, x, k, top, bottom = stretched_block(
         scores, column_first, column_share, classes, h, w, width, KP, BX
@@ -95,7 +95,7 @@ def upsampled_counts(
     alien = tl.zeros((BX,), tl.int32)  # [BX]
     for y in range(tl.load(row_start + r), tl.load(row_start + r + 1)):
         row = tl.load(row_share + y)
-        # Padded classes are -inf, so that none of them is the best.
+        # Padded classes are -inf, so none of them is the best.
         value = tl.where(k_ok[:, None], top + row * (bottom - top), float("-inf"))  # [KP, BX]
         best = tl.max(value, 0)  # [BX]
         # The lowest of equal classes wins; a column of NaN equals none and goes to the last class.
@@ -103,22 +103,22 @@ def upsampled_counts(
         guess = tl.minimum(guess, classes - 1).to(tl.int32)
         at = (b * height + y) * width + x  # [BX]
         tl.store(predicted + at, guess.to(tl.uint8), mask=ok)
-        # Labels that are no class are counted on the way: a check beforehand would read them all once more.
+        # Invalid labels are counted here, because a separate check would read all labels once more.
         label = tl.load(labels + at, mask=ok, other=ignore).to(tl.int64)  # [BX]
         inside = (label >= 0) & (label < classes)  # [BX]
         keep = ok & (label != ignore) & inside  # [BX]
         alien += (ok & (label != ignore) & (inside == 0)).to(tl.int32)
         cell = tl.where(keep, label * classes + guess, 0).to(tl.int32)  # [BX]
-        # Few pairs fit a histogram of the program, which spares an atomic per pixel; many do not.
+        # If the pairs are few, they fit a histogram of the program, which saves an atomic per pixel.
         if HISTOGRAM:
             counts += tl.histogram(cell, BINS, mask=keep)
         else:
             tl.atomic_add(matrix + cell, tl.full((BX,), 1, tl.int64), mask=keep)
-    # Integers add up to the same in any order, so that atomics leave two runs equal.
+    # Integer sums do not depend on the order, so two runs agree in spite of atomics.
     if HISTOGRAM:
         cell = tl.arange(0, BINS)  # [BINS]
         tl.atomic_add(matrix + cell, counts.to(tl.int64), mask=counts > 0)
-    # A program without strangers, the usual one, touches nothing.
+    # A program without invalid labels, the usual case, writes nothing.
     strangers = tl.sum(alien, 0)
     if strangers > 0:
         tl.atomic_add(matrix + classes * classes, strangers.to(tl.int64))

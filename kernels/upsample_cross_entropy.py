@@ -1,9 +1,9 @@
 """Cross-entropy of bilinearly upsampled logits: loss and low-resolution gradient in one pass over the pixels.
 
 A program owns a block of source pixels. It walks over the output pixels between them, keeps the gradient of
-the stretched rows in registers, and shrinks it to the source's width once per source row: nothing of the
-output's size is written, there are no atomics, and two runs agree bit for bit. Pixels between two blocks are
-done by both.
+the stretched rows in registers, and reduces it to the source width once per source row. Nothing of the
+output's size is written, there are no atomics, and two runs agree bit for bit. Both blocks compute the pixels
+between them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from fastuda.kernels._upsample import (
 )
 
 TILE = 1024
-"""Classes times outputs of a tile; half of it for soft labels, which are a tile themselves."""
+"""Number of classes times number of outputs of a tile; half of it for soft labels, which are a tile
+themselves."""
 
 ROWS = 4
-"""Source rows of a program; one more is walked over."""
+"""Number of source rows of a program; the loop has one more."""
 
 COLUMNS = 16
 
@@ -93,7 +94,7 @@ def upsample_cross_entropy_fwd(
             BR=ROWS,
             BC=COLUMNS,
             BX=outputs,
-            num_warps=8 if padded * outputs >= TILE else 4,  # half a tile on all warps spills
+            num_warps=8 if padded * outputs >= TILE else 4,  # with half a tile, 8 warps would spill
         )
     loss, norm = partial.sum(1, dtype=torch.float64).to(full).unbind()
     if soft:
@@ -141,16 +142,16 @@ def upsampled_losses(
     c = c0 + tl.arange(0, BC)  # [BC]
     plane = tl.cast(h, tl.int64) * w
     image = logits + b * classes * plane
-    # Padded classes weigh 0, so that no label, smoothed or not, falls on them.
+    # Padded classes have weight 0, so that no label, smoothed or not, counts for them.
     weight = tl.load(class_weight + k, mask=k_ok, other=0.0)  # [KP]
     sharp = 1.0 - smoothing
     smooth = smoothing / classes
     begin, end = outputs_around(column_start, c0, w, OWNED)
     loss = tl.zeros((BX,), tl.float32)  # [BX]
     norm = tl.zeros((BX,), tl.float32)  # [BX]
-    # The gradient of the next source row is carried over, so that each is written once, without atomics.
+    # The gradient of the next source row is carried over, so that each row is written once, without atomics.
     carried = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
-    # The row before the block is walked too, since outputs below it reach into the block.
+    # The loop starts at the row before the block, because outputs below that row reach into the block.
     for r in range(tl.maximum(r0 - 1, 0), tl.minimum(r0 + BR, h)):
         upper = carried  # [KP, BC]
         lower = tl.zeros((KP, BC), tl.float32)  # [KP, BC]
@@ -160,22 +161,22 @@ def upsampled_losses(
             x, ok, first, share = output_columns(x0, end, column_first, column_share, BX)  # [BX] each
             mask = k_ok[:, None] & ok[None, :]  # [KP, BX]
             planes = image + k[:, None] * plane  # [KP, 1]
-            # The two source rows are stretched once for all output rows between them.
+            # The two source rows are stretched once, for all output rows between them.
             # [KP, BX] each
             top, bottom = stretched_rows(planes, r, h, w, first[None, :], share[None, :], mask)
-            # Pixels between two blocks give both a gradient, but count in the loss of one.
+            # Pixels between two blocks add to the gradient of both, but to the loss of only one.
             mine = ok & (first >= c0) & (r >= r0)  # [BX]
             by_top = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
             by_bottom = tl.zeros((KP, BX), tl.float32)  # [KP, BX]
             for y in range(top_y, end_y):
                 row = tl.load(row_share + y)
-                # The softmax is float32 about the largest logit; padded classes have no term.
+                # The softmax is float32, relative to the largest logit; padded classes have no term.
                 value = (top + row * (bottom - top)) * sharpness  # [KP, BX]
                 best = tl.max(tl.where(k_ok[:, None], value, float("-inf")), 0)  # [BX]
                 e = tl.where(k_ok[:, None], tl.exp(value - best[None, :]), 0.0)  # [KP, BX]
                 total = tl.sum(e, 0)  # [BX]
                 at = (b * height + y) * width + x  # [BX]
-                # Hard and soft labels become the same weighted target, so that all after it is one code.
+                # Hard and soft labels become the same weighted target, so that the rest is shared code.
                 if SOFT:
                     q_at = labels + ((b * classes + k)[:, None] * height + y) * width + x[None, :]  # [KP, BX]
                     q = tl.load(q_at, mask=mask, other=0.0)  # [KP, BX]
@@ -190,31 +191,31 @@ def upsampled_losses(
                     norm += tl.where(mine & valid, tl.sum(tl.where(hit, weight[:, None], 0.0), 0), 0.0)
                 if WEIGHTED:
                     pixel *= tl.load(pixel_weight + at, mask=ok, other=0.0)
-                # Weighted targets do not add up to 1, so that the log-sum-exp counts with their sum.
+                # Weighted targets do not add up to 1, so the log-sum-exp is multiplied by their sum.
                 mass = tl.sum(target, 0)  # [BX]
-                # a value of no weight may be infinite
+                # a value without weight may be infinite
                 own = tl.sum(tl.where(target == 0.0, 0.0, target * value), 0)  # [BX]
                 term = pixel * (mass * (best + tl.log(total)) - own)  # [BX]
                 loss += tl.where(mine, term, 0.0)
                 if PER_PIXEL:
                     tl.store(losses + at, term, mask=mine)
-                # The gradient stays at the output's width for all rows between two sources.
+                # The gradient keeps the width of the output for all rows between two source rows.
                 if GRADIENT:
                     # [KP, BX]
                     g = sharpness * ((pixel * mass / total)[None, :] * e - pixel[None, :] * target)
                     by_top += (1.0 - row) * g
                     by_bottom += row * g
-            # A product with the columns' weights shrinks it to the sources, once per source row.
+            # A product with the column weights reduces it to the source width, once per source row.
             if GRADIENT:
                 hat = column_weights(first, share, w, c)  # [BX, BC]
                 upper = tl.dot(by_top, hat, upper, input_precision="tf32x3")
                 lower = tl.dot(by_bottom, hat, lower, input_precision="tf32x3")
-        # Columns past the owned ones are another program's, and the row before the block is too.
+        # Other programs own the columns after this program's, and the row before the block.
         if GRADIENT:
             here = k_ok[:, None] & ((c < c0 + OWNED) & (c < w) & (r >= r0))[None, :]  # [KP, BC]
             planes = grad + (b * classes + k)[:, None] * plane  # [KP, 1]
             store_gradient_row(planes, c, r, h, w, upper, lower, here)
             carried = lower
-    # Every program writes sums of its own, added later in a fixed order: two runs agree bit for bit.
+    # Each program writes its own sums, which are added later in a fixed order: two runs agree bit for bit.
     tl.store(partial + tl.program_id(0), tl.sum(loss, 0))
     tl.store(partial + tl.num_programs(0) + tl.program_id(0), tl.sum(norm, 0))

@@ -1,5 +1,5 @@
-// A tile (i, j) of similarities serves (j, i) too: chunks of columns, whose packed operands are made once,
-// meet the panels of rows that do not lie before them. The squares on the diagonal are computed whole.
+// A tile (i, j) of similarities is used for (j, i) too. The operands of a chunk of columns are packed once
+// and multiplied by the panels of rows not before the chunk. Squares on the diagonal are computed whole.
 #include "aggregate_gradient.h"
 
 #include "tasks.h"
@@ -8,11 +8,11 @@ namespace fastuda {
 
 namespace {
 
-// Columns of a chunk and rows of a panel. Everything of a chunk is packed once, of a panel once for every
-// chunk; larger ones take more memory and were not faster.
+// Columns of a chunk and rows of a panel. The operands of a chunk are packed once, those of a panel once per
+// chunk. Larger ones take more memory and were not faster.
 constexpr int64_t kChunk = 1024;
 constexpr int64_t kShort = 256;
-constexpr int kFew = 4;  // threads that a panel of kShort rows has enough tiles for; more of them get two
+constexpr int kFew = 4;  // threads for which a panel of kShort rows has enough tiles; more get 2 kShort
 
 template <class T>
 class Gradient {
@@ -60,7 +60,7 @@ class Gradient {
   }
 
  private:
-  // Columns [first, first + columns), and what the products read of them.
+  // Columns [first, first + columns), and their operands for the products.
   struct Chunk {
     int64_t first, columns;
     Packed<T> keys_t, grad_t, keys, grads;
@@ -83,7 +83,7 @@ class Gradient {
     pack_rows(grad_ + first * channels_, channels_, nullptr, count, channels_, grads);
   }
 
-  // Rows [first, first + count) against those columns of the chunk that do not lie behind them.
+  // Rows [first, first + count) against the columns of the chunk that are not after them.
   void step(const Chunk& keys, int64_t first, int64_t count) {
     const int64_t column = keys.first, columns = keys.columns;
     const Left<T> x{x_rows_.data(), count, channels_}, grad{grad_rows_.data(), count, channels_};
@@ -159,7 +159,7 @@ class Gradient {
     S *s = tiles, *forward = tiles + size, *backward = tiles + 2 * size;
     const int64_t j0 = block * kCols, width = std::min(kCols, keys.columns - j0), key = keys.first + j0;
     const int64_t rows = std::min(kTile, x.rows - r0);
-    // all three by parts of the depth, so that operands which two products share are still near
+    // all three products in parts of the depth, so that shared operands are still in the cache
     for (int64_t k = 0; k < channels_; k += kDepth) {
       const int64_t end = std::min(k + kDepth, channels_);
       tile_product(x, r0, rows, k, end, keys.keys_t, block, s, kCols, k > 0);
@@ -173,7 +173,7 @@ class Gradient {
                             log_sum_[i],    delta_[i],   scales_ + key, inverse_t_.data() + key,
                             log_sum_ + key, delta_ + key};
       const bool meets_itself = own >= 0 && own < width;
-      if (meets_itself) {  // with the similarity that the forward puts in
+      if (meets_itself) {  // with the exact similarity, as in the forward
         scale_best(row, width, scales_[i], scales_ + key);
         row[own] = scales_[i] != 0;
         term.scale = 1, term.key_scale = ones_.data();
@@ -210,7 +210,7 @@ class Gradient {
   const T *rows_, *grad_;
   T* out_;
   std::vector<S> inverse_t_, ones_, projection_;
-  S* sum_ = nullptr;  // [N, channels] of leading dimension ld_: the result itself where that can hold it
+  S* sum_ = nullptr;  // [N, channels] of leading dimension ld_: the result itself if its type can hold sums
   int64_t ld_ = 0;
   Scratch<S> sums_;
   Scratch<T> x_rows_, grad_rows_, z_, z_t_, back_, forward_t_;

@@ -1,6 +1,6 @@
 // aspp: every tap of every branch is a product with the same features, [taps K, C] . [C, pixels]; the logits
-// are sums of its rows, each shifted by its tap. Backward, the rows are gathered from the gradient, and two
-// products with them are both gradients.
+// are sums of its rows, each shifted by its tap. The backward gathers the rows from the gradient; two
+// products with them give both gradients.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
@@ -14,15 +14,15 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kPixels = 4096;  // of a panel at most, so that its products stay near the processor
-constexpr int64_t kFewest = 192;   // below them a panel is not worth products of its own
+constexpr int64_t kPixels = 4096;  // largest panel, so that its products stay in the cache
+constexpr int64_t kFewest = 192;   // smaller panels are not worth their own products
 
 // out[y, x] takes the product with the features at (y + dy, x + dx).
 struct Tap {
   int64_t dy, dx;
 };
 
-// The taps that reach into an image of h x w, by dy; taps of one shift are one.
+// The taps that reach into an image of h x w, sorted by dy; taps with the same shift are merged.
 struct Taps {
   std::vector<Tap> shifts;
   std::vector<int64_t> slot;  // of branch r and kernel position (i, j): its tap, or -1
@@ -58,7 +58,7 @@ struct Taps {
     return out;
   }
 
-  // the way back: [taps, K, C] -> weight [branches, 3, 3, K, C]
+  // the reverse: [taps, K, C] -> weight [branches, 3, 3, K, C]
   Tensor scattered(const Tensor& taps, at::IntArrayRef sizes) const {
     Tensor out = at::empty(sizes, taps.options());
     const Tensor flat = out.view({-1, sizes[3], sizes[4]});
@@ -70,12 +70,12 @@ struct Taps {
   }
 };
 
-// Rows [top, bottom) of an image, and the taps [first, last) that carry some of them to an output inside.
+// Rows [top, bottom) of an image, and the taps [first, last) that move some of them to outputs inside it.
 struct Panel {
   int64_t top, bottom, first, last;
 };
 
-// Along the rows the taps that stay inside change at few places; between them a panel needs no others.
+// The set of taps that stay inside the image changes at few rows; panels end there and use only their taps.
 std::vector<Panel> panels_of(const Taps& taps, int64_t h, int64_t w) {
   std::vector<int64_t> cuts{0, h};
   for (const Tap& tap : taps.shifts) cuts.push_back(tap.dy > 0 ? tap.dy : h + tap.dy);
@@ -116,7 +116,7 @@ void each_run(const Panel& panel, const Tap& tap, int64_t h, int64_t w, const F&
   }
 }
 
-// The features' own type where the machine multiplies it, and what it is widened to elsewhere.
+// The type of the features if the machine multiplies it, otherwise the type that they are widened to.
 at::ScalarType product_type(const Tensor& x) {
   return x.scalar_type() == at::kBFloat16 && !has_bf16_gemm() ? at::kFloat : x.scalar_type();
 }

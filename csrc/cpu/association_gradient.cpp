@@ -1,5 +1,5 @@
-// Tiles of similarities are recomputed; only matched rows and the columns that they hit carry a gradient, and
-// the rest is skipped.
+// Recomputes tiles of similarities. Only matched rows and the columns that they match have a gradient; the
+// rest is skipped.
 #include "association_gradient.h"
 
 #include "tasks.h"
@@ -8,7 +8,7 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kSquare = 1536;  // rows and keys whose gradients are operands at a time
+constexpr int64_t kSquare = 1536;  // number of rows and keys whose gradients are operands at a time
 
 std::vector<int64_t> positions(const std::vector<int64_t>& order) {
   std::vector<int64_t> position(order.size());
@@ -17,7 +17,7 @@ std::vector<int64_t> positions(const std::vector<int64_t>& order) {
 }
 
 // Gradient of the similarities of one image, by panels of query rows. Rows and keys are taken in the given
-// orders; the gradient of the keys gathers in key order, that of each query row is handed over when complete.
+// orders. The gradient of the keys is summed in key order; that of a query row is passed on when complete.
 template <class T>
 class Backward {
  public:
@@ -57,12 +57,12 @@ class Backward {
     }
   }
 
-  // Rows [begin, end) of the row order against the first `columns` keys, of no more than in the call before;
+  // Rows [begin, end) of the row order against the first `columns` keys, no more than in the call before;
   // take(row, gradient of the row).
   template <class Take>
   void run(int64_t begin, int64_t end, int64_t columns, const Terms<S>* terms, Take&& take) {
     if (columns == 0) return;
-    // squares: the sums of rows and those of keys are read and written equally often
+    // squares, so that the sums of rows and those of keys are read and written equally often
     const int64_t ld = ld_, panel = std::min(kSquare, round_up(end - begin, kRows));
     const int64_t chunk = std::min(kSquare, round_up(columns, kUnit));
     const Scratch<T> row_operand(Left<T>::room(panel, chunk)), column_operand(Left<T>::room(chunk, panel));
@@ -118,7 +118,7 @@ class Backward {
     }
   }
 
-  // take(key, gradient of the key row), of the keys that have one
+  // take(key, gradient of the key row), for the keys that have a gradient
   template <class Take>
   void finish(Take&& take) {
     const S* dk = key_grad_.data();
@@ -128,7 +128,7 @@ class Backward {
   }
 
  private:
-  // The tile of rows first + r0 and keys column + j0 on, into both operands.
+  // Writes the tile that begins at row first + r0 and key column + j0 into both operands.
   void gradient_tile(int64_t first, int64_t r0, int64_t column, int64_t j0, const Left<T>& q,
                      const Terms<S>* terms, S* tile, const Left<T>& g, const Left<T>& gt) const {
     const int64_t count = q.rows, columns = gt.rows, key = column + j0;
@@ -177,7 +177,7 @@ class Backward {
   int64_t ld_;  // of sums over the channels
   std::vector<S> key_scale_, column_weight_, column_inverse_, column_lse_;
   std::vector<int64_t> column_hit_;
-  int64_t column_count_ = 0, touched_ = 0;  // keys that key_grad_ holds a gradient of: the first ones
+  int64_t column_count_ = 0, touched_ = 0;  // number of the first keys with a gradient in key_grad_
   Scratch<S> key_grad_;
 };
 

@@ -20,7 +20,7 @@ struct Terms {
         index(i.const_data_ptr<int64_t>() + offset) {}
 };
 
-// Indices 0..n-1, those with a weight first, and how many those are.
+// Indices 0..n-1, those with a weight first, and the number of these.
 template <class S>
 std::pair<std::vector<int64_t>, int64_t> weighted_first(const S* weight, int64_t n) {
   std::vector<int64_t> order(n);
@@ -30,7 +30,7 @@ std::pair<std::vector<int64_t>, int64_t> weighted_first(const S* weight, int64_t
   return {std::move(order), end - order.begin()};
 }
 
-// Gradients of one image's features: grad_a [N, channels] and grad_b [M, channels], written whole.
+// Gradients of one image's features: grad_a [N, channels] and grad_b [M, channels]; every element is written.
 template <class T>
 void association_gradient(const Features<T>& a, const Features<T>& b, const Terms<acc_t<T>>& source,
                           const Terms<acc_t<T>>& target, int64_t image, T* grad_a, T* grad_b);

@@ -1,5 +1,5 @@
 // batch_norm_act of channels-last features: rows of channels, each column with its own statistics. Chunks of
-// rows are passed twice while they are in the cache; what they give is added in a fixed order.
+// rows are read twice while they are in the cache; their results are added in a fixed order.
 #include "batch_norm_act.h"
 
 #include <torch/library.h>
@@ -10,8 +10,8 @@ namespace fastuda {
 
 namespace {
 
-// Features as rows of words. A row holds `repeats` pixels where a pixel has few channels, and then a channel
-// has as many columns.
+// Features as rows of words. If a pixel has few channels, a row holds `repeats` pixels, and a channel has as
+// many columns.
 template <class Word>
 struct NormRows {
   using S = std::conditional_t<std::is_same_v<Word, double>, double, float>;
@@ -26,26 +26,26 @@ struct NormRows {
         chunk(std::clamp<int64_t>(int64_t(1 << 16) / width, 1, 128)) {}
   int64_t chunks() const { return blocks_of(rows, chunk); }
   int64_t rows_of(int64_t part) const { return std::min(chunk, rows - part * chunk); }
-  // work(part, the word where it begins)
+  // work(part, its first word)
   template <class Work>
   void each(const Work& work) const {
     at::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) work(part, part * chunk * words);
     });
   }
-  // From channels to their columns.
+  // Values of channels to values of their columns.
   void spread(const std::vector<S>& of_channels, std::vector<S>& columns) const {
     for (int64_t first = 0; first < width; first += channels) {
       for (int64_t c = 0; c < channels; ++c) columns[place(first + c)] = of_channels[c];
     }
   }
-  // Where the columns have the c-th of a row's values.
+  // The column of the c-th value of a row.
   int64_t place(int64_t c) const { return c % values_of<Word> * words + c / values_of<Word>; }
   const Word* of(const Tensor& x) const { return static_cast<const Word*>(x.const_data_ptr()); }
   Word* into(const Tensor& x) const { return static_cast<Word*>(x.mutable_data_ptr()); }
 };
 
-// Calls f with the rows of pixels, whose words others share; float16 is widened as a whole, see readable().
+// Calls f with the rows of pixels, in words that fit `others` too; widens float16 as a whole, see readable().
 template <class F>
 void with_norm_rows(const Tensor& pixels, const std::vector<Tensor>& others, F&& f) {
   const int64_t channels = pixels.size(3);
@@ -63,7 +63,7 @@ void with_norm_rows(const Tensor& pixels, const std::vector<Tensor>& others, F&&
   });
 }
 
-// What a norm does to every column, and to every channel.
+// Scale and shift of a norm, for every column and for every channel.
 template <class Rows>
 struct NormColumns {
   using S = typename Rows::S;
@@ -89,14 +89,14 @@ struct NormColumns {
     rows.spread(channel_scale, scale);
     rows.spread(channel_shift, shift);
   }
-  // The NaN that bfloat16 can hold for every other.
+  // Replaces every NaN by one that bfloat16 can hold.
   static S usual(S x) { return x != x ? std::numeric_limits<S>::quiet_NaN() : x; }
   ClampedRows<S> of(int64_t rows, int64_t words, double low, double high) const {
     return {rows, words, scale.data(), shift.data(), S(low), S(high)};
   }
 };
 
-// Means and sums of squared differences to them, of sets of values (Chan et al., 1979).
+// Means of sets of values, and sums of squared differences from them (Chan et al., 1979).
 struct ColumnMoments {
   double count = 0;
   std::vector<double> mean, squares;
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_moments(const Tensor& x) {
 Tensor batch_norm_act_fwd(const Tensor& x, const Tensor& mean, const Tensor& variance, const Tensor& weight,
                           const Tensor& bias, double eps, double low, double high) {
   const Tensor pixels = channel_rows(x);
-  // no view: what a layer gives may be changed in place
+  // not a view, because the output of a layer may be changed in place
   const Tensor made = at::empty(x.sizes(), pixels.options(), at::MemoryFormat::ChannelsLast);
   with_norm_rows(pixels, {made}, [&](const auto& rows) {
     const NormColumns columns(rows, mean, variance, weight, bias, eps);

@@ -1,6 +1,6 @@
-// Row sweeps of batch_norm_act; rows are [rows, words], contiguous. A word is a value, or two of bfloat16
-// (uint32_t), which take half as many operations to read and to write. What belongs to columns is [words] of
-// the values that words hold first, then [words] of those that they hold second.
+// Row sweeps of batch_norm_act; rows are [rows, words], contiguous. A word is one value, or two of bfloat16
+// (uint32_t), which need half as many operations to read and write. Arrays over columns hold [words] for the
+// first value of each word, then [words] for the second.
 #pragma once
 
 #include "../common.h"
@@ -11,7 +11,7 @@ namespace fastuda {
 template <class Word>
 constexpr int64_t values_of = std::is_same_v<Word, uint32_t> ? 2 : 1;
 
-// Of every column: the mean and the sum of the squared differences to it, from two passes.
+// The mean of every column and the sum of squared differences from it, in two passes.
 template <class Word, class S>
 void column_moments(const Word* x, int64_t rows, int64_t words, S* mean, S* squares);
 
@@ -26,7 +26,7 @@ struct ClampedRows {
 template <class Word, class S>
 void clamp_rows(const Word* x, const ClampedRows<S>& y, Word* out);
 
-// sum += sum of g and along += sum of g (x - mean) of every column, where g is grad where y is not clamped.
+// Per column sum += sum of g and along += sum of g (x - mean), where g is grad, or 0 where y is clamped.
 template <class Word, class S>
 void column_gradients(const Word* grad, const Word* x, const ClampedRows<S>& y, const S* mean, S* sum,
                       S* along);

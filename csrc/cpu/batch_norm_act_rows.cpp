@@ -1,5 +1,5 @@
-// Row sweeps of batch_norm_act, one clone per instruction set. A few rows in one go, so that what belongs to
-// a column is seldom read and written.
+// Row sweeps of batch_norm_act, one clone per instruction set. They take a few rows at a time, so that arrays
+// over columns are rarely read and written.
 #include "batch_norm_act.h"
 #include "widen.h"
 
@@ -7,12 +7,12 @@ namespace fastuda {
 
 namespace {
 
-constexpr int kNear = 4;  // rows in one go
+constexpr int kNear = 4;  // rows at a time
 
 template <class Word>
 constexpr bool kTwo = values_of<Word> == 2;
 
-// The values of a word, first and second.
+// The first and the second value of a word.
 template <class T>
 FASTUDA_INLINE acc_t<T> first(T word) {
   return widen(word);
@@ -28,7 +28,7 @@ template <class S, class T>
 FASTUDA_INLINE void pack(S x, S, T* out) {
   narrow(x, out);
 }
-// Rounds to nearest even. A NaN that bfloat16 can hold stays one.
+// Rounds to nearest even. A NaN that bfloat16 can hold stays NaN.
 FASTUDA_INLINE uint32_t rounded(float x) {
   const uint32_t bits = bits_of(x);
   return bits + 0x7fff + ((bits >> 16) & 1);
@@ -92,7 +92,7 @@ FASTUDA_INLINE void clamp_near(const Word* x, const ClampedRows<S>& y, Word* out
   }
 }
 
-// The gradient of z, which a clamped one does not have.
+// The gradient of z; 0 where z is clamped.
 template <class S>
 FASTUDA_INLINE S passed(S grad, S z, S low, S high) {
   return z <= low || z >= high ? S(0) : grad;
@@ -147,7 +147,7 @@ FASTUDA_INLINE void gradient_near(const Word* grad, const Word* x, const Clamped
   }
 }
 
-// Calls work(how many rows, the first of them), kNear at a time.
+// Calls work(number of rows, first row), with kNear rows at a time.
 template <class Work>
 FASTUDA_INLINE void near_rows(int64_t rows, const Work& work) {
   int64_t i = 0;
@@ -193,7 +193,7 @@ FASTUDA_INLINE void gradient_body(const Word* grad, const Word* x, const Clamped
 
 }  // namespace
 
-// target_clones does not apply to templates: one named function per type of words.
+// target_clones does not apply to templates, hence one named function per type of words.
 #define NORM_SWEEPS(W, S, SUFFIX, CLONES)                                                                   \
   CLONES static void moments_##SUFFIX(const W* x, int64_t rows, int64_t words, S* mean, S* squares) {       \
     moments_body(x, rows, words, mean, squares);                                                            \

@@ -1,5 +1,5 @@
-// Both hops of a cosine similarity from one product: what a tile gives its rows and its columns is taken
-// while the tile is near, so that no row of similarities is stored.
+// Both hops of a cosine similarity from one product. A tile is reduced for its rows and its columns while it
+// is in the cache, so that no row of similarities is stored.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
@@ -19,12 +19,12 @@ Tensor unit_rows(const Features<T>& x, int64_t b, int64_t first, int64_t count) 
   return rows.to(x.scale.scalar_type()) * x.scale.select(0, b).narrow(0, first, count).unsqueeze(1);
 }
 
-constexpr int64_t kWidened = 4096;  // rows at a time that are widened for the covariance
+constexpr int64_t kWidened = 4096;  // rows that are widened at a time for the covariance
 
-// Parts of the rows, at most: what each makes of the columns is merged in their order.
+// Largest number of parts of the rows; their results for the columns are merged in order.
 constexpr int64_t kParts = 16;
 
-// What the columns are by the rows of one part.
+// The result for the columns from the rows of one part.
 template <class S>
 struct Columns {
   std::vector<S> best, sum;
@@ -66,7 +66,7 @@ Tensor covariance_temperatures(const Features<T>& queries, const Features<T>& ke
 
 template <class T>
 bool covariance_is_cheaper(const Features<T>& queries, const Features<T>& keys) {
-  constexpr int64_t slower = kPair<T> == 2 ? 6 : 1;  // float32 products than those of T, at least
+  constexpr int64_t slower = kPair<T> == 2 ? 6 : 1;  // least time of float32 products relative to those of T
   return 8 * slower * queries.channels <= std::min(queries.count, keys.count);
 }
 

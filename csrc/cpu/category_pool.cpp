@@ -1,5 +1,5 @@
-// category_pool: the soft-max over the pixels is K rows of N, small beside the features, which are read once
-// in tiles that meet it while they are in the cache.
+// category_pool: the softmax over the pixels is K rows of N, small compared with the features. These are read
+// once, in tiles that are multiplied by it while they are in the cache.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/bmm.h>
 #include <torch/library.h>
@@ -12,11 +12,11 @@ namespace fastuda {
 namespace {
 
 constexpr int64_t kDeep = 128;    // pixels of a tile
-constexpr int64_t kBlock = 1024;  // pixels whose exponentials are summed in their own type
+constexpr int64_t kBlock = 1024;  // number of pixels whose exponentials are summed in their own type
 
-// softmax(z) of every class of z [B, K, N] in place, by its log-sum-exp, which is computed where none is
-// given. That only keeps the exponentials in range: they are divided by their own sum, since its rounding is
-// large beside large logits.
+// softmax(z) of every class of z [B, K, N] in place, from its log-sum-exp, which is computed if none is
+// given. The log-sum-exp only keeps the exponentials in range: they are divided by their own sum, because its
+// rounding is large for large logits.
 template <class S>
 void soft_max(const Tensor& z, S* lse, bool given) {
   const int64_t pixels = z.size(2);
@@ -34,7 +34,7 @@ void soft_max(const Tensor& z, S* lse, bool given) {
   });
 }
 
-// [B, N, K] -> its own memory, [B, K, N]
+// [B, N, K] -> new memory [B, K, N]
 Tensor by_class(const Tensor& logits, at::ScalarType type) {
   return logits.transpose(1, 2).to(type).clone(at::MemoryFormat::Contiguous);
 }
@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor> category_pool_fwd(const Tensor& features, const Tenso
   return {pooled, lse};
 }
 
-// Both gradients of bf16 features, widened panel by panel: the whole of them in float32 is never there.
+// Both gradients for bf16 features, widened panel by panel: they never exist as a whole in float32.
 void widening_backward(const Tensor& g, const Tensor& x, const Tensor& share, const Tensor& out,
                        const Tensor& features_grad, const Tensor& logits_grad, bool for_features,
                        bool for_logits) {
@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor> category_pool_bwd(const Tensor& grad, const Tensor& f
       widening_backward(g, x, share, out, features_grad, logits_grad, for_features, for_logits);
       return;
     }
-    // nothing to widen: the library's products leave nothing to gain
+    // nothing to widen: the library's products are as fast
     if (for_features) at::bmm_out(features_grad, share.transpose(1, 2), g);
     if (for_logits) {
       at::bmm_out(logits_grad, x, g.transpose(1, 2));

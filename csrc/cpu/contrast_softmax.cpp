@@ -1,5 +1,5 @@
 // contrast_softmax: rows stay in the first-level caches between the three sweeps (statistics, exponentials,
-// scaling), and the result goes past the caches, since nothing reads it soon.
+// scaling). The result bypasses the caches, because nothing reads it soon.
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -49,7 +49,7 @@ void stream_scaled(const float* from, float scale, float* to, int64_t n) {
   for (; j < n; ++j) to[j] = from[j] * scale;
 }
 
-// Asks for memory that the next row will need while this one is computed.
+// Prefetches memory for the next row while this one is computed.
 template <class T>
 void prefetch(const T* data, int64_t count) {
 #if defined(__GNUC__)
@@ -57,7 +57,7 @@ void prefetch(const T* data, int64_t count) {
 #endif
 }
 
-constexpr int64_t kStep = 1024;  // elements between requests for the next row
+constexpr int64_t kStep = 1024;  // elements between prefetches for the next row
 
 void finish_stream() {
 #if defined(__SSE2__)

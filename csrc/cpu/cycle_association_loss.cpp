@@ -1,5 +1,5 @@
 // cycle_association_loss: both hops with temperatures and log-sum-exps, and the gradient of the two
-// cross-entropies; that of the cosine has a file of its own, association_gradient.cpp.
+// cross-entropies; the gradient for the cosine is in association_gradient.cpp.
 #include <torch/library.h>
 
 #include "association_gradient.h"
@@ -52,8 +52,8 @@ Residuals cycle_association_loss_fwd(const Tensor& source, const Tensor& target,
   return {index_a, index_b, best_a, best_b, t_a, t_b, lse_a, lse_b};
 }
 
-// One hop of the KL similarity: queries' probabilities and keys' logarithms. Only matched rows, as many as
-// fill whole tiles: products of every other number of rows would each have their own generated code.
+// One hop of the KL similarity, with probabilities as queries and logarithms as keys. Takes only matched
+// rows, rounded up to whole tiles, because every other number of rows would have its own generated code.
 template <class S>
 void kl_backward(const Features<S>& a, const Features<S>& b, const Terms<S>& terms, int64_t image, S* grad_a,
                  S* grad_b) {

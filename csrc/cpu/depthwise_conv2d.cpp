@@ -1,6 +1,6 @@
-// depthwise_conv2d of channels-last features: an output pixel is a sum of a few rows of channels, each times
-// a row of the weights, and so is the gradient of an input pixel; the gradient of a weight is a sum over
-// pixels whose channels stay in registers.
+// depthwise_conv2d of channels-last features. An output pixel is a sum of a few rows of channels, each
+// multiplied by a row of the weights, and so is the gradient of an input pixel. The gradient of a weight is a
+// sum over pixels whose channels stay in registers.
 #include "depthwise_conv2d.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -12,27 +12,26 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kTaskLanes = 64;     // channels of a task of the weights' gradient
-constexpr int64_t kTaskPixels = 1024;  // and pixels, in whole rows
+constexpr int64_t kTaskLanes = 64;     // channels of a task of the weight gradient
+constexpr int64_t kTaskPixels = 1024;  // pixels of such a task, in whole rows
 
-// One axis: output o of `outputs` meets input o stride - padding + k dilation of `inputs`, k < kernel.
+// One axis: output o of `outputs` reads input o stride - padding + k dilation of `inputs`, k < kernel.
 struct Axis {
   int64_t inputs, outputs, kernel, stride, padding, dilation;
 
-  // the input that output o meets by k, or -1
+  // the input that output o reads at k, or -1
   int64_t input_of(int64_t o, int64_t k) const {
     const int64_t i = o * stride - padding + k * dilation;
     return i >= 0 && i < inputs ? i : -1;
   }
-  // the output that meets input i by k, or -1
+  // the output that reads input i at k, or -1
   int64_t output_of(int64_t i, int64_t k) const {
     const int64_t from = i + padding - k * dilation;
     return from >= 0 && from % stride == 0 && from / stride < outputs ? from / stride : -1;
   }
 };
 
-// EqualColumns first, first + step, ... that are met by the same columns of the kernel, and what those meet
-// first.
+// Columns first, first + step, ... that use the same columns of the kernel, and what those read at `first`.
 struct EqualColumns {
   int64_t first, count;
   std::vector<std::pair<int64_t, int64_t>> met;
@@ -81,9 +80,9 @@ Tensor weight_rows(const Tensor& weight, at::ScalarType type) {
   return weight.to(type).flatten(1).t().contiguous();
 }
 
-// out [B, rows, columns, C], each pixel a sum over the kernel of pixels of `from` times rows of weights;
-// row(y, i) and column(x, j) say which, or -1. From one column of a run to the next are `to_step` columns of
-// out and `from_step` of `from`.
+// out [B, rows, columns, C]; each pixel is a sum over the kernel of pixels of `from` times rows of weights.
+// row(y, i) and column(x, j) give these pixels, or -1. Neighbouring columns of a run are `to_step` columns of
+// out and `from_step` columns of `from` apart.
 template <class T, class Row, class Column>
 void sum_pixels(const Tensor& from, const Tensor& weights, const acc_t<T>* bias, const Tensor& out,
                 const Shape& shape, int64_t from_step, int64_t to_step, const Row& row,
@@ -115,7 +114,7 @@ void sum_pixels(const Tensor& from, const Tensor& weights, const acc_t<T>* bias,
   });
 }
 
-// Whether oneDNN's forward is there, in 0.4 to 0.9 of the time of ours; its backward is far slower than ours.
+// Whether oneDNN's forward is available. It takes 0.4 to 0.9 of our time; its backward is far slower.
 bool library_forward(at::ScalarType type) {
   return at::hasMKLDNN() && (type == at::kFloat || (type == at::kBFloat16 && has_bf16_gemm()));
 }
@@ -133,7 +132,7 @@ Tensor depthwise_conv2d_fwd(const Tensor& x, const Tensor& weight, const std::op
   const Shape s(x, weight, stride, padding, dilation);
   const Tensor rows = channel_rows(x), weights = weight_rows(weight, statistics_type(rows));
   const Tensor added = bias ? bias->to(weights.scalar_type()).contiguous() : Tensor();
-  // no view: what a layer gives may be changed in place
+  // not a view, because the output of a layer may be changed in place
   const Tensor made = at::empty({s.batch, s.channels, s.down.outputs, s.across.outputs}, rows.options(),
                                 at::MemoryFormat::ChannelsLast);
   const Tensor out = made.permute({0, 2, 3, 1});
@@ -147,8 +146,8 @@ Tensor depthwise_conv2d_fwd(const Tensor& x, const Tensor& weight, const std::op
   return made.to(x.scalar_type());
 }
 
-// out [k k, C]: tasks own kTaskLanes channels and some rows of x, which each widen once for all taps; their
-// parts are added in a fixed order.
+// out [k k, C]: tasks own kTaskLanes channels and some rows of x, each of which they widen once for all taps;
+// their parts are added in a fixed order.
 template <class T>
 Tensor sum_weights(const Tensor& grad, const Tensor& x, const Shape& s) {
   using S = acc_t<T>;

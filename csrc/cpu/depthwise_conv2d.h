@@ -1,11 +1,11 @@
-// Row sweeps of depthwise_conv2d, of T in {float, BFloat16, double}.
+// Row sweeps of depthwise_conv2d, for T in {float, BFloat16, double}.
 #pragma once
 
 #include "../common.h"
 
 namespace fastuda {
 
-// Pixels along a row, each the sum of as many rows of channels times rows of weights.
+// Pixels along a row; each is a sum of `taps` rows of channels times rows of weights.
 template <class T, class S>
 struct PixelRun {
   const T* const* rows;  // of the first pixel
@@ -14,15 +14,15 @@ struct PixelRun {
   int64_t pixels, from_step, to_step;  // elements from one pixel to the next
 };
 
-// out [pixels, channels] = the sums of the run, of more than the bias [channels] where given.
+// out [pixels, channels] = the sums of the run, plus the bias [channels] if given.
 template <class T, class S>
 void sum_run(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out);
 
-// to [pixels, channels] = pixels of x, from one to the next `step` elements
+// to [pixels, channels] = pixels of x that are `step` elements apart
 template <class T, class S>
 void widen_pixels(const T* x, int64_t step, int64_t pixels, int64_t channels, S* to);
 
-// What a run of gradients meets: of `taps` rows one pixel each, `step` elements further with every gradient.
+// The inputs of a run of gradients: one pixel of each of `taps` rows, `step` elements further per gradient.
 template <class S>
 struct MetRows {
   const S* const* rows;

@@ -46,8 +46,8 @@ FASTUDA_INLINE void add_product(const T* a, const Sums& b, Sums& sum) {
   sum += x * b;
 }
 
-// `near` pixels from the i-th of the run on, the channels of `wide` registers from c on: a weight is read
-// once for all of them.
+// `near` pixels from the i-th of the run on, and the channels of `wide` registers from c on: a weight is read
+// once for all these pixels.
 template <int near, int wide, class T, class S>
 FASTUDA_INLINE void sum_block(const PixelRun<T, S>& run, int64_t i, int64_t c, const S* bias, T* out) {
   constexpr int64_t step = Lanes<S>::count;
@@ -96,8 +96,8 @@ FASTUDA_INLINE void sum_channels(const PixelRun<T, S>& run, int64_t i, int64_t c
   }
 }
 
-// Few channels at a time, so that what several taps read is still in the first cache; all of them where the
-// pixels lie a power of two apart and would meet in the same few sets of it.
+// Few channels at a time, so that inputs of several taps are still in the first-level cache. All channels if
+// the pixels are a power of two apart, because they would fall into the same few cache sets.
 template <class T, class S>
 FASTUDA_INLINE void sum_run_body(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out) {
   constexpr int64_t few = 2 * Lanes<S>::count;
@@ -118,7 +118,7 @@ FASTUDA_INLINE void widen_body(const T* x, int64_t step, int64_t pixels, int64_t
   }
 }
 
-// Channels c on, of `wide` registers, of `taps` rows from t on: a gradient is read once for all of them.
+// The channels of `wide` registers from c on, of `taps` rows from t on: a gradient is read once for all rows.
 template <int taps, int wide, class T, class S>
 FASTUDA_INLINE void product_block(const T* g, int64_t step_g, const MetRows<S>& met, int64_t t, int64_t c,
                                   int64_t count) {
@@ -176,7 +176,7 @@ FASTUDA_INLINE void products_body(const T* g, int64_t step_g, const MetRows<S>& 
 
 }  // namespace
 
-// target_clones does not apply to templates: one named function per element type.
+// target_clones does not apply to templates, hence one named function per element type.
 #define DEPTHWISE_SWEEPS(T, S, SUFFIX, CLONES)                                                           \
   CLONES static void run_##SUFFIX(const PixelRun<T, S>& run, int64_t channels, const S* bias, T* out) {  \
     sum_run_body(run, channels, bias, out);                                                              \

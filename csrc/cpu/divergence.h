@@ -1,5 +1,5 @@
-// The KL similarity, whose features are as narrow as there are classes: products cost no more than sweeps, so
-// tiles are multiplied where they lie, and a temperature of 1 needs no row of similarities.
+// The KL similarity, whose features are only as wide as there are classes. Products cost no more than sweeps,
+// so tiles are multiplied in place, and a temperature of 1 needs no row of similarities.
 #pragma once
 
 #include "similarity.h"
@@ -7,7 +7,7 @@
 
 namespace fastuda {
 
-// Argmax (lowest index), best similarity and, where wanted, log-sum-exp of the rows, at temperature 1.
+// Argmax (lowest index), best similarity and, if requested, log-sum-exp of the rows, at temperature 1.
 template <class T>
 void divergence_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
                      const RowResults<acc_t<T>>& out);
@@ -16,13 +16,13 @@ void divergence_pass(const Features<T>& queries, const Features<T>& keys, int64_
 template <class S>
 void divergence_aggregate(const Features<S>& x, int64_t b, S alpha, S* out, S* lse);
 
-// Rows [count, channels] of queries against all keys, and the gradients that a tile's terms give.
+// Rows [count, channels] of queries against all keys, and the gradients from the terms of the tiles.
 template <class S>
 struct DivergenceBackward {
   const S *rows, *grads;  // grads [count, channels] of the weighted sums, or null
   int64_t count;
   S *row_grad, *key_grad;  // of the probabilities and the logarithms: [count, channels], [keys, channels]
-  S* value_grad;           // of what is summed: [keys, channels], or null
+  S* value_grad;           // of the values: [keys, channels], or null
 
   // tile(first, rows, column, width, z, w) turns the products z = rows . keys and w = grads . values, of
   // leading dimension kCols, into the gradient of the similarities and the weights.
@@ -30,7 +30,7 @@ struct DivergenceBackward {
   void run(const Features<S>& keys, int64_t b, const Tile& tile) const;
 };
 
-// Columns of a narrow right-hand side or result: no more than whole vectors of eight.
+// Columns of a narrow right-hand side or result: rounded up to whole vectors of eight.
 inline int64_t narrow_ld(int64_t channels) { return round_up(channels, 8); }
 
 // rows [count, channels] with zeros up to the leading dimension.
@@ -56,7 +56,7 @@ Scratch<S> transposed_rows(const S* rows, int64_t count, int64_t channels) {
 template <class S>
 template <class Tile>
 void DivergenceBackward<S>::run(const Features<S>& keys, int64_t b, const Tile& tile) const {
-  constexpr int64_t kParts = 8;  // of the keys, at most: what each adds to the rows is summed in their order
+  constexpr int64_t kParts = 8;  // largest number of parts of the keys, whose sums are added in order
   const int64_t channels = keys.channels, m = keys.count, ld = narrow_ld(channels);
   Packed<S> keys_t(channels, m), values_t(channels, grads ? m : 0);
   pack_transposed(keys.key(b), channels, nullptr, m, channels, keys_t);

@@ -1,5 +1,6 @@
-// domain_cross_entropy: the soft labels of a row of pixels from two stretched rows of segmentation logits,
-// then its loss and gradient from two of domain logits; neither the labels nor their zero half are stored.
+// domain_cross_entropy: computes the soft labels of a row of pixels from two stretched rows of segmentation
+// logits, then its loss and gradient from two rows of domain logits. Neither the labels nor their zero half
+// are stored.
 #include <torch/library.h>
 
 #include <optional>
@@ -10,16 +11,16 @@ namespace fastuda {
 
 namespace {
 
-// How probabilities become labels.
+// How labels are computed from probabilities.
 template <class S>
 struct Encoding {
-  int64_t offset;  // of the half of the domain's channels that they stand in
+  int64_t offset;  // of the half of the domain channels that holds the labels
   S inverse_temperature, clip;
-  bool hard;  // one-hot, where the probability reaches the threshold
+  bool hard;  // one-hot if the probability reaches the threshold
   S threshold;
 };
 
-// Labels of a chunk of n pixels from x0 on, code [K, kChunk], and their sum.
+// Labels [K, kChunk] of a chunk of n pixels from x0 on in `code`, and their sum.
 template <class S>
 FASTUDA_INLINE void encode(const PixelRow<S>& row, const Encoding<S>& how, int64_t x0, int64_t n, S* code,
                            S* all) {
@@ -61,7 +62,7 @@ FASTUDA_INLINE void encode(const PixelRow<S>& row, const Encoding<S>& how, int64
   }
 }
 
-// Loss of a row; with gradients also adds those of its two stretched rows. scratch holds 2.5 chunks a
+// Loss of a row; with gradients, also adds those of its two stretched rows. scratch holds 2.5 chunks per
 // channel.
 template <class S>
 FASTUDA_INLINE void domain_body(const PixelRow<S>& row, const PixelRow<S>& labels, const Encoding<S>& how,
@@ -130,7 +131,7 @@ void domain_row(const PixelRow<double>& row, const PixelRow<double>& labels, con
   domain_body(row, labels, how, scratch, top, bottom, loss);
 }
 
-// The stretched sources of an output row of z [B, K, h, w]; those of the row before are kept.
+// The stretched source rows of an output row of z [B, K, h, w]; those of the previous row are reused.
 template <class S>
 class Stretched {
  public:

@@ -18,7 +18,7 @@ void transpose_block(const Word* const* rows, int64_t count, int64_t words, Word
   for (int64_t w = 0; w < words; ++w) std::fill(out + w * width + count, out + (w + 1) * width, Word(0));
 }
 
-// Eight rows at a time: as many streams as hardware prefetchers follow.
+// Eight rows at a time, as many streams as hardware prefetchers can follow.
 FASTUDA_CLONES void transpose_words(const int32_t* const* rows, int64_t count, int64_t words, int32_t* out,
                                     int64_t width) {
   int64_t j = 0;
@@ -80,7 +80,7 @@ bool has_avx512() {
 
 template <class T>
 int64_t strip_columns(int64_t depth) {
-  static const int64_t narrow = has_avx512() ? 64 : 32;  // what the generated code is fastest for
+  static const int64_t narrow = has_avx512() ? 64 : 32;  // the width with the fastest generated code
   return std::is_same_v<T, float> && depth >= kUnit ? narrow : kCols;
 }
 

@@ -9,29 +9,29 @@
 
 namespace fastuda {
 
-constexpr int64_t kRows = 64;    // rows of a tile that is worked on element by element
-constexpr int64_t kTile = 128;   // rows of such a tile where products are most of the work on it
+constexpr int64_t kRows = 64;    // rows of a tile for element-wise work
+constexpr int64_t kTile = 128;   // rows of such a tile if products are most of the work
 constexpr int64_t kCols = 256;   // columns of a tile
 constexpr int64_t kDepth = 512;  // depth of one brgemm call
-constexpr int64_t kPanel = 256;  // rows of one brgemm call, at most
+constexpr int64_t kPanel = 256;  // largest number of rows of one brgemm call
 
-// brgemm generates code for every shape that it meets and keeps it for good. Counts that differ from step to
-// step, such as that of matched pixels, are padded to this as depths, and cut at it as rows.
+// brgemm generates code for every new shape and keeps it forever. Counts that differ from step to step, such
+// as the number of matched pixels, are padded to a multiple of this as depths, and split into it as rows.
 constexpr int64_t kUnit = 64;
 
 // brgemm reads bf16 right-hand sides as pairs of rows.
 template <class T>
 constexpr int64_t kPair = std::is_same_v<T, BFloat16> ? 2 : 1;
 
-// Columns of one brgemm call, at most: narrow strips of float32 stay in the first cache while rows pass.
-// Short ones fit there whole.
+// Largest number of columns of one brgemm call: narrow float32 strips stay in the first-level cache while the
+// rows pass. Strips of small depth fit there whole.
 template <class T>
 int64_t strip_columns(int64_t depth);
 
-// Whether bf16 brgemm computes on this machine; otherwise bf16 inputs are widened to float32.
+// Whether this machine can compute bf16 brgemm; otherwise bf16 inputs are widened to float32.
 bool has_bf16_gemm();
 
-// A [depth, columns] right-hand side, stored as strips of columns, worked on in blocks of kCols.
+// A [depth, columns] right-hand side, stored as strips of columns and used in blocks of kCols.
 template <class T>
 struct Packed {
   int64_t depth = 0, columns = 0;  // padded to the unit (at least the pair) and to 16
@@ -50,7 +50,7 @@ struct Packed {
   T* strip(int64_t index) const { return storage.data() + index * across * depth; }
 };
 
-// rows [count, channels] of leading dimension ld, rows taken through index where given -> rows^T, packed.
+// rows [count, channels] of leading dimension ld (selected by index if given) -> rows^T, packed.
 template <class T>
 void pack_transposed(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
                      const Packed<T>& out);
@@ -60,8 +60,8 @@ template <class T>
 void pack_rows(const T* rows, int64_t ld, const int64_t* index, int64_t count, int64_t channels,
                const Packed<T>& out);
 
-// A [rows, depth] left-hand side, stored as chunks of kDepth columns in which the rows are adjacent but for a
-// cache line: rows that lie a power of two apart would meet in the same few sets of the cache. A view.
+// A [rows, depth] left-hand side (a view), stored as chunks of kDepth columns. Within a chunk the rows are
+// one cache line apart, because rows that are a power of two apart would fall into the same few cache sets.
 template <class T>
 struct Left {
   static constexpr int64_t kGap = 64 / sizeof(T);
@@ -86,10 +86,10 @@ struct Left {
   int64_t width(int64_t column) const { return std::min(kDepth, depth - column / kDepth * kDepth); }
 };
 
-// A leading dimension for sums that are as many columns wide, off the powers of two likewise.
+// A leading dimension for sums with that many columns, which also avoids powers of two.
 inline int64_t padded(int64_t columns) { return round_up(columns, 16) + 16; }
 
-// out [m, n] (+)= a [m, depth] . b [depth, n], right-hand sides as they are: not of bf16.
+// out [m, n] (+)= a [m, depth] . b [depth, n] with an unpacked right-hand side; not for bf16.
 template <class T>
 void plain_product(int64_t m, int64_t n, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
                    T* out, int64_t ldo, bool add) {
@@ -128,7 +128,7 @@ void tile_product(int64_t m, int64_t depth, const T* a, int64_t lda, const Packe
   }
 }
 
-// The same of a[row : row + m, begin : end] and b[skip + begin : skip + end, block].
+// The same for a[row : row + m, begin : end] and b[skip + begin : skip + end, block].
 template <class T>
 void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64_t end, const Packed<T>& b,
                   int64_t block, acc_t<T>* out, int64_t ldo, bool add, int64_t skip = 0) {
@@ -145,7 +145,7 @@ void tile_product(const Left<T>& a, int64_t row, int64_t m, int64_t begin, int64
   }
 }
 
-// brgemm leaves the matrix registers configured; call once when a thread is done with its tiles.
+// brgemm leaves the matrix registers configured; call this once when a thread has finished its tiles.
 template <class T>
 void release_tiles() {
   if constexpr (!std::is_same_v<T, double>) at::native::cpublas::brgemm_release(kPair<T> == 2);

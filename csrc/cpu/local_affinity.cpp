@@ -1,6 +1,6 @@
-// local_affinity: probabilities are read once per direction from rows that are in the cache, and nothing but
-// the result is written; the backward computes the terms again. Planes are independent, so that sums have one
-// order whatever the number of threads.
+// local_affinity reads probabilities once per direction, from rows that are in the cache, and writes only the
+// result; the backward recomputes the terms. Planes are independent, so the order of sums does not depend on
+// the number of threads.
 #include "local_affinity.h"
 
 #include <torch/library.h>
@@ -26,7 +26,7 @@ std::vector<Offset> offsets(int64_t neighbours, int64_t distance) {
   return all;
 }
 
-// A plane with its left and right border repeated `pad` times; above and below, rows are clamped by row().
+// A plane with its left and right border repeated `pad` times; row() clamps rows above and below.
 template <class S>
 class Padded {
  public:
@@ -50,7 +50,7 @@ class Padded {
   std::vector<S> values_;
 };
 
-// A padded plane with the logarithms of its rows, which follow as far as they are needed, while the rows are
+// A padded plane with the logarithms of its rows, which are computed when they are needed, while the rows are
 // in the cache.
 template <class S>
 class PaddedLogs {
@@ -67,7 +67,7 @@ class PaddedLogs {
     plane_.load(plane);
     known_ = 0;
   }
-  // Row y and the one at offset o; y does not go back between two loads.
+  // Row y and the row at offset o; y must not decrease between two loads.
   NeighbourRow<S> pair(int64_t y, Offset o) {
     return {width_,          plane_.row(y),    plane_.row(y + o.y, o.x),
             log_one_.row(y), log_zero_.data(), log_one_.row(y + o.y, o.x)};
@@ -85,7 +85,7 @@ class PaddedLogs {
   std::vector<S> log_zero_;
 };
 
-// Gradients of a padded plane; fold() adds those of the repeated borders to the border itself.
+// Gradients of a padded plane; fold() adds the gradients of the repeated borders to the border itself.
 template <class S>
 class PaddedSum : public Padded<S> {
  public:

@@ -5,7 +5,7 @@
 
 namespace fastuda {
 
-// One row of pixels beside the row of their neighbours in one direction; all pointers are to `width` values.
+// One row of pixels and the row of their neighbours in one direction; all pointers are to `width` values.
 template <class S>
 struct NeighbourRow {
   int64_t width;
@@ -14,7 +14,7 @@ struct NeighbourRow {
   const S* other_log;           // of the neighbours' clamped p
 };
 
-// log of clamp(p), or of clamp(1 - p), of a row.
+// log of clamp(p), or of clamp(1 - p), for a row.
 template <class S>
 void affinity_log_one(const S* p, int64_t width, S* out);
 template <class S>

@@ -58,7 +58,7 @@ FASTUDA_INLINE void product_gradient_body(const S* own, const S* other, const S*
 
 }  // namespace
 
-// target_clones does not apply to templates: a named function per element type behind each instance.
+// target_clones does not apply to templates, so each instance calls a named function of its element type.
 #define AFFINITY_SWEEPS(S, SUFFIX, CLONES)                                                              \
   CLONES static void log_one_##SUFFIX(const S* p, int64_t n, S* out) { log_one_body(p, n, out); }       \
   CLONES static void log_zero_##SUFFIX(const S* p, int64_t n, S* out) { log_zero_body(p, n, out); }     \

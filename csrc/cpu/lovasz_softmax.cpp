@@ -1,5 +1,5 @@
-// lovasz_softmax: each class's errors are sorted once, and of them only those that matter: past the smallest
-// error of the class's own pixels the Jaccard loss is 1 and its gradient 0. From low-resolution logits the
+// lovasz_softmax sorts the errors of each class once, and only those that matter: past the smallest error of
+// the class's own pixels the Jaccard loss is 1 and its gradient 0. With low-resolution logits, the
 // probabilities of a class are computed when they are needed, from two stretched rows and the pixel's
 // log-sum-exp, and the gradient is gathered at low resolution.
 #include <torch/library.h>
@@ -13,13 +13,13 @@ namespace fastuda {
 
 namespace {
 
-// An error and the pixel it is of.
+// An error and its pixel.
 struct Error {
-  uint32_t key;  // bits of the error: of non-negative floats they have the floats' order
+  uint32_t key;  // bits of the error; for non-negative floats they have the same order as the floats
   uint32_t pixel;
 };
 
-// Sorts downwards by key: least significant digit first, stable, so that equal errors stay in pixel order.
+// Sorts by key, descending, least significant digit first; stable, so equal errors stay in pixel order.
 void sort_down(std::vector<Error>& errors, std::vector<Error>& spare) {
   constexpr int kBits = 11;
   constexpr uint32_t kMask = (1u << kBits) - 1;

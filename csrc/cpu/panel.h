@@ -5,7 +5,7 @@
 
 namespace fastuda {
 
-// Calls f with a T() of the features' type; float16 is widened as a whole, see readable().
+// Calls f with a T() of the type of the features; float16 is widened as a whole, see readable().
 template <class F>
 void with_rows(const Tensor& features, F&& f) {
   if (features.scalar_type() == at::kDouble) {
@@ -19,7 +19,7 @@ void with_rows(const Tensor& features, F&& f) {
 inline Tensor readable(const Tensor& features) {
   return (features.scalar_type() == at::kHalf ? features.to(at::kFloat) : features).contiguous();
 }
-// [B, C, h, w] -> [B, h, w, C], of channels-last features a view
+// [B, C, h, w] -> [B, h, w, C]; a view for channels-last features
 inline Tensor channel_rows(const Tensor& features) { return readable(features.permute({0, 2, 3, 1})); }
 
 template <class S>
@@ -27,8 +27,8 @@ Scratch<S> panel_of(int64_t columns) {
   return Scratch<S>::zeros(kRows * columns);
 }
 
-// a [kRows, depth] . b -> out [kRows, b.columns]; always whole panels, since every size has its own generated
-// code.
+// a [kRows, depth] . b -> out [kRows, b.columns]; always whole panels, because every size has its own
+// generated code.
 template <class S>
 void product(const Scratch<S>& a, int64_t lda, const Packed<S>& b, const Scratch<S>& out) {
   for (int64_t block = 0; block < b.blocks(); ++block) {

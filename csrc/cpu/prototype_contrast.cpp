@@ -1,6 +1,6 @@
-// prototype_contrast: a panel of rows is read once and meets all prototypes in one product; of DistCL's
-// logits q mu / tau + q^2 s / (2 tau^2) that is one of width 2 A. The own class's spread enters the loss
-// twice with opposite signs: a row's loss is the log-sum-exp minus q mu_y / tau alone.
+// prototype_contrast reads a panel of rows once and multiplies it by all prototypes in one product; for the
+// logits of DistCL, q mu / tau + q^2 s / (2 tau^2), the product has width 2 A. The variance term of the own
+// class enters the loss twice with opposite signs, so a row's loss is the log-sum-exp minus q mu_y / tau.
 #include <ATen/ops/cat.h>
 #include <torch/library.h>
 
@@ -15,7 +15,7 @@ namespace fastuda {
 
 namespace {
 
-// scale (by_mean + x by_spread), or without the spread.
+// scale (by_mean + x by_spread), or scale by_mean without the spread.
 template <class T, class S>
 FASTUDA_INLINE void store_body(const S* by_mean, const T* x, const S* by_spread, S scale, int64_t n, T* out) {
   if (by_spread) {
@@ -44,8 +44,8 @@ FASTUDA_INLINE S softmax_body(const S* z, int64_t n, S* out) {
   return best + std::log(sum);
 }
 
-// Mean over n positives z of log(1 + exp(other - z)); z becomes its slopes. Returns the slope of `other`,
-// too.
+// Mean over n positives z of log(1 + exp(other - z)); replaces z by its slopes. Also returns the slope of
+// `other`.
 template <class S>
 FASTUDA_INLINE S bank_body(S* z, int64_t n, S other, S* slope_of_other) {
   S loss = 0, slope = 0;
@@ -183,7 +183,7 @@ Tensor prototype_contrast_bwd(const Tensor& grad, const Tensor& features, const 
   return out.to(features.scalar_type());
 }
 
-// BankCL takes the rows class by class: they share the bank that they meet.
+// BankCL takes the rows class by class, because rows of one class use the same bank.
 std::tuple<Tensor, Tensor> prototype_contrast_bank_fwd(const Tensor& features, const Tensor& labels,
                                                        const Tensor& vectors, const Tensor& count, double tau,
                                                        int64_t ignore_index, bool gradient) {
@@ -224,7 +224,7 @@ std::tuple<Tensor, Tensor> prototype_contrast_bank_fwd(const Tensor& features, c
       if (taken < 1 || panels < 1) continue;
       const S* own = bank.const_data_ptr<S>() + c * length * width;
       const Packed<S> to_bank(width, taken),
-          from_bank(taken, width, 16);  // few depths: code is kept for each
+          from_bank(taken, width, 16);  // few different depths, because brgemm keeps code for each
       pack_transposed(own, width, nullptr, taken, width, to_bank);
       if (gradient) pack_rows(own, width, nullptr, taken, width, from_bank);
       std::vector<double> losses(panels, 0);

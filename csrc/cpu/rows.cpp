@@ -66,7 +66,7 @@ FASTUDA_INLINE void load_body(const T* from, int64_t n, S* x, S* square) {
 
 template <class T, class S>
 FASTUDA_INLINE double log_sum_exp_body(const T* x, int64_t n, S k) {
-  constexpr int64_t kBlock = 1024;  // read twice, the second time from the cache
+  constexpr int64_t kBlock = 1024;  // values that are read twice, the second time from the cache
   S best = -std::numeric_limits<S>::infinity();
   double total = 0;
   for (int64_t j0 = 0; j0 < n; j0 += kBlock) {
@@ -88,7 +88,7 @@ FASTUDA_INLINE double log_sum_exp_body(const T* x, int64_t n, S k) {
 
 }  // namespace
 
-// target_clones does not apply to templates: a named function per element type behind each instance.
+// target_clones does not apply to templates, so each instance calls a named function of its element type.
 #define ROW_SWEEPS(T, S, SUFFIX, CLONES)                                                             \
   CLONES static S mean_##SUFFIX(const T* x, int64_t n) { return mean_of_body(x, n); }                \
   template <>                                                                                        \

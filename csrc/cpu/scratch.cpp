@@ -17,7 +17,7 @@ struct Block {
 };
 
 std::mutex mutex;
-std::deque<Block> kept;  // the longest unused first
+std::deque<Block> kept;  // the block that was unused for longest comes first
 size_t kept_bytes = 0;
 
 void* aligned(size_t alignment, size_t bytes) {
@@ -25,7 +25,7 @@ void* aligned(size_t alignment, size_t bytes) {
   return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
 }
 
-// Blocks of huge pages are mapped one by one: in the C library's heap the holes between them would stay.
+// Blocks of huge pages are mapped one by one, because the C library's heap would keep the holes between them.
 #ifdef __linux__
 void* map_block(size_t bytes) {
   const size_t mapped = bytes + kHugePage;
@@ -53,7 +53,7 @@ void free_down_to(size_t bytes) {
   }
 }
 
-// One of those that were given back, or nothing; then as much of them goes as is asked for.
+// A block that was given back. If none fits, returns nothing and frees as much kept memory as was requested.
 Block reuse(size_t room) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto best = kept.end();
@@ -100,7 +100,7 @@ void give_block(void* memory, size_t bytes) {
     return;
   }
 #if defined(__linux__) && defined(MADV_FREE)
-  madvise(memory, bytes, MADV_FREE);  // the system may have the pages when it runs short
+  madvise(memory, bytes, MADV_FREE);  // the system may take the pages when memory runs short
 #endif
   const std::lock_guard<std::mutex> lock(mutex);
   free_down_to(kKeptBytes - bytes);

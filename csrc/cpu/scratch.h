@@ -18,8 +18,8 @@ namespace fastuda {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 
-// Asks for huge pages behind memory that was not touched yet: with small ones the first pass over it enters
-// the operating system every 4 KiB, which costs more than a sweep's arithmetic.
+// Requests huge pages for memory that was not touched yet. With small pages the first pass over it enters the
+// operating system every 4 KiB, which costs more than the arithmetic of a sweep.
 inline void prefer_huge_pages(void* memory, size_t bytes) {
 #ifdef __linux__
   const auto start = reinterpret_cast<uintptr_t>(memory);
@@ -29,7 +29,7 @@ inline void prefer_huge_pages(void* memory, size_t bytes) {
 #endif
 }
 
-// Hands the system the pages that lie wholly in memory whose content is not wanted any more.
+// Returns to the system the pages that lie entirely within memory whose content is no longer needed.
 inline void drop_pages(void* memory, size_t bytes) {
 #ifdef __linux__
   static const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
@@ -39,7 +39,7 @@ inline void drop_pages(void* memory, size_t bytes) {
 #endif
 }
 
-// at::empty for a result that is written once from end to end.
+// at::empty for a result that is written once from start to end.
 inline at::Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor made = at::empty(sizes, options);
   prefer_huge_pages(made.mutable_data_ptr(), made.nbytes());
@@ -53,18 +53,18 @@ void parallel_zero(T* data, int64_t count) {
   });
 }
 
-// Memory of at least as many bytes, and how many those are. Blocks of huge pages come from those that were
-// given back, where one fits: the first touch of a page costs more than what most kernels do with it. Where
-// none fits, as much of what is kept goes as is taken anew.
+// Memory of at least that many bytes, and its size. Large blocks reuse one that was given back if it fits,
+// because the first touch of a page costs more than most kernels do with it. If none fits, as much kept
+// memory is freed as is newly allocated.
 std::pair<void*, size_t> take_block(size_t bytes);
 // Keeps blocks of huge pages for the next call, the latest kKeptBytes of them.
 void give_block(void* block, size_t bytes);
-// Frees what is kept.
+// Frees all kept blocks.
 void release_blocks();
 
 constexpr size_t kKeptBytes = size_t(64) << 20;
 
-// Room for count elements, given back with the object.
+// Memory for count elements, given back when the object is destroyed.
 template <class T>
 class Scratch {
  public:

@@ -17,7 +17,7 @@ Features<T>::Features(const Tensor& x, bool kl) : count(x.size(1)) {
   if (queries.size(2) % kPair<T>) queries = at::constant_pad_nd(queries, {0, 1});
   channels = queries.size(2);
   if (kl) {
-    // a constant added to all logarithms cancels against the bias; this one keeps the products small
+    // a constant added to all logarithms is cancelled by the bias; this one keeps the products small
     keys = queries.add(1e-10).log_().add_(std::log(double(channels)) + 2);
     bias = queries.to(at::kDouble).mul(keys).sum(-1).neg_().to(statistics.dtype());
     norm = scale = at::ones({x.size(0), count}, statistics);
@@ -31,7 +31,7 @@ Features<T>::Features(const Tensor& x, bool kl) : count(x.size(1)) {
     const T* rows = queries.template const_data_ptr<T>();
     for (int64_t i = begin; i < end; ++i) to[i] = std::sqrt(sum_squares(rows + i * channels, channels));
   });
-  // a row without length has no direction: similarity 0 to all, and no gradient
+  // a row of length zero has no direction: its similarities are 0, and it gets no gradient
   scale = norm.reciprocal().masked_fill_(norm.le(1e-12), 0);
 }
 
@@ -62,7 +62,7 @@ void similarity_rows(const Features<T>& queries, const Features<T>& keys, const 
 int64_t panel_rows(int64_t rows, int64_t columns, int64_t bytes, int64_t channels) {
   constexpr int64_t kAll = int64_t(64) << 20, kLeast = 16;
   const int64_t threads = at::get_num_threads(), fit = kAll / threads / (columns * bytes);
-  // keys as narrow as there are classes stay near by themselves, which a smaller panel then does too
+  // keys as narrow as the number of classes stay in the cache, and so does a smaller panel
   const int64_t most =
       channels <= kRows ? kRows : std::min(kPanel, round_up(blocks_of(rows, threads), kRows));
   const int64_t unit = fit < kRows ? kLeast : kRows;

@@ -6,14 +6,14 @@
 
 namespace fastuda {
 
-// Rows of a batch [B, N, C] as operands of the product that gives similarities. Cosine: the raw rows with
+// Rows of a batch [B, N, C] as operands of the product that computes similarities. Cosine: the raw rows, with
 // their inverse norms as scales, so that bf16 products are exact. KL: probabilities as queries, their
-// logarithms as keys, minus the entropy as a bias of the query.
+// logarithms as keys, and minus the entropy as the bias of the query.
 template <class T>
 struct Features {
   using S = acc_t<T>;
   Tensor queries, keys;      // [B, N, channels] of T, contiguous; channels even for bf16
-  Tensor scale, norm, bias;  // [B, N] of S: of queries and keys both (KL: one); bias of queries
+  Tensor scale, norm, bias;  // [B, N] of S: scale and norm of queries and keys (KL: ones), bias of queries
   int64_t count, channels;
 
   Features(const Tensor& x, bool kl);
@@ -23,7 +23,7 @@ struct Features {
   const S* biases(int64_t b) const { return bias.template const_data_ptr<S>() + b * count; }
 };
 
-// Calls f with a T() of the element type that the products run in.
+// Calls f with a T() of the element type of the products.
 template <class F>
 auto with_element(const Tensor& x, bool kl, F&& f) {
   if (x.scalar_type() == at::kDouble) return f(double());
@@ -36,18 +36,18 @@ inline bool is_kl(c10::string_view similarity) {
   return similarity == "kl";
 }
 
-// x without the channels that were padded, in the type of the input; never a view.
+// x without padded channels, in the type of the input; never a view.
 Tensor as_result(const Tensor& x, int64_t channels, at::ScalarType type);
 
-// Results over all keys of every query row; lse, and then temperature, are null where they are not wanted.
+// Results over all keys for every query row; lse and temperature are null if they are not requested.
 template <class S>
 struct RowResults {
   int64_t* index;
   S *best, *temperature, *lse;
 };
 
-// Rows of similarities that a thread holds at a time, kPanel at most, where each takes that many bytes per
-// column: as many as keep those of all threads within 64 MiB, but no fewer than 16.
+// Number of rows of similarities that a thread holds at a time, if a column takes that many bytes: at most
+// kPanel, and as many as keep the rows of all threads within 64 MiB, but at least 16.
 int64_t panel_rows(int64_t rows, int64_t columns, int64_t bytes, int64_t channels);
 
 // Similarities of rows [first, first + count) to all keys into s, of leading dimension padded(keys.count),
@@ -62,17 +62,17 @@ template <class T>
 void row_pass(const Features<T>& queries, const Features<T>& keys, int64_t b,
               const RowResults<acc_t<T>>& out);
 
-// The temperatures of all rows of a cosine similarity by the keys' covariance, t_i^2 = x_i . Cov(y) x_i,
-// without a product of all rows with all keys.
+// The temperatures of all rows of a cosine similarity from the covariance of the keys, t_i^2 = x_i . Cov(y)
+// x_i, without a product of all rows with all keys.
 template <class T>
 Tensor covariance_temperatures(const Features<T>& queries, const Features<T>& keys, int64_t b);
 
-// Whether those of both sides cost less than the product that they save.
+// Whether these, for both sides, cost less than the product that they replace.
 template <class T>
 bool covariance_is_cheaper(const Features<T>& queries, const Features<T>& keys);
 
 // One product for both hops of a cosine similarity: argmax (lowest index) and best of the rows and of the
-// columns, and their log-sum-exps where wanted, with the temperatures that are given then.
+// columns, and if requested their log-sum-exps, for which the temperatures must be given.
 template <class T>
 void both_hops(const Features<T>& queries, const Features<T>& keys, int64_t b,
                const RowResults<acc_t<T>>& rows, const RowResults<acc_t<T>>& columns);

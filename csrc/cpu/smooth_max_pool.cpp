@@ -1,4 +1,4 @@
-// smooth_max_pool: a plane is read once forward; backward its shares are summed before they are written.
+// smooth_max_pool: the forward reads a plane once; the backward sums the shares before it writes them.
 #include <torch/library.h>
 
 #include "panel.h"
@@ -8,9 +8,9 @@ namespace fastuda {
 
 namespace {
 
-constexpr int64_t kCached = 1024;  // pixels whose exponentials are in the cache
+constexpr int64_t kCached = 1024;  // number of pixels whose exponentials stay in the cache
 
-// The pooled scores, and the log-sum-exps of k z that their gradient is made from.
+// The pooled scores, and the log-sum-exps of k z from which their gradient is computed.
 std::tuple<Tensor, Tensor> smooth_max_pool_fwd(const Tensor& logits, double k) {
   const Tensor z = readable(logits);
   const int64_t planes = z.size(0) * z.size(1), pixels = z.size(2) * z.size(3);
@@ -31,8 +31,8 @@ std::tuple<Tensor, Tensor> smooth_max_pool_fwd(const Tensor& logits, double k) {
   return {pooled, sums};
 }
 
-// out = by softmax(k x). The score only keeps the exponentials in range: they are divided by their own sum,
-// since its last rounding times k is more than the gradient may be wrong by.
+// out = by softmax(k x). The score only keeps the exponentials in range. They are divided by their own sum,
+// because the last rounding of the score, times k, exceeds the error budget of the gradient.
 template <class T, class S>
 void share_out(const T* x, int64_t n, S k, S score, S by, T* out) {
   S room[kCached];

@@ -1,5 +1,5 @@
-// spatial_aggregate: attention of an image to itself. The forward holds the similarities of a panel of rows
-// at a time; the cosine's backward has a file of its own, aggregate_gradient.cpp.
+// spatial_aggregate: attention of an image to itself. The forward holds the similarities of one panel of rows
+// at a time; the backward of the cosine is in aggregate_gradient.cpp.
 #include <torch/library.h>
 
 #include "aggregate_gradient.h"
@@ -9,7 +9,7 @@ namespace fastuda {
 
 namespace {
 
-// Weights of the row block in place of its similarities, of which none is above top; the products run on T.
+// Replaces the similarities of the row block, none of which is above top, by weights; the products run on T.
 template <class T>
 void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> alpha, acc_t<T> top, T* out,
                      acc_t<T>* temperature, acc_t<T>* log_sum) {
@@ -30,7 +30,7 @@ void aggregate_image(const Features<T>& x, int64_t b, bool contrast, acc_t<T> al
       S sums[kPanel];
       similarity_rows(x, x, keys, b, first, count, operand.data(), s.data(), statistics);
       for (int64_t r = 0; r < count; ++r) {
-        // the pixel's own similarity, which has the most weight, is put in exactly
+        // the pixel's similarity to itself, which has the largest weight, is set exactly
         S *row = s.data() + r * ld, own = x.scales(b)[first + r] != 0 ? top : S(0);
         row[first + r] = own;
         const S best = std::max(statistics[r].best, own);
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spatial_aggregate_fwd(const Tensor& x
   return {result, temperature, log_sum, drift};
 }
 
-// The KL similarity's backward of one image, all rows against all columns.
+// The backward of the KL similarity for one image, all rows against all columns.
 template <class S>
 void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const S* temperature,
                  const S* log_sum, const S* delta, S* out) {
@@ -113,9 +113,9 @@ void kl_backward(const Features<S>& x, const S* grad, int64_t b, S alpha, const 
   });
 }
 
-// grad_i . alpha (W x)_i, where alpha W x is what the forward added to (1 - alpha) x. What rounding took from
-// the sum of the output's row goes back with the mean gradient: since probabilities add up to 1, equal
-// gradients of them must come to nothing.
+// grad_i . alpha (W x)_i, where alpha W x is what the forward added to (1 - alpha) x. The part of the output
+// row's sum that rounding removed is put back with the mean gradient: probabilities add up to 1, so equal
+// gradients for all of them must give 0.
 template <class T>
 double inner_of_mixed(const T* grad, const T* x, const T* out, int64_t n, double alpha, double drift) {
   double product = 0, slope = 0;

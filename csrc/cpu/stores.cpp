@@ -25,8 +25,7 @@ FASTUDA_INLINE void store_column(const S* tile, int64_t lds, const S* scale, int
   for (int64_t r = 0; r < rows; ++r) narrow(tile[r * lds] * scale[r], out + r);
 }
 
-// By squares in registers: a column of a tile, read element by element, costs as much as its share of a
-// product.
+// Works on squares in registers: reading a column element by element costs as much as its share of a product.
 template <class T>
 FASTUDA_INLINE void store_transposed_body(const float* tile, int64_t lds, const float* scale, int64_t rows,
                                           int64_t columns, T* out, int64_t ldo) {
@@ -87,7 +86,7 @@ FASTUDA_INLINE void unit_gradient_body(const S* g, const T* x, S norm, int64_t n
 
 }  // namespace
 
-// target_clones does not apply to templates: one named function per element type.
+// target_clones does not apply to templates, hence one named function per element type.
 FASTUDA_CLONES static void scaled_f(const float* s, const float* scale, int64_t n, float* out) {
   store_scaled_body(s, scale, n, out);
 }

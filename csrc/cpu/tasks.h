@@ -1,4 +1,4 @@
-// Work of unequal parts on all threads.
+// Runs work of unequal parts on all threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -9,9 +9,9 @@
 
 namespace fastuda {
 
-// Calls work(take) on every thread, but no more than `most`; take() hands out 0 .. count - 1, each once, then
-// -1. A thread that the system holds up, or whose tasks are long, then keeps no other waiting for more than a
-// task. What a task writes may not depend on the thread that runs it.
+// Calls work(take) on at most `most` threads; take() returns each of 0 .. count - 1 once, then -1. If the
+// system delays a thread, or its tasks are long, the others wait for at most one task. The output of a task
+// must not depend on the thread that runs it.
 template <class Work>
 void share_tasks(int64_t count, int64_t most, const Work& work) {
   std::atomic<int64_t> next{0};

@@ -103,7 +103,7 @@ FASTUDA_INLINE int64_t first_index_body(const S* s, int64_t n, S value) {
   return 0;  // a row of NaN has no maximum
 }
 
-// At most kDepth values: a loop that both sums and rounds to another type is not vectorised well.
+// At most kDepth values, because a loop that both sums and rounds to another type is not vectorised well.
 template <class T, class S>
 FASTUDA_INLINE S store_softmax_body(const S* s, int64_t n, S best, S inverse_t, T* out) {
   S room[kDepth], *w = room;
@@ -255,7 +255,7 @@ double aggregate_row(double* s, double* forward, double* backward, int64_t n,
   return aggregate_row_body(s, forward, backward, n, term, column_sum);
 }
 
-// target_clones does not apply to templates: one named function per element type.
+// target_clones does not apply to templates, hence one named function per element type.
 FASTUDA_CLONES static float softmax_f(const float* s, int64_t n, float b, float t, float* out) {
   return store_softmax_body(s, n, b, t, out);
 }

@@ -5,31 +5,31 @@
 
 namespace fastuda {
 
-// Deviation of equal similarities about 1 that were rounded, at most.
+// Largest deviation of equal similarities near 1 due to rounding.
 template <class S>
 constexpr S kRounding = 8 * std::numeric_limits<S>::epsilon();
 
-// Running statistics of one row of similarities; sums are of differences to the shift, so that a row with a
+// Running statistics of one row of similarities. Sums are of differences from the shift, so that a row with a
 // small spread around a large mean keeps its variance.
 template <class S>
 struct RowStatistics {
   S best = -std::numeric_limits<S>::infinity();
   S shift = 0;
-  int64_t best_block = 0;  // first of the blocks of columns that hold the best
+  int64_t best_block = 0;  // first block of columns that holds the best
   double sum = 0, squares = 0;
 
   S deviation(int64_t count) const {  // unbiased; 0 for a single value
     if (count < 2) return S(0);
     return S(std::sqrt(std::max((squares - sum * sum / count) / (count - 1), 0.0)));
   }
-  // 1 where the deviation is rounding, against which that of later products would be large
+  // 1 if the deviation is only rounding, because the rounding of later products would be large relative to it
   S temperature(int64_t count) const {
     const S found = deviation(count);
     return found <= kRounding<S> * std::max(std::abs(best), S(1)) ? S(1) : found + S(1e-10);
   }
 };
 
-// What turns products into similarities, s_ij = row_scale_i key_scale_j product_ij + row_bias_i.
+// Scales and bias of similarities, s_ij = row_scale_i key_scale_j product_ij + row_bias_i.
 template <class S>
 struct RowScale {
   S scale, bias;
@@ -42,7 +42,7 @@ struct RowTerm {
   S weight_over_t, inverse_t, lse;
 };
 
-// The same of the columns, arrays over the columns of a tile.
+// The same for the columns, as arrays over the columns of a tile.
 template <class S>
 struct ColumnTerm {
   const S *weight_over_t, *inverse_t, *lse;
@@ -56,8 +56,8 @@ double mean_row(const double* s, int64_t n, const RowScale<double>& scale);
 void scale_row(float* s, int64_t n, const RowScale<float>& scale, RowStatistics<float>& statistics);
 void scale_row(double* s, int64_t n, const RowScale<double>& scale, RowStatistics<double>& statistics);
 
-// What the rows seen so far make of the columns of a tile: the best, its row, and sum exp((s - best)
-// inverse_t).
+// The results for the columns of a tile from the rows seen so far: the best, its row, and
+// sum exp((s - best) inverse_t).
 template <class S>
 struct ColumnBest {
   S* best;
@@ -66,15 +66,15 @@ struct ColumnBest {
   S* sum;
 };
 
-// Products to similarities in place, without statistics or biases; the row's largest.
+// Products to similarities in place, without statistics or biases; returns the largest of the row.
 float scale_best(float* s, int64_t n, float scale, const float* key_scale);
 double scale_best(double* s, int64_t n, double scale, const double* key_scale);
 
-// Row `row` taken into the best of the columns.
+// Merges row `row` into the best of the columns.
 void column_best(const float* s, int64_t n, int32_t row, const ColumnBest<float>& columns);
 void column_best(const double* s, int64_t n, int32_t row, const ColumnBest<double>& columns);
 
-// sum_j exp((s_j - best) inverse_t) of the row, and the like added to the sums of the columns.
+// sum_j exp((s_j - best) inverse_t) of the row; also adds to the corresponding sums of the columns.
 float sum_exp_both(const float* s, int64_t n, float best, float inverse_t, const ColumnBest<float>& columns);
 double sum_exp_both(const double* s, int64_t n, double best, double inverse_t,
                     const ColumnBest<double>& columns);
@@ -87,7 +87,7 @@ double largest(const double* s, int64_t n);
 float sum_exp(const float* s, int64_t n, float best, float inverse_t);
 double sum_exp(const double* s, int64_t n, double best, double inverse_t);
 
-// w_j = exp((s_j - best) inverse_t), written as the product's operand, and their sum before rounding; n at
+// w_j = exp((s_j - best) inverse_t), written as a product's operand, and their sum before rounding; n is at
 // most kDepth.
 template <class T, class S>
 S store_softmax(const S* s, int64_t n, S best, S inverse_t, T* out);
@@ -98,12 +98,12 @@ void softmax_row(float* s, int64_t n, const RowScale<float>& scale, const RowTer
 void softmax_row(double* s, int64_t n, const RowScale<double>& scale, const RowTerm<double>* row,
                  const ColumnTerm<double>* column);
 
-// One row i of the aggregation's backward against keys j, in place. With w_ij = exp((x_ij - 1) / t_i -
-// log_sum_i), since differences to the largest similarity are exact where the quotients would be rounded:
+// One row i of the aggregation's backward against keys j, in place. w_ij = exp((x_ij - 1) / t_i - log_sum_i),
+// because differences from the largest similarity are exact but quotients would be rounded:
 //   s -> (h_ij + h_ji) scale_i scale_j, h_ij = w_ij (alpha weight_grad_ij - delta_i) / t_i
 //   forward_grad (weight_grad_ij) -> alpha w_ij;  backward_grad (weight_grad_ji) -> alpha w_ji
-// and (h_ij + h_ji) x_ij is added to column_sum; its sum over j is returned. Without backward_grad only h_ij
-// of a similarity whose largest is 0, and no sums.
+// (h_ij + h_ji) x_ij is added to column_sum, and its sum over j is returned. Without backward_grad, computes
+// only h_ij, for a similarity whose largest value is 0, and no sums.
 template <class S>
 struct AggregateTerm {
   S alpha, scale, bias, inverse_t, log_sum, delta;
@@ -131,7 +131,7 @@ template <class T, class S>
 void store_transposed(const S* tile, int64_t lds, const S* scale, int64_t rows, int64_t columns, T* out,
                       int64_t ldo);
 
-// sum of squares and inner product of rows
+// sum of squares, and inner product, of rows
 float sum_squares(const float* x, int64_t n);
 float sum_squares(const BFloat16* x, int64_t n);
 double sum_squares(const double* x, int64_t n);
@@ -144,7 +144,7 @@ double inner(const double* x, const double* y, int64_t n);
 template <class T, class S>
 void unit_gradient(const S* g, const T* x, S norm, int64_t n, T* out);
 
-// A row in its accumulation type, and its squares where wanted.
+// A row in its accumulation type, and its squares if requested.
 template <class T>
 void load_row(const T* from, int64_t n, acc_t<T>* x, acc_t<T>* square);
 

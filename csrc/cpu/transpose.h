@@ -1,4 +1,4 @@
-// Transposition of small squares of 32-bit words, in registers where the compiler has vectors.
+// Transposition of small squares of 32-bit words, in registers if the compiler supports vectors.
 #pragma once
 
 #include "../common.h"

@@ -1,6 +1,6 @@
 // Bilinear upsampling row by row: a source row is stretched to the output's width once, and every output row
-// is a mixture of two stretched rows. Nothing of the output's size is stored; a gradient is gathered at low
-// resolution as it arises.
+// is a mixture of two stretched rows. Nothing of the output's size is stored; gradients are summed at low
+// resolution.
 #pragma once
 
 #include "../tensors.h"
@@ -8,7 +8,7 @@
 
 namespace fastuda {
 
-// For every output position the two source positions and the weight of the second, as torch's interpolate.
+// For every output position the two source positions and the weight of the second, as in torch's interpolate.
 struct Stretch {
   std::vector<int32_t> first, second;
   std::vector<double> share;
@@ -23,12 +23,12 @@ struct Stretch {
   }
 };
 
-// Scores as the sweeps read them.
+// Scores in the layout that the sweeps read.
 inline Tensor readable_scores(const Tensor& x, at::ScalarType type) {
   return x.to(type).clamp_min(least_score()).contiguous();
 }
 
-// One output row of K classes: what the sweeps below read and write.
+// One output row of K classes: the data that the sweeps below read and write.
 template <class S>
 struct PixelRow {
   int64_t classes, width;
@@ -48,14 +48,14 @@ struct RowLabels {
   S smoothing, inverse_temperature;
 };
 
-// Cross-entropy of a row. Adds the loss and the hard labels' class weights; with gradients also adds those of
-// the two stretched rows to top_grad and bottom_grad [K, W]. scratch holds 2 K chunks of kChunk values.
+// Cross-entropy of a row. Adds the loss and the class weights of the hard labels; with gradients, also adds
+// those of the two stretched rows to top_grad and bottom_grad [K, W]. scratch: 2 K chunks of kChunk values.
 constexpr int64_t kChunk = 128;
 template <class S>
 void cross_entropy_row(const PixelRow<S>& row, const RowLabels<S>& labels, S* scratch, S* top_grad,
                        S* bottom_grad, S* loss_map, double& loss, double& norm);
 
-// Class of the largest value of every pixel, the lowest of equals.
+// Class of the largest value of every pixel; the lowest class of equal values.
 template <class S>
 void argmax_row(const PixelRow<S>& row, uint8_t* out);
 
@@ -97,11 +97,11 @@ constexpr int64_t kBlock = 8;  // source rows of a task
 // Tasks of sweep_rows over z [B, K, h, w].
 inline int64_t sweep_tasks(const Tensor& z) { return z.size(0) * blocks_of(z.size(2), kBlock); }
 
-// Calls row(task, b, y, sources, top_grad, bottom_grad) with every output row y of every image b of z, and
-// what it adds to the gradients of its two stretched sources goes to grad, which is zero, of z's shape, or
-// empty: then both are null. worker() makes the row function of a thread. Tasks are independent but for the
-// source row that two share, which is added up afterwards in order, so that the result does not depend on the
-// number of threads.
+// Calls row(task, b, y, sources, top_grad, bottom_grad) for every output row y of every image b of z. What it
+// adds to the gradients of its two stretched source rows goes to grad, which must be zeros of the shape of z,
+// or empty: then top_grad and bottom_grad are null. worker() makes the row function of a thread. Tasks are
+// independent except for source rows that two tasks share. These are added afterwards in order, so that the
+// result does not depend on the number of threads.
 template <class S, class Worker>
 void sweep_rows(const Tensor& z, const Stretch& rows, const Stretch& columns, const Tensor& grad,
                 Worker&& worker) {
@@ -149,7 +149,7 @@ void sweep_rows(const Tensor& z, const Stretch& rows, const Stretch& columns, co
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = block * kBlock, count = std::min(h, first + kBlock) - first;
         for (int64_t r = 0; r <= count; ++r) {
-          // below the last row there is none: its share belongs to the last row itself
+          // the last row has no next row and takes that share itself
           const int64_t at = std::min(first + r, h - 1);
           const S* add = from + (((b * blocks + block) * (kBlock + 1) + r) * classes + k) * w;
           for (int64_t x = 0; x < w; ++x) to[(plane * h + at) * w + x] += add[x];

@@ -27,7 +27,7 @@ FASTUDA_INLINE void cross_entropy_body(const PixelRow<S>& row, const RowLabels<S
         v[x] = mixed(top[x], bottom[x], row.share) * labels.inverse_temperature;
         best[x] = v[x] > best[x] ? v[x] : best[x];
       }
-      if (smooth == 0) continue;  // a value of no weight may be infinite
+      if (smooth == 0) continue;  // a value without weight may be infinite
 #pragma omp simd
       for (int64_t x = 0; x < n; ++x) weighted[x] += smooth * w * v[x];
     }
@@ -127,7 +127,7 @@ FASTUDA_INLINE void argmax_body(const PixelRow<S>& row, uint8_t* out) {
 
 }  // namespace
 
-// target_clones does not apply to templates: a named function per element type behind each instance.
+// target_clones does not apply to templates, so each instance calls a named function of its element type.
 #define PIXEL_SWEEPS(S, SUFFIX, CLONES)                                                                     \
   CLONES static void cross_entropy_##SUFFIX(const PixelRow<S>& row, const RowLabels<S>& labels, S* scratch, \
                                             S* top, S* bottom, S* map, double& loss, double& norm) {        \

@@ -1,4 +1,4 @@
-// Conversion of elements to their accumulation type and back, in forms that compilers vectorise.
+// Conversion of elements to their accumulation type and back, written so that compilers vectorise it.
 #pragma once
 
 #include "../common.h"

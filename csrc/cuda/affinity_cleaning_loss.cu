@@ -1,5 +1,5 @@
-// affinity_cleaning_loss on the GPU: the sum of all products of neighbours and its gradient in one pass, with
-// no map of products; the partial sums of the blocks are added in a fixed order.
+// affinity_cleaning_loss on the GPU: the sum of all products of neighbours and its gradient in one pass,
+// without a map of products. The partial sums of the blocks are added in a fixed order.
 #include "affinity_window.h"
 
 // The sum of all products and, unless p_grad is null, its gradient. partial holds affinity_blocks(shape)

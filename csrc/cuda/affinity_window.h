@@ -1,5 +1,5 @@
-// Tiles of a plane of probabilities and their neighbours in shared memory: what the kernels of local_affinity
-// and affinity_cleaning_loss share.
+// Tiles of a plane of probabilities and their neighbours in shared memory, for the kernels of local_affinity
+// and affinity_cleaning_loss.
 #pragma once
 
 #include "kernels.h"
@@ -27,8 +27,8 @@ static AffinityShape affinity_shape(const Tensor& p, int64_t neighbours, int64_t
 namespace fastuda {
 
 constexpr int kTileX = 32, kTileY = 16, kRowsAtOnce = 8, kThreads = kTileX * kRowsAtOnce;
-constexpr int kBlocks = 4;          // a multiprocessor holds: leaves a thread 64 registers
-constexpr int kLargestShared = 15;  // distance up to which three tiles with their borders fit 48 KB
+constexpr int kBlocks = 4;          // per multiprocessor, which leaves a thread 64 registers
+constexpr int kLargestShared = 15;  // largest distance at which three tiles with their borders fit in 48 KB
 
 // The d-th of D neighbours in raster order, without the centre: rows and columns in -1..1.
 template <int D>
@@ -46,7 +46,7 @@ FASTUDA_HOST_DEVICE int column_offset(int d, int distance) {
 
 FASTUDA_HOST_DEVICE int clamped(int i, int n) { return i < 0 ? 0 : i >= n ? n - 1 : i; }
 
-// The pixels i of 0..n - 1 for which i + offset, clamped to 0..n - 1, is j: one in the inside, several at the
+// The pixels i of 0..n - 1 for which i + offset, clamped to 0..n - 1, is j: one inside, several at the
 // border.
 struct Range {
   int low, high;
@@ -56,7 +56,7 @@ FASTUDA_HOST_DEVICE Range senders(int j, int offset, int n) {
   return {low < 0 ? 0 : low, high > n - 1 ? n - 1 : high};
 }
 
-// Where a block works: a tile of one plane.
+// The tile of a block: a part of one plane.
 struct Tile {
   int64_t plane;
   int x, y;
@@ -67,9 +67,8 @@ __device__ inline Tile tile_of_block(int height, int width) {
   return {block / (across * down), int(block % across) * kTileX, int(block / across % down) * kTileY};
 }
 
-// A plane of probabilities, read anywhere near the tile; past the border the border is repeated. The tile
-// lies in shared memory, with the logarithms where they are wanted; for far neighbours reads go to global
-// memory.
+// A plane of probabilities that can be read near the tile; outside the plane the border is repeated. The tile
+// is in shared memory, with the logarithms if requested; for far neighbours reads go to global memory.
 template <bool Shared, bool Logs>
 class Window {
  public:

@@ -1,7 +1,7 @@
 """Compile the CUDA kernels and their registration into one library, with nvcc alone.
 
-Used by setup.py and by the tests. The library holds machine code for sm_80 and sm_90 and PTX for what comes
-after; ``FASTUDA_CUDA_ARCH``, a list such as ``80;90``, changes that.
+Used by setup.py and by the tests. The library holds machine code for sm_80 and sm_90, and PTX for later GPUs;
+``FASTUDA_CUDA_ARCH``, a list such as ``80;90``, changes that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020B000000000000ULL"
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, from PATH, CUDA_HOME or the usual place."""
+    """The CUDA compiler, from PATH, CUDA_HOME or the usual folder."""
     folders = [f"{home}/bin" for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(folders))
 
@@ -28,7 +28,8 @@ def architectures() -> list[str]:
 
 
 def kernel_command(compiler: str, source: Path, out: Path) -> list[str]:
-    """Compiles one file of kernels; every warning is an error, registers and spills are reported."""
+    """Command that compiles one file of kernels. Every warning is an error; registers and spills are
+    reported."""
     archs = architectures()
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
@@ -38,20 +39,20 @@ def kernel_command(compiler: str, source: Path, out: Path) -> list[str]:
 
 
 def including(macro: str) -> str:
-    """A file of C++ that includes every op's with a macro, which says what of it."""
+    """C++ source that includes the file of every op, with a macro that selects the part to compile."""
     lines = (f'#include "{path}"' for path in sorted(HERE.glob("*.cu")))
     return "\n".join((f"#define {macro}", *lines, ""))
 
 
 def build(compiler: str, work: Path, library: Path, includes: list[str], link: list[str]) -> str:
-    """Compile everything under ``work``, link ``library``, and return what the compiler said.
+    """Compile everything under ``work``, link ``library``, and return the output of the compiler.
 
     Args:
         includes: torch's include folders.
-        link: the linker's arguments that find ``libtorch_cuda`` and ``libtorch_cpu``.
+        link: linker arguments to find ``libtorch_cuda`` and ``libtorch_cpu``.
 
     Raises:
-        RuntimeError: a step failed; the message is the compiler's.
+        RuntimeError: a step failed, with the message of the compiler.
     """
     work.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
-// class_statistics on the GPU: a block walks down a strip of features with the moments of every class in
-// shared memory. A thread owns a channel, so that nothing is shared between threads, and there are no
-// atomics.
+// class_statistics on the GPU: a block walks down a strip of features, with the moments of every class in
+// shared memory. A thread owns a channel, so threads share nothing and there are no atomics.
 #include "../class_statistics_math.h"
 #include "kernels.h"
 
@@ -78,8 +77,7 @@ __global__ void __launch_bounds__(128, 8) strip_moments(const float* features, c
   const int64_t end = (strip + 1) * kRows < s.rows ? (strip + 1) * kRows : s.rows;
   if (channel >= s.width) return;
   for (int64_t i = strip * kRows; i < end; i += kAhead) {
-    // read before anything waits for what was read: a row after the other would pay for the memory's delay
-    // each
+    // all rows are read before any is used, because each separate row would pay for the memory's latency
     int64_t label[kAhead];
     float value[kAhead];
 #pragma unroll

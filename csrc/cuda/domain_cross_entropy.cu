@@ -1,9 +1,9 @@
-// domain_cross_entropy on the GPU: the walk of upsampled_walk.h with labels that are made of the upsampled
-// segmentation logits where they are used.
+// domain_cross_entropy on the GPU: the walk of upsampled_walk.h, with labels that are computed from the
+// upsampled segmentation logits where they are used.
 #include "upsampled_walk.h"
 
-// Segmentation logits [batch, classes, seg_h, seg_w]: their classes begin at channel `offset` of the domain
-// logits. `level` clips soft labels, or is the least probability of hard ones.
+// Segmentation logits [batch, classes, seg_h, seg_w]; their classes begin at channel `offset` of the domain
+// logits. `level` clips soft labels, or is the smallest probability of hard labels.
 struct DomainOptions {
   int classes, offset;
   int64_t seg_h, seg_w;
@@ -11,7 +11,7 @@ struct DomainOptions {
   bool hard;
 };
 
-// Writes the sum of the losses and adds to grad, as domain, unless that is null. partial holds
+// Writes the sum of the losses, and adds to grad (of the shape of domain) unless it is null. partial holds
 // 2 fastuda_upsample_blocks(shape) doubles.
 FASTUDA_EXPORT int fastuda_domain_cross_entropy(const float* domain, const float* seg, float* grad,
                                                 float* total, double* partial, UpsampleShape shape,
@@ -94,7 +94,7 @@ class Segmentation {
     }
   }
 
-  // Those of class k. Rows mostly lie between the same two source rows as the row before.
+  // The logits of class k. A row mostly lies between the same two source rows as the previous one.
   __device__ void of_class(int k, float* z) const {
     const float* plane = planes_ + int64_t(k) * height_ * width_;
     int row = -1;
@@ -110,8 +110,8 @@ class Segmentation {
     }
   }
 
-  // Of every row the largest logit, its class, the lowest of equal ones, and the sum of the exponentials
-  // about it in powers of two.
+  // For every row the largest logit, its class (the lowest of equal ones), and the sum of the exponentials
+  // relative to it, in powers of two.
   __device__ void soft_max(int classes, float scale, float* best, int* guess, float* total) const {
     float z[R];
 #pragma unroll
@@ -165,7 +165,7 @@ struct SoftDomain {
     }
     __device__ void of_class(int channel, float* q) const {
       const int k = channel - options_.offset;
-      const bool labelled = k >= 0 && k < options_.classes;  // the other half is the other domain's
+      const bool labelled = k >= 0 && k < options_.classes;  // the other half belongs to the other domain
       float z[R] = {};
       if (labelled) seg_.of_class(k, z);
 #pragma unroll
@@ -185,7 +185,7 @@ struct SoftDomain {
   };
 };
 
-// The most probable class where it is probable enough.
+// The most probable class, if its probability reaches the level.
 struct HardDomain {
   const float* seg;
   DomainOptions options;

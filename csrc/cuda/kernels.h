@@ -2,7 +2,7 @@
 // headers are needed to call them. Each returns a cudaError_t; fastuda_cuda_error() says what it means.
 //
 // The file of an op declares its functions and is compiled in three ways: with FASTUDA_TORCH to its
-// registration, with FASTUDA_SMALL to a call of every kernel for the sanitizers, else to its kernels.
+// registration, with FASTUDA_SMALL to a call of every kernel for the sanitizers, otherwise to its kernels.
 #pragma once
 
 #include <cstdint>

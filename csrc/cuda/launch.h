@@ -1,5 +1,5 @@
-// How a kernel is launched and where its shared memory lies. A test that runs blocks and barriers on the CPU
-// brings its own.
+// Launches kernels and declares their shared memory. The test that runs blocks on the CPU has its own
+// version.
 #pragma once
 
 #ifndef FASTUDA_EMULATED_CUDA

@@ -1,13 +1,12 @@
 // local_affinity on the GPU. A block holds a tile of one plane of probabilities and its border in shared
-// memory: the plane is read once, the planes of all directions are written from there. The backward gathers:
-// every pixel adds what it receives from its neighbours, so that no atomics are needed and two runs agree bit
-// for bit.
+// memory. It reads the plane once and writes the planes of all directions from there. The backward gathers:
+// every pixel adds the gradients from its neighbours, without atomics, so two runs agree bit for bit.
 #include "affinity_window.h"
 
-// out [batch, neighbours classes, height, width]; of products [batch, neighbours, height, width].
+// out [batch, neighbours classes, height, width]; for products [batch, neighbours, height, width].
 FASTUDA_EXPORT int fastuda_local_affinity_fwd(const float* p, float* out, AffinityShape shape, bool product,
                                               void* stream);
-// grad is shaped as out above, p_grad as p.
+// grad has the shape of out above, p_grad that of p.
 FASTUDA_EXPORT int fastuda_local_affinity_bwd(const float* grad, const float* p, float* p_grad,
                                               AffinityShape shape, bool product, void* stream);
 
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks - 1)  // all directions at o
     const float own = window.at(y, x);
     const OwnLogs<float> logs = window.logs(y, x);
     const int64_t here = int64_t(y) * width + x;
-    // slope_by_own, with its two quotients made once for all directions
+    // slope_by_own, with its two quotients computed once for all directions
     const float over_one = inside(own) / clamp_probability(own);
     const float over_zero = inside(1.0f - own) / clamp_probability(1.0f - own);
     float sum = 0;
@@ -198,7 +197,7 @@ using namespace fastuda;
 
 const char* fastuda_cuda_error(int code) { return cudaGetErrorString(cudaError_t(code)); }
 
-// One of the four instances of a kernel template, by the number of neighbours and their distance.
+// Selects one of the four instances of a kernel template, by the number of neighbours and their distance.
 #define PICK(kernel)                                                                       \
   (s.distance > kLargestShared ? (s.neighbours == 8 ? kernel<8, false> : kernel<4, false>) \
                                : (s.neighbours == 8 ? kernel<8, true> : kernel<4, true>))

@@ -1,4 +1,4 @@
-// What registers the CUDA kernels with torch, through its stable ABI: one build serves every torch from 2.11.
+// Registers the CUDA kernels with torch through its stable ABI: one build works with torch 2.11 and later.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

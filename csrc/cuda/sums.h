@@ -1,12 +1,12 @@
-// Sums over a block, and of what the blocks leave: in a fixed order, so that two runs agree bit for bit.
+// Sums over a block, and over the results of blocks, in a fixed order, so that two runs agree bit for bit.
 #pragma once
 
 #include "launch.h"
 
 namespace fastuda {
 
-// The block's sum of `value` over its threads, in thread 0; memory holds a double for each. All threads of
-// the block call this together.
+// The sum of `value` over the threads of the block, in thread 0; memory holds one double per thread. All
+// threads of the block call this together.
 template <int Threads>
 __device__ double block_sum(double value, double* memory) {
   __syncthreads();
@@ -21,7 +21,7 @@ __device__ double block_sum(double value, double* memory) {
 
 constexpr int kSumThreads = 256;
 
-// The sum of `count` doubles into `total`, and in a second block that of those behind them into `second`.
+// Writes the sum of `count` doubles to `total`; a second block writes the sum of the next ones to `second`.
 template <class = void>
 __global__ void __launch_bounds__(kSumThreads, 4)
     add_partials(const double* partial, int64_t count, float* total, float* second) {

@@ -1,5 +1,5 @@
-// upsample_confusion on the GPU: a thread walks down a column of outputs, a block counts in shared memory
-// while the pairs of classes fit there. Sums of integers: two runs agree.
+// upsample_confusion on the GPU: a thread walks down a column of outputs; a block counts in shared memory if
+// the pairs of classes fit there. The sums are of integers, so two runs agree.
 #include "../upsample_math.h"
 #include "kernels.h"
 
@@ -9,8 +9,7 @@ struct ConfusionShape {
   bool align_corners;
 };
 
-// Adds to matrix [classes classes + 1]: rows = truth, columns = prediction, then the labels that are no
-// class.
+// Adds to matrix [classes classes + 1]: rows = truth, columns = prediction, then the count of invalid labels.
 FASTUDA_EXPORT int fastuda_upsample_confusion(const float* scores, const int64_t* labels, int64_t* matrix,
                                               uint8_t* predicted, ConfusionShape shape, void* stream);
 
@@ -53,7 +52,7 @@ void confusion(int64_t classes) {
   fastuda_upsample_confusion(scores.data(), labels.data(), matrix.data(), predicted.data(), shape, nullptr);
 }
 
-// counts in shared memory, and straight in the matrix
+// counts in shared memory, and counts directly in the matrix
 const Small few([] { confusion(5); }), many([] { confusion(120); });
 
 #else

@@ -7,10 +7,10 @@ struct EntropyOptions {
   int64_t ignore;
 };
 
-// Labels are hard [batch, height, width] or soft [batch, classes, height, width]; the other is null, as are
-// weights [classes] and [batch, height, width] that are not wanted. Writes the sums of the losses and of the
-// weights, adds to grad, as logits, and writes losses [batch, height, width] where these are not null.
-// partial holds 2 fastuda_upsample_blocks(shape) doubles.
+// Labels are hard [batch, height, width] or soft [batch, classes, height, width]; the other pointer is null,
+// and so are unused weights [classes] and [batch, height, width]. Writes the sums of the losses and of the
+// weights. Unless they are null, adds to grad (of the shape of logits) and writes losses [batch, height,
+// width]. partial holds 2 fastuda_upsample_blocks(shape) doubles.
 FASTUDA_EXPORT int fastuda_upsample_cross_entropy(const float* logits, const int64_t* hard, const float* soft,
                                                   const float* class_weight, const float* pixel_weight,
                                                   float* grad, float* losses, float* total, float* norm,
@@ -82,8 +82,7 @@ namespace fastuda {
 
 namespace {
 
-// What hard and soft labels share: weights of classes and pixels, each null where there are none, and the
-// smoothing.
+// Common to hard and soft labels: weights of classes and of pixels (null if there are none), and smoothing.
 struct Weights {
   const float *class_weight, *pixel_weight;
   float sharp, smooth;

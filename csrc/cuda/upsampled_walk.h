@@ -1,8 +1,8 @@
-// Losses of bilinearly upsampled logits in one pass over the pixels: a thread per output column, so that no
-// class is shared between threads. A block owns a few source rows and columns. It walks over the output rows
-// between two source rows, several at once, class after class: what is kept is a handful of numbers per
-// output row, and nothing per class. The gradient of the columns is squeezed to their sources in shared
-// memory, once per class; outputs between two blocks are done by both, so that there are no atomics.
+// Losses of bilinearly upsampled logits in one pass over the pixels, with a thread per output column, so that
+// threads share no class. A block owns a few source rows and columns. It walks over the output rows between
+// two source rows, several rows at once, class by class. It keeps a few numbers per output row, and none per
+// class. In shared memory, the gradient of the output columns is reduced to the source columns, once per
+// class. Both blocks compute the outputs between them, so there are no atomics.
 #pragma once
 
 #include "kernels.h"
@@ -13,7 +13,7 @@ struct UpsampleShape {
   bool align_corners;
 };
 
-// Half of the doubles that `partial` holds.
+// Half the number of doubles in `partial`.
 FASTUDA_EXPORT int64_t fastuda_upsample_blocks(UpsampleShape shape);
 
 #if defined(FASTUDA_TORCH)
@@ -32,10 +32,10 @@ static UpsampleShape upsample_shape(const Tensor& logits, int64_t height, int64_
 
 namespace fastuda {
 
-constexpr int kColumns = 128;   // threads, and output columns at once
-constexpr int kSourceRows = 4;  // that a block owns
+constexpr int kColumns = 128;   // number of threads, and of output columns at once
+constexpr int kSourceRows = 4;  // number of source rows that a block owns
 constexpr int kMostSourceColumns = 32;
-constexpr int kClassesAtOnce = 16;  // whose gradient lies in shared memory
+constexpr int kClassesAtOnce = 16;  // number of classes whose gradient is in shared memory
 
 FASTUDA_HOST_DEVICE int64_t owned_columns(const UpsampleShape& s) {
   const int64_t fit = kColumns * s.w / s.width - 1;
@@ -76,19 +76,19 @@ __device__ inline Stretched stretched(const float* upper, const float* lower, co
   return {a, b - a};
 }
 
-// Where a thread is: its output column and the `R` output rows from y, of which `rows` are there. A thread
-// outside the image has the place of a valid pixel, and no weight.
+// The position of a thread: its output column and the `R` output rows from y, of which `rows` exist. A thread
+// outside the image has the position of a valid pixel, and weight 0.
 struct Place {
   int64_t image;
   int x, y, rows;
   bool inside;
 };
 
-// The source rows and columns that a block owns, and where the outputs around them begin.
+// The source rows and columns that a block owns, and the first outputs around them.
 struct Sources {
   int64_t image;
-  int r0, r_low, r_high, c0, c_low, c_high;  // those from low on have outputs that reach into the block
-  int *row_start, *column_start;             // of r_low, c_low and those after, in shared memory
+  int r0, r_low, r_high, c0, c_low, c_high;  // from low on, sources have outputs that reach into the block
+  int *row_start, *column_start;  // first outputs of r_low, c_low and those after, in shared memory
 
   // All threads of the block call this together.
   __device__ Sources(const UpsampleShape& s, bool gradient, int* memory)
@@ -112,8 +112,8 @@ struct Sources {
   }
 };
 
-// The gradient of `count` classes from `first` by the columns from x0, squeezed to their sources: a thread
-// per class and source column adds to the rows above and below what these have in it.
+// Reduces the gradient of `count` classes from `first`, for the output columns from x0, to the source
+// columns: a thread per class and source column adds it to the source rows above and below.
 __device__ inline void squeeze(const float* by_upper, const float* by_lower, const float* shares, int x0,
                                int first, int count, int r, const Sources& b, const UpsampleShape& s,
                                float* grad) {
@@ -125,7 +125,7 @@ __device__ inline void squeeze(const float* by_upper, const float* by_lower, con
       const int low = b.column_start[c + side - b.c_low], high = b.column_start[c + side + 1 - b.c_low];
       const int stop = high < x0 + kColumns ? high : x0 + kColumns;
       for (int x = low > x0 ? low : x0; x < stop; ++x) {
-        // past the last source there is none: its share belongs to the last itself
+        // the last source has no next one and takes that share itself
         const float after = shares[x - x0], weight = side < 0 ? after : c == s.w - 1 ? 1.0f : 1.0f - after;
         to_upper += weight * by_upper[k * kColumns + x - x0];
         to_lower += weight * by_lower[k * kColumns + x - x0];
@@ -148,8 +148,8 @@ struct RowPair {
   }
 };
 
-// Of R output rows of a column: the largest logit, the sum of the exponentials about it, the sum of the
-// targets, and that of the targets times the logits.
+// For R output rows of a column: the largest logit, the sum of the exponentials relative to it, the sum of
+// the targets, and the sum of the targets times the logits.
 template <int R>
 struct Scores {
   float share[R], best[R], total[R], mass[R], own[R];
@@ -178,16 +178,16 @@ struct Scores {
         const float value = z.at(share[j]);
         total[j] += rough_exp2((value - best[j]) * scale);
         mass[j] += q[j];
-        own[j] += q[j] == 0.0f ? 0.0f : q[j] * value;  // a value of no weight may be infinite
+        own[j] += q[j] == 0.0f ? 0.0f : q[j] * value;  // a value without weight may be infinite
       }
     }
   }
 };
 
-// The weighted targets of a class are what `Target` gives for the rows of a place: Target::Rows<R>, made of
-// the target, the place and the shape, has
-//   of_class(k, q): the targets q of class k, 0 for rows that are not there or not valid;
-//   weight(j): of row j, for the sum of the weights.
+// `Target` gives the weighted targets of a class for the rows of a position: Target::Rows<R>, constructed
+// from the target, the position and the shape, has
+//   of_class(k, q): the targets q of class k, 0 for rows that do not exist or are not valid;
+//   weight(j): the weight of row j, for the sum of the weights.
 template <class Target, int R, bool Gradient>
 __global__ void __launch_bounds__(kColumns, 3)
     walk(const float* logits, Target target, float* grad, float* losses, double* partial, UpsampleShape s,
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kColumns, 3)
   const Sources b(s, Gradient, reinterpret_cast<int*>(shares + kColumns));
   const int me = int(threadIdx.x), classes = int(s.classes);
   const int begin = b.column_start[0], end = b.column_start[b.c_high - b.c_low];
-  const float scale = sharpness * 1.44269504f;  // into powers of two
+  const float scale = sharpness * 1.44269504f;  // for powers of two
   float loss = 0.0f, norm = 0.0f;
   for (int r = b.r_low; r < b.r_high; ++r) {
     const float* const upper = logits + (b.image * classes * s.h + r) * s.w;
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kColumns, 3)
       const RowPair pair{upper, r + 1 < s.h ? upper + s.w : upper, s.h * s.w,
                          sources_of(x, s.w, s.width, s.align_corners)};
       shares[me] = float(pair.column.share);
-      // pixels between two blocks give both a gradient, but count in the loss of one
+      // pixels between two blocks add to the gradient of both, but to the loss of only one
       const bool mine = inside && pair.column.first >= b.c0 && r >= b.r0;
       for (int y = b.row_start[r - b.r_low]; y < end_y; y += R) {
         const Place place{b.image, x, y, end_y - y < R ? end_y - y : R, inside};
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kColumns, 3)
         float factor[R];
 #pragma unroll
         for (int j = 0; j < R; ++j) {
-          // weighted targets do not add up to 1: the log-sum-exp counts with their sum
+          // weighted targets do not add up to 1, so the log-sum-exp is multiplied by their sum
           const float lse = z.best[j] * sharpness + rough_log(z.total[j]);
           const float term = (z.mass[j] == 0.0f ? 0.0f : z.mass[j] * lse) - sharpness * z.own[j];
           factor[j] = z.mass[j] == 0.0f ? 0.0f : sharpness * rough_quotient(z.mass[j], z.total[j]);
@@ -256,13 +256,13 @@ __global__ void __launch_bounds__(kColumns, 3)
   partial[gridDim.x + blockIdx.x] = weights;
 }
 
-// Adds to grad, unless it is null, and writes the losses of pixels, unless that is null, the sum of the
-// losses and, unless norm is null, that of the weights. partial holds 2 walk_blocks doubles.
+// Adds to grad and writes the losses of pixels, each unless it is null. Also writes the sum of the losses
+// and, unless norm is null, the sum of the weights. partial holds 2 walk_blocks doubles.
 template <class Target>
 int launch_walk(const float* logits, const Target& target, float* grad, float* losses, float* total,
                 float* norm, double* partial, const UpsampleShape& s, float sharpness, void* stream) {
   const int64_t blocks = walk_blocks(s);
-  // as many output rows at once as mostly lie between two source rows
+  // as many output rows at once as typically lie between two source rows
   const bool tall = s.height > 5 * s.h;
   const auto kernel = grad ? (tall ? walk<Target, 8, true> : walk<Target, 4, true>)
                            : (tall ? walk<Target, 8, false> : walk<Target, 4, false>);

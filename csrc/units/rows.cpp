@@ -1,5 +1,5 @@
-// Translation unit of the Python module and the sweeps over rows. torch's headers take longer to parse than
-// the kernels take to compile, so the files of csrc/cpu are compiled in three units instead of one by one.
+// Translation unit of the Python module and the sweeps over rows. Parsing torch's headers takes longer than
+// compiling the kernels, so the files of csrc/cpu are compiled in three units instead of one by one.
 // Names in an anonymous namespace must differ within a unit.
 #include "../cpu/rows.cpp"
 

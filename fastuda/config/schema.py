@@ -25,8 +25,8 @@ class OptimConfig:
     head_lr_mult: NonNegative = 1.0
     """Factor of the segmentation head's learning rate."""
     layer_decay: Annotated[float, Bounds(0, 1, open_below=True)] = 1.0
-    """Factor of a block's learning rate for each block of the backbone behind it (VFM-UDA++: 0.9); 1: all
-    blocks have the same."""
+    """Factor of a block's learning rate for each backbone block after it (VFM-UDA++: 0.9); 1: all blocks have
+    the same rate."""
     momentum: NonNegative = 0.9
     """Momentum of sgd."""
     weight_decay: NonNegative = 5e-4
@@ -44,7 +44,7 @@ class OptimConfig:
     clip_norm: NonNegative | None = None
     """Clip the gradient norm of each network to this value."""
     impl: Literal["auto", "foreach", "apex"] = "auto"
-    """auto (torch's fused implementation where it has one), foreach, or apex (FusedSGD, where apex is
+    """auto (torch's fused implementation if there is one), foreach, or apex (FusedSGD, if apex is
     installed)."""
     networks: dict[str, Any] = field(default_factory=dict)
     """Settings per network of the method, e.g. {discriminator: {name: adam, lr: 1.0e-4}}."""
@@ -85,7 +85,7 @@ class TrainConfig:
     """on: also train source_only with the same seed and steps, and print both. auto: on for the built-in
     scenes."""
     sync_bn: bool = False
-    """Batch norm over the images of all processes of torchrun."""
+    """Compute the statistics of batch norm over the images of all torchrun processes."""
     compile: bool = False
     """Compile the segmentor with torch.compile. The first step then takes up to minutes; on a CPU no gain was
     measured."""
@@ -95,7 +95,7 @@ class TrainConfig:
     """On a CPU with glibc: keep the memory that a step frees for the next one, instead of returning it to
     the system, which clears it again. Set it to false if other programs need the memory."""
     timeout: Annotated[float, Bounds(1)] = 1800.0
-    """Seconds that a process of torchrun waits for the others before it stops and names them."""
+    """Seconds that a torchrun process waits for the others before it stops and names them."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class EvalConfig:
     """Weight tau of ``scores - tau ln(class_shares)`` in predictions, in favour of rare classes (Menon et
     al., ICLR 2021); 1: as if all classes were equally frequent; 0: off."""
     class_shares: tuple[NonNegative, ...] | None = None
-    """Share of each class among the source's labelled pixels, for ``logit_adjustment``; none: counted when
-    the run begins, and kept in its config.yaml."""
+    """Share of each class among the source's labelled pixels, for ``logit_adjustment``; null: counted when
+    the run begins, and saved in its config.yaml."""
     protocol: Literal["ignore", "confusion19"] = "ignore"
     """Treatment of pixels whose class the run does not have: ignore leaves them out (PLCA, FADA),
     confusion19 counts predictions there as false positives (ASANet, WeakSegDA, SePiCo)."""

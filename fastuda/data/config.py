@@ -20,11 +20,11 @@ class DataConfig:
     """Labelled domain, ``name`` or ``name:path[:split]``; several joined by commas. A split may be a file
     ``LIST.txt`` with the names of images."""
     source_weights: Annotated[tuple[float, ...], Bounds(0)] | None = None
-    """Weights of several sources in the draws; none: their numbers of images."""
+    """Weights with which several sources are drawn; none: their numbers of images."""
     target: str = "scenes"
     """Unlabelled domain, in the same form; labels of its training split are never read."""
     data_root: str = "data"
-    """Folder of the domains that are given without a path; each is in the folder of its name."""
+    """Folder of the domains that are given without a path, each in a subfolder of its name."""
     eval_split: str = "auto"
     """Split of the target to evaluate; auto: the one that belongs to the target's training split (val for
     Cityscapes); none: no evaluation, for a target without labels."""
@@ -85,4 +85,4 @@ class DataConfig:
     max_bad: Natural = 10
     """Largest number of unreadable training files to skip; each is logged once."""
     check_labels: Natural = 16
-    """Label files per domain to read before training, to find a wrong label map at once."""
+    """Label files per domain to read before training, to find a wrong label map early."""

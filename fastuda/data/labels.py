@@ -147,7 +147,7 @@ class LabelMap:
         differing = list(filter(differs, compared))
         unknown = sum(by_color(i) == UNKNOWN for i in compared)
         if not differing and len(palette) == 1 and used == [0] and by_color(0) == IGNORE != self.ids.get(0):
-            differing = [0]  # either all void with its own palette, or the first class shown in black
+            differing = [0]  # either a file that is all void, or the first class shown in black
         elif not differing or 2 * unknown > len(compared) or (unknown and compared is not used):
             return False
         elif not unknown:

@@ -20,7 +20,7 @@ Runs = list[tuple[RunConfig, Path]]
 def one_of_many(
     source: str | None, flags: dict[str, Any], overrides: dict[str, Any], method: str | None, seed: int | None
 ) -> RunConfig:
-    """Configuration of a run that is compared with others: without a baseline of its own, unless asked for.
+    """Configuration of a run that is compared with others: without its own baseline, unless requested.
     Arguments as of :func:`plan`.
 
     Raises:
@@ -47,7 +47,7 @@ def plan(
         out: the folder of all runs.
         source: a configuration file or the name of a shipped one.
         flags: dotted settings, as for :func:`~fastuda.config.resolve.resolve`.
-        overrides: the same, nested, which come last.
+        overrides: the same, nested; they are applied last.
 
     Raises:
         UserError: a setting is unknown or not allowed.

@@ -1,5 +1,5 @@
-"""The steps that build a run, in the trainer's order. They share the random number generators, so another
-order gives other initial weights."""
+"""The steps that build a run, in the trainer's order. They share the random number generators, so a different
+order gives different initial weights."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ log = logging.getLogger("fastuda")
 
 
 def with_precision(config: RunConfig, world: World, checkpoint: dict[str, Any] | None = None) -> RunConfig:
-    """The configuration with the precision that the run uses in place of the requested one.
+    """The configuration with the requested precision replaced by the one that the run uses.
 
-    A run that continues from ``checkpoint`` keeps its precision, unless the user asks for another one than at
-    its beginning: a new measurement must not change it between two steps.
+    A run that continues from ``checkpoint`` keeps its precision, unless the user now requests another one
+    than when it began. A new measurement must not change the precision between two steps.
     """
     asked = config.train.amp
     if checkpoint is not None:
@@ -83,9 +83,9 @@ def with_class_shares(config: RunConfig, domains: RunDomains, world: World) -> R
 
 
 def classifier_rows(model: ModelConfig, classes: Sequence[str]) -> list[int | None] | None:
-    """The rows of a whole ``hf:PATH``'s classifier that are those of the run's classes, by name.
+    """The rows of the classifier of a whole ``hf:PATH`` that belong to the run's classes, by name.
 
-    None where it says no names: LABEL_0, as transformers writes, is none. What is decided is logged.
+    None if the model names no classes; LABEL_0, which transformers writes, is not a name. Logs what is used.
     """
     own = model.hf.get("classes")
     if model.network is None or not own:
@@ -119,8 +119,8 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
 
     Args:
         classes: names of the run's classes.
-        pretrained: False for a run that continues from a checkpoint, which holds all weights but those that
-            features are kept near to.
+        pretrained: False for a run that continues from a checkpoint. It holds all weights except the initial
+            ones that a feature distance needs.
 
     Raises:
         UserError: the weights do not fit, or the method refuses a setting.
@@ -136,7 +136,7 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
     method = get_method(config.method["name"])(method_config, model, len(classes))
     if config.train.sync_bn and world.size > 1:
         sync_batch_norm(method, world.device)
-    if config.train.channels_last:  # the layout of the fused ones
+    if config.train.channels_last:  # the layout that the fused norms take
         fuse_norms(method)
     method.adjust(config.eval.logit_adjustment, config.eval.class_shares)
     method.horizon = config.optim.horizon or config.train.steps

@@ -55,8 +55,8 @@ def stage_config(config: RunConfig, stage: str, out: Path) -> RunConfig:
 
 
 def _labelled_target(data: DataConfig, labels: Path) -> dict[str, Any]:
-    """Settings that make the pseudo-labelled target the source: it is read as the target was, and the
-    run's classes are selected by the target's names."""
+    """Settings that make the pseudo-labelled target the source. It is read as the target was, and the run's
+    classes are selected by the names in the target."""
     changes: dict[str, Any] = {
         "source": f"folder:{labels.resolve()}",
         "source_weights": None,
@@ -126,8 +126,8 @@ def _check_last(folder: Path, steps: int, stage: str) -> None:
     later = sorted(path.name for path in folder.parent.glob("[1-3]_*") if path.name[0] > folder.name[0])
     if later:
         raise UserError(
-            f"{folder} ended before step {steps}, and {' and '.join(later)} began from what it was then:"
-            f" remove them to train it further, or leave it by stages.{stage}.train.steps"
+            f"{folder} ended before step {steps}, and {' and '.join(later)} started from its weights then:"
+            f" remove them to train it further, or keep it with stages.{stage}.train.steps"
         )
 
 

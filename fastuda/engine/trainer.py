@@ -194,7 +194,7 @@ class Trainer:
         self.means.add("train/loss", total * share)
 
     def _phases(self, batch: Batch) -> Iterator[Any]:
-        """The method's phases, each computed under autocast. The backward runs outside of it."""
+        """The method's phases, each computed under autocast. The backward runs without autocast."""
         phases = phases_of(self.method, batch, self.state.step)
         while True:
             self.parallel.before()

@@ -1,1 +1,1 @@
-"""Finished runs at work: evaluation, prediction and export."""
+"""Use of finished runs: evaluation, prediction and export."""

@@ -48,7 +48,7 @@ def evaluate(
 ) -> Scores:
     """Score a method on all images, shared among the ranks, and save ``count`` evenly spread pictures.
 
-    Pixels with label 255 are ignored. ``protocol`` decides about pixels of the domain's ``others``, classes
+    Pixels with label 255 are ignored. ``protocol`` says how pixels of the domain's ``others`` count, classes
     that the run does not have (see :class:`~fastuda.inference.scores.Scores`). The op upsamples the
     prediction to the label's size. With ``ccd`` the class-centre distances of the segmentor's features [B, C,
     h, w] are computed as well; each feature gets the nearest pixel's label.

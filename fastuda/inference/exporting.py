@@ -52,7 +52,7 @@ class Deployed(nn.Module):
         expected = method.model.input
         self.reverse = expected.channel_order == "bgr"
         self.scale = expected.scale / 255.0
-        # not mean and std: ONNX names an operation of the network so
+        # not named mean and std, because an ONNX operation of the network has such a name
         self.register_buffer("input_mean", torch.tensor(expected.mean)[:, None, None])
         self.register_buffer("input_std", torch.tensor(expected.std)[:, None, None])
 
@@ -65,8 +65,8 @@ class Deployed(nn.Module):
 
 
 def about(config: RunConfig, classes: ClassSet, size: Size | None = None) -> str:
-    """JSON for readers of the file: classes, palette, and the size of its images: the one that it takes, or
-    the evaluation size, if any."""
+    """JSON for readers of the file: classes, palette, and the image size: the only one that it takes, or the
+    evaluation size, if any."""
     size = size or config.data.eval_size
     return json.dumps({"classes": classes.names, "palette": classes.palette, "size": size})
 
@@ -99,8 +99,8 @@ def trace(method: Method, size: Size | None = None) -> torch.export.ExportedProg
 
 
 def export_torch(path: Path, method: Method, described: str, size: Size | None = None) -> float:
-    """Write a .pt2 file of torch.export, for images of any size or of one. Returns the largest difference of
-    a probability from the method's.
+    """Write a .pt2 file of torch.export, for images of any size or of a single one. Returns the largest
+    difference of a probability from the method's.
 
     ``torch.export.load(path).module()`` loads it; its extra file ``fastuda.json`` is :func:`about`.
 
@@ -209,7 +209,7 @@ def _needed(package: str) -> Any:
 
 
 def _name_dimensions(model: Any) -> None:
-    """Name the dynamic dimensions: batch, and height and width where they are."""
+    """Name the dynamic dimensions: batch, and height and width if they are dynamic."""
     shape = model.graph.input[0].type.tensor_type.shape
     traced = [dim.dim_param for dim in shape.dim]
     names = {old: new for old, new in zip(traced, ("batch", "", "height", "width"), strict=True) if old}

@@ -32,7 +32,7 @@ def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfi
     if config is not None:
         about["config"] = config.to_yaml()
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    # not save_file, which ignores the umask and makes the file private
+    # not save_file, because it ignores the umask and makes the file private
     content = save(weights, {"fastuda": json.dumps(about)})
     with written(path, fsync=True) as draft:
         draft.write_bytes(content)

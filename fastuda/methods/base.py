@@ -50,8 +50,8 @@ class Method(nn.Module):
         values (see fastuda.system.settings)."""
 
         def supervised(self) -> dict[str, Any]:
-            """Settings of the baseline that train the same supervised objective without the adaptation;
-            asked of the settings alone, since the baseline is trained before the method is built."""
+            """Settings with which the baseline trains the same supervised objective, without the adaptation.
+            A method of the settings, because the baseline is trained before the method is built."""
             return {}
 
         def keeps_initial(self) -> bool:
@@ -63,7 +63,7 @@ class Method(nn.Module):
     optim_defaults: ClassVar[dict[str, Any]] = {}
     """Dotted settings that the method changes from their defaults; the user's settings override them."""
     titles: ClassVar[dict[str, str]] = {}
-    """A loss or metric to the title of its curve in the report; without one, its name with spaces."""
+    """Maps a loss or metric to the title of its curve in the report; by default, its name with spaces."""
     target_second: ClassVar[bool] = False
     """Whether the second phase trains the segmentor on target images and the first on source images alone.
     A composition merges the two phases if another part needs both images at once."""
@@ -141,8 +141,8 @@ class Method(nn.Module):
         self.class_bias = bias.to(next(self.model.parameters()).device)
 
     def explain(self, batch: Batch) -> Cycles | None:
-        """What the method sees between the images of a batch of one pair, for the report; none where there is
-        nothing to draw. Called in evaluation mode, without gradients."""
+        """The cycles between the images of a batch of one pair, for the report; None if there is nothing to
+        draw. Called in evaluation mode, without gradients."""
         return None
 
 

@@ -53,7 +53,7 @@ class Composition(Method):
         """Factor of all losses of a part; default 1."""
 
         def supervised(self) -> dict[str, Any]:
-            """Of every setting the largest that a part asks for."""
+            """For every setting, the largest value among the parts."""
             largest: dict[str, Any] = {}
             for part in self._parts():
                 for key, value in part.supervised().items():
@@ -123,7 +123,7 @@ class Composition(Method):
                 for name in list(running):
                     self._take(name, running, merged)
                 if first and id(batch.target_image) in kept:
-                    # later its graph would be freed, and the forward would have to run again
+                    # after the backward the graph is freed, and the forward would have to run again
                     for name, member in self._members().items():
                         if member.target_second:
                             self._take(name, running, merged)
@@ -156,7 +156,7 @@ class Composition(Method):
         return next(iter(self._members().values())).predict(images)
 
     def explain(self, batch: Batch) -> Cycles | None:
-        """What the first part that explains itself shows."""
+        """The cycles of the first part that has any."""
         explained = (member.explain(batch) for member in self._members().values())
         return next((cycles for cycles in explained if cycles is not None), None)
 

@@ -1,4 +1,4 @@
-"""Pixel cycles between two images, as a method hands them to the report."""
+"""Pixel cycles between two images, as a method returns them to the report."""
 
 from __future__ import annotations
 

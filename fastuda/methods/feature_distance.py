@@ -26,8 +26,8 @@ class InitialFeatures(nn.Module):
     """``images [B, 3, H, W] -> [B, C, h, w]``: the deepest features of a frozen copy of a network, in
     evaluation mode.
 
-    The copy is in no checkpoint, because the weights file or ``hf:PATH`` gives it again. A checkpoint has its
-    digest.
+    Checkpoints do not contain the copy, because it can be read again from the weights file or ``hf:PATH``.
+    They contain its digest.
     """
 
     digest: Tensor
@@ -37,7 +37,7 @@ class InitialFeatures(nn.Module):
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         del frozen.head
         self.held = (frozen,)
-        """In a tuple, so that it is no submodule."""
+        """In a tuple, so that it is not a submodule."""
         content = hashlib.blake2b(digest_size=7)
         for value in frozen.backbone.state_dict().values():
             content.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
@@ -86,7 +86,7 @@ def feature_distance(
     num_classes: int = 0,
     min_share: float = 0.75,
 ) -> Tensor:
-    """Mean of :func:`cell_distance` over the cells of some classes, or over all cells; 0 without any.
+    """Mean of :func:`cell_distance` over the cells of some classes, or over all cells; 0 if there are none.
 
     Args:
         features: [B, C, h, w].
@@ -95,9 +95,9 @@ def feature_distance(
         labels: [B, H, W], needed with ``classes``.
         classes: classes whose cells count; None: all cells.
         num_classes: K.
-        min_share: share of a cell that its class fills at least; published 0.75.
+        min_share: smallest share of a cell that its class must fill; published 0.75.
 
-    Source: DAFormer, authors' uda/dacs.py, where no cell gives NaN.
+    Source: DAFormer, authors' uda/dacs.py, which gives NaN if there are no cells.
     """
     distance = cell_distance(features, initial, kind)
     if classes is None or labels is None:
@@ -105,7 +105,7 @@ def feature_distance(
     size = (features.shape[2], features.shape[3])
     cells = downsample_labels(labels, size, num_classes, min_share)
     chosen = torch.zeros_like(cells, dtype=torch.bool)
-    for k in classes:  # one by one: a list would be copied to the device
+    for k in classes:  # one by one, because a list would be copied to the device
         chosen |= cells == k
     count = chosen.sum()
     return joint_mean((distance * chosen).sum() / count.clamp(min=1), count)

@@ -58,7 +58,7 @@ def with_detail(
     loss: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     weight: Tensor | None = None,
 ) -> Tensor:
-    """``loss(logits, labels, weight)`` of a segmentor's output; of HRDA's in training ``(1 - d) loss + d
+    """``loss(logits, labels, weight)`` of a segmentor's output. With HRDA in training, ``(1 - d) loss + d
     loss(detail)``, where the detail has the labels and weights of its crop and d is its share.
 
     Args:

@@ -135,8 +135,8 @@ class PLCA(Method):
         source_label: Tensor,
         pick: Callable[[Tensor], Tensor | slice] = lambda pixels: ALL,
     ) -> Iterator[tuple[str, Tensor, F.CycleStats, int, Tensor]]:
-        """Name, loss, cycles, number of target pixels, and labels [B, N] of each association, the features'
-        first; of all pixels or of those that ``pick`` gives."""
+        """Name, loss, cycles, number of target pixels, and labels [B, N] of each association, features
+        first. Uses all pixels, or those that ``pick`` selects."""
         config = self.config
         levels = {}
         if config.feature_association:
@@ -149,7 +149,7 @@ class PLCA(Method):
             levels["prediction"] = ("kl", *probabilities, config.prediction_aggregation_contrast)
         picks: dict[torch.Size, tuple[Tensor | slice, Tensor | slice]] = {}
         for level, (similarity, source_map, target_map, aggregation_contrast) in levels.items():
-            # of the same size but for HRDA and heads with finer logits
+            # the sizes differ only for HRDA and for heads with finer logits
             size = source_map.shape[2:]
             if size not in picks:
                 picks[size] = pick(source_map), pick(target_map)
@@ -174,8 +174,8 @@ class PLCA(Method):
             yield level, loss, stats, target_rows.shape[:2].numel(), labels
 
     def explain(self, batch: Batch) -> Cycles | None:
-        """The cycles of the features (of the predictions, where only those are associated), between all
-        pixels."""
+        """The cycles of the features between all pixels, or of the predictions if only those are
+        associated."""
         source, target = self.model(batch.source_image), self.model(batch.target_image)
         for level, _, stats, _, labels in self._associations(source, target, batch.source_label):
             pixels = (labels, stats.forward_index, stats.end_index)

@@ -51,7 +51,7 @@ class SelfTraining(Method):
     @dataclass(frozen=True)
     class Config(Method.Config):
         ema_decay: Share = 0.999
-        """Decay of the teacher: ``min(1 - 1 / (t + 1), decay)``; parameters only, as published."""
+        """Decay of the teacher: ``min(1 - 1 / (t + 1), decay)``. Averages only parameters, as published."""
         threshold: NonNegative = 0.968
         """Smallest probability of a confident pixel."""
         flip_pseudo_label: bool = False
@@ -59,8 +59,8 @@ class SelfTraining(Method):
         ssl_weight: float = 1.0
         """Weight of the loss on the mixed image."""
         mix_start: Natural = 0
-        """First step with the losses on target images (published: 0). Until then the teacher follows a
-        student of the source alone and labels nothing, so that its first labels are better."""
+        """First step with the losses on target images (published: 0). Until then the student trains on the
+        source alone. The teacher follows it and labels nothing, so that its first labels are better."""
         ignore_top: Natural = 0
         """Rows at the top without pseudo-labels (published: 15 of a 640 crop of Cityscapes)."""
         ignore_bottom: Natural = 0
@@ -151,7 +151,7 @@ class SelfTraining(Method):
         weight = self._rarity(self.config.test_spread)
         if weight is None:
             return prediction
-        # factors of probabilities are sums of logits, which are upsampled after this
+        # a factor of a probability is a summand of its logit; the logits are upsampled after this
         return SegPrediction(prediction.scores + weight.log().to(images.device)[:, None, None], False)
 
     def phases(self, batch: Batch, step: int) -> Iterator[Phase]:
@@ -191,8 +191,8 @@ class SelfTraining(Method):
         return self._weighted(probability, label)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        """[B, K, H, W] of the teacher: the mean of ``softmax(image)`` and of the mirrored image's, mirrored
-        back, if that is asked for."""
+        """[B, K, H, W] of the teacher. If requested, the mean of ``softmax(image)`` and the softmax of the
+        mirrored image, mirrored back."""
         align = self.model.align_corners
         p = upsampled(self.teacher(images).logits, images, align).softmax(1)
         if not self.config.flip_pseudo_label:

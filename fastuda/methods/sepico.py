@@ -255,6 +255,6 @@ class SePiCo(SelfTraining):
         centre = centre + (joint_share(centre) - centre).detach()
         with torch.autocast(q.device.type, enabled=False):
             scores = centre.to(self.mean.dtype) @ self.mean.T / self.config.tau
-            # for a single class the logarithm is 0, and any divisor will do
+            # for a single class the logarithm is 0, so any divisor will do
             value = scores.log_softmax(0).sum() / (self.num_classes * math.log(max(self.num_classes, 2)))
             return value * (joint_sum(count) > 0)

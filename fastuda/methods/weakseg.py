@@ -65,7 +65,7 @@ class WeakSeg(Method):
         weak_labels: Literal["pseudo", "tags", "points"] = "pseudo"
         """pseudo (UDA), or tags or points (WDA), which need ``data.weak_labels``."""
         pseudo_threshold: Share = 0.2
-        """Smallest probability of a present class (pseudo)."""
+        """Probability from which a class counts as present (pseudo)."""
         classification_weight: float = 0.01
         """Weight of L_c. For tags and points the authors' text says 0.2; their scripts use 0.01."""
         category_weight: float = 1e-3
@@ -188,7 +188,7 @@ class WeakSeg(Method):
         tagged = batch.target_tags.gather(1, label.clamp(max=self.num_classes - 1))
         keep = (label != 255) & tagged
         height, width = batch.target_image.shape[2:]
-        # unused points go to an extra pixel behind the image: selecting the others would need a sync
+        # unused points go to an extra pixel after the image: selecting the others would need a sync
         place = torch.where(keep, y * width + x, height * width)
         sparse = torch.full((len(label), height * width + 1), 255, device=label.device)
         sparse = sparse.scatter(1, place, label)[:, :-1].unflatten(1, (height, width))
@@ -197,7 +197,7 @@ class WeakSeg(Method):
 
     def _pool(self, features: Tensor, logits: Tensor) -> Tensor:
         """[B, C, K]."""
-        if logits.shape[2:] != features.shape[2:]:  # of a head with finer logits
+        if logits.shape[2:] != features.shape[2:]:  # a head with finer logits
             logits = nnf.interpolate(logits, features.shape[2:], mode="area")
         return F.category_pool(pixel_major(features), pixel_major(logits.detach())).transpose(1, 2)
 

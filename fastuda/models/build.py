@@ -42,19 +42,19 @@ class ModelConfig:
     (these need the extra ``transformers``), or small (for training from scratch). hf:PATH takes a backbone of
     Hugging Face's transformers, package.module:function one of your own."""
     network: str | None = None
-    """A whole network in place of backbone and head: hf:PATH (a model of semantic segmentation of Hugging
-    Face's transformers) or package.module:function."""
+    """A whole network instead of backbone and head: hf:PATH (a semantic segmentation model of Hugging Face's
+    transformers) or package.module:function."""
     weights: str | None = None
-    """``imagenet``, the published file of the backbone, which is downloaded once (likewise
-    ``dinov2_vits14``, ``dinov2_vitb14`` and ``dinov2_vitl14``); or a .pth or .safetensors file; or None to
-    train from scratch. Known keys: torchvision, Caffe-style DeepLab, AdaptSegNet, FADA, timm, SegFormer
+    """``imagenet`` for the published file of the backbone, which is downloaded once (``dinov2_vits14``,
+    ``dinov2_vitb14`` and ``dinov2_vitl14`` likewise), a .pth or .safetensors file, or None to train from
+    scratch. Known keys: torchvision, Caffe-style DeepLab, AdaptSegNet, FADA, timm, SegFormer
     (NVlabs, Hugging Face or mmsegmentation), DINOv2, and fastuda's own."""
     caffe: bool = False
     """Caffe-style ResNet: stride in the first 1x1, ceil_mode pooling (PLCA, ASANet, WeakSegDA)."""
     aspp_branches: Literal[1, 2, 3, 4] = 4
     """Branches of the head: 4, or 2 in AdaptSegNet's family (ASANet, WeakSegDA)."""
     aspp_bias: bool = False
-    """Whether the head has a bias: not in PLCA; in FADA, ASANet, WeakSegDA and SePiCo."""
+    """Whether the head has a bias: no in PLCA; yes in FADA, ASANet, WeakSegDA and SePiCo."""
     aspp_zero_bias: bool = False
     """Whether the bias starts from zero (SePiCo, by mmcv) instead of torch's default (FADA, ASANet,
     WeakSegDA)."""
@@ -69,12 +69,12 @@ class ModelConfig:
     half. None: detected from the layout of the weights file, which is not possible for VGG16 files
     converted from Caffe."""
     head: Literal["auto", "deeplabv2", "daformer", "upernet", "linear", "light"] = "auto"
-    """The head: deeplabv2, daformer or upernet (for a backbone of several maps, and for a ViT's four
-    quarters), linear, light (VFM-UDA's), or auto: daformer for several maps, light for a single one of
-    hf:PATH that is coarser than stride 8, deeplabv2 otherwise."""
+    """The head: deeplabv2, daformer or upernet (for a backbone with several maps, and for a ViT, whose maps
+    after each quarter of its blocks they take), linear, light (VFM-UDA's), or auto. auto is daformer for
+    several maps, light for a single map of hf:PATH that is coarser than stride 8, and deeplabv2 otherwise."""
     hrda: Size | None = None
     """HRDA: height and width of the detail crop at full resolution (published: 512 x 512, half of
-    ``data.crop``), beside the whole crop at half resolution. None: one scale."""
+    ``data.crop``); the whole crop is seen at half resolution. None: one scale."""
     enlarge: Annotated[float, Bounds(1, 4)] = 1.0
     """Factor by which images are enlarged before a backbone of hf:PATH (VFM-UDA: 1.1)."""
     align_corners: bool = False
@@ -86,7 +86,8 @@ class ModelConfig:
 
 
 def described(config: ModelConfig) -> ModelConfig:
-    """``config`` with all that its network needs beyond weights: what ``hf:PATH`` is, with an absolute path.
+    """``config`` with everything that its network needs except the weights: the description of ``hf:PATH``,
+    and its absolute path.
 
     Raises:
         UserError: see :func:`~fastuda.models.hf_folder.describe`.
@@ -110,11 +111,11 @@ def build_model(
     """Build the network of ``config`` for ``num_classes`` classes and load its weights.
 
     Args:
-        pretrained: False for a network whose state is loaded afterwards: the weights of ``hf:PATH`` are not
-            read, and a function of yours that has a parameter ``pretrained`` gets False.
-        rows: for each class the row of the classifier of a whole ``hf:PATH`` that is its, or None if it
-            starts from scratch. By default the model's own order where the numbers of classes agree, and a
-            new classifier otherwise.
+        pretrained: False for a network whose state is loaded afterwards. Then the weights of ``hf:PATH`` are
+            not read, and a user's function with a parameter ``pretrained`` gets False.
+        rows: for each class its row in the classifier of a whole ``hf:PATH``, or None if it starts from
+            scratch. By default the model's own order if the numbers of classes agree, and a new classifier
+            otherwise.
 
     Raises:
         UserError: the backbone is unknown, the network cannot be used, or the weights file is missing or does
@@ -207,7 +208,7 @@ def _called(name: str, kind: str, pretrained: bool, *arguments: Any) -> Any:
 
 
 def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Segmentor:
-    """The backbone with its head, and at two scales with HRDA's attention."""
+    """The backbone with its head; with HRDA, also its attention head."""
     head = _head(config, backbone, num_classes)
     if config.hrda is None:
         return Segmentor(backbone, head, num_classes, config.align_corners)

@@ -33,7 +33,7 @@ class DAFormerHead(nn.Module):
         num_classes: K.
         width: channels of the embeddings and of every fused map.
         dropout: rate before the classifier; published 0.1.
-        context: whether the embeddings are fused by the ASPP and a 3x3, or by a 1x1 alone (HRDA's attention).
+        context: fuse the embeddings by the ASPP and a 3x3; otherwise by a 1x1 only (HRDA's attention).
     """
 
     RATES = (1, 6, 12, 18)

@@ -17,7 +17,7 @@ class ASPP(nn.Module):
         num_classes: K.
         branches: 4, or 2 for the head that AdaptSegNet's family trained (its loop returned early, so that
             rates 18 and 24 never contributed).
-        bias: PLCA has none, FADA has.
+        bias: whether there is a bias; PLCA has none, FADA has one.
         init_std: standard deviation of a zero-mean normal initialisation of the weights, or ``None`` for
             torch's default.
         zero_bias: the bias starts from zero, not from torch's default.

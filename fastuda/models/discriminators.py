@@ -53,7 +53,7 @@ def affinity_discriminator(num_classes: int, neighbours: int = 8, width: int = 6
 
 
 class ClassDomainDiscriminator(nn.Module):
-    """FADA's discriminator of features, with 2 K outputs: class and domain at once.
+    """FADA's discriminator of features, with 2 K outputs for class and domain together.
 
     ``[B, C, h, w] -> [B, 2 K, h, w]``: channel c is "source and class c", K + c is "target and class c".
     Two 3x3 convolutions to ``width`` and ``width / 2`` channels, then one 3x3 for each domain; stride 1, no
@@ -98,9 +98,9 @@ class StackedLinear(nn.Module):
 class CategoryDiscriminators(nn.Module):
     """WeakSegDA's K discriminators of pooled class features, one MLP ``C - C - C - 1`` for each class.
 
-    They run as three batched products instead of 3 K small ones, also under autocast in float32: with one row
-    per image, reading the weights takes all the time, and a cast or a copy without absent classes would read
-    them once more.
+    They run as three batched products instead of 3 K small ones, and in float32 even under autocast. With one
+    row per image, reading the weights takes all the time. A cast, or a copy that leaves out absent classes,
+    would read them once more.
 
     Source: Paul et al., Domain Adaptive Semantic Segmentation Using Weak Labels, ECCV 2020.
     """

@@ -1,4 +1,4 @@
-"""Backbones of other libraries: how their maps lie on an image, and images of any size for them."""
+"""Backbones of other libraries: measures their feature maps, and fits images of any size to them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fastuda.errors import UserError
 from fastuda.models.mask_tokens import TokenMasks
 
 MULTIPLES = (2, 4, 8, 14, 16, 28, 32, 64)
-"""Numbers that the sides of an image may have to be multiples of; :func:`survey` tries 1 and the stride of
-the coarsest map before them."""
+"""Candidates for the number that the sides of an image must be a multiple of. :func:`survey` first tries 1
+and the stride of the coarsest map."""
 
 Maps = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the maps of a network lie on its images."""
+    """The geometry of a network's maps relative to its images."""
 
     widths: tuple[int, ...]
     """Channels of each map."""
     strides: tuple[float, ...]
-    """Pixels between neighbours of each map."""
+    """Pixels between neighbouring cells of each map."""
     cell: tuple[int, int] = (1, 1)
     """The sides of an image are multiples of these."""
     windows: bool = False
-    """Whether the network takes images of the size ``cell`` alone."""
+    """Whether the network takes only images of size ``cell``."""
 
     def of(self, chosen: Sequence[int]) -> Geometry:
         """The geometry of some of the maps."""
@@ -48,15 +48,16 @@ class ForeignBackbone(nn.Module):
     """``images [B, 3, H, W] -> features [B, C, h, w]`` of a network that returns one map or several.
 
     The maps are resized bilinearly (``align_corners=False``) to the grid of the finest one and concatenated,
-    as :class:`~fastuda.models.mit.MiT` does. The image is resized bilinearly before it:
+    as :class:`~fastuda.models.mit.MiT` does. Before the network, the image is resized bilinearly:
 
-    - to multiples of the network's cell, since a patch embedding ignores the pixels behind the last whole
-      patch, so that features would lie beside their pixels;
-    - for a network of one image size, to a multiple of it, and the network sees the windows one by one.
+    - to multiples of the network's cell, because a patch embedding ignores the pixels after the last whole
+      patch and the features would not be aligned with their pixels;
+    - for a network with a fixed image size, to a multiple of that size; the network then sees windows of its
+      size.
 
     Args:
-        network: gives what ``maps`` reads.
-        maps: the maps of an output of the network.
+        network: the network.
+        maps: returns the maps of an output of the network.
         geometry: see :func:`survey`.
         enlarge: factor of the image's sides before they are rounded.
     """
@@ -71,19 +72,19 @@ class ForeignBackbone(nn.Module):
         super().__init__()
         self.network = network
         self.token_masks: TokenMasks | None = None
-        """Of a ViT that has a mask token."""
+        """The hook of a ViT that has a mask token."""
         self.maps, self.cell, self.windows = maps, geometry.cell, geometry.windows
         self.permille = round(1000 * enlarge)
         self.no_decay = tuple(getattr(network, "no_decay", ()))
         self.widths, self.strides = list(geometry.widths), list(geometry.strides)
         self.channels = sum(self.widths)
         self.stride = max(1, round(min(geometry.strides) / enlarge))
-        # half a cell is rounded up to one
+        # half a cell is rounded up to a whole one
         cell = max(geometry.cell)
         self.least_size = math.ceil(max(geometry.strides)) if cell == 1 else -(-cell // 2)
 
     def fitted(self, side: Any, cell: int) -> Any:
-        """Pixels of a side of the image that the network sees: ``enlarge * side``, rounded to cells."""
+        """Side of the image that the network sees, in pixels: ``enlarge * side``, rounded to cells."""
         return (2 * side * self.permille + 1000 * cell) // (2000 * cell) * cell
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class ForeignBackbone(nn.Module):
 
 
 def concatenated(maps: Sequence[Tensor]) -> Tensor:
-    """The maps at the size of the finest one, along the channels."""
+    """The maps, resized to the finest one and concatenated along the channels."""
     finest = max((m.shape[-2:] for m in maps), key=lambda size: size[0]) if len(maps) > 1 else None
     resized = [
         m if finest is None or m.shape[-2:] == finest
@@ -123,8 +124,8 @@ def _joined(features: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def listed(output: Any) -> list[Tensor]:
-    """The maps of what a backbone returned: a tensor, several, a dictionary of them, or Hugging Face's
-    ``feature_maps``."""
+    """The maps in the output of a backbone: a tensor, several tensors, a dictionary of them, or Hugging
+    Face's ``feature_maps``."""
     output = getattr(output, "feature_maps", output)
     if isinstance(output, Tensor):
         return [output]
@@ -132,7 +133,7 @@ def listed(output: Any) -> list[Tensor]:
 
 
 def size_of(owner: Any) -> tuple[int, int] | None:
-    """Height and width of ``image_size``, of a network or of its configuration, if it says one."""
+    """Height and width of the ``image_size`` of a network or of its configuration, if there is one."""
     size = getattr(owner, "image_size", None)
     if isinstance(size, int):
         return size, size
@@ -145,23 +146,23 @@ def survey(
     name: str,
     image_size: tuple[int, int] | None = None,
 ) -> Geometry:
-    """Measure strides, channels and the multiples that the sides of images must be.
+    """Measure strides, channels, and the multiples that the sides of images must be.
 
-    A network that fails on images of 448 and 896 pixels is taken to know ``image_size`` alone. Otherwise the
-    cell is the first of 1, the largest stride and :data:`MULTIPLES` at which no map leaves pixels out:
-    ``h * stride`` must not be less than the side. The network is copied without its values, which costs no
-    time; where it cannot be run so, it computes.
+    If a network fails on images of 448 and 896 pixels, ``image_size`` is taken as its only size. Otherwise
+    the cell is the first of 1, the largest stride and :data:`MULTIPLES` at which no map leaves pixels out,
+    that is, ``h * stride`` is not less than the side. A copy of the network runs on the meta device, which
+    takes no time; if that fails, the network itself runs.
 
     Args:
-        maps: the maps [B, C, h, w] of an output of the network.
+        maps: returns the maps [B, C, h, w] of an output of the network.
         name: of the network, for messages.
         image_size: the size that the network was made for.
 
     Raises:
-        UserError: the network cannot be run, or returns something else than maps.
+        UserError: the network cannot be run, or does not return maps.
     """
     try:
-        bare, read = copy.deepcopy((network, maps))  # together: maps may read a part of the network
+        bare, read = copy.deepcopy((network, maps))  # together: maps may refer to the network
         bare = bare.to("meta").eval()
         with torch.device("meta"):
             return _survey(lambda images: read(bare(images)), name, image_size)
@@ -187,7 +188,7 @@ def _survey(maps: Maps, name: str, image_size: tuple[int, int] | None) -> Geomet
     if widths != tuple(shape[0] for shape in large):
         raise UserError(f"{name} has no usable feature map: its maps are [B, h, w, C], not [B, C, h, w]")
     for multiple in (1, round(max(strides)), *MULTIPLES):
-        # odd multiples, so that none is one of twice the number; a network may take squares alone
+        # odd multiples of a number are no multiples of twice that number; a network may take only squares
         height = multiple * (round(75 / multiple) | 1)
         width = height + 2 * multiple
         try:

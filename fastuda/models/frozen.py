@@ -11,9 +11,9 @@ from fastuda.models.mobile import DepthwiseConv2d
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm in evaluation mode for good: its statistics, scale and shift are constants.
+    """A batch norm that stays in evaluation mode: its statistics, scale and shift are constants.
 
-    With ``folded`` the convolution before it applies them, and this is the identity.
+    With ``folded`` the preceding convolution applies them, and this layer is the identity.
     """
 
     folded: bool
@@ -34,8 +34,8 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution and the frozen norm behind it: ``conv(x, s W) + t``, one pass over the features in place
-    of two, and as many backward. The gradient of ``W`` is exact."""
+    """A convolution and the frozen norm after it: ``conv(x, s W) + t``. This takes one pass over the features
+    instead of two, forward and backward. The gradient of ``W`` is exact."""
 
     norm: tuple[FrozenBatchNorm2d]
     """In a tuple, so that its state stays under its own name."""
@@ -48,7 +48,7 @@ class FoldedConv2d(nn.Conv2d):
 
 
 class FoldedDepthwiseConv2d(FoldedConv2d, DepthwiseConv2d):
-    """The same of a depthwise one."""
+    """The same for a depthwise convolution."""
 
 
 FOLDED: dict[type[nn.Module], type[FoldedConv2d]] = {
@@ -59,7 +59,7 @@ FOLDED: dict[type[nn.Module], type[FoldedConv2d]] = {
 
 def freeze(module: nn.Module) -> None:
     """Make every batch norm of ``module`` constant, and fold it into the convolution that is registered just
-    before it. Names of the state stay."""
+    before it. The keys of the state do not change."""
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = FrozenBatchNorm2d

@@ -1,4 +1,4 @@
-"""What a folder of Hugging Face, or a name on its hub, holds: configuration and image normalisation."""
+"""Reads the configuration and the image normalisation of a Hugging Face folder or a name on its hub."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger("fastuda")
 
 
 def describe(spec: str, whole: bool = False) -> dict[str, Any]:
-    """What is needed to build the network of ``hf:PATH`` without the folder, as plain types.
+    """Everything that is needed to build the network of ``hf:PATH`` without the folder, as plain types.
 
-    ``spec`` with an absolute path, ``config`` (of transformers) and ``input``, the normalisation of images of
-    ``preprocessor_config.json`` (ImageNet's if there is none). Of a whole model also ``classes``, the names
-    of its classes in its order.
+    The keys are ``spec`` (with an absolute path), ``config`` (that of transformers) and ``input``, the image
+    normalisation of ``preprocessor_config.json`` (ImageNet's if there is none). For a whole model also
+    ``classes``, the names of its classes in order.
 
     Args:
-        spec: ``hf:`` and a local folder, or a name on the hub; its files are taken from the local cache, and
-            fetched only if they are not there.
+        spec: ``hf:`` followed by a local folder or a name on the hub. The files of a name are read from the
+            local cache, and downloaded only if they are not there.
         whole: whether it is a whole model, not a backbone.
 
     Raises:
@@ -57,7 +57,7 @@ def describe(spec: str, whole: bool = False) -> dict[str, Any]:
 
 
 def _input_of(name: str) -> Normalization:
-    """The normalisation of a folder's or a hub's image processor; ImageNet's where there is no such file.
+    """The normalisation of the image processor of a folder or hub name; ImageNet's if there is no such file.
 
     Raises:
         UserError: the file is damaged.
@@ -68,7 +68,7 @@ def _input_of(name: str) -> Normalization:
             continue
         with reading(path, "settings of an image processor"):
             image = json.loads(path.read_text(encoding="utf-8"))
-            if file == "processor_config.json":  # of several modalities
+            if file == "processor_config.json":  # written for models of several modalities
                 image = image.get("image_processor")
             if image is not None:
                 return normalization_of(image)
@@ -90,7 +90,7 @@ def _file(name: str, file: str) -> Path | None:
 
 
 def normalization_of(image: dict[str, Any]) -> Normalization:
-    """The normalisation that a ``preprocessor_config.json`` asks for.
+    """The normalisation that a ``preprocessor_config.json`` describes.
 
     Raises:
         ValueError, TypeError, AttributeError: a value is of another type, or not one or three numbers.
@@ -151,7 +151,7 @@ def _place(spec: str) -> str:
 
 
 def local_first(load: Callable[..., T], name: str) -> T:
-    """What ``load`` gives of local files; a name is asked of the hub only if the cache lacks it."""
+    """The result of ``load`` from local files; asks the hub for a name only if the cache lacks it."""
     try:
         return load(local_files_only=True)
     except OSError:
@@ -161,7 +161,7 @@ def local_first(load: Callable[..., T], name: str) -> T:
 
 
 def reason_of(spec: str, error: Exception) -> str:
-    """What went wrong with ``spec``, and what to do, in one line."""
+    """A one-line message: what went wrong with ``spec``, and what to do."""
     reason = " ".join(str(error).split())
     if isinstance(error, ImportError):
         package = re.search(r"requires the (\S+) library", reason)
@@ -179,7 +179,7 @@ def reason_of(spec: str, error: Exception) -> str:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without transformers' own warnings and bars: what was loaded is logged in one line."""
+    """Suppress the warnings and progress bars of transformers; fastuda logs in one line what was loaded."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()

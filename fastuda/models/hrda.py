@@ -37,8 +37,8 @@ def fuse(context: Tensor, attention: Tensor, detail: Tensor) -> Tensor:
 
 
 def windows(size: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> list[tuple[int, int]]:
-    """Corners of windows that cover an image, in row-major order; the last of each row and column ends with
-    it."""
+    """Corners of windows that cover an image, in row-major order. The last window of each row and column ends
+    at the border."""
     rows, columns = (
         [*range(0, length - side, step), length - side]
         for length, side, step in zip(size, window, stride, strict=True)
@@ -49,7 +49,7 @@ def windows(size: Sequence[int], window: Sequence[int], stride: Sequence[int]) -
 def averaged(
     parts: Sequence[Tensor], places: Sequence[tuple[int, int]], size: Sequence[int], cell: int
 ) -> Tensor:
-    """Mean of overlapping maps [B, C, h, w] of windows, in float32 or float64.
+    """Mean of the overlapping maps [B, C, h, w] of windows, in float32 or float64.
 
     Args:
         parts: one map per window.
@@ -72,7 +72,7 @@ def averaged(
 
 
 def placed(x: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
-    """``x`` [B, C, h, w] with its corner at (``top``, ``left``) of zeros of a size."""
+    """Zeros of the given size, with ``x`` [B, C, h, w] placed at (``top``, ``left``)."""
     return nnf.pad(x, (left, size[1] - left - x.shape[3], top, size[0] - top - x.shape[2]))
 
 
@@ -83,21 +83,21 @@ class HRSegmentor(Segmentor):
     resolution. An attention head decides per class and cell of the context how much of the detail's logits is
     used (:func:`fuse`). Logits are at ``stride``, features (of the context) at twice that.
 
-    In training, with gradients, there is one random window for the whole batch, and the output has its logits
-    for a loss of its own. Without gradients (a teacher, evaluation) the windows slide by half their size and
-    their logits are averaged; and images larger than twice ``detail`` are themselves read in windows of that
-    size, which slide by ``detail``. Those are padded to whole cells with their last pixels.
+    In training, with gradients, there is one random window for the whole batch. The output contains its
+    logits, which get their own loss. Without gradients (a teacher, evaluation) the windows slide by half
+    their size and their logits are averaged. Images larger than twice ``detail`` are processed in windows of
+    that size, which slide by ``detail``. Images are padded to whole cells with their last pixels.
 
     Source: Hoyer et al., HRDA, ECCV 2022.
 
     Args:
-        backbone, head, num_classes, align_corners: as of :class:`Segmentor`.
+        backbone, head, num_classes, align_corners: as for :class:`Segmentor`.
         attention: a head like ``head``, without the sigmoid.
         detail: height and width of the detail crop, multiples of twice the stride; published 512 x 512, half
             the training crop.
 
     Raises:
-        UserError: ``detail`` is no multiple, or ``align_corners`` is set.
+        UserError: ``detail`` is not such a multiple, or ``align_corners`` is set.
     """
 
     def __init__(
@@ -132,14 +132,14 @@ class HRSegmentor(Segmentor):
         return self._frames(images)
 
     def refined(self, images: Tensor, refine: Refine) -> Tensor:
-        """Logits of images, in sliding windows, whose context's features pass through ``refine`` before the
-        head and the attention; the details' features do not."""
+        """Logits of images, in sliding windows. The features of the context pass through ``refine`` before
+        the head and the attention; the features of the details do not."""
         return self._frames(images, refine).logits
 
     def param_groups(
         self, lr: float, head_lr_mult: float = 1.0, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """The segmentor's parameter groups, and the attention head's with the head's learning rate."""
+        """The segmentor's parameter groups, and those of the attention head with the head's learning rate."""
         groups = super().param_groups(lr, head_lr_mult, layer_decay)
         own = [p for p in self.attention.parameters() if p.requires_grad]
         return [*groups, {"params": own, "lr": lr * head_lr_mult}]
@@ -211,8 +211,8 @@ class HRSegmentor(Segmentor):
         return SegOutput(features[:, :, : coarse[0], : coarse[1]], logits[:, :, : fine[0], : fine[1]])
 
     def _slide(self, images: Tensor, refine: Refine | None) -> tuple[Tensor, Tensor]:
-        """Features and fused logits of images of the size that is trained: all details in one batch, since a
-        teacher's batch norm takes its statistics from them together."""
+        """Features and fused logits of images of the training size. All details are one batch, because a
+        teacher's batch norm computes its statistics over all of them."""
         features, _, context, attention = self._context(images, refine)
         size, (high, wide) = images.shape[2:], self.detail
         places = windows(size, self.detail, (high // 2, wide // 2))

@@ -17,9 +17,9 @@ from fastuda.models.mask_tokens import token_masks_of
 
 WEIGHTS = ("*.safetensors", "*.bin")
 SLOW_TO_TRACE = ("swin", "swinv2", "maskformer-swin")
-"""Families whose padded, shifted windows keep torch.export busy for longer than anyone waits."""
+"""Families with padded, shifted windows, for which torch.export takes too long to be useful."""
 RANDOM_POSITIONS = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
-"""Settings of DINOv3 that move positions at random in training mode: a teacher would label at random."""
+"""Settings of DINOv3 that move positions at random in training mode. A teacher's labels would be random."""
 
 log = logging.getLogger("fastuda")
 
@@ -27,13 +27,13 @@ log = logging.getLogger("fastuda")
 def hf_backbone(described: dict[str, Any], pretrained: bool, quarters: bool, enlarge: float) -> nn.Module:
     """A backbone of transformers' ``AutoBackbone``.
 
-    A network of several resolutions gives the last map of each; one of a single resolution its last map, or
-    those after each quarter of its blocks.
+    A network with several resolutions gives the last map of each. A network with a single resolution gives
+    its last map, or the maps after each quarter of its blocks.
 
     Args:
         described: see :func:`~fastuda.models.hf_folder.describe`.
         pretrained: load the weights of the folder.
-        quarters: take four maps of a network of a single resolution.
+        quarters: take four maps from a network with a single resolution.
         enlarge: see :class:`~fastuda.models.foreign.ForeignBackbone`.
 
     Raises:
@@ -70,7 +70,7 @@ def hf_backbone(described: dict[str, Any], pretrained: bool, quarters: bool, enl
 
 
 def no_export(network: nn.Module) -> str:
-    """Why torch.export is not asked to follow a network of transformers; empty where it is."""
+    """Why torch.export is not tried on a network of transformers; the empty string if it is."""
     config = getattr(network, "config", None)
     kinds = [getattr(c, "model_type", "") for c in (config, getattr(config, "backbone_config", None))]
     slow = next((kind for kind in kinds if kind in SLOW_TO_TRACE), None)
@@ -82,7 +82,7 @@ def no_export(network: nn.Module) -> str:
 
 
 def _survey(cls: Any, config: Any, spec: str) -> Geometry:
-    """The geometry of a network's maps, measured without weights, and with random ones where that fails.
+    """The geometry of a network's maps, measured on the meta device, or with random weights if that fails.
 
     Raises:
         UserError: the network needs a package, or gives no feature map.
@@ -102,7 +102,7 @@ def hf_model(described: dict[str, Any], num_classes: int, pretrained: bool) -> A
     """A whole ``AutoModelForSemanticSegmentation`` of ``num_classes`` classes.
 
     Raises:
-        UserError: the family has no such model, or needs a package.
+        UserError: transformers has no such model of the family, or it needs a package.
     """
     spec = described["spec"]
     transformers = transformers_for(spec)

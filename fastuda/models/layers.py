@@ -10,15 +10,15 @@ from fastuda.errors import UserError
 
 
 def blocks_of(backbone: nn.Module) -> list[str]:
-    """Names of the repeated blocks: the elements of lists and sequences whose elements have parts of their
-    own, innermost lists only, in the order in which they are registered."""
+    """Names of the repeated blocks, in the order of registration. Blocks are the elements of the innermost
+    ``ModuleList`` or ``Sequential`` whose elements all have children and parameters."""
     places: list[str] = []
     for name, part in backbone.named_modules():
         inside = next((p for p in places if name.startswith(f"{p}.")), None)
         if not isinstance(part, (nn.ModuleList, nn.Sequential)) or not _holds_blocks(part):
             continue
         if inside is not None:
-            places.remove(inside)  # a stage: its own blocks count
+            places.remove(inside)  # a stage: its blocks count instead
         places += [f"{name}.{key}" if name else key for key, _ in part.named_children()]
     return places
 
@@ -33,13 +33,13 @@ def _holds_blocks(part: nn.Module) -> bool:
 def layer_factors(
     backbone: nn.Module, decay: float, decoder: Collection[int] = frozenset()
 ) -> dict[str, float]:
-    """Factor of each parameter's learning rate: ``decay ** k`` with k blocks behind its own.
+    """Factor of each parameter's learning rate: ``decay ** k``, where k blocks follow the parameter's block.
 
-    What is registered before the first block (patch and position embeddings, tokens) has one block more
-    behind it than the first one, and what follows a block has that block's factor.
+    Parameters before the first block (patch and position embeddings, tokens) have one more block after them
+    than the first block. Parameters after a block have the factor of that block.
 
     Args:
-        decoder: ids of parameters that belong to no block, of a decoder inside the backbone.
+        decoder: ids of the parameters of a decoder inside the backbone; they belong to no block.
 
     Source: Bao et al., BEiT, ICLR 2022; Clark et al., ELECTRA, ICLR 2020.
 
@@ -59,7 +59,7 @@ def layer_factors(
     factors, reached = {}, 0
     for name in names:
         own = next((number[block] for block in blocks if name.startswith(f"{block}.")), None)
-        # what stands between two stages belongs to the one before it
+        # parameters between two stages belong to the stage before them
         reached = reached if own is None else max(reached, own)
         factors[name] = decay ** (len(blocks) - (own or reached))
     return factors

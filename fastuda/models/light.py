@@ -1,4 +1,4 @@
-"""Heads for the single map of a ViT: a linear one, and that of VFM-UDA."""
+"""Heads for the single map of a ViT: a linear head, and the head of VFM-UDA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class LightHead(nn.Sequential):
-    """Two transposed convolutions, a 3x3 and a 1x1 one: logits [B, K, 4 h, 4 w] of features [B, C, h, w].
+    """Two transposed convolutions, then a 3x3 and a 1x1: logits [B, K, 4 h, 4 w] of features [B, C, h, w].
 
     ``ConvT 2x2 C/2, norm, GELU -> ConvT 2x2 C/4, norm -> 3x3 C/4, norm -> 1x1 K`` with layer norms over the
     channels and without biases; the last weight starts from N(0, 0.1).

@@ -1,4 +1,4 @@
-"""Masked patch tokens: a ViT of transformers sees its learnt mask token in place of some patches."""
+"""Masked patch tokens: a ViT of transformers sees its learnt mask token instead of some patches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TokenMasks:
     """Replaces patch tokens of a ViT by its mask token, each with probability ``share``, after the patch
     embedding and before the positions.
 
-    A hook of the network's ``embeddings``: the backbones of transformers do not pass ``bool_masked_pos`` on.
-    A network that is copied takes its hook with it.
+    A hook on the network's ``embeddings``, because the backbones of transformers do not pass
+    ``bool_masked_pos`` on. A copy of the network has a copy of the hook.
 
     Source: Englert et al., VFM-UDA, CVPR workshops 2024 (the authors' TokenMasking).
     """
@@ -35,7 +35,7 @@ class TokenMasks:
 
 
 def token_masks_of(network: nn.Module) -> TokenMasks | None:
-    """The hook of a network of transformers, registered; None if the network has no mask token."""
+    """Register the hook on a network of transformers and return it; None if it has no mask token."""
     embeddings = next((p for p in network.modules() if getattr(p, "mask_token", None) is not None), None)
     if embeddings is None or "bool_masked_pos" not in inspect.signature(embeddings.forward).parameters:
         return None

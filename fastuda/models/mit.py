@@ -71,7 +71,7 @@ class MiT(nn.Module):
             if isinstance(part, nn.LayerNorm) and not PATCHES.search(name):
                 part.eps = 1e-6
             if isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1:
-                part.__class__ = DepthwiseConv2d  # that of the Mix-FFN
+                part.__class__ = DepthwiseConv2d  # the convolution of the Mix-FFN
 
     def init_scratch(self) -> None:
         """The published initialisation: truncated normal 0.02, and He by fan-out for convolutions."""
@@ -89,7 +89,7 @@ class MiT(nn.Module):
                     nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor, deepest: bool = False) -> Any:
-        """The concatenated stages; with ``deepest`` also the last one as it is, at stride 32."""
+        """The concatenated stages; with ``deepest`` also the last stage at its own stride of 32."""
         maps = []
         for stage in self.encoder.stages:
             x = stage(x)

@@ -8,7 +8,7 @@ import fastuda.ops as F
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with as many groups as channels, square and padded by zeros, on
+    """``nn.Conv2d`` with as many groups as channels, a square kernel and zero padding, which calls
     :func:`fastuda.ops.depthwise_conv2d`."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

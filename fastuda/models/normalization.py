@@ -23,7 +23,7 @@ class Normalization:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Normalization:
-        """The inverse of ``dataclasses.asdict``, also of what JSON and YAML made of it."""
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON or YAML."""
         mean, std = (tuple(values[key]) for key in ("mean", "std"))
         return cls(mean, std, values["channel_order"], values["scale"])
 
@@ -36,7 +36,7 @@ class Normalization:
         return x.sub_(mean).div_(torch.tensor(self.std)[:, None, None])
 
     def invert(self, x: Tensor) -> Tensor:
-        """uint8 RGB image of a normalised one, for pictures."""
+        """uint8 RGB image from a normalised one, for pictures."""
         x = x.float().cpu() * torch.tensor(self.std)[:, None, None] + torch.tensor(self.mean)[:, None, None]
         if self.channel_order == "bgr":
             x = x.flip(-3)

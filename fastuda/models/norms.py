@@ -13,7 +13,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` and the activation behind it, on :func:`fastuda.ops.batch_norm_act`."""
+    """``nn.BatchNorm2d`` and the activation after it, by :func:`fastuda.ops.batch_norm_act`."""
 
     activation: str
     """none, relu or relu6."""
@@ -37,9 +37,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 def fuse_norms(module: nn.Module) -> None:
-    """Make every ``nn.BatchNorm2d`` of ``module`` a :class:`BatchNormAct2d`; names of the state stay.
+    """Make every ``nn.BatchNorm2d`` of ``module`` a :class:`BatchNormAct2d`; the keys of the state stay.
 
-    One takes the ReLU or ReLU6 that follows it in an ``nn.Sequential``, or beside it in one of the pairs
+    A norm takes over the ReLU or ReLU6 that follows it in an ``nn.Sequential``, or that is paired with it in
     ``norm_activations`` of its parent.
     """
     for part in module.modules():
@@ -56,14 +56,14 @@ def fuse_norms(module: nn.Module) -> None:
 
 
 def _activations(part: nn.Module) -> list[tuple[str, str]]:
-    """Names of the parts that always run one directly after the other."""
+    """Pairs of names of parts that always run directly one after the other."""
     if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
         return list(itertools.pairwise(name for name, _ in part.named_children()))
     return list(getattr(part, "norm_activations", ()))
 
 
 def _is_usual(norm: nn.BatchNorm2d) -> bool:
-    """With weights and running statistics in float32, which move by a fixed share."""
+    """Whether it has float32 weights and running statistics with a fixed momentum."""
     return (
         norm.affine and norm.track_running_stats and norm.momentum is not None
         and norm.weight.dtype == torch.float32

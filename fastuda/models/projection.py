@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 
 class UnitVectors(torch.autograd.Function):
-    """``y = x / max(|x|, 1e-12)`` over dimension 1, as ``nnf.normalize``, in a third of its memory passes:
-    ``dx = (g - <g, y> y) / max(|x|, 1e-12)``, without the inner product below the clamp."""
+    """``y = x / max(|x|, 1e-12)`` over dimension 1, as ``nnf.normalize``, with a third of its memory passes.
+    ``dx = (g - <g, y> y) / max(|x|, 1e-12)``; where ``|x|`` is clamped, without the inner product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

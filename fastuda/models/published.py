@@ -1,4 +1,4 @@
-"""Published weight files by name: where they are, and how they are known to be whole."""
+"""Published weight files by name: their addresses and checksums."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class WeightsFile:
 
     url: str
     sha256: str
-    """The sum, or the first digits of it that the file's own name holds."""
+    """The SHA-256, or its first digits as in the file's name."""
     public_name: str
-    """What the publisher calls the weights."""
+    """The publisher's name of the weights."""
     licence: str
     megabytes: float | None = None
     """Size as published, in MiB; None: not published."""
@@ -110,11 +110,11 @@ DINOV2: dict[str, WeightsFile] = {
         "vitl14", "large", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", 1161.2
     ),
 }
-"""The hub's name of a DINOv2 network to its file. Its authors publish no sum: these are the ones that users
-have published, all alike."""
+"""The hub's name of a DINOv2 network to its file. The authors publish no checksums; these are the ones that
+users have published, which all agree."""
 
 NAMES = ("imagenet", *DINOV2)
-"""Values of ``model.weights`` that are no path."""
+"""Values of ``model.weights`` that are not paths."""
 
 
 def published(
@@ -124,7 +124,7 @@ def published(
 
     Args:
         weights: ``imagenet``, a name of :data:`DINOV2`, or a path.
-        backbone: the network for which ``imagenet`` is asked.
+        backbone: the network, for ``imagenet``.
         caffe: whether the ResNet is in the Caffe style, which the published files do not fit.
         input: the image format of the settings, if any.
 

@@ -13,7 +13,7 @@ from fastuda.models.normalization import Normalization
 
 
 class Detail(NamedTuple):
-    """A crop at full resolution that HRDA sees besides the whole image."""
+    """A crop at full resolution that HRDA sees in addition to the whole image."""
 
     logits: Tensor
     """[B, K, h, w] of the crop alone."""
@@ -31,7 +31,7 @@ class SegOutput(NamedTuple):
     logits: Tensor
     """[B, K, h, w]."""
     deepest: Tensor | None = None
-    """[B, C', h', w']: the backbone's last stage, where the features are several stages; else None."""
+    """[B, C', h', w']: the backbone's last stage if the features are several stages; otherwise None."""
     detail: Detail | None = None
     """HRDA's detail crop, in training."""
 
@@ -87,9 +87,9 @@ class Segmentor(nn.Module):
     ) -> list[dict[str, Any]]:
         """The trainable parameters, each once, with the head's learning rate multiplied.
 
-        Parameters whose name has a word of the backbone's ``no_decay`` get no weight decay: a MiT's norms, as
-        published. The decoder of a whole network has the head's learning rate. With ``layer_decay`` d below 1
-        a block of the backbone that has k blocks behind it has ``lr * d ** k``.
+        Parameters whose name contains a word of the backbone's ``no_decay`` get no weight decay: a MiT's
+        norms, as published. The decoder of a whole network has the head's learning rate. With ``layer_decay``
+        d below 1, a backbone block followed by k blocks has ``lr * d ** k``.
 
         Raises:
             UserError: ``layer_decay`` is below 1, and the backbone has no blocks.

@@ -1,4 +1,4 @@
-"""The UPerNet head: pooled context on the coarsest map, and a pyramid from it down to the finest."""
+"""The UPerNet head: pooled context on the coarsest map, and a pyramid from there to the finest map."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastuda.models.daformer import unit
 
 TAPS = (-0.25, 0.75, 0.75, -0.25)
-"""Weights of the four fine cells around the centre of a coarse one: the mean of the two lines through the
-cells to its left and to its right, on which a bilinear enlargement has its values."""
+"""Weights of the four fine cells around the centre of a coarse cell. After bilinear enlargement, the fine
+cells on each side of the centre lie on a line; the weights are the mean of the two lines at the centre."""
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -21,8 +21,9 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def reduced(x: Tensor, ratio: int) -> Tensor:
-    """The map [B, C, ceil(h / ratio), ceil(w / ratio)] of which ``x`` [B, C, h, w] is the bilinear
-    enlargement: exact where the ratio divides the sides, else of ``x`` resized to the next multiples."""
+    """The inverse of bilinear enlargement: the map [B, C, ceil(h / ratio), ceil(w / ratio)] whose
+    enlargement is ``x`` [B, C, h, w]. Exact if the ratio divides the sides; otherwise ``x`` is first resized
+    to the next multiples."""
     if ratio == 1:
         return x
     rows, columns = ((side + ratio - 1) // ratio for side in x.shape[2:])
@@ -35,16 +36,16 @@ def reduced(x: Tensor, ratio: int) -> Tensor:
 
 def pooled(x: Tensor, scale: int) -> Tensor:
     """:func:`torch.nn.functional.adaptive_avg_pool2d` of ``x`` [B, C, h, w] to [B, C, scale, scale], as two
-    products: ONNX has no adaptive pooling of images of any size."""
+    products, because ONNX has no adaptive pooling for images of any size."""
     rows, columns = (_bins(x, side, scale) for side in x.shape[2:])
     return rows @ x @ columns.mT
 
 
 def _bins(x: Tensor, side: int, scale: int) -> Tensor:
-    """[scale, side]: in each row the weights of one bin, which sum to 1."""
+    """[scale, side]: each row has the weights of one bin, which sum to 1."""
     number = torch.arange(scale, device=x.device)[:, None]
     cell = torch.arange(side, device=x.device)
-    first, last = number * side // scale, ((number + 1) * side + scale - 1) // scale  # ONNX divides towards 0
+    first, last = number * side // scale, ((number + 1) * side + scale - 1) // scale  # ONNX rounds towards 0
     return ((cell >= first) & (cell < last)).to(x.dtype) / (last - first).to(x.dtype)
 
 
@@ -68,7 +69,7 @@ class UPerNetHead(nn.Module):
 
     Args:
         widths: channels of each map, from fine to coarse.
-        strides: pixels between neighbours of each map.
+        strides: pixels between neighbouring cells of each map.
         num_classes: K.
         width: channels of every map of the pyramid.
         dropout: rate before the classifier; mmsegmentation's 0.1.

@@ -31,8 +31,8 @@ def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     ``blocks.*``), ``segformer`` (NVlabs' ``patch_embed1.*``, ``block1.*``), ``segformer-hf`` (Hugging Face's
     ``segformer.encoder.*``, and ``segformer.stages.*`` since transformers 5), ``segformer-mmseg``
     (mmsegmentation's ``layers.0.0.projection.*``) and ``dinov2`` (the hub's ``blocks.0.attn.qkv.*``, in
-    transformers' names, for a backbone of ``hf:``). :data:`WRAPPERS` and :data:`ENCODERS` in front are
-    dropped.
+    transformers' names, for a backbone of ``hf:``). The prefixes :data:`WRAPPERS` and :data:`ENCODERS`
+    are dropped.
     """
     plain = unwrap(state)
     if any(key.startswith("head.") for key in plain) and any(key.startswith("backbone.") for key in plain):

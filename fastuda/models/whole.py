@@ -1,4 +1,4 @@
-"""Whole networks of users and other libraries: taken apart at their classifier, or used by the contract."""
+"""Whole networks of users and other libraries: split at their classifier, or used through ``classify``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ torchvision; transformers names it in ``base_model_prefix``."""
 
 
 class Tap(nn.Module):
-    """In the place of a network's classifier: keeps the classifier's input, and passes one of its channels
-    on, so that the network resizes one map in place of one for each class."""
+    """Replaces a network's classifier: keeps the classifier's input, and passes on one of its channels, so
+    that the network resizes one map instead of one for each class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class WholeBackbone(ForeignBackbone):
     """A whole network up to its classifier: ``images -> features``, the classifier's input."""
 
     def decoder_parameters(self) -> list[nn.Parameter]:
-        """What is neither in the encoder nor in the classifier; nothing if no child is known as encoder."""
+        """The parameters outside the encoder and the classifier; none if no child is a known encoder."""
         prefix = getattr(self.network, "base_model_prefix", "")
         for name in (prefix, *ENCODERS):
             encoder = getattr(self.network, name, None) if name else None
@@ -53,7 +53,7 @@ class WholeBackbone(ForeignBackbone):
 
 
 class OwnSegmentor(Segmentor):
-    """A network that has ``classify`` itself, behind the interface of :class:`Segmentor`."""
+    """A network with its own ``classify``, behind the interface of :class:`Segmentor`."""
 
     def __init__(self, network: nn.Module, name: str, num_classes: int):
         nn.Module.__init__(self)
@@ -99,9 +99,9 @@ class OwnSegmentor(Segmentor):
 def segmentor_of(network: nn.Module, name: str, num_classes: int, size: Any = None) -> Segmentor:
     """A segmentor of any network ``images -> logits``.
 
-    A :class:`Segmentor` is used as it is, and a network with ``classify`` by its own features. Any other is
-    taken apart at its classifier: the last convolution with ``num_classes`` outputs whose result is that of
-    the network, but for bilinear resizing. The features are its input.
+    A :class:`Segmentor` is used as it is, and a network with ``classify`` with its own features. Any other
+    network is split at its classifier: the last convolution with ``num_classes`` outputs whose result equals
+    that of the network, except for bilinear resizing. The features are the input of the classifier.
 
     Args:
         size: the size of the images that the network was made for, if it takes no others.
@@ -126,8 +126,8 @@ def segmentor_of(network: nn.Module, name: str, num_classes: int, size: Any = No
 
 
 def choose_classes(model: Segmentor, rows: Sequence[int | None]) -> None:
-    """Give a model that was taken apart other classes: one for each of ``rows``, the row of its classifier
-    to use, or None for a class that starts from N(0, 0.01)."""
+    """Change the classes of a model that was split at its classifier. Each entry of ``rows`` is the row of
+    the classifier to use, or None for a class that starts from N(0, 0.01)."""
     old = model.head
     assert isinstance(old, nn.Conv2d)
     if list(rows) == list(range(old.out_channels)):
@@ -183,7 +183,7 @@ def _classifier(network: nn.Module, name: str, num_classes: int, size: Any) -> t
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """Class scores in what a whole network returned: a tensor, the first of several, or ``logits`` or ``out``
+    """Class scores in the output of a whole network: a tensor, the first of several, or ``logits`` or ``out``
     of a dictionary."""
     if isinstance(output, Mapping):
         output = output.get("logits", output.get("out"))
@@ -193,7 +193,7 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def input_of(network: nn.Module, name: str) -> Normalization | None:
-    """The normalisation that a network asks for by its attribute ``input``, a name or a Normalization.
+    """The normalisation in a network's attribute ``input``, a name or a Normalization.
 
     Raises:
         UserError: there is no normalisation of that name.

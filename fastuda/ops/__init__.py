@@ -1,4 +1,4 @@
-"""The public ops: one line in any trainer, and the step that needed an N x N matrix needs none.
+"""The public ops. One call in any trainer replaces a step that needed an N x N matrix.
 
 Every op takes ``backend="auto"``; :func:`backends` says which implementations can run given tensors, and why
 the others cannot.

@@ -1,4 +1,4 @@
-"""What several ops share of their ``autograd.Function``."""
+"""Parts of ``autograd.Function`` that several ops share."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class GradientInForward(torch.autograd.Function):
 
 
 def wanted_gradients(ctx: Any, operator: str, *args: Any) -> list[Tensor | None]:
-    """The gradients by the first two inputs, which ``operator(*args, wanted, wanted)`` computes; None where
-    autograd needs none."""
+    """The gradients of the first two inputs, as ``operator(*args, wanted, wanted)`` computes them; None for
+    an input that needs no gradient."""
     wanted = ctx.needs_input_grad[:2]
     if not any(wanted):
         return [None, None]

@@ -40,7 +40,7 @@ except ImportError as error:
 
 
 def _load_cuda() -> str:
-    """Load the library of CUDA kernels; why it cannot be, or the empty string."""
+    """Load the library of CUDA kernels. Returns why it cannot be loaded, or the empty string."""
     files = [Path(folder) / "_cuda.so" for folder in fastuda.__path__]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
@@ -69,7 +69,7 @@ class Backend:
     operators: tuple[str, ...] = ()
     """The registered operators that the implementation must fill."""
     limit: Callable[..., str] | None = None
-    """Given the tensors: why the implementation does not take them, or the empty string."""
+    """Called with the tensors: why the implementation does not take them, or the empty string."""
 
     def refusal(self, *tensors: Tensor, named: bool = False) -> str:
         """Why this backend cannot run these tensors, or the empty string when it can."""
@@ -104,9 +104,9 @@ class BackendStatus(NamedTuple):
 def release_memory() -> None:
     """Free the memory that the C++ kernels keep for their next call.
 
-    Their panels and packed operands are kept, the latest 64 MiB of them, because the first touch of fresh
-    pages costs up to a fifth of an op. The system may take them when it runs short; until then they count as
-    resident. For PyTorch's own memory on a GPU there is ``torch.cuda.empty_cache``.
+    The kernels keep the latest 64 MiB of their panels and packed operands, because the page faults of new
+    memory cost up to a fifth of an op. The system may take this memory back when it runs short; until then
+    it counts as resident. For PyTorch's own memory on a GPU use ``torch.cuda.empty_cache``.
     """
     if not EXTENSION_ERROR:
         _C.release_memory()
@@ -116,7 +116,8 @@ _filled: set[tuple[str, str]] = set()
 
 
 def _has_kernel(operator: str, key: str) -> bool:
-    """Asked once where there is one: torch takes 3 us, and most ops have two or three operators."""
+    """Whether the operator has a kernel. A yes is cached: torch needs 3 us to answer, and most ops have two
+    or three operators."""
     if (operator, key) not in _filled:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(operator, key):
             return False
@@ -124,7 +125,7 @@ def _has_kernel(operator: str, key: str) -> bool:
     return True
 
 
-# what torch.compiler.assume_constant_result sets; the decorator itself would import dynamo and triton
+# torch.compiler.assume_constant_result sets this; the decorator itself would import dynamo and triton
 _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -144,13 +145,13 @@ def register(
 ) -> None:
     """Add the rows of a public op: its fused implementations best-first, then the reference.
 
-    Its operators are those whose names begin with its own; without any, the reference is all. ``dtypes`` are
-    those of the C++ kernels. With ``triton`` the overloads ``.triton`` are filled by launchers of the same
-    names in ``fastuda.kernels.<op>``, imported on their first call; without ``cuda`` the op has no kernel in
-    CUDA C++; ``cpu_limit`` and ``triton_limit`` say which tensors they do not take. With ``library_channels``
-    the same launchers also fill the overloads ``.library``: for features of so many channels cuBLAS
-    multiplies, and a kernel reduces its panels, where the tiles of the Triton kernel would wait for L2
-    (predicted, not measured).
+    The op's operators are those whose names begin with the op's name; an op without any has only the
+    reference. ``dtypes`` are those of the C++ kernels. With ``triton`` the launchers of the same names in
+    ``fastuda.kernels.<op>`` fill the overloads ``.triton``; their module is imported on the first call.
+    Without ``cuda`` the op has no kernel in CUDA C++. ``cpu_limit`` and ``triton_limit`` say which tensors
+    these implementations do not take. With ``library_channels`` the same launchers also fill the overloads
+    ``.library``: for features with at least that many channels cuBLAS multiplies and a kernel reduces the
+    panels, because the tiles of the Triton kernel would wait for L2 (predicted, not measured).
     """
     operators = tuple(name for name in OPERATORS if name.startswith(f"{op}_"))
     rows = []
@@ -173,7 +174,7 @@ def register(
 
 
 def launcher(op: str, operator: str, **options: Any) -> Callable[..., Any]:
-    """The function of that name in ``fastuda.kernels.<op>``, which its first call imports."""
+    """A function that calls ``fastuda.kernels.<op>.<operator>``; the first call imports the module."""
 
     def launch(*args: Any, **more: Any) -> Any:
         module = importlib.import_module(f"fastuda.kernels.{op}")
@@ -183,7 +184,7 @@ def launcher(op: str, operator: str, **options: Any) -> Callable[..., Any]:
 
 
 def fewest_channels(limit: int) -> Callable[..., str]:
-    """The limit of products that pay for a pass over their panel from so many channels on."""
+    """The limit of kernels that are worth an extra pass over their panel only from ``limit`` channels on."""
 
     def refusal(x: Tensor, *_: Tensor) -> str:
         channels = x.shape[-1]
@@ -193,7 +194,7 @@ def fewest_channels(limit: int) -> Callable[..., str]:
 
 
 def most_classes(limit: int) -> Callable[..., str]:
-    """The limit of kernels that hold dimension 1 of their first tensor, the classes, in registers."""
+    """The limit of kernels that hold the classes, dimension 1 of the first tensor, in registers."""
 
     def refusal(x: Tensor, *_: Tensor) -> str:
         classes = x.shape[1] if x.dim() > 1 else 0
@@ -205,8 +206,8 @@ def most_classes(limit: int) -> Callable[..., str]:
 def backends(op: str, *tensors: Tensor) -> list[BackendStatus]:
     """Every implementation of ``op``, best first: its name, whether it can run ``tensors``, and why not.
 
-    Without tensors only what does not depend on them is judged: whether it is built, and its packages and a
-    device are there.
+    Without tensors it checks only what does not depend on them: that the implementation is built, and that
+    its packages and a device are available.
 
     Raises:
         ValueError: no op has that name.
@@ -244,7 +245,7 @@ def select(op: str, *tensors: Tensor, backend: str = "auto") -> str:
 
 @contextlib.contextmanager
 def default_backend(name: str) -> Iterator[None]:
-    """In the block, ``backend="auto"`` means ``name``, as ``FASTUDA_BACKEND`` does from outside."""
+    """In the block, ``backend="auto"`` means ``name``, as if ``FASTUDA_BACKEND`` were set to it."""
     global DEFAULT_BACKEND
     before, DEFAULT_BACKEND = DEFAULT_BACKEND, name
     try:

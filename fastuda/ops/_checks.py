@@ -1,9 +1,8 @@
-"""Input checks that every public op shares: the message names the argument, what was given and what is
-expected.
+"""Input checks that all public ops share. A message names the argument, the given value and what is expected.
 
-Only types, shapes and Python numbers are looked at, so that a check costs no wait for a GPU and no break in a
-compiled graph. :func:`check_classes` and :func:`check_counts` read values, of CPU tensors outside compiled
-code only.
+The checks look only at types, shapes and Python numbers, so that they never wait for a GPU or break a
+compiled graph. :func:`check_classes` and :func:`check_counts` also read values, but only of CPU tensors
+outside compiled code.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def check_tensor(name: str, x: Tensor) -> None:
 
 
 def check_rank(name: str, x: Tensor, shape: str) -> None:
-    """Raise unless ``x`` has as many dimensions as the comma-separated ``shape`` names, and of them only the
-    first is empty."""
+    """Raise unless ``x`` has as many dimensions as the comma-separated ``shape`` names. Only the first may be
+    empty."""
     axes = shape.split(", ")
     if x.dim() != len(axes):
         raise ValueError(f"{name} must be [{shape}], got shape {tuple(x.shape)}")
@@ -69,7 +68,7 @@ def check_float(name: str, x: Tensor) -> None:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """The ops choose their own types; a meta tensor has no autocast to switch off."""
+    """Switch autocast off: the ops choose their own types. A meta tensor has no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -120,13 +119,13 @@ def check_label_map(name: str, labels: Tensor, other: str, x: Tensor) -> None:
 
 
 def may_read(x: Tensor) -> bool:
-    """Whether reading the values of ``x`` makes nobody wait and breaks no graph."""
+    """Whether the values of ``x`` can be read without a device sync or a graph break."""
     return not torch.compiler.is_compiling() and x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
 def stray_labels(name: str, labels: Tensor, classes: int, ignore_index: int) -> str:
-    """What to say of labels that are neither a class nor ``ignore_index``; the empty string when there are
-    none."""
+    """The error message about labels that are neither a class nor ``ignore_index``; the empty string when
+    there are none."""
     if not labels.numel():
         return ""
     labels = labels.long()
@@ -149,9 +148,9 @@ def stray_labels(name: str, labels: Tensor, classes: int, ignore_index: int) -> 
 
 
 def check_classes(name: str, labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise where ``labels`` hold what is neither a class nor ``ignore_index``.
+    """Raise if a label is neither a class nor ``ignore_index``.
 
-    Labels on a GPU, and in compiled code, are not read.
+    Labels on a GPU, or in compiled code, are not read.
     """
     if may_read(labels):
         message = stray_labels(name, labels, classes, ignore_index)
@@ -160,7 +159,7 @@ def check_classes(name: str, labels: Tensor, classes: int, ignore_index: int) ->
 
 
 def check_counts(name: str, count: Tensor, most: int) -> None:
-    """Raise where ``count`` is below 0 or above ``most``; a GPU's, and in compiled code, is not read."""
+    """Raise if ``count`` is below 0 or above ``most``; not read on a GPU or in compiled code."""
     if may_read(count) and count.numel() and not (count.min() >= 0 and count.max() <= most):
         raise ValueError(f"{name} must be in 0..{most}, the length of the bank, got {count.tolist()}")
 
@@ -192,14 +191,14 @@ def _check_number(name: str, value: float) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise unless ``value`` is a positive number, it and its reciprocal finite in float32."""
+    """Raise unless ``value`` is positive, and it and its reciprocal are finite in float32."""
     _check_number(name, value)
     if not LEAST <= value <= MOST:
         raise ValueError(f"{name} must be positive and finite in float32, got {value}")
 
 
 def check_share(name: str, value: float, *, zero: bool = True) -> None:
-    """Raise unless ``value`` is a number of [0, 1], or of (0, 1]."""
+    """Raise unless ``value`` is a number in [0, 1], or in (0, 1] without ``zero``."""
     _check_number(name, value)
     if not 0 <= value <= 1 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'in [0, 1]' if zero else 'above 0 and at most 1'}, got {value}")
@@ -221,5 +220,5 @@ def _shown(value: Any) -> str:
 
 
 def nothing(x: Tensor) -> Tensor:
-    """The loss where there is nothing to lose: 0, with a gradient of zeros, in float32 at least."""
+    """The loss when no pixel counts: 0, with a gradient of zeros, in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).sum() * 0

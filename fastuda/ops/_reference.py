@@ -1,9 +1,9 @@
-"""What the references share. Every op's file has its reference: the op in plain torch with native autograd,
-to learn the op from, and the yardstick of every fused implementation.
+"""Functions that the references share. The file of every op has its reference: the op in plain torch with
+autograd. It shows what the op computes, and every fused implementation is tested against it.
 
 Shapes: features are pixel-major, ``[B, N, C]``. Half-precision inputs are computed in float32; float64 stays
-float64. References store every matrix: they are for reading, testing and for machines where nothing faster
-runs.
+float64. References store every matrix: they are for reading, for tests, and for machines where nothing
+faster runs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ EPS_NORM = 1e-12
 
 
 def full(x: Tensor) -> Tensor:
-    """At least float32."""
+    """``x`` in at least float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of length one. A row of zeros has no direction: it stays zero and gets no gradient.
+    """Rows scaled to length one. A row of zeros has no direction: it stays zero and gets no gradient.
 
-    (``torch.nn.functional.normalize`` divides its gradient by 1e-12, which no optimiser survives.)
+    (``torch.nn.functional.normalize`` divides the gradient of such a row by 1e-12, which makes training
+    diverge.)
     """
     norm = x.norm(dim=-1, keepdim=True)
     return torch.where(norm <= EPS_NORM, 0, x / norm.clamp(min=EPS_NORM))
@@ -44,10 +45,11 @@ def pair_similarity(query: Tensor, key: Tensor, similarity: str) -> Tensor:
 
 
 def row_temperature(sim: Tensor, contrast: bool = True) -> Tensor:
-    """``[..., 1]`` per-row temperature: the detached unbiased standard deviation + 1e-10, or one: without
-    ``contrast``, and where the deviation is rounding, which would leave the softmax of equal values to
-    chance."""
-    # an exported graph has one form for every size: there a single value has the deviation NaN
+    """``[..., 1]`` per-row temperature: the detached unbiased standard deviation + 1e-10.
+
+    It is 1 without ``contrast``, and where the deviation is only rounding: otherwise rounding would decide
+    the softmax of equal values."""
+    # an exported graph is the same for every size; in it the deviation of a single value is NaN
     single = not torch.compiler.is_exporting() and (sim.shape[-1] < 2 or not sim.numel())
     if not contrast or single:
         return torch.ones_like(sim[..., :1])
@@ -57,10 +59,10 @@ def row_temperature(sim: Tensor, contrast: bool = True) -> Tensor:
 
 
 def first_argmax(sim: Tensor) -> Tensor:
-    """Row argmax with ties to the lowest index (torch's own argmax leaves ties open)."""
+    """Row argmax with ties to the lowest index (torch's own argmax does not define ties)."""
     index = torch.arange(sim.shape[-1], device=sim.device)
     best = sim.detach() == sim.detach().amax(-1, keepdim=True)
-    # a row of NaN has no best: any valid index will do, the loss will show the NaN
+    # a row of NaN has no maximum: any valid index will do, because the loss becomes NaN anyway
     return torch.where(best, index, sim.shape[-1] - 1).amin(-1)
 
 
@@ -69,5 +71,5 @@ def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     x = full(x)
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    x = x.clamp(min=-1.5e38)  # -inf, a masked class, times a weight of 0 would be NaN
+    x = x.clamp(min=-1.5e38)  # a masked class is -inf, and -inf times a weight of 0 is NaN
     return nnf.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -1,10 +1,10 @@
-"""How an operator is registered: an annotated fake gives its name, its schema and its shapes. Torch only; no
-kernel is imported here.
+"""Registers operators: an annotated fake function gives the name, the schema and the shapes of each. Imports
+only torch, no kernel.
 
 An operator ``X`` has one overload per implementation, ``fastuda::X.cpu``, ``.triton``, ``.library`` and
-``.cuda``, with the same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``; the Triton launchers
-are attached by :mod:`fastuda.ops._backends` when they are first needed. What a forward saves for its backward
-is part of the schema, so that any forward pairs with any backward.
+``.cuda``, with the same arguments. C++ fills ``.cpu`` through ``TORCH_LIBRARY_IMPL``;
+:mod:`fastuda.ops._backends` attaches the Triton launchers. The tensors that a forward saves for its backward
+are part of the schema, so that every forward works with every backward.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ IMPLEMENTATIONS = ("cpu", "triton", "library", "cuda")
 library = torch.library.Library("fastuda", "DEF")
 
 OPERATORS: list[str] = []
-"""The names of all."""
+"""The names of all operators."""
 
 
 def operator(fake: Callable[..., Any]) -> Callable[..., Any]:
     """Register ``fastuda::<name of the fake>`` with its signature, one overload per implementation."""
-    # a symbolic size would reach kernels that take numbers
+    # the kernels take numbers, not symbolic sizes
     schema = torch.library.infer_schema(fake, mutates_args=()).replace("SymInt", "int")
     for implementation in IMPLEMENTATIONS:
         name = f"{fake.__name__}.{implementation}"

@@ -1,4 +1,4 @@
-"""DeepLab's head: dilated convolutions of the same features, summed."""
+"""DeepLab's head: the sum of dilated convolutions of the same features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastuda.ops._schema import operator
 def reference(
     features: Tensor, weights: Sequence[Tensor], dilations: Sequence[int], biases: Sequence[Tensor] | None
 ) -> Tensor:
-    """DeepLab's head: a dilated 3x3 convolution for each branch, summed."""
+    """DeepLab's head: the sum of one dilated 3x3 convolution per branch."""
     dtype = features.dtype
     branches = zip(weights, dilations, strict=True)
     outputs = [nnf.conv2d(features, w.to(dtype), padding=d, dilation=d) for w, d in branches]
@@ -81,19 +81,19 @@ def aspp(
     biases: Sequence[Tensor] | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """``sum_r conv3x3(features, weights[r], dilation dilations[r])``, padded so that the size stays.
+    """``sum_r conv3x3(features, weights[r], dilation dilations[r])``, padded to keep the size.
 
-    Every tap of every branch is a product with the same features: one pass over them in place of one for each
-    branch and tap. The sums are float32 at least, the result has the dtype of the features. Under autocast
-    the features are cast as a convolution casts them.
+    Every tap of every branch is a product with the same features, so one pass over them is enough. Sums are
+    at least float32; the result has the dtype of the features. Under autocast the features are cast as a
+    convolution casts them.
 
     Source: the head of Chen et al., DeepLab, TPAMI 2018 (atrous spatial pyramid pooling, summed).
 
     Args:
         features: [B, C, h, w]; channels-last ones are not copied.
-        weights: [K, C, 3, 3] each, of a branch; float32 ones may meet features in half precision.
-        dilations: of each branch, at least 1; a tap that is wholly outside of the image costs nothing.
-        biases: [K] each, of as many branches, or none.
+        weights: [K, C, 3, 3] for each branch; may be float32 with features in half precision.
+        dilations: one for each branch, at least 1; a tap that is entirely outside the image costs nothing.
+        biases: [K] for each branch, or none.
         backend: ``auto``, or a name from ``fastuda.ops.backends("aspp")``.
 
     Returns:

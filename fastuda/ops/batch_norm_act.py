@@ -1,4 +1,4 @@
-"""Batch norm and the activation behind it."""
+"""Batch norm followed by an activation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reference(
     y = nnf.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if activation == "none":
         return y
-    # the norm keeps its input for its gradient, not y
+    # the gradient of the norm needs its input, not y
     return nnf.relu(y, inplace=True) if activation == "relu" else nnf.relu6(y, inplace=True)
 
 
@@ -134,15 +134,15 @@ def batch_norm_act(
     """``act((x - m) / sqrt(v + eps) * weight + bias)`` per channel, for channels-last features.
 
     In training ``m`` and ``v`` are the mean and the biased variance over images and pixels, and the running
-    statistics move towards ``m`` and the unbiased variance by ``momentum``, in place. Otherwise ``m`` and
-    ``v`` are the running statistics. The gradient computes the activation again in place of storing it.
+    statistics move towards ``m`` and the unbiased variance by ``momentum``, in place. In evaluation ``m`` and
+    ``v`` are the running statistics. The backward recomputes the activation instead of storing it.
 
     Source: Ioffe and Szegedy, ICML 2015; ``torch.nn.functional.batch_norm``.
 
     Args:
         x: [B, C, h, w]; channels-last ones are not copied.
         weight, bias, running_mean, running_var: [C], float32 (float64 beside float64 ``x``).
-        training: which statistics are taken.
+        training: use the statistics of ``x`` and update the running ones; otherwise use the running ones.
         momentum: in [0, 1].
         eps: added to the variance.
         activation: none, relu or relu6.

@@ -1,4 +1,4 @@
-"""Features of classes in an image: means of the pixels' features under each class's attention."""
+"""Features of classes in an image: means of the pixels' features, weighted by each class's attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastuda.ops._schema import operator, statistic
 
 
 def reference(features: Tensor, logits: Tensor) -> Tensor:
-    """``[B, K, C]``: the mean of the features under each class's soft-max over the pixels."""
+    """``[B, K, C]``: the mean of the features, weighted by each class's softmax over the pixels."""
     features = full(features)
     return logits.to(features.dtype).softmax(1).transpose(1, 2) @ features
 
@@ -61,9 +61,10 @@ class _CategoryPool(torch.autograd.Function):
 
 
 def category_pool(features: Tensor, logits: Tensor, *, backend: str = "auto") -> Tensor:
-    """``F_k = sum_i softmax_i(z_ik) f_i``: features under each class's attention over the pixels.
+    """``F_k = sum_i softmax_i(z_ik) f_i``: features weighted by each class's attention over the pixels.
 
-    Source: Paul et al., ECCV 2020, eq. 3 (there the attention is detached: detach ``logits``).
+    Source: Paul et al., ECCV 2020, eq. 3 (the paper detaches the attention; to do the same, detach
+    ``logits``).
 
     Args:
         features: [B, N, C].

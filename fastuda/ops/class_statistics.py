@@ -16,7 +16,7 @@ from fastuda.ops._schema import operator, statistic
 
 
 def reference(features: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:
-    """``(count [K], mean [K, A], biased variance [K, A])`` of every class, the variance about its mean."""
+    """``(count [K], mean [K, A], biased variance [K, A])`` of every class."""
     x = full(features)
     keep = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
     index = torch.where(keep, labels, num_classes)
@@ -41,20 +41,20 @@ _backends.register("class_statistics", triton=True)
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """How many features of each class there were, their mean and their biased variance per channel."""
+    """The number of features of each class, their mean and their biased variance per channel."""
 
     count: Tensor
-    """[K], of the dtype of the mean."""
+    """[K], in the dtype of the mean."""
     mean: Tensor
     """[K, A]; 0 for a class without features."""
     variance: Tensor
     """[K, A]."""
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
-        """The statistics of both sets of features together, exactly (Chan et al., 1983).
+        """The exact statistics of both sets of features together (Chan et al., 1983).
 
         Raises:
-            ValueError, TypeError: ``other`` is of other classes or channels, or no statistics.
+            ValueError, TypeError: ``other`` has other classes or channels, or is no :class:`ClassStatistics`.
         """
         if not isinstance(other, ClassStatistics):
             raise TypeError(f"other must be ClassStatistics, got {type(other).__name__}")
@@ -70,7 +70,7 @@ class ClassStatistics:
         return ClassStatistics(count, self.mean + share * gap, variance)
 
     def all_reduce(self) -> ClassStatistics:
-        """The statistics of every process's features together; itself without a process group."""
+        """The statistics of the features of all processes together; itself without a process group."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self
         packed = torch.cat([self.count[:, None], self.mean, self.variance], 1)
@@ -88,14 +88,15 @@ class ClassStatistics:
 def class_statistics(
     features: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255, backend: str = "auto"
 ) -> ClassStatistics:
-    """Count, mean and biased variance of the features of every class; constants, without gradient.
+    """Count, mean and biased variance of the features of every class, without gradient.
 
-    In float32 whatever the input (float64 for float64); the variance is about the class's own mean, so that
-    a large common mean costs no digits. Source: Xie et al., SePiCo, TPAMI 2022, section 3.3.
+    Results are float32 for every input dtype (float64 for float64). The variance is computed about the
+    class's own mean, so that a large common mean costs no precision. Source: Xie et al., SePiCo, TPAMI 2022,
+    section 3.3.
 
     Args:
         features: [N, A].
-        labels: [N] integer classes; those outside 0..num_classes - 1 are left out.
+        labels: [N] integer classes; features with a label outside 0..num_classes - 1 are left out.
         num_classes: K.
         ignore_index: the label to leave out.
         backend: ``auto``, or a name from ``fastuda.ops.backends("class_statistics")``.

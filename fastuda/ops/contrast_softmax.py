@@ -53,14 +53,14 @@ class _ContrastSoftmax(torch.autograd.Function):
 def contrast_softmax(x: Tensor, *, eps: float = 1e-10, backend: str = "auto") -> Tensor:
     """``softmax((x - mean) / (std + eps))`` along the last axis, mean and unbiased std detached.
 
-    Softmax does not see the mean, so this is a softmax with the temperature ``std + eps`` per row. Statistics
-    are float32 (float64 for float64). A row of one element gives 1.
+    Softmax is invariant to the mean, so this is a softmax with the temperature ``std + eps`` per row.
+    Statistics are float32 (float64 for float64). A row of one element gives 1.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 5 and 6.
 
     Args:
         x: [..., M] float32, bfloat16, float16 or float64.
-        eps: added to the standard deviation; positive, so that a constant row has a softmax.
+        eps: added to the standard deviation; positive, so that a constant row has a finite softmax.
         backend: ``auto``, or a name from ``fastuda.ops.backends("contrast_softmax")``.
 
     Returns:

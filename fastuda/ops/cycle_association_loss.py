@@ -73,8 +73,7 @@ _backends.register("cycle_association_loss", triton=True, library_channels=512)
 
 
 class CycleStats(NamedTuple):
-    """What became of the cycles; tensors, so that reading them is the caller's choice of a
-    synchronisation."""
+    """Statistics of the cycles. They are tensors, so that the caller decides when to wait for the device."""
 
     matched: Tensor
     """Scalar: source pixels whose cycle ends in their own class."""
@@ -171,25 +170,26 @@ def cycle_association_loss(
         loss = -1/|M| sum_{i in M} [ log softmax_j(D(source_i, .) / t_i)[j] + log softmax_i'(D(target_j, .) /
         u_j)[e] ]
 
-    where ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus 1e-10
-    (``contrast=True``: contrast normalisation, which is a temperature per row since softmax does not see the
-    mean), or 1. A row of one pixel, or whose deviation is rounding (at most 8 eps times its mean or 1), has
-    temperature 1: its softmax is uniform. Gradients flow to both sides; indices are constants. An empty
-    ``M`` gives 0 with zero gradients. The second hop searches all source pixels, ignored ones included.
+    With ``contrast=True``, ``t_i`` and ``u_j`` are the detached unbiased standard deviations of the rows plus
+    1e-10 (contrast normalisation, which is a temperature per row since softmax is invariant to the mean).
+    Otherwise they are 1. The temperature is also 1 for a row of one pixel, and for a row whose deviation is
+    only rounding (at most 8 eps times the larger of its mean and 1): the softmax of such a row is uniform.
+    Gradients flow to both sides; indices are constants. An empty ``M`` gives 0 with zero gradients. The
+    second hop searches all source pixels, ignored ones included.
 
-    A feature of zeros has no direction: its similarities are 0 and it gets no gradient (in the authors' code
-    the gradient is divided by 1e-12 there).
+    A feature of zeros has no direction: its similarities are 0 and it gets no gradient (the authors' code
+    divides its gradient by 1e-12).
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 4 to 6, 9 and 10.
 
     Args:
         source: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or
             float64.
-        target: [B, M, C] of the same dtype; image ``b`` is associated with image ``b`` only.
-        labels: [B, N] integer classes of the source pixels. They are only compared: any integer is a class.
+        target: [B, M, C] of the same dtype; image ``b`` is matched with source image ``b`` only.
+        labels: [B, N] integer classes of the source pixels. They are only compared, so any integer is valid.
         similarity: ``cosine``, or ``kl`` for ``-KL(query || key)``.
-        contrast: temperatures from the rows' standard deviations.
-        ignore_index: the label that starts no cycle.
+        contrast: use the standard deviations of the rows as temperatures.
+        ignore_index: pixels with this label start no cycle.
         backend: ``auto``, or a name from ``fastuda.ops.backends("cycle_association_loss")``.
 
     Returns:
@@ -206,7 +206,7 @@ def cycle_association_loss(
     name = _backends.select("cycle_association_loss", source, target, backend=backend)
     labels = labels.long()
     with without_autocast(source):
-        if name == "reference" or not len(source):  # a kernel of nothing has nothing to launch
+        if name == "reference" or not len(source):  # no kernel is launched for an empty batch
             loss, matched, forward_index, end_index = reference(
                 source, target, labels, similarity, contrast, ignore_index
             )

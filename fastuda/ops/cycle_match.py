@@ -55,13 +55,13 @@ class CycleMatch(NamedTuple):
 def cycle_match(
     source: Tensor, target: Tensor, *, similarity: str = "cosine", backend: str = "auto"
 ) -> CycleMatch:
-    """Match every pixel of one image to its most similar pixel of the other, both ways.
+    """Match every pixel of one image to its most similar pixel of the other, in both directions.
 
     ``forward_index[b, i] = argmax_j D(source_i, target_j)`` and ``backward_index[b, j] = argmax_i D(target_j,
     source_i)``, ties to the lowest index. ``D`` is the cosine, or ``-KL(query || key)`` of probabilities with
     1e-10 inside both logarithms. The cycle of source pixel ``i`` ends at
-    ``backward_index[forward_index[i]]``. No gradient flows. The N x M similarity is not stored (except by the
-    reference).
+    ``backward_index[forward_index[i]]``. The op has no gradient. Only the reference stores the N x M
+    similarity.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 1 to 3 and 9.
 
@@ -82,6 +82,6 @@ def cycle_match(
     check_choice("similarity", similarity, SIMILARITIES)
     name = _backends.select("cycle_match", source, target, backend=backend)
     with without_autocast(source):
-        if name == "reference" or not len(source):  # a kernel of nothing has nothing to launch
+        if name == "reference" or not len(source):  # no kernel is launched for an empty batch
             return CycleMatch(*reference(source, target, similarity))
         return CycleMatch(*_backends.overload("cycle_match_fwd", name)(source, target, similarity))

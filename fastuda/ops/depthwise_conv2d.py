@@ -21,7 +21,8 @@ def reference(
 ) -> Tensor:
     """A convolution of every channel with its own kernel.
 
-    On a CPU in float32: torch's weight gradient of a dilated one in bfloat16, channels last, is wrong (2.13).
+    Computes in float32 on a CPU: torch's weight gradient of a dilated convolution in bfloat16, channels last,
+    is wrong (2.13).
     """
     dtype = full(x).dtype if x.device.type == "cpu" else x.dtype
     added = bias if bias is None else bias.to(dtype)
@@ -91,15 +92,15 @@ def depthwise_conv2d(
 ) -> Tensor:
     """``torch.nn.functional.conv2d`` with as many groups as channels, for channels-last features.
 
-    Sums are float32 at least, the result has the dtype of ``x``. Under autocast ``x`` is cast as a
+    Sums are at least float32; the result has the dtype of ``x``. Under autocast ``x`` is cast as a
     convolution casts it.
 
     Args:
         x: [B, C, h, w]; channels-last ones are not copied.
-        weight: [C, 1, kh, kw]; a float32 one may meet ``x`` in half precision.
+        weight: [C, 1, kh, kw]; may be float32 with ``x`` in half precision.
         bias: [C], or none.
         stride: of both axes, at least 1.
-        padding: zeros at every side.
+        padding: zeros on every side.
         dilation: at least 1.
         backend: ``auto``, or a name from ``fastuda.ops.backends("depthwise_conv2d")``.
 

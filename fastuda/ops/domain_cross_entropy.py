@@ -33,7 +33,7 @@ def reference(
     hard_threshold: float | None,
     align_corners: bool,
 ) -> Tensor:
-    """``mean over pixels of -sum_c a_c log softmax_2K(d)[offset + c]``, the other half being zero."""
+    """``mean over pixels of -sum_c a_c log softmax_2K(d)[offset + c]``; the label's other half is zero."""
     d = full(domain_logits)
     z = seg_logits.detach().to(d.dtype)
     if size is not None:
@@ -125,17 +125,17 @@ def domain_cross_entropy(
     Args:
         domain_logits: discriminator logits d [B, 2K, h, w].
         seg_logits: segmentation logits z [B, K, h', w'], constants.
-        encode: the half that ``a`` stands in: ``source`` or ``target``.
-        size: both are upsampled bilinearly to this; ``None`` where they have one size already.
+        encode: the half of the label that holds ``a``: ``source`` or ``target``.
+        size: both logits are upsampled bilinearly to this; ``None`` if they already have the same size.
         temperature: positive; published 1.8.
-        clip: largest entry of ``a``, in (0, 1]; published 0.9, and 1 clips nothing.
-        hard_threshold: in [0, 1]; instead of soft labels the one-hot argmax where its probability reaches
-            this, and nothing elsewhere (the paper's hard variant).
+        clip: largest entry of ``a``, in (0, 1]; published 0.9; 1 disables clipping.
+        hard_threshold: in [0, 1]; replaces the soft labels by the one-hot argmax where its probability
+            reaches this threshold, and by 0 elsewhere (the paper's hard variant).
         align_corners: of the bilinear upsampling; published true.
         backend: ``auto``, or a name from ``fastuda.ops.backends("domain_cross_entropy")``.
 
     Returns:
-        A scalar, float32 (float64 for float64 ``domain_logits``); its gradient goes to them alone.
+        A scalar, float32 (float64 for float64 ``domain_logits``). Gradients flow to ``domain_logits`` only.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, devices or values do not fit, or the named backend cannot run.

@@ -33,7 +33,8 @@ OFFSETS = {
 
 
 def neighbours_of(p: Tensor, neighbours: int, distance: int) -> list[Tensor]:
-    """Maps like ``p`` whose pixel i holds the d-th neighbour of i; past the border, the border itself."""
+    """For each direction d, a map like ``p`` whose pixel i holds the d-th neighbour of i. Outside the image
+    the border is repeated."""
     height, width = p.shape[-2:]
     padded = nnf.pad(p, (distance,) * 4, mode="replicate")
     return [
@@ -43,8 +44,8 @@ def neighbours_of(p: Tensor, neighbours: int, distance: int) -> list[Tensor]:
 
 
 def reference(p: Tensor, neighbours: int, distance: int, kind: str) -> Tensor:
-    """``[B, D K, H, W]`` Bernoulli-KL affinities, channel ``direction * K + class``; or [B, D, H, W] inner
-    products."""
+    """``[B, D K, H, W]`` Bernoulli-KL affinities, channel ``direction * K + class``, or ``[B, D, H, W]``
+    inner products."""
     p = full(p)
     around = neighbours_of(p, neighbours, distance)
     if kind == "product":
@@ -108,9 +109,9 @@ def local_affinity(
 ) -> Tensor:
     """How much a pixel and each of its neighbours agree on the class.
 
-    ``kl``: ``KL(Bern(q) || Bern(p_i))`` with ``q = p_i p_j`` per class and neighbour j, the four quantities
-    ``q, 1 - q, p_i, 1 - p_i`` clamped separately to [1e-4, 1] (no gradient through a clamped one).
-    ``product``: ``sum_c p_ic p_jc``. Past the border the border is repeated.
+    ``kl``: ``KL(Bern(q) || Bern(p_i))`` with ``q = p_i p_j`` per class and neighbour j. The four quantities
+    ``q, 1 - q, p_i, 1 - p_i`` are clamped separately to [1e-4, 1]; a clamped value passes no gradient.
+    ``product``: ``sum_c p_ic p_jc``. Outside the image the border is repeated.
 
     Source: Zhou et al., Affinity Space Adaptation, TIP 2020.
 
@@ -133,7 +134,7 @@ def local_affinity(
     check_choice("kind", kind, ("kl", "product"))
     _check_neighbours(neighbours)
     check_integer("distance", distance, 1)
-    distance = min(distance, max(p.shape[2:]))  # all that is farther is the border
+    distance = min(distance, max(p.shape[2:]))  # everything farther away is the border
     name = _backends.select("local_affinity", p, backend=backend)
     with without_autocast(p):
         if name != "reference":
@@ -144,7 +145,7 @@ def local_affinity(
 def affinity_cleaning_loss(logits: Tensor, *, neighbours: int = 8, backend: str = "auto") -> Tensor:
     """``mean over pixels and neighbours of 1 - sum_c p_ic p_jc`` with ``p = softmax(logits)``.
 
-    0 where neighbours are one and the same one-hot vector, and for a batch without images.
+    It is 0 where neighbours are the same one-hot vector, and for a batch without images.
 
     Source: Zhou et al., TIP 2020, strategy 1 (ASC).
 

@@ -23,7 +23,7 @@ from fastuda.ops._schema import operator
 
 
 def lovasz_gradient(sorted_truth: Tensor) -> Tensor:
-    """Gradient of the Lovasz extension of the Jaccard loss, of errors sorted downwards (Berman et al.
+    """Gradient of the Lovasz extension of the Jaccard loss, for errors in descending order (Berman et al.
     2018, alg. 1)."""
     total = sorted_truth.sum()
     intersection = total - sorted_truth.cumsum(0)
@@ -33,7 +33,7 @@ def lovasz_gradient(sorted_truth: Tensor) -> Tensor:
 
 
 def reference(probabilities: Tensor, labels: Tensor, ignore_index: int, per_image: bool) -> Tensor:
-    """Lovasz-Softmax, averaged over the classes that are present (and over the images, per image)."""
+    """Lovasz-Softmax, averaged over the classes that are present (and over images, with ``per_image``)."""
     if per_image:
         losses = [
             reference(p[None], y[None], ignore_index, False)
@@ -60,7 +60,7 @@ def lovasz_softmax_fwd(
     return x.new_empty((), dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
 
 
-# sorting is in float32: float64 stays with the reference
+# the kernels sort in float32, so the reference computes float64
 _backends.register(
     "lovasz_softmax", dtypes=_backends.FLOATS, triton=True, cpu_limit=_backends.most_classes(254)
 )
@@ -78,16 +78,17 @@ def lovasz_softmax(
 ) -> Tensor:
     """The Lovasz extension of the Jaccard loss, averaged over the classes that are present.
 
-    For each class ``c`` with a labelled pixel: ``m_i = |[y_i = c] - p_ic|`` sorted downwards, times the
-    discrete gradient of ``1 - intersection / union`` along that order. Without a valid pixel the loss is 0.
+    For each class ``c`` with a labelled pixel, the errors ``m_i = |[y_i = c] - p_ic|`` in descending order
+    are multiplied by the discrete gradient of ``1 - intersection / union`` along that order. Without a valid
+    pixel the loss is 0.
 
     Source: Berman et al., The Lovasz-Softmax loss, CVPR 2018, eq. 11 and algorithm 1.
 
     Args:
-        x: probabilities [B, K, H, W]; with ``from_logits`` logits [B, K, h, w], upsampled bilinearly to the
-            labels' size, then softmax.
+        x: probabilities [B, K, H, W]. With ``from_logits``, logits [B, K, h, w]: the op upsamples them
+            bilinearly to the size of the labels and applies softmax.
         labels: [B, H, W] integer classes; all but ``ignore_index`` must be below K. On a GPU and in compiled
-            code their values are not looked at: others are left out.
+            code the values are not checked: pixels with other labels are left out.
         ignore_index: the label to leave out.
         per_image: average the loss of single images instead of pooling the batch.
         from_logits: ``x`` are logits at any resolution.

@@ -1,4 +1,4 @@
-"""SePiCo's contrast of pixels with class prototypes."""
+"""SePiCo's contrastive loss between pixels and class prototypes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from fastuda.ops.class_statistics import ClassStatistics
 
 
 def reference(q: Tensor, labels: Tensor, mean: Tensor, variance: Tensor | None, tau: float) -> Tensor:
-    """ProtoCL, or DistCL where a variance is given: cross-entropy of ``q mu / tau (+ q^2 s / (2 tau^2))``
-    as one product of width 2 A, plus the variance term of the own class."""
+    """ProtoCL, or DistCL if a variance is given: cross-entropy of ``q mu / tau (+ q^2 s / (2 tau^2))``
+    as one product of width 2 A, plus the variance term of the pixel's own class."""
     if not len(labels):
         return q.sum() * 0
     if variance is None:
@@ -44,7 +44,7 @@ def reference(q: Tensor, labels: Tensor, mean: Tensor, variance: Tensor | None, 
 
 
 def bank_reference(q: Tensor, labels: Tensor, bank: Tensor, count: Tensor, tau: float) -> Tensor:
-    """BankCL: every vector of the own class's bank against the mean similarity to each other bank."""
+    """BankCL: every vector of the pixel's own bank against the mean similarity to each other bank."""
     if not len(labels):
         return q.sum() * 0
     count = count.clamp(0, bank.shape[1])
@@ -103,14 +103,14 @@ class PrototypeBank:
     """The last local centroids of every class."""
 
     vectors: Tensor
-    """[K, M, A]; rows past ``count`` are not read."""
+    """[K, M, A]; rows from ``count`` on are not read."""
     count: Tensor
-    """[K] int64: how many of the M are filled, 0 to M."""
+    """[K] int64: the number of filled rows, 0 to M."""
 
 
 class _Sum(torch.autograd.Function):
-    """ProtoCL or DistCL summed over the pixels. The softmax is kept; the backward reads the features once
-    more, which costs less than to keep their gradient."""
+    """ProtoCL or DistCL summed over the pixels. The forward keeps the softmax; the backward reads the
+    features once more, which costs less than keeping their gradient."""
 
     @staticmethod
     def forward(
@@ -194,23 +194,24 @@ def prototype_contrast(
     ignore_index: int = 255,
     backend: str = "auto",
 ) -> Tensor:
-    """Pulls each pixel's embedding q to its class's prototype and away from the others'; mean over pixels.
+    """Pull each pixel's embedding q to the prototype of its class and away from the others; mean over pixels.
 
     ``proto``: ``-z_y + log sum_k exp z_k`` with ``z_k = q mu_k / tau``.
-    ``dist``: classes as normal distributions, ``z_k = q mu_k / tau + q^2 s_k / (2 tau^2)``, plus the own
-    class's variance term: the bound of infinitely many samples.
-    ``bank``: mean over the own bank's vectors b of ``-log(e^(q b / tau) / (e^(q b / tau) + sum_k n_k))``
-    with ``n_k = exp(q mean(B_k) / tau)`` of the other classes.
+    ``dist``: classes as normal distributions, ``z_k = q mu_k / tau + q^2 s_k / (2 tau^2)``, plus the variance
+    term of the pixel's class: the bound for infinitely many samples.
+    ``bank``: mean over the vectors b in the bank of the pixel's class of
+    ``-log(e^(q b / tau) / (e^(q b / tau) + sum_k n_k))`` with ``n_k = exp(q mean(B_k) / tau)`` of the other
+    classes.
 
-    Logits are float32 at least: at the published tau of 100 the loss moves by less than one bfloat16 step.
-    Gradients flow to the features only. Without a labelled pixel the loss is 0, and so is that of one bank.
+    Logits are at least float32: at the published tau of 100 the loss changes by less than one bfloat16 step.
+    Gradients flow to the features only. The loss is 0 without a labelled pixel, and for a single bank.
 
     Source: Xie et al., SePiCo, TPAMI 2022, eq. 7 to 14.
 
     Args:
         features: unit embeddings [N, A].
-        labels: [N] integer classes; all but ``ignore_index`` must be below K. On a GPU their values are not
-            looked at: another makes the loss NaN.
+        labels: [N] integer classes; all but ``ignore_index`` must be below K. On a GPU the values are not
+            checked: any other label makes the loss NaN.
         prototypes: statistics for ``proto`` and ``dist``, a bank for ``bank``; constants.
         kind: ``dist``, ``proto`` or ``bank``.
         tau: positive, divides the inner products.
@@ -227,7 +228,7 @@ def prototype_contrast(
     name = _backends.select("prototype_contrast", features, backend=backend)
     labels = labels.long()
     check_classes("labels", labels, classes, ignore_index)
-    if kind == "bank" and classes == 1:  # no other class to tell apart
+    if kind == "bank" and classes == 1:  # there is no other class to contrast with
         return nothing(features)
     with without_autocast(features):
         keep = labels != ignore_index
@@ -242,7 +243,7 @@ def prototype_contrast(
             return total / keep.sum().clamp(min=1)
         q = features[keep].to(torch.promote_types(features.dtype, torch.float32))
         y = labels[keep]
-        # where labels are not read, one that is no class makes the loss NaN and reads nothing out of bounds
+        # if labels were not checked, one out of range makes the loss NaN and reads nothing out of bounds
         q = torch.where(((y >= 0) & (y < classes))[:, None], q, math.nan)
         y = y.clamp(0, classes - 1)
         if isinstance(prototypes, PrototypeBank):

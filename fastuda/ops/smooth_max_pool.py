@@ -55,7 +55,7 @@ class _SmoothMax(torch.autograd.Function):
 def smooth_max_pool(logits: Tensor, *, k: float = 1.0, backend: str = "auto") -> Tensor:
     """``log(mean over pixels of exp(k z)) / k``: between the mean (k to 0) and the maximum (k to infinity).
 
-    Stable in every dtype; the result is float32 at least. Source: Paul et al., ECCV 2020, eq. 1.
+    Stable in every dtype; the result is at least float32. Source: Paul et al., ECCV 2020, eq. 1.
 
     Args:
         logits: [B, K, h, w].

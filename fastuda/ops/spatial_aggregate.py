@@ -34,8 +34,8 @@ def spatial_aggregate_fwd(
     x: Tensor, similarity: str, contrast: bool, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, n, _ = x.shape
-    # the output; t_i; log sum_j exp((D_ij - top) / t_i) with top = 1, for KL 0; and what rounding to its
-    # dtype took from the sum over an output's channels, or 0 where that is not known
+    # the output; t_i; log sum_j exp((D_ij - top) / t_i) with top = 1 (KL: 0); and the part of the sum over an
+    # output's channels that rounding to its dtype removed, or 0 where it is not known
     return x.new_empty(x.shape), statistic(x, b, n), statistic(x, b, n), statistic(x, b, n)
 
 
@@ -84,10 +84,10 @@ def spatial_aggregate(
 
         out_i = (1 - alpha) x_i + alpha sum_j softmax_j(D(x_i, x_j) / t_i) x_j
 
-    ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10 (``contrast=True``), or 1; 1
-    also where it is rounding (at most 8 eps times the row's mean or 1), so that equal similarities give equal
-    weights, and for an image of one pixel. The values are the raw rows, the pixel itself included. The
-    gradient flows through the weights and the values.
+    With ``contrast=True``, ``t_i`` is the detached unbiased standard deviation of row ``i`` plus 1e-10.
+    Otherwise it is 1. It is also 1 for an image of one pixel, and where the deviation is only rounding (at
+    most 8 eps times the larger of the row's mean and 1), so that equal similarities give equal weights. The
+    values are the raw rows, the pixel itself included. The gradient flows through the weights and the values.
 
     Source: Kang et al., Pixel-Level Cycle Association, NeurIPS 2020, eq. 7 and 8. The authors' code uses
         ``contrast=False`` for ``kl``.
@@ -96,7 +96,7 @@ def spatial_aggregate(
         x: [B, N, C] features (``cosine``) or probabilities (``kl``); float32, bfloat16, float16 or float64.
         alpha: share of the aggregated part, in [0, 1].
         similarity: ``cosine``, or ``kl`` for ``-KL(x_i || x_j)``.
-        contrast: temperatures from the rows' standard deviations.
+        contrast: use the standard deviations of the rows as temperatures.
         backend: ``auto``, or a name from ``fastuda.ops.backends("spatial_aggregate")``.
 
     Returns:

@@ -87,7 +87,7 @@ def upsample_confusion(
             forward = _backends.overload("upsample_confusion_fwd", name)
             try:
                 matrix, predicted = forward(x, labels, align_corners, ignore_index)
-            except (ValueError, RuntimeError) as error:  # the latter from the stable interface of CUDA
+            except (ValueError, RuntimeError) as error:  # the stable ABI of CUDA raises RuntimeError
                 if "labels hold classes outside" not in str(error):
                     raise
                 raise ValueError(stray_labels("labels", labels, x.shape[1], ignore_index)) from error

@@ -55,7 +55,7 @@ def reference(
         norm = valid * (q * weight[None, :, None, None]).sum(1)
     q = q * (1 - label_smoothing) + label_smoothing / classes
     q = q * weight[None, :, None, None]
-    loss = -torch.where(q == 0, 0, q * log_p).sum(1) * valid  # a class of no weight may be masked
+    loss = -torch.where(q == 0, 0, q * log_p).sum(1) * valid  # a class without weight may be masked (-inf)
     if pixel_weight is not None:
         loss = loss * pixel_weight.to(loss.dtype)
     if reduction == "none":
@@ -88,8 +88,8 @@ _backends.register("upsample_cross_entropy", triton=True, triton_limit=_backends
 
 
 class _Sum(torch.autograd.Function):
-    """The loss summed over the pixels, and the sum of the weights. The forward gathers the gradient at low
-    resolution in the same pass over the pixels."""
+    """The loss summed over the pixels, and the sum of the weights. The forward accumulates the gradient at
+    low resolution in the same pass over the pixels."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, rest: tuple[Any, ...], name: str):
@@ -108,7 +108,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _PerPixel(torch.autograd.Function):
-    """The loss of every pixel; the backward is the sum's, weighted by the incoming gradient."""
+    """The loss of every pixel; the backward is that of the sum, weighted by the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, arguments: tuple[Any, ...], name: str):
@@ -160,7 +160,7 @@ def _prepare(
     label_smoothing: float,
     reduction: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Labels, class and pixel weights as constants; raise where an argument does not fit."""
+    """Labels, class and pixel weights as constants; raise if an argument does not fit."""
     check_float("logits", logits)
     check_rank("logits", logits, "B, K, h, w")
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -211,7 +211,7 @@ def upsample_cross_entropy(
         logits: [B, K, h, w], at any resolution; float32, bfloat16, float16 or float64.
         labels: [B, H, W] integer classes, or [B, K, H, W] soft labels (floating point, constant: no gradient
             flows to them). All hard labels but ``ignore_index`` must be below K. On a GPU and in compiled
-            code their values are not looked at: others are left out.
+            code the values are not checked: pixels with other labels are left out.
         align_corners: of the bilinear upsampling.
         temperature: positive, divides the upsampled logits.
         ignore_index: the hard label to leave out.

@@ -9,7 +9,7 @@ from fastuda.cli import a_path, parser, run
 EXAMPLES = """\
   python -m fastuda.report runs/plca       # writes runs/plca/report.html again
 
-Training writes it by itself (log.report=false: not)."""
+Training writes the page by itself, unless log.report=false."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from fastuda.report.rendering import render
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 26
 POINTS = 300
-"""A curve with more is drawn as means over its neighbours."""
+"""Largest number of points of a drawn curve; longer curves are drawn as means over neighbouring points."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Curve:
 
 
 def chart(title: str, curves: list[Curve]) -> Markup:
-    """A figure with its title and, with several curves, a legend; empty where there is nothing to draw."""
+    """A figure with its title and, for several curves, a legend; empty if there is nothing to draw."""
     curves = [Curve(c.name, thin([p for p in c.points if math.isfinite(p[1])])) for c in curves]
     curves = [curve for curve in curves if curve.points]
     if not curves:
@@ -55,7 +55,7 @@ def chart(title: str, curves: list[Curve]) -> Markup:
 
 
 def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most :data:`POINTS` points: means over equally many neighbours, each at the last of their steps."""
+    """At most :data:`POINTS` points: means over equally many neighbours, each at their last step."""
     size = -(-len(points) // POINTS)
     if size <= 1:
         return points
@@ -75,18 +75,18 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 class Bar(NamedTuple):
-    """One bar of a plot; those of one group stand under its name."""
+    """One bar of a plot; bars of the same group are above its name."""
 
     group: str
     name: str
     mean: float
     values: tuple[float, ...]
     text: str
-    """The mean in words."""
+    """The mean as text."""
 
 
 def plot(bars: Sequence[Bar]) -> Markup:
-    """SVG with a bar for every mean and a dot for every value; it follows the reader's light or dark."""
+    """SVG with a bar for every mean and a dot for every value; it follows the reader's light or dark mode."""
     bars = [bar._replace(values=tuple(v for v in bar.values if not math.isnan(v))) for bar in bars]
     bars = [bar for bar in bars if not math.isnan(bar.mean)]
     longest = max((max(bar.mean, *bar.values) for bar in bars), default=1.0)

@@ -30,7 +30,7 @@ class Group:
     scores: dict[str, tuple[float, ...]]
     """mIoU and class to the values of the runs, in the order of the seeds; NaN for an absent class."""
     folders: tuple[Path, ...]
-    """Of the runs, in the same order."""
+    """The runs' folders, in the same order."""
     labelled: bool
     """Whether the held-out images have labels."""
 
@@ -53,7 +53,7 @@ class Group:
         return next(name for name in self.scores if name.startswith("mIoU"))
 
     def cell(self, name: str) -> str:
-        """``mean`` or ``mean ± spread``; empty where no run has the score."""
+        """``mean`` or ``mean ± spread``; empty if no run has the score."""
         mean, spread = self.mean(name), self.spread(name)
         if math.isnan(mean):
             return ""
@@ -61,18 +61,18 @@ class Group:
 
 
 def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]:
-    """The finished runs under the folders given, grouped by domains and method.
+    """The finished runs under the given folders, grouped by domains and method.
 
     Args:
         folders: searched for runs at any depth.
-        protocol: of the scores, where the target has classes that the runs lack; none: see ``EXAMPLES``.
+        protocol: of the scores, if the target has classes that the runs lack; None: see ``EXAMPLES``.
 
     Raises:
         UserError: there is none, or one is damaged.
     """
     by_key: dict[tuple[str, str], list[tuple[int, dict[str, Any], Path]]] = {}
     every = [path for folder in folders for path in sorted(folder.rglob("result.json"))]
-    # a folder and one within it count a run once
+    # a run counts once, even if a folder and another one inside it are given
     for path in {path.resolve(): path for path in every}.values():
         result = read_result(path)
         config = load_config(path.parent)
@@ -98,7 +98,7 @@ def read_groups(folders: list[Path], protocol: str | None = None) -> list[Group]
 
 
 def _scores(result: dict[str, Any], protocol: str) -> dict[str, float]:
-    """The means and the classes' IoU of one run by one protocol."""
+    """The means and the per-class IoU of one run by one protocol."""
     behind = f"_{protocol}" if f"iou_{protocol}" in result else ""
     means = [name for name in result if name.startswith("mIoU") and "_" not in name]
     return {name: result[name + behind] for name in means} | result["iou" + behind]
@@ -114,7 +114,7 @@ def by_domains(groups: list[Group]) -> dict[str, tuple[list[Group], list[str]]]:
 
 
 def markdown(groups: list[Group]) -> str:
-    """A table per pair of domains: methods down, protocols and classes across."""
+    """A table per pair of domains, with methods as rows, and protocols and classes as columns."""
     text = ""
     for domains, (chosen, names) in by_domains(groups).items():
         text += f"## {domains}\n\n| method | seeds | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}\n"
@@ -126,8 +126,8 @@ def markdown(groups: list[Group]) -> str:
 
 
 def page(groups: list[Group]) -> tuple[str, str]:
-    """The page and its plot. For every pair of domains the page has the methods, the methods class by class,
-    the curves of the score, and predictions of the same images by the first run of each method."""
+    """The page and its plot. For every pair of domains the page shows the scores of the methods, also class
+    by class, the curves of the score, and predictions of the same images by the first run of each method."""
     sections = []
     for domains, (chosen, names) in by_domains(groups).items():
         protocols = [name for name in names if name.startswith("mIoU")]
@@ -153,7 +153,7 @@ def page(groups: list[Group]) -> tuple[str, str]:
 
 
 def write(groups: list[Group], out: Path) -> None:
-    """comparison.csv, .md, .svg and .html in a folder.
+    """Write comparison.csv, .md, .svg and .html into a folder.
 
     Raises:
         UserError: they cannot be written.

@@ -18,15 +18,15 @@ from fastuda.report.pictures import data_uri
 from fastuda.report.rendering import render
 
 AREA = 256 * 512
-"""Pixels of the two images: what a training crop of the demo has, so that it takes a second anywhere."""
+"""Pixels of the two images, as many as in a training crop of the demo, so that it takes about a second."""
 COUNT = 60
-"""Cycles that are drawn at most."""
+"""Largest number of cycles to draw."""
 
 
 def middle_pair(
     source: Domain, target: Domain, normalization: Normalization
 ) -> tuple[np.ndarray, np.ndarray, Batch]:
-    """The middle images of two domains at :data:`AREA` or less, uint8 [H, W, 3], and the batch of the two.
+    """The middle image of each of two domains, at most :data:`AREA` pixels, uint8 [H, W, 3], and their batch.
 
     Raises:
         BadFile: one of them cannot be read.
@@ -48,7 +48,7 @@ def _fitted(image: np.ndarray) -> np.ndarray:
 
 
 def covered_picture(cycles: Cycles, target: np.ndarray, classes: ClassSet) -> np.ndarray:
-    """The target image, dark, with the covered pixels in the colour of the class whose cycles pass them."""
+    """The target image, darkened, with each covered pixel in the colour of the class of its cycle."""
     ids = cycles.covered.reshape(cycles.target_grid)
     size = target.shape[1], target.shape[0]
     ids = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
@@ -58,13 +58,13 @@ def covered_picture(cycles: Cycles, target: np.ndarray, classes: ClassSet) -> np
 
 
 def chosen(cycles: Cycles, count: int, closed: bool) -> list[int]:
-    """``count`` source pixels to draw, the classes in turn, each class's spread over its pixels."""
+    """``count`` source pixels to draw: the classes in turn, spread over the pixels of each class."""
     keep = cycles.closed if closed else cycles.valid & ~cycles.closed
     rng = np.random.default_rng(0)
     queues = []
     for c in np.unique(cycles.labels[keep]):
         pixels = rng.permutation(np.nonzero(keep & (cycles.labels == c))[0])
-        # one cycle per target pixel: thousands may meet in one
+        # one cycle per target pixel, because thousands may pass through the same one
         _, first = np.unique(cycles.there[pixels], return_index=True)
         queues.append(pixels[np.sort(first)].tolist())
     out: list[int] = []
@@ -74,7 +74,8 @@ def chosen(cycles: Cycles, count: int, closed: bool) -> list[int]:
 
 
 def drawing(cycles: Cycles, classes: ClassSet, source: np.ndarray, target: np.ndarray) -> Markup:
-    """SVG with the source above the target: a line from a source pixel to its match, a dashed one back."""
+    """SVG with the source above the target: a line from each source pixel to its match, and a dashed line
+    back."""
     width = max(source.shape[1], target.shape[1])
     below = source.shape[0] + width // 16
 

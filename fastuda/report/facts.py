@@ -1,4 +1,4 @@
-"""What a report shows: read from the run folder, and measured with its network on a few images."""
+"""The contents of a report: read from the run folder, and measured with its network on a few images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastuda.report.cycles import middle_pair
 from fastuda.system.distributed import pick_device
 
 IMAGES = 24
-"""Images whose features the class-centre distances are of."""
+"""Number of images for the class-centre distances."""
 BASELINE_LABEL = BASELINE.replace("_", "-")
 
 
@@ -70,26 +70,26 @@ class Record:
         return name, self.result[name]
 
     def iou(self, name: str) -> float:
-        """Of a class; NaN where it neither occurs nor is predicted."""
+        """IoU of a class; NaN if it neither occurs nor is predicted."""
         return self.result["iou"].get(name, math.nan)
 
     def median(self, name: str) -> float | None:
-        """Of a curve, less its first value, which has the warming up in it."""
+        """Median of a curve without its first value, which includes the warm-up."""
         values = [value for _, value in self.curves.get(name, ())]
         return statistics.median(values[1:] or values) if values else None
 
 
 @dataclass
 class Measured:
-    """What the network was asked. Where it or the data is not there, ``missing`` says why."""
+    """Results that need the network. If the network or the data is not available, ``missing`` says why."""
 
     classes: ClassSet | None = None
     titles: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The method's titles of its curves."""
+    """The titles that the method gives its curves."""
     distances: list[list[float]] = dataclasses.field(default_factory=list)
-    """Class-centre distance of every class; a list of the run and, second, one of its baseline."""
+    """Class-centre distance of every class: the list of the run, then that of its baseline."""
     images: int = 0
-    """How many images they are of."""
+    """Number of images that they were measured on."""
     cycles: Cycles | None = None
     pair: tuple[np.ndarray, np.ndarray] | None = None
     """The source and the target image of the cycles, uint8 [H, W, 3]."""
@@ -97,10 +97,10 @@ class Measured:
 
 
 def measure(folder: Path, config: RunConfig, baseline: Path | None, device: str) -> Measured:
-    """Class-centre distances of the run and its baseline, and how the method explains itself.
+    """Class-centre distances of the run and its baseline, and the cycles that the method finds.
 
     Raises:
-        UserError: no such device.
+        UserError: there is no such device.
     """
     measured = Measured()
     place = pick_device(device)
@@ -128,7 +128,7 @@ def _domains(config: RunConfig, classes: ClassSet) -> RunDomains:
     """Sources, target and held-out images in the run's classes.
 
     Raises:
-        UserError: one is not there any more, or has other classes.
+        UserError: one does not exist any more, or has other classes.
     """
     domains = open_run(config.data)
     if domains.classes.names != classes.names:

@@ -16,10 +16,10 @@ from fastuda.system.random import rng_state, set_rng_state
 
 
 def write_report(folder: Path, device: str = "auto") -> Path:
-    """Write ``report.html`` into a run folder; the global random generators are left as they were.
+    """Write ``report.html`` into a run folder. The global random generators do not change.
 
-    What needs the network or the data (class-centre distances, the method's own explanation) is left out,
-    with the reason, where they are not there.
+    If the network or the data is not available, the report gives the reason and leaves out what needs them:
+    the class-centre distances and the method's cycles.
 
     Raises:
         UserError: the folder holds no finished run, or cannot be written.

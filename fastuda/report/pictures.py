@@ -1,4 +1,4 @@
-"""Pictures as data URIs, and those of a run folder taken apart."""
+"""Pictures as data URIs, and the parts of the pictures in a run folder."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def names_of(folder: Path) -> list[str]:
 
 def read_pictures(runs: Mapping[str, Path], names: Iterable[str], labelled: bool) -> list[dict[str, str]]:
     """Pictures in ``preds/`` as data URIs: each with its name, the image, the prediction of every run that
-    left it, by the run's title, and the true labels, where there are such.
+    has it (by the run's title), and the true labels if there are any.
 
     Args:
         runs: run folders by title; the first has all pictures.
-        names: of the pictures.
+        names: names of the pictures.
         labelled: whether the pictures have labels.
 
     Raises:
-        UserError: one cannot be read, or is not of a run.
+        UserError: one cannot be read, or no run wrote it.
     """
     pictures = []
     for name in names:
@@ -48,10 +48,10 @@ def read_pictures(runs: Mapping[str, Path], names: Iterable[str], labelled: bool
 
 
 def _panels(path: Path, parts: int) -> list[np.ndarray]:
-    """The parts of a picture that a run left, which have four white columns between them.
+    """The parts of a picture that a run wrote, which are separated by four white columns.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not such a picture.
     """
     row = np.asarray(open_rgb(path))
     width, rest = divmod(row.shape[1] - 4 * (parts - 1), parts)
@@ -61,7 +61,7 @@ def _panels(path: Path, parts: int) -> list[np.ndarray]:
 
 
 def data_uri(picture: np.ndarray, photo: bool) -> str:
-    """An RGB picture at :data:`WIDTH` or less: JPEG for a photograph, palette PNG for flat colours."""
+    """An RGB picture, at most :data:`WIDTH` wide: JPEG for a photograph, palette PNG for flat colours."""
     image = Image.fromarray(picture)
     if image.width > WIDTH:
         how = Image.Resampling.BILINEAR if photo else Image.Resampling.NEAREST

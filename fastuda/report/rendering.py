@@ -1,4 +1,4 @@
-"""The templates of the pages and of their drawings; every value that enters one is escaped."""
+"""Renders the templates of the pages and of their drawings, and escapes every value."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ TEMPLATES = Environment(
 
 
 def render(template: str, **values: Any) -> Markup:
-    """A file of ``templates/`` with its values; another template takes the result as it is."""
+    """A file of ``templates/`` with its values. Another template inserts the result without escaping it."""
     return Markup(TEMPLATES.get_template(template).render(values))

@@ -22,11 +22,11 @@ PROTOCOL_NOTES = {
     "ignore": "pixels of classes that the run lacks left out",
     "confusion19": "predictions on pixels of classes that the run lacks count as errors",
 }
-"""What the protocols do, see :class:`fastuda.inference.scores.Scores`."""
+"""A note on each protocol, see :class:`fastuda.inference.scores.Scores`."""
 
 
 class Runs(NamedTuple):
-    """The run and, where it was trained, its baseline."""
+    """The run and, if it was trained, its baseline."""
 
     method: str
     record: Record
@@ -34,12 +34,12 @@ class Runs(NamedTuple):
 
     @property
     def by_label(self) -> dict[str, Record]:
-        """Label to run, the method's first."""
+        """Label to run; the method's run comes first."""
         return {self.method: self.record} | ({BASELINE_LABEL: self.baseline} if self.baseline else {})
 
 
 def tiles(runs: Runs, config: RunConfig) -> list[tuple[str, str, str]]:
-    """Name, number and note of the tiles at the top."""
+    """Name, number and note of each tile at the top."""
     name, value = runs.record.headline
     where = "no held-out labels" if math.isnan(value) else "on the target's held-out images"
     out = [(name, number(value, ".1f"), where)]
@@ -57,14 +57,14 @@ def tiles(runs: Runs, config: RunConfig) -> list[tuple[str, str, str]]:
 
 
 def charts(runs: Runs, titles: dict[str, str]) -> list[Markup]:
-    """mIoU, the loss and each of its terms, the other means, the learning rates."""
+    """Charts of mIoU, the loss and each of its terms, the other means, and the learning rates."""
     name, curves = runs.record.headline[0], runs.record.curves
 
     def of_all(key: str) -> list[Curve]:
         return [Curve(label, run.curves.get(key, [])) for label, run in runs.by_label.items()]
 
     drawn = [chart(f"{name} on held-out images", of_all(f"val/{name}"))]
-    if "train/loss" in curves:  # the baseline's has other terms in it
+    if "train/loss" in curves:  # without the baseline, whose loss has other terms
         drawn.append(chart("Loss", [Curve(runs.method, curves["train/loss"])]))
     for key in sorted(key for key in curves if key.startswith("train/") and key != "train/loss"):
         own = key.removeprefix("train/")
@@ -74,14 +74,14 @@ def charts(runs: Runs, titles: dict[str, str]) -> list[Markup]:
 
 
 def class_table(runs: Runs, classes: ClassSet | None) -> Table:
-    """IoU of every class and its mean, against the baseline where there is one."""
+    """IoU of every class and its mean, compared with the baseline if there is one."""
     names = list(runs.record.result["iou"])
     values = [[run.iou(name) for name in names] + [run.headline[1]] for run in runs.by_label.values()]
     return _class_table("IoU in percent", runs, [*names, runs.record.headline[0]], values, classes, 1, 1)
 
 
 def distance_table(runs: Runs, measured: Measured) -> Table | None:
-    """Class-centre distances, likewise; nothing where they were not measured."""
+    """Class-centre distances in the same form; None if they were not measured."""
     if not measured.distances or measured.classes is None:
         return None
     values = [[*column, _mean(column)] for column in measured.distances]
@@ -98,8 +98,8 @@ def _class_table(
     digits: int,
     sign: int,
 ) -> Table:
-    """A row per name (the last one in the foot): bars and numbers of the run and, second, of the baseline;
-    ``sign``: whether more is better (1) or worse (-1)."""
+    """A row per name, the last one in the foot, with bars and numbers of the run and then of the baseline.
+    ``sign`` says whether more is better (1) or worse (-1)."""
     colours = dict(zip(classes.names, classes.palette, strict=True)) if classes else {}
     longest = max((v for column in values for v in column if not math.isnan(v)), default=1.0) or 1.0
     full = 100.0 if sign > 0 else longest
@@ -121,7 +121,7 @@ def _mean(values: list[float]) -> float:
 
 
 def cycles(measured: Measured) -> dict[str, Any] | None:
-    """The cycles between two images, and the target pixels that they cover; nothing where there are none."""
+    """The cycles between two images, and the target pixels that they cover; None if there are none."""
     found, classes, pair = measured.cycles, measured.classes, measured.pair
     if found is None or classes is None or pair is None:
         return None
@@ -139,7 +139,7 @@ def cycles(measured: Measured) -> dict[str, Any] | None:
 
 
 def speed(runs: Runs, config: RunConfig) -> Table:
-    """Medians over the run of time and memory."""
+    """Medians of time and memory over the run."""
     columns = []
     for run in runs.by_label.values():
         step, wait, peak = (run.median(f"perf/{key}") for key in ("step_s", "data_s", "peak_mib"))
@@ -164,7 +164,7 @@ def _with_unit(value: float | None, spec: str, unit: str) -> str:
 
 
 def files(folder: Path) -> list[tuple[str, str]]:
-    """Title and text of what the run saved of itself: versions, hardware, ops, configuration."""
+    """Title and text of the run's own files: versions, hardware, ops, configuration."""
     texts = {}
     for name in ("env.txt", "config.yaml"):
         try:

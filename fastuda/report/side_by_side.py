@@ -1,4 +1,4 @@
-"""What compared runs left, side by side: curves of their score, and predictions of the same images."""
+"""Compared runs side by side: curves of their score, and predictions of the same images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PICTURES = 6
 
 
 def curves(runs: Mapping[str, Sequence[Path]], score: str) -> list[Markup]:
-    """A chart per method, of its score on held-out images during training and source_only's: means over the
-    runs at the steps that all of them have. A method with fewer than two such steps has none.
+    """A chart per method: its score and that of source_only on held-out images during training, as means over
+    the runs at the steps that all of them have. A method with fewer than two such steps has no chart.
 
     Args:
         runs: run folders by method.
@@ -46,15 +46,15 @@ def _mean(folders: Sequence[Path], name: str) -> list[tuple[float, float]]:
 
 
 def pictures(runs: Mapping[str, Path], labelled: bool) -> list[dict[str, str]]:
-    """Up to :data:`PICTURES` evenly spread images of which every run left a picture, as
-    :func:`~fastuda.report.pictures.read_pictures` gives them.
+    """Up to :data:`PICTURES` evenly spread images of which every run has a picture, as
+    :func:`~fastuda.report.pictures.read_pictures` returns them.
 
     Args:
         runs: a run folder by method.
-        labelled: whether the runs' pictures have the label.
+        labelled: whether the runs' pictures include the label.
 
     Raises:
-        UserError: a picture cannot be read, or is not of a run.
+        UserError: a picture cannot be read, or no run wrote it.
     """
     names = sorted(set.intersection(*(set(names_of(folder)) for folder in runs.values())))
     chosen = np.linspace(0, len(names) - 1, min(PICTURES, len(names)), dtype=int)

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 NONE = "\u2013"
-"""In place of a number that is not there."""
+"""Stands for a missing number."""
 
 
 class Cell(NamedTuple):
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table with a name for those who do not see it."""
+    """A table, with a name for screen readers."""
 
     label: str
     heads: list[Cell]
@@ -36,13 +36,13 @@ class Table(NamedTuple):
 
 
 def number(value: float | None, spec: str) -> str:
-    """A number, or :data:`NONE` for one that is absent."""
+    """A number, or :data:`NONE` for a missing one."""
     return NONE if value is None or math.isnan(value) else format(value, spec)
 
 
 def difference(value: float, digits: int, sign: int) -> Cell:
-    """A difference with its sign; good where ``sign`` times it is above zero."""
+    """A difference with its sign; it is good if ``sign`` times it is above zero."""
     if math.isnan(value):
         return Cell(NONE)
-    value = round(value, digits) + 0.0  # no minus before a zero
+    value = round(value, digits) + 0.0  # avoids -0
     return Cell(f"{value:+.{digits}f}", "" if value == 0 else "good" if value * sign > 0 else "bad")

@@ -1,4 +1,4 @@
-"""Downloads files whole or not at all, checked by their SHA-256."""
+"""Downloads files atomically, and checks their SHA-256."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def sha256_of(path: Path) -> str:
 
 def download(url: str, path: Path, sha256: str, *, quiet: bool = False) -> None:
     """Download ``url`` to ``path``, with a progress bar. The file appears under its name only once it is
-    complete and its sum is right.
+    complete and its checksum is right.
 
     Args:
         url: http or https; the proxies of the environment are used.
         path: the file to write.
-        sha256: the sum, or its first digits.
+        sha256: the SHA-256, or its first digits.
         quiet: no progress bar.
 
     Raises:
@@ -57,10 +57,10 @@ def download(url: str, path: Path, sha256: str, *, quiet: bool = False) -> None:
 
 
 def _chunks(url: str, path: Path, quiet: bool) -> Iterator[bytes]:
-    """The body of the answer, complete. ``path`` is where it goes, for the bar and the message.
+    """The complete body of the response. ``path`` is its destination, for the bar and the message.
 
     Raises:
-        UserError: it cannot be had, or ends early.
+        UserError: it cannot be downloaded, or ends early.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "fastuda"})
     bar: Any = None

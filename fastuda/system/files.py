@@ -1,4 +1,4 @@
-"""Reading files with the fault named, and writing them whole or not at all."""
+"""Reads files with errors that name them, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNREADABLE = (
     RecursionError,
     csv.Error,
 )
-"""Raised by JSON or CSV that is missing, cut off, nested too deep or of another structure."""
+"""Raised for JSON or CSV that is missing, truncated, nested too deeply or of another structure."""
 
 
 def _named(path: Path, reason: str) -> UserError:
@@ -38,7 +38,7 @@ def reading(path: Path, as_: str, error: Callable[[Path, str], UserError] = _nam
 
     Args:
         as_: what the file holds, for the message.
-        error: makes the exception of the path and the reason.
+        error: makes the exception from the path and the reason.
 
     Raises:
         UserError: ``PATH cannot be read as AS_: REASON``.

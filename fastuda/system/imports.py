@@ -15,7 +15,7 @@ def import_named(name: str, kind: str) -> Any:
 
     Args:
         name: ``package.module:attribute``.
-        kind: what it is to be, for the message: method, model, backbone.
+        kind: the kind of object, for the message: method, model, backbone.
 
     Raises:
         UserError: the module cannot be imported or lacks the attribute.

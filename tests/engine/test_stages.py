@@ -67,7 +67,7 @@ def test_three_stages_in_one_command(scenes_root, tmp_path):
     assert json.loads((out / "3_distill" / "result.json").read_text())["step"] == 2
     assert {p: p.stat().st_mtime_ns for p in (out / "2_adapt").rglob("*") if p.is_file()} == before
     kept = fastuda("train", *arguments(scenes_root, out), "--resume", "auto", "stages.adapt.train.steps=3")
-    assert kept.returncode == 2 and "3_distill and 3_labels began from what it was then" in kept.stderr
+    assert kept.returncode == 2 and "3_distill and 3_labels started from its weights then" in kept.stderr
     shutil.rmtree(out / "3_labels")
     shutil.rmtree(out / "3_distill")
     last = fastuda("train", *arguments(scenes_root, out), "--resume", "auto", "stages.adapt.train.steps=3")

@@ -49,8 +49,8 @@ def _word(name: str) -> str:
 
 
 def positions(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    """Where each class stands ``among`` others, by its own name or else a synonym; None for one that does
-    not."""
+    """Position of each class ``among`` others, by its own name or else by a synonym; None if it is not
+    there."""
     words, keys = [_word(name) for name in among], [canonical(name) for name in among]
     places: list[int | None] = []
     for name in names:

@@ -178,7 +178,8 @@ class Domain:
         return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
     def check_files(self, at_most: int = 10) -> None:
-        """Read the header of every image and label, to find before training what would stop the evaluation.
+        """Read the header of every image and label, to find faults before training that would stop the
+        evaluation.
 
         Raises:
             UserError: files are missing, empty, not images, or differ in size from their label.

@@ -133,8 +133,9 @@ def find_items(
 ) -> tuple[list[tuple[Item, dict[str, str]]], LabelMap]:
     """Images of a layout with their labels (None if the file is missing), and the label map in use.
 
-    A file that is the label of another image is not an image, even if the image template matches it. Neither
-    is an unlabelled file that matches the label template, provided that no labelled image does.
+    A file that is the label of another image is not an image, even if the image template matches it. An
+    unlabelled file that matches the label template is not an image either, unless a labelled image matches
+    that template too.
 
     Raises:
         UserError: two images have the same label file, or an image is its own label.

@@ -71,7 +71,7 @@ def short_name(spec: str) -> str:
 
 
 def source_title(text: str) -> str:
-    """The same of one or several sources."""
+    """The same for one or several sources."""
     return " + ".join(map(short_name, split_specs(text)))
 
 

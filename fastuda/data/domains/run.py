@@ -56,7 +56,7 @@ def open_run(data: DataConfig) -> RunDomains:
 def check_apart(source: Domain, held_out: Domain) -> None:
     """Check that no labelled training image is evaluated.
 
-    The pseudo-labels of ``--stages`` are other labels, of links to the images.
+    The pseudo-labels of ``--stages`` pass: they are other label files, with links to the images.
 
     Raises:
         UserError: an image or a label is in both domains.

@@ -53,7 +53,7 @@ def block_mask(images: Tensor, block: int, share: float) -> Tensor:
     """The images with random blocks set to 0, the mean colour, each with probability ``share``.
 
     The grid has ``round(H / block) x round(W / block)`` cells, so that a cell has ``block`` pixels only if
-    that divides the side. All channels of an image share a mask.
+    ``block`` divides the side. All channels of an image share a mask.
 
     Args:
         images: normalised images [B, C, H, W].

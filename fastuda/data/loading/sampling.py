@@ -118,8 +118,8 @@ class SourceSampler:
     """Draws images of one or several sources as ``config.sampling`` and ``config.source_weights`` say.
 
     Without weights, sources are drawn in proportion to their numbers of images: uniform sampling then goes
-    through all images of all sources before it repeats one. Other draws take a source by its weight first,
-    and sample within it: uniformly, or with classes of its own.
+    through all images of all sources before it repeats one. Otherwise a source is drawn by its weight first,
+    then an image in it, uniformly or by the class frequencies of that source.
 
     Raises:
         UserError: more than ``config.max_bad`` labels of a source cannot be read, or none has a class.

@@ -1,4 +1,4 @@
-"""Looks of the two domains: palettes, and effects of light, air, lens and sensor."""
+"""Appearance of the two domains: palettes, and effects of light, air, lens and sensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shade(color: Color, factor: float) -> Color:
 
 @dataclass(frozen=True)
 class Style:
-    """Look of a domain; pairs are ranges to draw from."""
+    """Appearance of a domain; pairs are ranges to draw from."""
 
     palette: dict[str, tuple[Color, ...]]
     spread: float

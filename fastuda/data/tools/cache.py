@@ -44,7 +44,7 @@ class Copied(NamedTuple):
 
 
 def write_image(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write an image whole or not at all."""
+    """Write an image atomically."""
     encoded = io.BytesIO()  # on a full disk, Pillow's JPEG writer reports no error
     image.save(encoded, format="JPEG" if path.suffix == ".jpg" else "PNG", **options)
     with written(path) as draft:
