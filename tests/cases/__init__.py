@@ -1,6 +1,6 @@
 """Test and benchmark cases of the ops: one module per op, found by its name. They do not need pytest.
 
-A module may define the following..
+A module may define the following names:
 
 - ``good()``: small valid arguments. Tests derive most invalid arguments from them and from the signature.
 - ``BAD``: argument name to additional values that are out of range, besides -0.1, NaN, infinity and 10**30.
