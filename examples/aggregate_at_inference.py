@@ -1,6 +1,6 @@
-"""PLCA's test-time aggregation on the features and probabilities of any segmenter.
+"""PLCA's test-time aggregation on the features and probabilities of any segmentation network.
 
-Every pixel is mixed with the pixels that look like it; the attention matrix is never stored.
+Every pixel is mixed with similar pixels. The attention matrix is never stored.
 """
 
 import torch
@@ -24,7 +24,7 @@ def main() -> torch.Tensor:
     )
     smooth = rows.transpose(1, 2).unflatten(2, (height, width))
 
-    nothing = torch.full((1, 256, 512), 255)  # no ground truth: only the label map is wanted
+    nothing = torch.full((1, 256, 512), 255)  # no ground truth: only the label map is used
     _, labels = F.upsample_confusion(smooth, nothing, return_labels=True)
     print(f"label map {tuple(labels.shape)}, classes {labels.unique().tolist()}")
     return labels

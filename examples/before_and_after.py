@@ -1,7 +1,7 @@
-"""A picture of what adaptation changed: source, target, and the predictions of finished runs of the demo.
+"""Draw a source and a target image beside the predictions of finished runs of the demo.
 
-The first run was trained beside source-only, as ``python -m fastuda.train --method plca`` does; further runs
-get a column each. The rows are evenly spread over the held-out images.
+The first run folder must contain a source-only run, as ``python -m fastuda.train --method plca`` writes it.
+Every run gets a column. The rows are evenly spaced held-out images.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def main(out: str, runs: list[str], rows: int = 3) -> Image.Image:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", help="the PNG to write")
-    parser.add_argument("runs", nargs="+", help="run folders; the first holds its source_only")
-    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("out", help="PNG file to write")
+    parser.add_argument("runs", nargs="+", help="run folders; the first must contain source_only")
+    parser.add_argument("--rows", type=int, default=3, help="number of images (default: 3)")
     args = parser.parse_args()
     main(args.out, args.runs, args.rows)

@@ -1,6 +1,6 @@
-"""PLCA's association as one line of somebody else's training loop.
+"""PLCA's association loss in your own training loop.
 
-The network here is a toy; what matters is that features of any backbone go in as [B, pixels, channels].
+The network is only an example. The loss accepts features of any backbone, as [B, pixels, channels].
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Segment a picture with a file that ``fastuda export`` wrote; fastuda itself is not needed.
+"""Segment an image with an ONNX file that ``fastuda export`` wrote. fastuda itself is not needed.
 
 Usage: python segment_with_onnx.py MODEL.onnx PICTURE OUT.png
 """

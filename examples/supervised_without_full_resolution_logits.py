@@ -1,4 +1,4 @@
-"""Supervised segmentation whose loss and scores never hold the upsampled logits.
+"""Supervised training and evaluation that never store the upsampled logits.
 
 Replaces ``cross_entropy(interpolate(logits, size), label)`` and ``interpolate(...).argmax(1)``.
 """

@@ -16,9 +16,9 @@ COMMANDS = {
     "export": "write a finished run as ONNX, torch.export or safetensors",
     "report": "write report.html of a finished run again",
     "compare": "mean and spread of runs over seeds, as tables and a plot",
-    "profile": "where the time of a training step goes, by method",
-    "data": "look at, index, shrink and draw data sets",
-    "env": "what is installed, what can run here, and why the rest cannot",
+    "profile": "time of a training step by part",
+    "data": "check, index, copy and draw data sets",
+    "env": "versions, devices and usable backends",
     "completion": "a script that completes this command in bash, zsh, fish or tcsh",
 }
 
@@ -26,7 +26,8 @@ HELP = """usage: fastuda COMMAND [...]
 
 {commands}
 
-fastuda COMMAND --help tells more; python -m fastuda.COMMAND is the same. fastuda --version."""
+fastuda COMMAND --help shows the options of a command. python -m fastuda.COMMAND is the same command.
+fastuda --version prints the version."""
 
 
 def module(command: str) -> str:

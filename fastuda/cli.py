@@ -1,4 +1,4 @@
-"""What the command lines share: parsers, flags, and how errors end a command."""
+"""Shared parts of the command lines: parsers, flags and error handling."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ AMP_CHOICES = ("off", "bf16", "fp16", "force-bf16", "force-fp16")
 
 FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "method": ("method.name", "name of a method, several joined by +, or package.module:Class", {}),
-    "source": ("data.source", "labelled domain: name or name:path[:split], several joined by commas", {}),
-    "target": ("data.target", "unlabelled domain, likewise, a single one; scenes is built in", {}),
-    "data_root": ("data.data_root", "folder of domains without a path (default: data)", {}),
+    "source": ("data.source", "labelled domain: name or name:path[:split]; separate several by commas", {}),
+    "target": ("data.target", "unlabelled domain: name or name:path[:split]; scenes is built in", {}),
+    "data_root": ("data.data_root", "folder of the domains that have no path (default: data)", {}),
     "model": ("model.head", "segmentation head: deeplabv2, daformer, upernet, linear, light or auto; or a"
               " whole network: hf:PATH (Hugging Face) or package.module:function", {}),
-    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, vgg16, mit_b0 to mit_b5, small, hf:PATH"
-                 " or package.module:function", {}),
+    "backbone": ("model.backbone", "resnet18/34/50/101, mobilenet_v2, efficientnet_lite0, vgg16, mit_b0 to"
+                 " mit_b5, small, hf:PATH or package.module:function", {}),
     "weights": ("model.weights", "imagenet (downloaded once), or a .pth or .safetensors file", {}),
-    "crop": ("data.crop", "training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
-    "batch_size": ("data.batch_size", "images of each domain, per process and backward pass", {"type": int}),
-    "steps": ("train.steps", "optimiser steps; with --stages, per stage", {"type": int}),
+    "crop": ("data.crop", "size of the training crop", {"nargs": 2, "type": int, "metavar": ("H", "W")}),
+    "batch_size": ("data.batch_size", "images per domain, process and backward pass", {"type": int}),
+    "steps": ("train.steps", "number of optimiser steps; with --stages, of each stage", {"type": int}),
     "lr": ("optim.lr", "learning rate", {"type": float}),
-    "amp": ("train.amp", "mixed precision if it is faster than float32; --amp alone: bf16",
+    "amp": ("train.amp", "mixed precision, unless float32 is faster here (--amp alone: bf16)",
             {"nargs": "?", "const": "bf16", "choices": AMP_CHOICES}),
     "device": ("train.device", "auto, cpu, cuda, cuda:N", {}),
     "seed": ("train.seed", "seed of weights, samples and augmentation", {"type": int}),
     "loader": ("data.loader", "auto, torch or dali", {}),
-    "workers": ("data.workers", "loader processes", {"type": int}),
+    "workers": ("data.workers", "number of loader processes", {"type": int}),
 }  # fmt: skip
-"""Flag to its dotted setting, its help text and its arguments for argparse."""
+"""Flag to its setting, help text and arguments for argparse."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one line, as all errors are reported."""
+    """Reports an invalid argument as a one-line error."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("argument ") and ": is " in message:  # from number()
@@ -98,8 +98,8 @@ def number(kind: type[int] | type[float], least: float, most: float = math.inf) 
 
 
 def bare_amp(words: list[str]) -> list[str]:
-    """The command line with ``--amp=bf16`` for every ``--amp`` without a precision after it, where
-    argparse would take the next word as its value."""
+    """The command line with ``--amp=bf16`` instead of every ``--amp`` that is not followed by a precision.
+    Otherwise argparse would read the next word as its value."""
     out = []
     for word, after in zip(words, [*words[1:], ""], strict=False):
         out.append("--amp=bf16" if word == "--amp" and after not in AMP_CHOICES else word)
@@ -107,19 +107,19 @@ def bare_amp(words: list[str]) -> list[str]:
 
 
 def setting_flag(p: argparse.ArgumentParser, name: str, help: str | None = None, **arguments: Any) -> None:
-    """Add a flag of :data:`FLAGS`, with other help or other arguments for argparse if they are given."""
+    """Add a flag of :data:`FLAGS`. ``help`` and ``arguments`` replace its own."""
     _, text, usual = FLAGS[name]
     p.add_argument(f"--{name.replace('_', '-')}", help=help or text, **(usual | arguments))
 
 
 def flag_settings(args: argparse.Namespace, without: Collection[str] = ()) -> dict[str, Any]:
-    """The dotted settings of the flags of :data:`FLAGS` that were given."""
+    """The settings of the given flags of :data:`FLAGS`."""
     values = {name: getattr(args, name) for name in FLAGS if name not in without}
     settings = {FLAGS[name][0]: value for name, value in values.items() if value is not None}
     if ":" in settings.get("model.head", ""):
         settings["model.network"] = settings.pop("model.head")
     elif {"model.head", "model.backbone"} & settings.keys():
-        settings["model.network"] = None  # in place of a whole network of the configuration
+        settings["model.network"] = None  # replaces a whole network of the configuration
     return settings
 
 
@@ -136,10 +136,10 @@ def inference_flags(p: argparse.ArgumentParser) -> None:
         "--scales", type=float, nargs="+", default=[1.0], metavar="S",
         help="average the probabilities over these scales, e.g. 0.75 1 1.25",
     )  # fmt: skip
-    p.add_argument("--flip", action="store_true", help="average over the mirrored image as well")
+    p.add_argument("--flip", action="store_true", help="also average over the mirrored image")
     p.add_argument(
         "--amp", nargs="?", const="bf16", choices=AMP_CHOICES, default="off",
-        help="half precision if it is faster than float32 (default: off; --amp alone: bf16)",
+        help="mixed precision, unless float32 is faster here (default: off; --amp alone: bf16)",
     )  # fmt: skip
 
 
@@ -190,8 +190,8 @@ def leave(code: int) -> NoReturn:
     """End one of several processes: run exit handlers, flush streams, and skip the interpreter's
     finalisation.
 
-    DDP's reducer keeps Gloo's threads after ``destroy_process_group``. A thread that waits for the GIL to
-    drop a tensor while Python finalises is unwound through C++ and aborts the process.
+    DDP's reducer keeps Gloo's threads alive after ``destroy_process_group``. If such a thread waits for the
+    GIL to free a tensor while Python finalises, it is unwound through C++ and aborts the process.
     """
     logging.shutdown()
     atexit._run_exitfuncs()

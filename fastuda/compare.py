@@ -1,4 +1,4 @@
-"""Compare finished runs: mean and spread over seeds by method, per class, as a table, files and a plot."""
+"""Compare finished runs: mean and spread of the scores over the seeds of each method."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EXAMPLES = """\
   python -m fastuda.compare runs/* --json
   python -m fastuda.compare runs/* --protocol confusion19
 
-Runs on one pair of domains are compared by one protocol (see fastuda evaluate --help): the one that all of
-them were scored by, or ignore where they differ. Where it matters the title names it."""
+Runs on the same pair of domains are compared by one protocol (see fastuda evaluate --help): by their own, or
+by ignore if their protocols differ. The title names the protocol if it makes a difference."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     p = parser("fastuda.compare", __doc__ or "", EXAMPLES)
-    p.add_argument("runs", type=a_path, nargs="+", help="run folders, or folders of them")
+    p.add_argument("runs", type=a_path, nargs="+", help="run folders, or folders that contain them")
     p.add_argument("--out", type=a_path, help="write comparison.csv, .md, .html and .svg into this folder")
     p.add_argument(
         "--protocol",
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="treatment of target classes that the runs lack (default: the runs' own)",
     )
     p.add_argument("--json", action="store_true", help="print means, spreads and values as JSON")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors (and --json)")
+    p.add_argument("--quiet", action="store_true", help="print only errors (and --json)")
     return p
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     missing = [str(path) for path in args.runs if not path.exists()]
     if missing:
         raise UserError(f"no folder {', '.join(missing)}")
-    folders = [path for path in args.runs if path.is_dir()]  # runs/* names the files beside them as well
+    folders = [path for path in args.runs if path.is_dir()]  # runs/* also matches files
     if not folders:
         raise UserError(f"no folder among {', '.join(map(str, args.runs))}")
     groups = read_groups(folders, args.protocol)

@@ -1,6 +1,6 @@
 """Print a script that completes the command fastuda in a shell.
 
-The script is made from the command lines' own parsers, so that it offers what this version takes.
+The script is generated from the parsers of the commands, so that it fits this version.
 It needs the package shtab: pip install "fastuda[completion]"."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastuda.errors import UserError
 
 EXAMPLES = """\
   eval "$(fastuda completion bash)"                       # in ~/.bashrc
-  fastuda completion zsh > ~/.zfunc/_fastuda              # where ~/.zfunc is in fpath
+  fastuda completion zsh > ~/.zfunc/_fastuda              # if ~/.zfunc is in fpath
   fastuda completion fish > ~/.config/fish/completions/fastuda.fish"""
 
 

@@ -1,4 +1,4 @@
-"""What is installed, what can run here, and why the rest cannot: versions, devices, and every op."""
+"""Print versions, devices, and which backends of each op can run here, with the reasons why others cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score a finished run on a labelled split: per-class IoU, and mIoU by each protocol of the classes."""
+"""Score a finished run on a labelled split: IoU per class, and mIoU by both protocols."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EXAMPLES = """\
   python -m fastuda.evaluate runs/plca --classes road sidewalk car
   python -m fastuda.evaluate runs/synthia_plca eval.protocol=confusion19
 
-A target without some of the run's classes is scored on the others, for example 13 of 19 on Cross-City.
-For a target with classes that the run lacks (after SYNTHIA: terrain, truck and train of Cityscapes) there are
-two protocols: ignore leaves their pixels out (PLCA, FADA), confusion19 counts predictions there as false
-positives (ASANet, WeakSegDA, SePiCo). The IoU per class uses eval.protocol; means by the other protocol end
-with its name."""
+If the target lacks classes of the run, the other classes are scored, for example 13 of 19 on Cross-City.
+If the run lacks classes of the target, as a run from SYNTHIA lacks terrain, truck and train, there are two
+protocols: ignore leaves out the pixels of these classes (PLCA, FADA); confusion19 counts predictions there as
+false positives (ASANet, WeakSegDA, SePiCo). The IoU per class uses eval.protocol. Means by the other protocol
+have its name as a suffix."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--target", type=at_home, help="domain to score on (default: the run's target)")
     p.add_argument("--split", help="split of the target (default: the run's data.eval_split)")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="score these classes only (default: all)")
-    p.add_argument("--data-root", type=at_home, help="folder of domains without a path")
+    p.add_argument("--data-root", type=at_home, help="folder of the domains that have no path")
     inference_flags(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     p.add_argument(
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="number of pictures to save in RUN/preds_<split> (default: 0)",
     )
     p.add_argument(
-        "--ccd", action="store_true", help="compute the class-centre distances of the features as well (FADA)"
+        "--ccd", action="store_true", help="also compute the class-centre distances of the features (FADA)"
     )
     p.add_argument(
         "--csv",
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("--quiet", action="store_true", help="no progress bar, print only errors (and --json)")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="method or data settings, dotted")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings of method.*, data.* or eval.*")
     return p
 
 

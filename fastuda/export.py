@@ -1,4 +1,4 @@
-"""Write a finished run as one file that runs without fastuda: ONNX, torch.export or safetensors."""
+"""Write a finished run as one file: ONNX or torch.export, which run without fastuda, or safetensors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from fastuda.errors import UserError
 EXAMPLES = """\
   python -m fastuda.export runs/plca --out plca.onnx
   python -m fastuda.export runs/plca --format torch --out plca.pt2
-  python -m fastuda.export runs/hrda --out hrda.onnx --size 1024 2048    # model.hrda needs the size
-  python -m fastuda.export runs/plca --out plca.safetensors       # fastuda.predict reads it in place of a run
+  python -m fastuda.export runs/hrda --out hrda.onnx --size 1024 2048    # a run with model.hrda needs a size
+  python -m fastuda.export runs/plca --out plca.safetensors    # fastuda.predict accepts it instead of a run
   python -m fastuda.export runs/plca --out plca.onnx method.test_aggregation=false
 
-onnx and torch: image [B, 3, H, W] float32 RGB in 0..255, any size, to labels [B, H, W] and probabilities
-[B, K, H, W]; normalisation, aggregation and upsampling are inside. Each is compared with the run before it is
-written. In these files plca's aggregation holds a matrix of (H W / 64)^2 numbers: leave it out where that is
-too much. examples/segment_with_onnx.py uses such a file."""
+Files in the formats onnx and torch map images [B, 3, H, W] (float32 RGB in 0..255, any size) to labels
+[B, H, W] and probabilities [B, K, H, W]. They include normalisation, aggregation and upsampling. The outputs
+are compared with those of the run before the file is written. In these files the aggregation of plca stores a
+matrix of (H W / 64)^2 numbers. If that is too large, leave the aggregation out, as in the last example.
+examples/segment_with_onnx.py uses such a file."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="size of the images, for onnx and torch (default: any; model.hrda needs one)",
     )  # fmt: skip
     p.add_argument("--json", action="store_true", help="print what was written as JSON")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="method settings, dotted")
+    p.add_argument("--quiet", action="store_true", help="print only errors")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings of method.*")
     return p
 
 

@@ -1,5 +1,6 @@
-"""Segment your own images and videos with a finished run: class numbers, palette pictures, overlays and
-probabilities."""
+"""Segment your own images and videos with a finished run.
+
+Writes class numbers, palette pictures, overlays and probabilities."""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ EXAMPLES = """\
   python -m fastuda.predict runs/plca images --out predictions --save labels --ids cityscapes
   python -m fastuda.predict runs/plca images --out predictions --scales 0.75 1 1.25 --flip
   python -m fastuda.predict runs/plca aerial.tif --out predictions --window 512 512 --save probabilities
-                                  images over 178 million pixels need pip install 'fastuda[large]'
+                                  images of over 178 million pixels need pip install 'fastuda[large]'
   python -m fastuda.predict runs/plca images --out predictions method.test_aggregation=false
 
-A run is a folder with config.yaml and model.safetensors, or a file written by
+The first argument is a folder with config.yaml and model.safetensors, or a file written by
 fastuda export --format safetensors.
-Exit codes: 0: all files were labelled, 1: some could not be read and were named, 2: no output."""
+Exit codes: 0: every file was labelled, 1: some files could not be read, which are listed, 2: no output."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,14 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--save", nargs="+", choices=["labels", "color", "overlay", "probabilities"],
         default=["labels", "color", "overlay"],
-        help="labels: one-channel PNG of class numbers, named in classes.yaml; color: palette PNG; overlay:"
-        " colours over the image; probabilities: float16 [K, H, W] as .npy. For a video, color and"
-        " overlay are videos, the others are a file per frame",
+        help="labels: one-channel PNG of class numbers, whose names are in classes.yaml; color: palette PNG;"
+        " overlay: colours over the image; probabilities: float16 [K, H, W] as .npy. For a video, color and"
+        " overlay are videos, and the others are one file per frame",
     )  # fmt: skip
     p.add_argument(
         "--ids", choices=IDS, default="train",
-        help="numbers in labels/: train ids, the positions in classes.yaml from 0 (default), or Cityscapes'"
-        " labelIds, which its official scripts score",
+        help="numbers in labels/: train: positions in classes.yaml, counted from 0 (default); cityscapes:"
+        " Cityscapes' labelIds, which its official scripts expect",
     )  # fmt: skip
     p.add_argument(
         "--size",

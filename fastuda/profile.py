@@ -1,6 +1,7 @@
-"""Where the time of a training step goes: backbone, heads, ops, data, optimiser, rest.
+"""Measure the time of a training step by part: data, backbone, heads, ops, optimiser, rest.
 
-Takes the settings of fastuda.train, trains a few steps without a run folder, and prints a row per method."""
+Accepts the settings of fastuda.train, trains a few steps without a run folder, and prints one row per
+method."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ EXAMPLES = """\
   python -m fastuda.profile --method fada,sepico --json > profile.json
   python -m fastuda.profile --config runs/plca/config.yaml --trace plca.json
 
-Open the trace in chrome://tracing or ui.perfetto.dev. The rest is augmentation, averages of weights, guards
-and copies; on a GPU also the time without kernels."""
+Open the trace in chrome://tracing or ui.perfetto.dev. The rest is augmentation, weight averaging, checks and
+copies, and on a GPU also the time in which no kernel runs."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,10 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     p = parser("fastuda.profile", __doc__ or "", EXAMPLES)
     for name in FLAGS:
         if name == "method":
-            text = "name of a method, several joined by commas, or all (default: the configuration's)"
+            text = "name of a method, several separated by commas, or all (default: the configuration's)"
             setting_flag(p, name, text)
         elif name == "steps":
-            text = "steps to time without the profiler, and then with it (default: 5)"
+            text = "number of steps to time, first without and then with the profiler (default: 5)"
             setting_flag(p, name, text, type=number(int, 1), default=5)
         else:
             setting_flag(p, name)
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     p.add_argument("--trace", type=a_path, metavar="FILE", help="write a Chrome trace of one method")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train, dotted")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of fastuda.train")
     return p
 
 
@@ -77,7 +78,7 @@ def main() -> int:
             trainer = Trainer(config, Path(folder), world)
             try:
                 profiles.append(profile_step(trainer, steps=args.steps, trace=args.trace))
-                config = trainer.config  # with the precision that it took
+                config = trainer.config  # with the precision that is used
             finally:
                 trainer.loader.close()
     if args.json:

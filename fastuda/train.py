@@ -1,7 +1,7 @@
 """Train a segmenter on a labelled source and an unlabelled target.
 
-With a method alone it draws the built-in street scenes, trains source_only and the method, and prints the
-scores of both."""
+With --method alone it draws the built-in street scenes, trains source_only and the method on them, and prints
+the scores of both."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         setting_flag(p, name)
     p.add_argument(
         "--seeds", type=int, nargs="+", metavar="N",
-        help="train a run per seed (and per method of --method a,b) into folders of --out, and compare them",
+        help="train one run per seed (and per method of --method a,b) in folders in --out, and compare them",
     )  # fmt: skip
     p.add_argument("--out", type=a_path, help="run folder (default: runs/<source>_<target>_<method>_<time>)")
     p.add_argument(
@@ -49,14 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--list-configs", action="store_true", help="print the names of the shipped configurations"
     )
-    p.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    p.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     p.add_argument(
         "--stages", action="store_true",
         help="train three runs: source only, the method from its weights, and self-distillation (FADA);"
         " flags and key=value apply to all three, stages.STAGE.key=value to one (source, adapt or distill)",
     )  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="no progress bar, warnings only")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config, dotted")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of --print-config")
     return p
 
 

@@ -1,4 +1,4 @@
-"""Inspect, index, shrink and draw data sets."""
+"""Check, index, copy and draw data sets."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from fastuda.data import commands
 from fastuda.system.paths import at_home
 
 EXAMPLES = """\
-  python -m fastuda.data list                             the data sets that are built in
-  python -m fastuda.data check gta5:/data/gta5            every file, counts, histogram, contact sheet
+  python -m fastuda.data list                             the supported data sets
+  python -m fastuda.data check gta5:/data/gta5            read every file; histogram, contact sheet
   python -m fastuda.data check camvid:/data/camvid:dusk --role source
   python -m fastuda.data index cityscapes --data-root /data
-                                                          classes per label, for rare-class sampling
+                                                          count classes, for rare-class sampling
   python -m fastuda.data cache gta5:/data/gta5 --out /fast/gta5
                                                           smaller copies that load faster
   python -m fastuda.data synth --out data/scenes --source 1000
                                                           the built-in street scenes
 
-DOMAIN is NAME, NAME:PATH or NAME:PATH:SPLIT; check and index take several, joined by commas.
-A SPLIT may be a file LIST.txt with the names of images. See COMMAND --help.
+DOMAIN is NAME, NAME:PATH or NAME:PATH:SPLIT. check and index accept several, separated by commas.
+SPLIT may be a file LIST.txt with the names of images. See COMMAND --help.
 Exit code 0: no problems, 1: problems, 2: the data set cannot be opened."""
 
 
 ABOUT = {
     "list": (
-        "the data sets that are built in, and their layout on disk",
+        "the supported data sets and their layout on disk",
         """\
-Print a line per data set: its name for --source and --target, its number of classes, and the layout
-of its files. The data sets need not exist.
+Print one line per data set: its name for --source and --target, its number of classes, and the
+layout of its files. The data sets need not be on this machine.
 
 examples:
   python -m fastuda.data list
@@ -54,10 +54,10 @@ examples:
     "index": (
         "count the classes of every label, for sampling and weak labels",
         """\
-Count the classes of every label and print a line per class. The counts are stored in
+Count the classes of every label and print one line per class. The counts are stored in
 ~/.cache/fastuda, or FASTUDA_CACHE, for rare-class and class-balanced sampling (data.sampling).
-Labels that have not changed are not read again. --weak writes the classes that each image shows,
-and points of them, as a file for data.weak_labels.
+Labels that have not changed are not read again. --weak writes a file for data.weak_labels with the
+classes of each image and points of these classes.
 
 Exit code 0: every label was read, 1: some could not be read, 2: the data set cannot be opened.
 
@@ -69,9 +69,9 @@ examples:
     "cache": (
         "smaller copies that load faster, as a folder: data set",
         """\
-Copy a split, images as JPEG or PNG and labels as PNG, shrunk to a shorter edge of --edge. The copy
-is a data set with the same classes, folder:OUT. Run the command again to continue an interrupted
-copy or to copy changed files.
+Copy a split, with images as JPEG or PNG and labels as PNG. --edge shrinks them to this shorter
+edge. The copy is a data set with the same classes, folder:OUT. Run the command again to continue an
+interrupted copy or to copy changed files.
 
 Exit code 0: every file was copied, 1: some could not be read, 2: the data set cannot be opened, or
 the copy cannot be written.
@@ -86,7 +86,7 @@ examples:
         """\
 Draw labelled synthetic and real-looking street scenes, in the layouts of GTA5 and Cityscapes, with
 a contact sheet of each. Existing scenes are kept if the settings are the same, and replaced
-otherwise. Training on the domain scenes draws data/scenes by itself.
+otherwise. Training on the domain scenes draws data/scenes automatically.
 
 examples:
   python -m fastuda.data synth
@@ -113,7 +113,7 @@ def _command(subparsers: Any, name: str) -> argparse.ArgumentParser:
 def _domain_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "domain", metavar="DOMAIN", type=at_home,
-        help="NAME, NAME:PATH or NAME:PATH:SPLIT, joined by commas; folder:PATH for your own images",
+        help="NAME, NAME:PATH or NAME:PATH:SPLIT, separated by commas; folder:PATH for your own images",
     )  # fmt: skip
     p.add_argument(
         "--role", choices=("source", "target", "evaluation"), default="source",
@@ -121,7 +121,7 @@ def _domain_arguments(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     p.add_argument(
         "--data-root", default="data", metavar="DIR", type=at_home,
-        help="folder of domains that are given without a path (default: data)",
+        help="folder of the domains that have no path (default: data)",
     )  # fmt: skip
     p.add_argument(
         "--workers", type=number(int, 0), metavar="N", help="processes (default: one per core; 0: none)"
@@ -159,8 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--tag-share", type=number(float, 0, 1), default=0.1, metavar="X",
         help="with --weak: smallest share that a tagged class fills, relative to its mean share over the"
-        " images that show it; published 0.1, which for Cityscapes is 0.025 here because the published"
-        " code counts at another resolution (default: 0.1)",
+        " images that contain it (default: 0.1, as published; for Cityscapes use 0.025, because the"
+        " published code counts the means at half the resolution)",
     )  # fmt: skip
 
     cache = _command(subparsers, "cache")

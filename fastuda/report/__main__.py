@@ -1,4 +1,4 @@
-"""Write one page about a finished run: report.html in its folder, a single file that needs no network."""
+"""Write report.html of a finished run into its folder: a single file that needs no network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastuda.cli import a_path, parser, run
 EXAMPLES = """\
   python -m fastuda.report runs/plca       # writes runs/plca/report.html again
 
-Training writes the page by itself, unless log.report=false."""
+Training writes this page at its end, unless log.report=false."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = parser("fastuda.report", __doc__ or "", EXAMPLES)
     p.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="folder of a finished run")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    p.add_argument("--quiet", action="store_true", help="print only errors")
     return p
 
 
