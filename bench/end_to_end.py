@@ -1,14 +1,14 @@
 """Time training steps on the fused ops against the published formulations, and against plain torch networks.
 
-Each side runs the trainer in its own process (to measure its own peak memory), from the same seed on the same
-scenes: once with ``fastuda.ops``, once with the formulations of the authors' code (bench/published.py), and
-once with the losses of ``fastuda.ops`` on a network of torch's own layers. The losses of all sides over the
-first steps must agree; otherwise no time is reported. Rounding to bfloat16 changes which pixels of an
-untrained network match, and so can change whole losses: sides that differ in bfloat16 must agree in float32.
-Memory is the peak above what remains between steps. The shares of the step's parts come from
-``python -m fastuda.profile`` over one more step. If the ops' share of a published step is s, faster ops can
-speed up that step by at most 1 / (1 - s). The floor of the networks is the time of their products at the
-machine's rate of large products.
+Each side runs the trainer from the same seed on the same scenes: once with ``fastuda.ops``, once with the
+formulations of the authors' code (bench/published.py), and once with the losses of ``fastuda.ops`` on a
+network of torch's own layers. The losses of all sides over the first steps must agree; otherwise no time is
+reported. Rounding to bfloat16 changes which pixels of an untrained network match, and so can change whole
+losses: sides that differ in bfloat16 must agree in float32. Times are measured by turns in one process: a
+step of each side, then again. Memory is the peak above what remains between steps, in a process for each
+side. The shares of the step's parts come from ``python -m fastuda.profile`` over one more step there. If
+the ops' share of a published step is s, faster ops can speed up that step by at most 1 / (1 - s). The floor
+of the networks is the time of their products at the machine's rate of large products.
 
 Each method's row is written at once, without the sides that failed, for example by running out of memory.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import beside, published, table
+from bench import beside, published, table, turns
 from bench.jobs import HERE, Failed, config_of, losses, side, trainer, watch_losses
 from bench.machine import check_device, commit, machine, machine_flags
 from bench.measure import peak, start_peak
@@ -67,42 +67,42 @@ PLCA's loss."""
 
 
 def work(job: dict) -> dict[str, object]:
-    """Measure one side: seconds and losses of each step, peak memory above the network's, and the parts'
-    shares."""
-    if job["side"] == "published":
-        published.use()
-    elif job["side"] == PLAIN:
-        published.plain()
+    """Measure one side: losses of each step, peak memory above the network's, and the parts' shares; or the
+    seconds of a step of all sides."""
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     setup_logging(quiet=True)
     device = job["device"]
     if "beside" in job:
         return beside.measure(job)
-    times, terms = [], []
+    terms = []
     with tempfile.TemporaryDirectory() as folder:
+        if job["side"] == "turns":
+            return turns.seconds(job, Path(folder))
+        published.SIDES[job["side"]](setattr)
         run = trainer(job, Path(folder))
         run.method.train()
         names = watch_losses(run)
         before = highest = 0.0
-        for step in range(job["steps"] + 3):
+        for step in range(max(COMPARED[job["dtype"]], 3)):
             if step == 1:  # the first step includes compilation and caches
                 before = start_peak(device)
             elif step == 2:
                 highest = peak(device)
-                if device == "cpu":  # as the trainer does; this step allocates what later ones reuse
+                if device == "cpu":  # as the trainer does, for the shares
                     keep_freed_memory()
-            began = time.perf_counter()
             run.step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
             terms.append(losses(run, names))
         profile = profile_step(run, warm_up=0, steps=1)
         floor = networks_floor(run.step, job["dtype"], device) if job["side"] == PLAIN else None
         run.loader.close()
-    return {"seconds": times[3:], "losses": terms, "mib": highest - before, "share": profile.share,
-            "ops": profile.ops, "floor": floor}  # fmt: skip
+    return {
+        "losses": terms,
+        "mib": highest - before,
+        "share": profile.share,
+        "ops": profile.ops,
+        "floor": floor,
+    }
 
 
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
@@ -146,7 +146,11 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
     fused, truth, plain = sides.values()
     if "failed" in fused:
         raise Failed(f"{job['method']}, fused, {fused['failed']}")
-    seconds = statistics.median(fused["seconds"])
+    ran = [name for name, result in sides.items() if "failed" not in result]
+    times = side(job | {"sides": ran}, "turns", max(end - time.monotonic(), 1.0))
+    if "failed" in times:
+        raise Failed(f"{job['method']}, {' and '.join(ran)} by turns, {times['failed']}")
+    seconds = statistics.median(times["fused"])
     row: dict[str, object] = {
         "method": job["method"], "backbone": job["backbone"], "crop": "x".join(map(str, job["crop"])),
         "batch": job["batch"], "dtype": job["dtype"], "fused_s": f"{seconds:.3f}",
@@ -158,8 +162,8 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         row |= dict.fromkeys(("published_s", "ratio", "published_mib", "loss_difference", "largest_op"), "")
     else:
         gap = agreement(job, "published", sides, max(end - time.monotonic(), 1.0))
-        published = statistics.median(truth["seconds"])
-        row |= {"published_s": f"{published:.3f}", "ratio": f"{published / seconds:.2f}",
+        truth_s = statistics.median(times["published"])
+        row |= {"published_s": f"{truth_s:.3f}", "ratio": f"{truth_s / seconds:.2f}",
                 "published_mib": f"{truth['mib']:.0f}", "loss_difference": gap,
                 "largest_op": max(truth["ops"], key=truth["ops"].get, default="")}  # fmt: skip
     row |= dict.fromkeys(COLUMNS[-5:], "")
@@ -170,7 +174,7 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
     except Failed as reason:
         say(str(reason))
     else:
-        plain_s = statistics.median(plain["seconds"])
+        plain_s = statistics.median(times[PLAIN])
         networks_s = seconds * (fused["share"]["backbone"] + fused["share"]["heads"])
         row |= {"plain_s": f"{plain_s:.3f}", "plain_ratio": f"{plain_s / seconds:.2f}",
                 "plain_mib": f"{plain['mib']:.0f}", "floor_s": f"{plain['floor']:.3f}",
@@ -220,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--steps", type=cli.number(int, 1), default=3, metavar="N",
-        help="timed steps after three untimed ones (default: 3)",
+        help="timed steps of each side after an untimed one (default: 3)",
     )  # fmt: skip
     machine_flags(p, "all methods")
     p.add_argument(

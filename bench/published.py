@@ -230,16 +230,25 @@ def widened(op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def plain(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+def plain(replace: Callable[[Any, str, Any], None]) -> None:
     """Let the networks of this process use torch's own layers from here on; the losses stay."""
     for name, layer in LAYERS.items():
         replace(F, name, layer)
 
 
-def use(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+def use(replace: Callable[[Any, str, Any], None]) -> None:
     """Let this process train on the published formulations."""
     replace(_backends, "DEFAULT_BACKEND", "reference")
     for name, op in OPS.items():
         replace(F, name, widened(op))
     plain(replace)
     replace(CategoryDiscriminators, "forward", widened(one_by_one))
+
+
+SIDES: dict[str, Callable[[Callable[[Any, str, Any], None]], None]] = {
+    "fused": lambda replace: None,
+    "published": use,
+    "plain": plain,
+}
+"""What bench.end_to_end compares: the ops, the published formulations, and the losses of ``fastuda.ops`` on
+networks of torch's own layers."""

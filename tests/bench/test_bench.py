@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import fastuda.ops as F
-from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table, timing
+from bench import beside, end_to_end, gpu_check, gpu_kit, loader, measure, published, table, timing, turns
 from bench.case import CannotExpress, Case
 from bench.providers import PROVIDERS
 from bench.registry import CASES
 from fastuda import cli
 from fastuda.data.config import DataConfig
+from fastuda.engine.trainer import Trainer
 from fastuda.methods import METHODS
 from fastuda.models import ModelConfig, build_model
 from fastuda.models.norms import fuse_norms
@@ -131,6 +132,18 @@ def test_a_step_is_timed_on_both_sides(tmp_path):
     assert float(row["plain_s"]) > 0 and float(row["plain_ratio"]) > 0 and "x plain torch" in done.stdout
     for side in end_to_end.SIDES:
         assert sum(float(row[f"{side}_{part}"]) for part in table.PARTS) == pytest.approx(1, abs=0.01)
+
+
+def test_every_side_takes_as_many_timed_steps(tmp_path, monkeypatch):
+    """A side's own functions are in place during its steps alone."""
+    job = {"method": "plca", "backbone": "small", "crop": [32, 32], "batch": 1, "dtype": "float32",
+           "device": "cpu", "settings": {}, "steps": 2, "sides": list(published.SIDES)}  # fmt: skip
+    ours, used = F.aspp, []
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda run: (used.append(F.aspp is ours), step(run)))
+    times = turns.seconds(job, tmp_path)
+    assert {name: len(of) for name, of in times.items()} == {"fused": 2, "published": 2, "plain": 2}
+    assert used == [True, False, False, False, False, True, True, False, False] and F.aspp is ours
 
 
 def test_an_option_is_timed_beside_steps_without_it(tmp_path):

@@ -63,10 +63,10 @@ def test_rows_end_with_the_time(tmp_path):
 
 def test_a_method_whose_published_side_fails_has_a_row(tmp_path, monkeypatch, capsys):
     answers = {
-        "fused": {"seconds": [0.5], "losses": [{"a": 1.0}], "mib": 9.0, "ops": {},
-                  "share": dict.fromkeys(table.PARTS, 1 / 6)},
+        "fused": {"losses": [{"a": 1.0}], "mib": 9.0, "ops": {}, "share": dict.fromkeys(table.PARTS, 1 / 6)},
         "published": {"failed": "out of memory"},
-        "plain": {"seconds": [0.75], "losses": [{"a": 1.0}], "mib": 9.0, "floor": 0.125},
+        "plain": {"losses": [{"a": 1.0}], "mib": 9.0, "floor": 0.125},
+        "turns": {"fused": [0.5], "plain": [0.75]},
     }  # fmt: skip
     monkeypatch.setattr(end_to_end, "side", lambda job, name, timeout: dict(answers[name]))
     path = tmp_path / "results" / "end_to_end_card.csv"
