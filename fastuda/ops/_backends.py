@@ -137,7 +137,7 @@ def register(
     op: str,
     *,
     triton: bool = False,
-    cuda: bool = True,
+    cuda: bool = False,
     library_channels: int = 0,
     dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
     cpu_limit: Callable[..., str] | None = None,
@@ -148,10 +148,10 @@ def register(
     The op's operators are those whose names begin with the op's name; an op without any has only the
     reference. ``dtypes`` are those of the C++ kernels. With ``triton`` the launchers of the same names in
     ``fastuda.kernels.<op>`` fill the overloads ``.triton``; their module is imported on the first call.
-    Without ``cuda`` the op has no kernel in CUDA C++. ``cpu_limit`` and ``triton_limit`` say which tensors
-    these implementations do not take. With ``library_channels`` the same launchers also fill the overloads
-    ``.library``: for features with at least that many channels cuBLAS multiplies and a kernel reduces the
-    panels, because the tiles of the Triton kernel would wait for L2 (predicted, not measured).
+    With ``cuda`` the library of ``csrc/cuda`` has kernels of the op. ``cpu_limit`` and ``triton_limit`` say
+    which tensors these implementations do not take. With ``library_channels`` the same launchers also fill
+    the overloads ``.library``: for features with at least that many channels cuBLAS multiplies and a kernel
+    reduces the panels, because the tiles of the Triton kernel would wait for L2 (predicted, not measured).
     """
     operators = tuple(name for name in OPERATORS if name.startswith(f"{op}_"))
     rows = []

@@ -82,7 +82,7 @@ def batch_norm_act_bwd(
     return by_x, torch.empty_like(weight), torch.empty_like(bias)
 
 
-_backends.register("batch_norm_act", triton=True, cuda=False)
+_backends.register("batch_norm_act", triton=True)
 
 
 class _BatchNormAct(torch.autograd.Function):

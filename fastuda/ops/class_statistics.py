@@ -36,7 +36,7 @@ def class_statistics_fwd(
     return statistic(features, num_classes), statistic(features, *shape), statistic(features, *shape)
 
 
-_backends.register("class_statistics", triton=True)
+_backends.register("class_statistics", triton=True, cuda=True)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def depthwise_conv2d_bwd(
     return by_x, weight.new_empty(weight.shape if for_weight else (0,))
 
 
-_backends.register("depthwise_conv2d", triton=True, cuda=False)
+_backends.register("depthwise_conv2d", triton=True)
 
 
 class _DepthwiseConv2d(torch.autograd.Function):

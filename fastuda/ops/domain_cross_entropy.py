@@ -64,7 +64,7 @@ def domain_cross_entropy_fwd(
     return statistic(domain_logits), statistic(domain_logits, *(domain_logits.shape if gradient else (0,)))
 
 
-_backends.register("domain_cross_entropy", triton=True, triton_limit=_backends.most_classes(128))
+_backends.register("domain_cross_entropy", triton=True, cuda=True, triton_limit=_backends.most_classes(128))
 
 
 def _prepare(

@@ -80,8 +80,8 @@ def affinity_cleaning_loss_fwd(p: Tensor, neighbours: int, gradient: bool) -> tu
     return statistic(p), statistic(p, *(p.shape if gradient else (0,)))
 
 
-_backends.register("local_affinity", triton=True)
-_backends.register("affinity_cleaning_loss", triton=True)
+_backends.register("local_affinity", triton=True, cuda=True)
+_backends.register("affinity_cleaning_loss", triton=True, cuda=True)
 
 
 class _Affinity(torch.autograd.Function):

@@ -38,7 +38,7 @@ def upsample_confusion_fwd(
     return index(scores, classes, classes), labels.new_empty(labels.shape, dtype=torch.uint8)
 
 
-_backends.register("upsample_confusion", triton=True)
+_backends.register("upsample_confusion", triton=True, cuda=True)
 
 
 @torch.no_grad()

@@ -31,9 +31,9 @@ def test_unknown_op_and_backend_say_what_there_is():
 
 
 def test_a_named_backend_that_cannot_run_raises_with_its_reason():
-    x = torch.randn(1, 3, 4)
+    x = torch.rand(1, 3, 4, 4)
     with pytest.raises(ValueError, match="backend 'cuda' cannot run"):
-        F.cycle_match(x, x, backend="cuda")
+        F.local_affinity(x, backend="cuda")
 
 
 @pytest.mark.parametrize("device", [False, True])
@@ -48,8 +48,8 @@ def test_without_a_device_nothing_of_a_gpu_is_usable(device, monkeypatch):
 def test_environment_variable_sets_the_default():
     code = (
         "import torch, fastuda.ops as F\n"
-        "x = torch.randn(1, 3, 4)\n"
-        "try: F.cycle_match(x, x)\n"
+        "x = torch.rand(1, 3, 4, 4)\n"
+        "try: F.local_affinity(x)\n"
         "except ValueError as e: print(e)"
     )
     out = subprocess.run(
