@@ -202,8 +202,16 @@ def _called(name: str, kind: str, pretrained: bool, *arguments: Any) -> Any:
     function: Callable[..., Any] = import_named(name, kind)
     if not callable(function):
         raise UserError(f"{name} is a {type(function).__name__}, not a function that returns a network")
-    takes = "pretrained" in inspect.signature(function).parameters
-    return function(*arguments, **({"pretrained": pretrained} if takes else {}))
+    given: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(function)
+        if "pretrained" in signature.parameters:
+            given["pretrained"] = pretrained
+        signature.bind(*arguments, **given)
+    except (TypeError, ValueError) as error:
+        what = "the number of classes" if arguments else "no arguments"
+        raise UserError(f"{name} cannot be called with {what} (docs/own-network.md): {error}") from error
+    return function(*arguments, **given)
 
 
 def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Segmentor:
