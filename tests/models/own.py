@@ -136,6 +136,20 @@ def nothing(num_classes: int) -> None:
     """Forgets to return."""
 
 
+class Shared(Plain):
+    """Has a norm under two names, and a weight."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.again = self.encoder[1]
+        self.tied = nn.Parameter(self.decoder[1].weight.detach())
+        self.decoder[1].weight = self.tied
+
+
+def shared(num_classes: int) -> nn.Module:
+    return Shared(num_classes)
+
+
 def unasked() -> nn.Module:
     """Wants no number of classes."""
     return Plain(5)

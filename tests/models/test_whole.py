@@ -80,7 +80,7 @@ def test_the_contract_in_its_own_words():
     assert isinstance(network("segmentor"), Segmentor)
 
 
-@pytest.mark.parametrize("name", ["plain", "contract", "segmentor"])
+@pytest.mark.parametrize("name", ["plain", "contract", "segmentor", "shared"])
 def test_its_own_weights_load_into_it(name, tmp_path):
     """As a stage takes those of the stage before it."""
     first, image = network(name).eval(), torch.randn(1, 3, 32, 32)
