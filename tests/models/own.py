@@ -150,6 +150,19 @@ def shared(num_classes: int) -> nn.Module:
     return Shared(num_classes)
 
 
+class Deep(Plain):
+    """Has a weight of five dimensions."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.along = nn.Conv3d(1, 1, 3, padding=1)
+        self.encoder.append(nn.Unflatten(1, (1, 8))).append(self.along).append(nn.Flatten(1, 2))
+
+
+def deep(num_classes: int) -> nn.Module:
+    return Deep(num_classes)
+
+
 def unasked() -> nn.Module:
     """Wants no number of classes."""
     return Plain(5)
