@@ -196,11 +196,12 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_bwd(const Tensor& grad, const 
     };
     const std::vector<double> sum = total(sums), along = total(alongs);
     std::vector<S> channel_slope(channels), channel_constant(channels), slope(width), constant(width);
-    const double share = training ? 1 / double(rows.rows * rows.repeats) : 0;
+    const double share = 1 / double(rows.rows * rows.repeats);
     for (int64_t c = 0; c < channels; ++c) {
       const double scale = -columns.channel_scale[c] * share, rstd = columns.rstd[c];
       by_weight.mutable_data_ptr<S>()[c] = S(along[c] * rstd);
       by_bias.mutable_data_ptr<S>()[c] = S(sum[c]);
+      if (!training) continue;  // 0 of a sum that is not finite is NaN
       channel_slope[c] = columns.usual(S(scale * rstd * rstd * along[c]));
       channel_constant[c] = columns.usual(S(scale * sum[c]));
     }

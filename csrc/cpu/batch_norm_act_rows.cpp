@@ -127,6 +127,12 @@ FASTUDA_INLINE void add_gradients(const Word* grad, const Word* x, const Clamped
   }
 }
 
+// slope x + constant; without a slope x is not looked at, finite or not.
+template <class S>
+FASTUDA_INLINE S line(S slope, S x, S constant) {
+  return slope * (slope == 0 ? S(0) : x) + constant;
+}
+
 template <int near, class Word, class S>
 FASTUDA_INLINE void gradient_near(const Word* grad, const Word* x, const ClampedRows<S>& y, const S* mean,
                                   const S* slope, const S* constant, Word* out) {
@@ -141,8 +147,8 @@ FASTUDA_INLINE void gradient_near(const Word* grad, const Word* x, const Clamped
       const Word word = x[p * words + j], d = grad[p * words + j];
       const S v = first(word), g = passed(first(d), v * scale[j] + shift[j], low, high);
       const S v2 = second(word), g2 = passed(second(d), v2 * scale2[j] + shift2[j], low, high);
-      pack(scale[j] * g + (slope[j] * (v - mean[j]) + constant[j]),
-           scale2[j] * g2 + (slope2[j] * (v2 - mean2[j]) + constant2[j]), out + p * words + j);
+      pack(scale[j] * g + line(slope[j], v - mean[j], constant[j]),
+           scale2[j] * g2 + line(slope2[j], v2 - mean2[j], constant2[j]), out + p * words + j);
     }
   }
 }

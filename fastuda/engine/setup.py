@@ -24,7 +24,7 @@ from fastuda.engine.optim import build_optimizer
 from fastuda.engine.parallel import sync_batch_norm
 from fastuda.methods import Method, get_method
 from fastuda.models import build_model
-from fastuda.models.build import ModelConfig, weights_path
+from fastuda.models.build import ModelConfig, in_layout, weights_path
 from fastuda.models.norms import fuse_norms
 from fastuda.system.distributed import World
 from fastuda.system.memory import keep_freed_memory
@@ -147,7 +147,7 @@ def build_method(config: RunConfig, classes: Sequence[str], world: World, pretra
             config.train.steps,
         )
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    return method.to(world.device).to(memory_format=layout)  # type: ignore[call-overload]
+    return in_layout(method.to(world.device), layout)
 
 
 def build_optimizers(

@@ -31,7 +31,14 @@ def save_model(path: Path, model: Segmentor, classes: ClassSet, config: RunConfi
     about = {"classes": classes.names, "palette": classes.palette, "input": dataclasses.asdict(model.input)}
     if config is not None:
         about["config"] = config.to_yaml()
-    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    weights: dict[str, torch.Tensor] = {}
+    held: set[int] = set()
+    for key, value in model.state_dict().items():
+        whole = value.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, for example of a module with two names
+        weights[key] = whole.clone() if place in held else whole
+        held.add(place)
     # not save_file, because it ignores the umask and makes the file private
     content = save(weights, {"fastuda": json.dumps(about)})
     with written(path, fsync=True) as draft:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from fastuda.models.weights import load_weights
 from fastuda.models.whole import choose_classes, segmentor_of
 from fastuda.system.imports import import_named, is_named
 from fastuda.system.settings import Bounds, NonNegative, Size
+
+M = TypeVar("M", bound=nn.Module)
 
 PYRAMIDS = ("daformer", "upernet")
 """Heads that take several maps."""
@@ -138,7 +140,15 @@ def build_model(
         model.input = INPUTS[config.input]
     if config.freeze_bn != "none":
         freeze_batch_norm(model.backbone, config.freeze_bn)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return in_layout(model, torch.channels_last)
+
+
+def in_layout(module: M, layout: torch.memory_format) -> M:
+    """``module`` with what has four dimensions in the layout; ``Module.to`` fails at five."""
+    for held in (*module.parameters(), *module.buffers()):
+        if held.dim() == 4:
+            held.data = held.data.to(memory_format=layout)
+    return module
 
 
 def weights_path(config: ModelConfig) -> Path | None:
@@ -203,8 +213,16 @@ def _called(name: str, kind: str, pretrained: bool, *arguments: Any) -> Any:
     function: Callable[..., Any] = import_named(name, kind)
     if not callable(function):
         raise UserError(f"{name} is a {type(function).__name__}, not a function that returns a network")
-    takes = "pretrained" in inspect.signature(function).parameters
-    return function(*arguments, **({"pretrained": pretrained} if takes else {}))
+    given: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(function)
+        if "pretrained" in signature.parameters:
+            given["pretrained"] = pretrained
+        signature.bind(*arguments, **given)
+    except (TypeError, ValueError) as error:
+        what = "the number of classes" if arguments else "no arguments"
+        raise UserError(f"{name} cannot be called with {what} (docs/own-network.md): {error}") from error
+    return function(*arguments, **given)
 
 
 def _of_parts(config: ModelConfig, backbone: nn.Module, num_classes: int) -> Segmentor:

@@ -45,6 +45,13 @@ def finished(request, tmp_path_factory, scenes_root):
     return request.param, place
 
 
+@pytest.mark.parametrize("name", ["deep", "shared"])
+def test_any_parameters_can_be_trained_and_saved(name, scenes_root, tmp_path):
+    more = ["--model", f"tests.models.own:{name}", "--method", "self_training", "--steps", 1]
+    done = fastuda("train", *arguments(scenes_root, tmp_path / "run", *more))
+    assert done.returncode == 0, done.stderr
+
+
 def test_resumed_without_the_folder_is_undisturbed(finished):
     """Bit for bit, from the settings and the checkpoint alone."""
     _, place = finished

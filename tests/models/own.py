@@ -136,6 +136,38 @@ def nothing(num_classes: int) -> None:
     """Forgets to return."""
 
 
+class Shared(Plain):
+    """Has a norm under two names, and a weight."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.again = self.encoder[1]
+        self.tied = nn.Parameter(self.decoder[1].weight.detach())
+        self.decoder[1].weight = self.tied
+
+
+def shared(num_classes: int) -> nn.Module:
+    return Shared(num_classes)
+
+
+class Deep(Plain):
+    """Has a weight of five dimensions."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.along = nn.Conv3d(1, 1, 3, padding=1)
+        self.encoder.append(nn.Unflatten(1, (1, 8))).append(self.along).append(nn.Flatten(1, 2))
+
+
+def deep(num_classes: int) -> nn.Module:
+    return Deep(num_classes)
+
+
+def unasked() -> nn.Module:
+    """Wants no number of classes."""
+    return Plain(5)
+
+
 def two_maps() -> nn.Module:
     """A backbone for our heads."""
     return TwoMaps()

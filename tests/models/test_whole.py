@@ -80,7 +80,7 @@ def test_the_contract_in_its_own_words():
     assert isinstance(network("segmentor"), Segmentor)
 
 
-@pytest.mark.parametrize("name", ["plain", "contract", "segmentor"])
+@pytest.mark.parametrize("name", ["plain", "contract", "segmentor", "shared"])
 def test_its_own_weights_load_into_it(name, tmp_path):
     """As a stage takes those of the stage before it."""
     first, image = network(name).eval(), torch.randn(1, 3, 32, 32)
@@ -112,6 +112,7 @@ def test_a_backbone_of_several_maps_has_our_heads():
         ("others", r"gives 6 classes, and the run has 5"),
         ("nothing", r"gave a NoneType, not a torch\.nn\.Module"),
         ("BUILT", r"own:BUILT is a list, not a function that returns a network"),
+        ("unasked", r"own:unasked cannot be called with the number of classes .*too many positional"),
         ("absent", r"own:absent' cannot be imported: .*absent"),
     ],
 )
@@ -128,3 +129,5 @@ def test_names_that_are_neither():
         build_model(ModelConfig(network="no_such_package:f"), 5)
     with pytest.raises(UserError, match=r"backbone 'no_such_package:f' cannot be imported"):
         build_model(ModelConfig(backbone="no_such_package:f"), 5)
+    with pytest.raises(UserError, match=r"own:plain cannot be called with no arguments .*'num_classes'"):
+        build_model(ModelConfig(backbone=HERE + "plain"), 5)

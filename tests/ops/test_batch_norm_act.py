@@ -162,3 +162,22 @@ def test_the_result_may_be_changed_in_place(backend):
         (x, *rest),
     )
     assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_outside_of_training_a_pixel_has_a_gradient_of_its_own(backend, dtype):
+    x, weight, bias, *running = (t.float() if dtype != torch.float64 else t for t in case(2, 20, (5, 6)))
+    x = x.to(dtype)
+    settings = dict(training=False, activation="relu6", backend=backend)
+    wanted = torch.autograd.grad(
+        F.batch_norm_act(x.requires_grad_(), weight, bias, *running, **settings).sum(), x
+    )
+    odd = x.detach().clone()
+    odd[0, 3, 1, 1] = torch.inf  # the clamp lets no gradient through
+    found = torch.autograd.grad(
+        F.batch_norm_act(odd.requires_grad_(), weight, bias, *running, **settings).sum(), odd
+    )
+    assert found[0][0, 3, 1, 1] == 0
+    found[0][0, 3, 1, 1] = wanted[0][0, 3, 1, 1]
+    assert torch.equal(found[0], wanted[0])

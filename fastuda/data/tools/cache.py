@@ -6,6 +6,7 @@ and its labels are PNGs of train ids. ``classes.yaml`` is written last: an incom
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from fastuda.data.domains.decode import BadFile
 from fastuda.data.domains.domain import Domain
+from fastuda.data.labels import IGNORE
 from fastuda.data.tools.each import each
 from fastuda.errors import UserError, cannot_write
 from fastuda.system.files import clean, written
@@ -105,6 +107,7 @@ def build_cache(
         "format": settings.format,
         "quality": settings.quality if settings.format == "jpg" else None,
         "classes": list(domain.classes.names),
+        "labels": _meaning(domain),
     }
     manifest_path, classes_path = settings.out / "cache.json", settings.out / "classes.yaml"
     try:
@@ -136,12 +139,20 @@ def build_cache(
     classes = {
         "names": list(domain.classes.names),
         "palette": np.array(domain.classes.palette).tolist(),
+        "ignore": IGNORE,
         "images": f"images/{{path}}.{settings.format}",
         "labels": "labels/{path}.png",
     }
     with written(classes_path) as draft:
         draft.write_text(yaml.safe_dump(classes, sort_keys=False), encoding="utf-8")
     return unreadable
+
+
+def _meaning(domain: Domain) -> str:
+    """Hash of the label map: copies hold the train ids that it gave."""
+    labels = domain.label_map
+    maps = [sorted(entries.items()) for entries in (labels.ids, labels.colors, labels.names)]
+    return hashlib.blake2b(json.dumps(maps).encode(), digest_size=8).hexdigest()
 
 
 def _read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from fastuda.data.domains.open import open_domain
@@ -109,6 +110,27 @@ def test_changed_originals_are_copied_again(source, tmp_path):
     os.utime(source.items[2].label, (later, later))
     copy(source, how)
     assert (opened(how).read_label(2) == 0).all()
+
+
+def own(folder, **values):
+    """A data set of a user's, with one image."""
+    save(np.zeros((8, 8, 3), np.uint8), folder / "images" / "1.png")
+    save(np.eye(8, dtype=np.uint8) * 255, folder / "labels" / "1.png")
+    (folder / "classes.yaml").write_text(yaml.safe_dump({"names": ["a", "b"], **values}))
+    return open_domain(f"folder:{folder}", role="source", data_root=".")
+
+
+def test_other_meanings_of_the_labels_are_another_copy(tmp_path):
+    how = settings(tmp_path, edge=None)
+    copy(own(tmp_path / "own", ids=[0, 255]), how)
+    with pytest.raises(UserError, match="with other settings"):
+        copy(own(tmp_path / "own", ids=[255, 0]), how)
+
+
+def test_what_is_void_needs_no_saying_again(tmp_path):
+    how = settings(tmp_path, edge=None)
+    copy(own(tmp_path / "own", ignore=255), how)
+    opened(how).check_labels(16)
 
 
 def test_bad_files_are_named_and_left_out(source, tmp_path):
