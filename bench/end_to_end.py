@@ -96,13 +96,8 @@ def work(job: dict) -> dict[str, object]:
         profile = profile_step(run, warm_up=0, steps=1)
         floor = networks_floor(run.step, job["dtype"], device) if job["side"] == PLAIN else None
         run.loader.close()
-    return {
-        "losses": terms,
-        "mib": highest - before,
-        "share": profile.share,
-        "ops": profile.ops,
-        "floor": floor,
-    }
+    parts = {"share": profile.share, "ops": profile.ops, "floor": floor}
+    return {"losses": terms, "mib": highest - before} | parts
 
 
 def difference(fused: list[dict[str, float]], truth: list[dict[str, float]]) -> float:
@@ -142,7 +137,7 @@ def compare(job: dict, timeout: float = math.inf) -> dict[str, object]:
         Failed: the fused side failed, or its losses differ from the published ones.
     """
     end = time.monotonic() + timeout
-    sides = {name: side(job, name, max(end - time.monotonic(), 1.0)) for name in (*SIDES, PLAIN)}
+    sides = {name: side(job, name, max(end - time.monotonic(), 1.0)) for name in published.SIDES}
     fused, truth, plain = sides.values()
     if "failed" in fused:
         raise Failed(f"{job['method']}, fused, {fused['failed']}")

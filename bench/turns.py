@@ -7,10 +7,10 @@ machine.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -29,19 +29,6 @@ def changes(name: str) -> list[Change]:
     return listed
 
 
-@contextmanager
-def replaced(listed: list[Change]) -> Iterator[None]:
-    """Apply the changes, and undo them at the end."""
-    before = [(place, name, getattr(place, name)) for place, name, _ in listed]
-    try:
-        for change in listed:
-            setattr(*change)
-        yield
-    finally:
-        for change in reversed(before):
-            setattr(*change)
-
-
 def seconds(job: dict[str, Any], folder: Path) -> dict[str, list[float]]:
     """Seconds of ``job["steps"]`` steps of every side in ``job["sides"]``, after one untimed step of each."""
     run = trainer(job, folder)
@@ -51,7 +38,9 @@ def seconds(job: dict[str, Any], folder: Path) -> dict[str, list[float]]:
     order = list(sides)
     for turn in range(job["steps"] + 1):
         for name in order:
-            with replaced(sides[name]):
+            with ExitStack() as stack:
+                for change in sides[name]:
+                    stack.enter_context(patch.object(*change))
                 began = time.perf_counter()
                 run.step()
                 if job["device"] == "cuda":
