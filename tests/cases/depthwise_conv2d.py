@@ -76,10 +76,18 @@ def _bench_inputs(c, n, generator):
     return {"x": square_map(c, n, generator), "weight": torch.randn(c.channels, 1, 3, 3, generator=generator)}
 
 
+def _dilation(c):
+    return 18 if c.channels == 1024 else 4
+
+
 BENCH = Bench(
-    [Case("depthwise_conv2d", mode, "float32", 1024, 960) for mode in BOTH],
+    # the last blocks of MobileNetV2 at stride 8, and the widest branch of the DAFormer head
+    [Case("depthwise_conv2d", mode, "float32", 1024, 960) for mode in BOTH]
+    + [Case("depthwise_conv2d", mode, "float32", 4096, 1024) for mode in BOTH],
     _bench_inputs,
-    lambda c, t, b: F.depthwise_conv2d(t["x"], t["weight"], padding=4, dilation=4, backend=b),
+    lambda c, t, b: F.depthwise_conv2d(
+        t["x"], t["weight"], padding=_dilation(c), dilation=_dilation(c), backend=b
+    ),
     lambda c: (5 if c.backward else 2) * c.element * c.batch * c.pixels * c.channels,
-    shape=lambda c: f"{c.batch}x{c.channels}x{math.isqrt(c.pixels)}², 3x3 dilated by 4",
+    shape=lambda c: f"{c.batch}x{c.channels}x{math.isqrt(c.pixels)}², 3x3 dilated by {_dilation(c)}",
 )

@@ -57,7 +57,7 @@ def test_any_size_is_the_convolution(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("channels", "size", "kernel", "stride", "dilation"),
-    [(83, (21, 34), 3, 1, 4), (128, (16, 9), 5, 2, 1), (40, (97, 63), 3, 2, 1)],
+    [(83, (21, 34), 3, 1, 4), (128, (16, 9), 5, 2, 1), (40, (97, 63), 3, 2, 1), (70, (40, 24), 3, 1, 18)],
 )
 def test_error_budget(backend, dtype, channels, size, kernel, stride, dilation):
     given = [x.to(dtype) for x in case(2, channels, size, (kernel, kernel))]
