@@ -1,6 +1,7 @@
 // local_affinity reads probabilities once per direction, from rows that are in the cache, and writes only the
-// result; the backward recomputes the terms. Planes are independent, so the order of sums does not depend on
-// the number of threads.
+// result; the backward recomputes the terms. Maps are channels-last, as a convolution reads them: a row of
+// all of them is computed plane by plane in the cache, then transposed. Blocks of rows have a fixed height,
+// so the order of sums does not depend on the number of threads.
 #include "local_affinity.h"
 
 #include <torch/library.h>
@@ -11,6 +12,8 @@
 namespace fastuda {
 
 namespace {
+
+constexpr int64_t kTaskRows = 16;
 
 struct Offset {
   int64_t y, x;
@@ -26,15 +29,21 @@ std::vector<Offset> offsets(int64_t neighbours, int64_t distance) {
   return all;
 }
 
-// A plane with its left and right border repeated `pad` times; row() clamps rows above and below.
+// Rows [first, last) of a plane.
+struct Rows {
+  int64_t first, last;
+};
+
+// Rows of a plane with their left and right border repeated `pad` times; row() clamps rows above and below.
 template <class S>
 class Padded {
  public:
-  Padded(int64_t height, int64_t width, int64_t pad)
-      : height_(height), width_(width), stride_(width + 2 * pad), pad_(pad), values_(height * stride_) {}
-  void load(const S* plane) {
-    for (int64_t y = 0; y < height_; ++y) {
-      S* to = values_.data() + y * stride_;
+  Padded(int64_t height, int64_t width, int64_t pad, int64_t most_rows)
+      : height_(height), width_(width), stride_(width + 2 * pad), pad_(pad), values_(most_rows * stride_) {}
+  void load(const S* plane, Rows rows) {
+    rows_ = rows;
+    for (int64_t y = rows.first; y < rows.last; ++y) {
+      S* to = values_.data() + (y - rows.first) * stride_;
       const S* from = plane + y * width_;
       std::fill(to, to + pad_, from[0]);
       std::copy(from, from + width_, to + pad_);
@@ -42,30 +51,32 @@ class Padded {
     }
   }
   S* row(int64_t y, int64_t x = 0) {
-    return values_.data() + std::clamp<int64_t>(y, 0, height_ - 1) * stride_ + pad_ + x;
+    return values_.data() + (std::clamp<int64_t>(y, 0, height_ - 1) - rows_.first) * stride_ + pad_ + x;
   }
 
  protected:
   int64_t height_, width_, stride_, pad_;
+  Rows rows_{0, 0};
   std::vector<S> values_;
 };
 
-// A padded plane with the logarithms of its rows, which are computed when they are needed, while the rows are
-// in the cache.
+// Padded rows with their logarithms, which are computed when they are needed, while the rows are in the
+// cache.
 template <class S>
 class PaddedLogs {
  public:
-  PaddedLogs(int64_t height, int64_t width, int64_t pad)
+  PaddedLogs(int64_t height, int64_t width, int64_t pad, int64_t most_rows)
       : height_(height),
         width_(width),
         stride_(width + 2 * pad),
         pad_(pad),
-        plane_(height, width, pad),
-        log_one_(height, width, pad),
+        plane_(height, width, pad, most_rows),
+        log_one_(height, width, pad, most_rows),
         log_zero_(width) {}
-  void load(const S* plane) {
-    plane_.load(plane);
-    known_ = 0;
+  void load(const S* plane, Rows rows) {
+    plane_.load(plane, rows);
+    log_one_.load(plane, {rows.first, rows.first});
+    known_ = rows.first;
   }
   // Row y and the row at offset o; y must not decrease between two loads.
   NeighbourRow<S> pair(int64_t y, Offset o) {
@@ -85,22 +96,39 @@ class PaddedLogs {
   std::vector<S> log_zero_;
 };
 
-// Gradients of a padded plane; fold() adds the gradients of the repeated borders to the border itself.
+// Gradients of padded rows; folded() adds the gradients of the repeated borders to the border itself.
 template <class S>
 class PaddedSum : public Padded<S> {
  public:
   using Padded<S>::Padded;
-  void fold(S* out) {
-    const int64_t width = this->width_;
-    for (int64_t y = 0; y < this->height_; ++y) {
-      S* from = this->row(y);
-      for (int64_t x = 1; x <= this->pad_; ++x) {
-        from[0] += from[-x];
-        from[width - 1] += from[width - 1 + x];
-      }
-      std::copy(from, from + width, out + y * width);
-    }
+  void clear(Rows rows) {
+    this->rows_ = rows;
+    std::fill(this->values_.begin(), this->values_.end(), S(0));
   }
+  const S* folded(int64_t y) {
+    S* row = this->row(y);
+    for (int64_t x = 1; x <= this->pad_; ++x) {
+      row[0] += row[-x];
+      row[this->width_ - 1] += row[this->width_ - 1 + x];
+    }
+    return row;
+  }
+};
+
+// The rows of every image in blocks, one for a task. Rows around a block belong at most to the next blocks.
+struct Blocks {
+  int64_t height, distance, rows, count;
+
+  Blocks(int64_t image_height, int64_t reach)
+      : height(image_height),
+        distance(reach),
+        rows(std::max(kTaskRows, reach)),
+        count((image_height + rows - 1) / rows) {}
+  Rows own(int64_t block) const { return {block * rows, std::min(height, (block + 1) * rows)}; }
+  Rows around(int64_t block) const {
+    return {std::max<int64_t>(0, own(block).first - distance), std::min(height, own(block).last + distance)};
+  }
+  int64_t most_rows() const { return std::min(height, rows + 2 * distance); }
 };
 
 template <class F>
@@ -112,42 +140,22 @@ void for_type(const Tensor& x, F&& f) {
   }
 }
 
-Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64_t distance, bool product) {
-  const Tensor p = probabilities.to(statistics_type(probabilities)).contiguous();
+Tensor inner_products(const Tensor& p, const std::vector<Offset>& around, int64_t distance) {
   const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
-  const std::vector<Offset> around = offsets(neighbours, distance);
   const int64_t directions = int64_t(around.size()), plane = height * width;
-  Tensor out = product ? at::zeros({batch, directions, height, width}, p.options())
-                       : empty_result({batch, directions * classes, height, width}, p.options());
+  const Tensor out = at::zeros({batch, directions, height, width}, p.options());
   for_type(p, [&](auto element) {
     using S = decltype(element);
     const S* from = p.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
-    if (product) {
-      at::parallel_for(0, batch * directions, 1, [&](int64_t begin, int64_t end) {
-        Padded<S> padded(height, width, distance);
-        for (int64_t task = begin; task < end; ++task) {
-          const Offset o = around[task % directions];
-          for (int64_t k = 0; k < classes; ++k) {
-            padded.load(from + (task / directions * classes + k) * plane);
-            for (int64_t y = 0; y < height; ++y) {
-              product_row(padded.row(y), padded.row(y + o.y, o.x), width, to + task * plane + y * width);
-            }
-          }
-        }
-      });
-      return;
-    }
-    at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
-      PaddedLogs<S> padded(height, width, distance);
+    at::parallel_for(0, batch * directions, 1, [&](int64_t begin, int64_t end) {
+      Padded<S> padded(height, width, distance, height);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t b = task / classes, k = task % classes;
-        padded.load(from + task * plane);
-        for (int64_t y = 0; y < height; ++y) {
-          padded.reach(y);
-          for (int64_t d = 0; d < directions; ++d) {
-            affinity_row(padded.pair(y, around[d]),
-                         to + ((b * directions + d) * classes + k) * plane + y * width);
+        const Offset o = around[task % directions];
+        for (int64_t k = 0; k < classes; ++k) {
+          padded.load(from + (task / directions * classes + k) * plane, {0, height});
+          for (int64_t y = 0; y < height; ++y) {
+            product_row(padded.row(y), padded.row(y + o.y, o.x), width, to + task * plane + y * width);
           }
         }
       }
@@ -156,45 +164,133 @@ Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64
   return out;
 }
 
+// Elements from one plane of a row to the next: not a power of two, which would fall into few cache sets.
+int64_t plane_step(int64_t width) { return round_up(width, 16) + 16; }
+
+Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64_t distance, bool product) {
+  const Tensor p = probabilities.to(statistics_type(probabilities)).contiguous();
+  const std::vector<Offset> around = offsets(neighbours, distance);
+  if (product) return inner_products(p, around, distance);
+  const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
+  const int64_t maps = int64_t(around.size()) * classes, plane = height * width, step = plane_step(width);
+  const Blocks blocks(height, distance);
+  const Tensor out =
+      empty_result({batch, maps, height, width}, p.options().memory_format(at::MemoryFormat::ChannelsLast));
+  for_type(p, [&](auto element) {
+    using S = decltype(element);
+    const S* from = p.const_data_ptr<S>();
+    S* to = out.mutable_data_ptr<S>();
+    at::parallel_for(0, batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
+      std::vector<PaddedLogs<S>> padded(classes, {height, width, distance, blocks.most_rows()});
+      std::vector<S> row(maps * step);  // [maps, step]
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task / blocks.count, block = task % blocks.count;
+        for (int64_t k = 0; k < classes; ++k) {
+          padded[k].load(from + (b * classes + k) * plane, blocks.around(block));
+        }
+        for (int64_t y = blocks.own(block).first; y < blocks.own(block).last; ++y) {
+          for (int64_t k = 0; k < classes; ++k) {
+            padded[k].reach(y);
+            S* map = row.data() + k * step;
+            for (const Offset o : around) {
+              affinity_row(padded[k].pair(y, o), map);
+              map += classes * step;
+            }
+          }
+          planes_to_pixels(row.data(), step, maps, width, to + (b * plane + y * width) * maps);
+        }
+      }
+    });
+  });
+  return out;
+}
+
+// Adds the gradients of rows that a block's rows have as neighbours to the next blocks; the sums of every
+// block are added in a fixed order. lent [blocks, 2, distance, classes, width]: above, and below.
+template <class S>
+void add_lent(const S* lent, const Blocks& blocks, int64_t classes, int64_t width, S* out, int64_t images) {
+  const int64_t row = classes * width, side = blocks.distance * row;
+  at::parallel_for(0, images * blocks.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / blocks.count, block = task % blocks.count;
+      const Rows own = blocks.own(block);
+      const auto add = [&](int64_t first, int64_t last, const S* rows) {
+        for (int64_t y = first; y < last; ++y, rows += row) {
+          for (int64_t k = 0; k < classes; ++k) {
+            S* to = out + ((b * classes + k) * blocks.height + y) * width;
+            for (int64_t x = 0; x < width; ++x) to[x] += rows[k * width + x];
+          }
+        }
+      };
+      if (block > 0) add(own.first, blocks.around(block - 1).last, lent + ((task - 1) * 2 + 1) * side);
+      if (block + 1 < blocks.count) add(own.last - blocks.distance, own.last, lent + (task + 1) * 2 * side);
+    }
+  });
+}
+
 Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64_t neighbours,
                           int64_t distance, bool product) {
   const auto type = statistics_type(probabilities);
-  const Tensor p = probabilities.to(type).contiguous(), g = grad.to(type).contiguous();
+  const Tensor p = probabilities.to(type).contiguous();
   const int64_t batch = p.size(0), classes = p.size(1), height = p.size(2), width = p.size(3);
   const std::vector<Offset> around = offsets(neighbours, distance);
-  const int64_t directions = int64_t(around.size()), plane = height * width;
-  Tensor out = empty_result(p.sizes(), p.options());
+  const int64_t maps = grad.size(1), plane = height * width, step = plane_step(width);
+  const bool pixels = !grad.is_contiguous() && grad.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const Tensor g = pixels ? grad.to(type) : grad.to(type).contiguous();
+  const Blocks blocks(height, distance);
+  const Tensor out = empty_result(p.sizes(), p.options());
+  const Tensor lent = at::empty({batch * blocks.count, 2, distance, classes, width}, p.options());
   for_type(p, [&](auto element) {
     using S = decltype(element);
     const S *from = p.const_data_ptr<S>(), *by = g.const_data_ptr<S>();
-    S* to = out.mutable_data_ptr<S>();
-    at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
-      PaddedLogs<S> padded(height, width, distance);
-      std::vector<S> aside(width);
+    S *to = out.mutable_data_ptr<S>(), *aside_of = lent.mutable_data_ptr<S>();
+    at::parallel_for(0, batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
+      std::vector<PaddedLogs<S>> padded(classes, {height, width, distance, blocks.most_rows()});
+      std::vector<PaddedSum<S>> sums(classes, {height, width, distance, blocks.most_rows()});
+      std::vector<S> aside(width), row(pixels ? maps * step : 0);  // row [maps, step]
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t b = task / classes, k = task % classes;
-        padded.load(from + task * plane);
-        PaddedSum<S> sum(height, width, distance);
-        for (int64_t y = 0; y < height; ++y) {
-          if (!product) padded.reach(y);
-          for (int64_t d = 0; d < directions; ++d) {
-            const Offset o = around[d];
-            const NeighbourRow<S> row = padded.pair(y, o);
-            std::fill(aside.begin(), aside.end(), S(0));
-            const int64_t at = product ? b * directions + d : (b * directions + d) * classes + k;
-            const S* weight = by + at * plane + y * width;
-            if (product) {
-              product_gradient_row(row.own, row.other, weight, width, sum.row(y), aside.data());
-            } else {
-              affinity_gradient_row(row, weight, sum.row(y), aside.data());
+        const int64_t b = task / blocks.count, block = task % blocks.count;
+        const Rows own = blocks.own(block), all = blocks.around(block);
+        for (int64_t k = 0; k < classes; ++k) {
+          padded[k].load(from + (b * classes + k) * plane, all);
+          sums[k].clear(all);
+        }
+        for (int64_t y = own.first; y < own.last; ++y) {
+          if (pixels) pixels_to_planes(by + (b * plane + y * width) * maps, maps, width, row.data(), step);
+          for (int64_t k = 0; k < classes; ++k) {
+            if (!product) padded[k].reach(y);
+            for (size_t d = 0; d < around.size(); ++d) {
+              const Offset o = around[d];
+              const NeighbourRow<S> met = padded[k].pair(y, o);
+              std::fill(aside.begin(), aside.end(), S(0));
+              const int64_t map = product ? int64_t(d) : int64_t(d) * classes + k;
+              const S* weight = pixels ? row.data() + map * step : by + (b * maps + map) * plane + y * width;
+              if (product) {
+                product_gradient_row(met.own, met.other, weight, width, sums[k].row(y), aside.data());
+              } else {
+                affinity_gradient_row(met, weight, sums[k].row(y), aside.data());
+              }
+              S* place = sums[k].row(y + o.y, o.x);
+              for (int64_t x = 0; x < width; ++x) place[x] += aside[x];
             }
-            S* place = sum.row(y + o.y, o.x);
-            for (int64_t x = 0; x < width; ++x) place[x] += aside[x];
           }
         }
-        sum.fold(to + task * plane);
+        const int64_t side = distance * classes * width;
+        for (int64_t y = all.first; y < all.last; ++y) {
+          for (int64_t k = 0; k < classes; ++k) {
+            S* place = to + (b * classes + k) * plane + y * width;
+            if (y < own.first) {
+              place = aside_of + task * 2 * side + ((y - all.first) * classes + k) * width;
+            } else if (y >= own.last) {
+              place = aside_of + (task * 2 + 1) * side + ((y - own.last) * classes + k) * width;
+            }
+            const S* sum = sums[k].folded(y);
+            std::copy(sum, sum + width, place);
+          }
+        }
       }
     });
+    add_lent(lent.const_data_ptr<S>(), blocks, classes, width, to, batch);
   });
   return out.to(probabilities.scalar_type());
 }
@@ -214,10 +310,11 @@ std::tuple<Tensor, Tensor> affinity_cleaning_loss_fwd(const Tensor& probabilitie
     S* to = gradient ? grad.mutable_data_ptr<S>() : nullptr;
     at::parallel_for(0, batch * classes, 1, [&](int64_t begin, int64_t end) {
       std::vector<S> total(width), ones(width, S(1)), aside(width);
-      Padded<S> padded(height, width, 1);
+      Padded<S> padded(height, width, 1, height);
+      PaddedSum<S> sum(height, width, 1, gradient ? height : 0);
       for (int64_t task = begin; task < end; ++task) {
-        padded.load(from + task * plane);
-        PaddedSum<S> sum(gradient ? height : 0, gradient ? width : 0, gradient ? 1 : 0);
+        padded.load(from + task * plane, {0, height});
+        sum.clear({0, height});
         for (int64_t y = 0; y < height; ++y) {
           std::fill(total.begin(), total.end(), S(0));
           for (const Offset o : around) {
@@ -231,7 +328,10 @@ std::tuple<Tensor, Tensor> affinity_cleaning_loss_fwd(const Tensor& probabilitie
           }
           for (const S value : total) sums[task] += value;
         }
-        if (gradient) sum.fold(to + task * plane);
+        for (int64_t y = 0; gradient && y < height; ++y) {
+          const S* row = sum.folded(y);
+          std::copy(row, row + width, to + task * plane + y * width);
+        }
       }
     });
   });

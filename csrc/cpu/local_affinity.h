@@ -28,6 +28,12 @@ void affinity_row(const NeighbourRow<S>& row, S* out);
 template <class S>
 void affinity_gradient_row(const NeighbourRow<S>& row, const S* grad, S* own_grad, S* other_grad);
 
+// pixels [width, count] = the transpose of planes [count, width], whose rows are `step` elements apart.
+template <class S>
+void planes_to_pixels(const S* planes, int64_t step, int64_t count, int64_t width, S* pixels);
+template <class S>
+void pixels_to_planes(const S* pixels, int64_t count, int64_t width, S* planes, int64_t step);
+
 // sum += own * other
 template <class S>
 void product_row(const S* own, const S* other, int64_t width, S* sum);

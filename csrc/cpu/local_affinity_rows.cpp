@@ -1,6 +1,7 @@
 // Row sweeps of local_affinity, one clone per instruction set.
 #include "../local_affinity_math.h"
 #include "local_affinity.h"
+#include "transpose.h"
 
 namespace fastuda {
 
@@ -56,6 +57,43 @@ FASTUDA_INLINE void product_gradient_body(const S* own, const S* other, const S*
   }
 }
 
+// All planes of few pixels at a time, so that the pixels' cache lines are written at once.
+template <class S>
+FASTUDA_INLINE void to_pixels_body(const S* planes, int64_t step, int64_t count, int64_t width, S* pixels) {
+  for (int64_t x = 0; x < width; x += kSquare) {
+    const int64_t near = std::min(kSquare, width - x);
+    int64_t c = 0;
+    if constexpr (sizeof(S) == 4) {
+      for (; near == kSquare && c + kSquare <= count; c += kSquare) {
+        const S* in[kSquare];
+        for (int64_t i = 0; i < kSquare; ++i) in[i] = planes + (c + i) * step + x;
+        transpose_square(in, pixels + x * count + c, count);
+      }
+    }
+    for (; c < count; ++c) {
+      for (int64_t i = 0; i < near; ++i) pixels[(x + i) * count + c] = planes[c * step + x + i];
+    }
+  }
+}
+
+template <class S>
+FASTUDA_INLINE void to_planes_body(const S* pixels, int64_t count, int64_t width, S* planes, int64_t step) {
+  for (int64_t x = 0; x < width; x += kSquare) {
+    const int64_t near = std::min(kSquare, width - x);
+    int64_t c = 0;
+    if constexpr (sizeof(S) == 4) {
+      for (; near == kSquare && c + kSquare <= count; c += kSquare) {
+        const S* in[kSquare];
+        for (int64_t i = 0; i < kSquare; ++i) in[i] = pixels + (x + i) * count + c;
+        transpose_square(in, planes + c * step + x, step);
+      }
+    }
+    for (; c < count; ++c) {
+      for (int64_t i = 0; i < near; ++i) planes[c * step + x + i] = pixels[(x + i) * count + c];
+    }
+  }
+}
+
 }  // namespace
 
 // target_clones does not apply to templates, so each instance calls a named function of its element type.
@@ -72,6 +110,22 @@ FASTUDA_INLINE void product_gradient_body(const S* own, const S* other, const S*
   CLONES static void product_gradient_##SUFFIX(const S* own, const S* other, const S* g, int64_t n,     \
                                                S* own_grad, S* other_grad) {                            \
     product_gradient_body(own, other, g, n, own_grad, other_grad);                                      \
+  }                                                                                                     \
+  CLONES static void to_pixels_##SUFFIX(const S* planes, int64_t step, int64_t count, int64_t width,    \
+                                        S* pixels) {                                                    \
+    to_pixels_body(planes, step, count, width, pixels);                                                 \
+  }                                                                                                     \
+  CLONES static void to_planes_##SUFFIX(const S* pixels, int64_t count, int64_t width, S* planes,       \
+                                        int64_t step) {                                                 \
+    to_planes_body(pixels, count, width, planes, step);                                                 \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void planes_to_pixels(const S* planes, int64_t step, int64_t count, int64_t width, S* pixels) {       \
+    to_pixels_##SUFFIX(planes, step, count, width, pixels);                                             \
+  }                                                                                                     \
+  template <>                                                                                           \
+  void pixels_to_planes(const S* pixels, int64_t count, int64_t width, S* planes, int64_t step) {       \
+    to_planes_##SUFFIX(pixels, count, width, planes, step);                                             \
   }                                                                                                     \
   template <>                                                                                           \
   void affinity_log_one(const S* p, int64_t width, S* out) {                                            \

@@ -67,6 +67,8 @@ def cleaning_reference(logits: Tensor, neighbours: int) -> Tensor:
 @operator
 def local_affinity_fwd(p: Tensor, neighbours: int, distance: int, product: bool) -> Tensor:
     b, k, h, w = p.shape
+    if p.device.type == "cpu" and not product:
+        return statistic(p, b, h, w, neighbours * k).permute(0, 3, 1, 2)
     return statistic(p, b, neighbours if product else neighbours * k, h, w)
 
 
@@ -123,8 +125,8 @@ def local_affinity(
         backend: ``auto``, or a name from ``fastuda.ops.backends("local_affinity")``.
 
     Returns:
-        [B, neighbours K, H, W], channel ``direction K + class``; for ``product`` [B, neighbours, H, W].
-        float32 (float64 for float64).
+        [B, neighbours K, H, W], channel ``direction K + class``, on a CPU channels-last, as convolutions
+        read it; for ``product`` [B, neighbours, H, W]. float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: a shape, dtype or choice does not fit, or the named backend cannot run.

@@ -76,6 +76,24 @@ def affinity_case(batch, classes, height, width, neighbours, distance, kind, see
 
 
 @pytest.mark.parametrize("backend", AFFINITY)
+@pytest.mark.parametrize("kind", ["kl", "product"])
+@pytest.mark.parametrize(("neighbours", "distance"), [(8, 1), (4, 3), (8, 20), (4, 50)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_affinity_of_many_rows(backend, kind, neighbours, distance, layout):
+    generator = torch.Generator().manual_seed(0)
+    p = (4 * torch.randn(2, 5, 53, 21, generator=generator)).softmax(1).requires_grad_()
+    options = dict(neighbours=neighbours, distance=distance, kind=kind)
+    found = F.local_affinity(p, **options, backend=backend)
+    weight = torch.randn(found.shape, generator=generator).contiguous(memory_format=layout)
+    truth = p.detach().double().requires_grad_()
+    wanted = F.local_affinity(truth, **options, backend="reference")
+    assert torch.allclose(found, wanted.float(), atol=1e-5)
+    (one,) = torch.autograd.grad(found, p, weight)
+    (two,) = torch.autograd.grad(wanted, truth, weight.double())
+    assert torch.allclose(one.double(), two, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", AFFINITY)
 def test_cleaning_gradient(backend):
     z = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: F.affinity_cleaning_loss(z, neighbours=4, backend=backend), z)
