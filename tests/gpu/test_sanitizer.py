@@ -36,13 +36,14 @@ OURS = re.compile("|".join(
     for name in names("kernels", "*.py", r"@triton.jit.*\ndef (\w+)")
     + names("csrc/cuda", "*.cu", r"__global__[^;{]*?(\w+)\(const")
 ))  # fmt: skip
-LONGEST = 280
+LONGEST = int(os.environ.get("FASTUDA_SANITIZER_SECONDS", 140))
 """Seconds: what has found nothing by then counts as clean as far as it came."""
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("check", ["memcheck", "racecheck"])
-def test_no_kernel_errs(check, backend, tmp_path):
+def test_no_kernel_errs(check, dtype, backend, tmp_path):
     tool = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path=os.pathsep.join(FOLDERS)
     )
@@ -58,7 +59,7 @@ def test_no_kernel_errs(check, backend, tmp_path):
     with log.open("w") as stream:
         try:
             done = subprocess.run(
-                [*command, sys.executable, "-m", "tests.gpu.small", backend],
+                [*command, sys.executable, "-m", "tests.gpu.small", backend, dtype],
                 cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, timeout=LONGEST,
             )  # fmt: skip
             code = done.returncode
