@@ -56,8 +56,8 @@ gpu-kit:
 	$(PYTHON) -m bench.gpu_kit
 
 gpu-check:
-	@test -n "$(OUT)" || { echo "error: say where to: make gpu-check OUT=DIR [PART=2]"; exit 2; }
-	$(PYTHON) -m bench.gpu_check "$(OUT)" --part $(PART)
+	@test -n "$(OUT)" || { echo "error: say where to: make gpu-check OUT=DIR [PART=2] [AFTER=DIR]"; exit 2; }
+	$(PYTHON) -m bench.gpu_check "$(OUT)" --part $(PART) $(if $(AFTER),--after "$(AFTER)")
 
 test-gpu: build-gpu
 	OMP_NUM_THREADS=2 timeout --signal INT --kill-after 30 $(GPU_SECONDS) $(PYTHON) -m pytest -q -m gpu tests/gpu --durations 15 \

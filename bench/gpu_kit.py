@@ -1,9 +1,9 @@
 """Build in advance, on a machine without a GPU, what a machine with a GPU would spend its first minutes on:
-the CUDA library, and the compiled Triton kernels that the tests and the bench need.
+the CUDA library, and the compiled Triton kernels, with their launchers, that the tests and the bench need.
 
-The kernels are reused only by the same Triton, Python and commit, so build the kit with the versions of the
-GPU machine, e.g. `make gpu-kit PYTHON=python3.12`. If the kit does not fit, bench.gpu_check says why and
-compiles as usual.
+The kernels are reused only by the same Triton and Python, so build the kit with the versions of the GPU
+machine, e.g. `make gpu-kit PYTHON=python3.12`, and after the last change: the library is reused only with the
+same sources, and a kernel that has changed is compiled again. bench.gpu_check says what does not fit.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
+from bench.machine import commit
 from fastuda import cli
 from fastuda.errors import UserError
 
@@ -38,6 +43,31 @@ def triton_identity() -> str:
     from triton.runtime import cache
 
     return hashlib.sha256(cache.triton_key().encode()).hexdigest()[:16]
+
+
+def sources() -> str:
+    """The hash of the sources of the CUDA library; a GPU machine without .git does not know its commit."""
+    csrc = ROOT / "csrc"
+    files = sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*.*")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def facts(kit: Path) -> dict[str, Any]:
+    """What a kit was made of; empty without a kit."""
+    path = kit / "kit.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def commit_of(kit: Path) -> str:
+    """The commit of the checkout, or of the kit where there is no .git; empty if unknown."""
+    with suppress(ValueError, OSError):  # bench.gpu_check reports a kit that cannot be read
+        return commit() or facts(kit).get("commit", "")
+    return ""
+
+
+def compiled(cache: Path) -> int:
+    """The number of compiled kernels in Triton's cache."""
+    return sum(1 for _ in cache.rglob("*.cubin"))
 
 
 def build_library(folder: Path, arch: int) -> str:
@@ -125,9 +155,37 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"choice {case.op} {name}", changed
 
 
-def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]:
-    """Compile into ``folder``. Returns the number of kernels there, and the calls that failed."""
-    os.environ["TRITON_CACHE_DIR"] = str(folder)
+@contextmanager
+def launchers(folder: Path) -> Iterator[Callable[..., object]]:
+    """Yields a driver's ``launcher_cls`` that compiles the C code for a kernel's launch, as the first launch
+    on a GPU does, and launches nothing. An empty libcuda takes the place of the real one."""
+    from triton.backends.nvidia import driver
+
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(driver.__file__).parent.glob("driver.*"))
+    names = sorted(set(re.findall(r"\bcu[A-Z]\w+", code)))
+    text = "".join(f"void {name}(void) {{}}\n" for name in names)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+    name = "libcuda.so.1"
+    options = ["-shared", "-fPIC", "-x", "c", "-", f"-Wl,-soname,{name}", "-o", str(folder / name)]
+    try:
+        subprocess.run(["gcc", *options], input=text, check=True, capture_output=True, text=True)
+        with mock.patch("triton.runtime.build._load_module_from_path", mock.MagicMock()):
+            driver.CudaUtils()
+
+            def launcher_cls(*about: object) -> Callable[..., None]:
+                if hasattr(driver, "make_launcher"):  # from Triton 3.7 on, CudaUtils launches every kernel
+                    driver.CudaLauncher(*about)
+                return lambda *args: None
+
+            yield launcher_cls
+    finally:
+        shutil.rmtree(folder)
+
+
+def compile_kernels(kit: Path, arch: int, only: str) -> list[str]:
+    """Compile into ``kit``. Returns the calls that failed."""
+    os.environ["TRITON_CACHE_DIR"] = str(kit / "triton")
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
     from tqdm import tqdm
@@ -136,7 +194,8 @@ def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]
     from fastuda.ops import _backends
     from tests.kernels.aot import LIMIT, Driver
 
-    triton.runtime.driver.set_active(Driver(arch))
+    driver = Driver(arch)
+    triton.runtime.driver.set_active(driver)
     _backends.INTERPRETED = True  # makes Triton's backends accept CPU tensors
     _common.generation = lambda x: arch // 10
     _common.shared_memory = lambda x: LIMIT[arch]
@@ -144,24 +203,26 @@ def compile_kernels(folder: Path, arch: int, only: str) -> tuple[int, list[str]]
     chosen = [(name, call) for name, call in calls() if only in name]
     if not chosen:
         raise UserError(f"no call has {only!r} in its name")
-    for name, call in tqdm(chosen, unit="call", disable=None):
-        try:
-            call()
-        except Exception as error:  # values are meaningless here, and a call may reject them
-            failed.append(f"{name}: {type(error).__name__}: {str(error)[:160]}")
-    return sum(1 for _ in folder.rglob("*.cubin")), failed
+    with launchers(kit / "work") as launcher_cls, mock.patch.object(driver, "launcher_cls", launcher_cls):
+        for name, call in tqdm(chosen, unit="call", disable=None):
+            try:
+                call()
+            except Exception as error:  # values are meaningless here, and a call may reject them
+                failed.append(f"{name}: {type(error).__name__}: {str(error)[:160]}")
+    return failed
 
 
 def install(kit: Path, package: Path, say: Callable[[str], None]) -> dict[str, str]:
     """Copy the kit's library into ``package`` if it has none, and return the environment variables for the
     kit's kernels. Calls ``say`` with what does not fit."""
-    facts = kit / "kit.json"
-    if not facts.is_file():
+    made = facts(kit)
+    if not made:
         say(f"no kit in {kit}: kernels are compiled when needed (python -m bench.gpu_kit builds one)")
         return {}
-    made = json.loads(facts.read_text(encoding="utf-8"))
     library = package / "_cuda.so"
-    if (kit / "_cuda.so").is_file() and not library.exists():
+    if made["sources"] != sources():
+        say("the kit's CUDA library is not used: csrc has changed since")
+    elif (kit / "_cuda.so").is_file() and not library.exists():
         shutil.copyfile(kit / "_cuda.so", library)
     try:
         here = triton_identity()
@@ -200,15 +261,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Build both parts and print the result."""
     args = build_parser().parse_args()
-    from bench.machine import commit
-
     args.out.mkdir(parents=True, exist_ok=True)
     why = build_library(args.out, args.arch)
     print(f"no CUDA library: {why}" if why else f"{args.out / '_cuda.so'}: built", flush=True)
-    kernels, failed = compile_kernels(args.out / "triton", args.arch, args.only)
-    facts = {"triton": triton_identity(), "kernels": kernels, "arch": args.arch, "commit": commit(),
-             "python": sys.version.split()[0], "torch": torch.__version__}  # fmt: skip
-    (args.out / "kit.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    failed = compile_kernels(args.out, args.arch, args.only)
+    kernels = compiled(args.out / "triton")
+    made = {"triton": triton_identity(), "kernels": kernels, "arch": args.arch, "commit": commit(),
+            "sources": sources(), "python": sys.version.split()[0], "torch": torch.__version__}  # fmt: skip
+    (args.out / "kit.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     for line in failed:
         print(line, file=sys.stderr)
     print(f"{args.out}: {kernels} kernels for sm_{args.arch}, {len(failed)} calls failed")

@@ -4,6 +4,9 @@ CPU."""
 from __future__ import annotations
 
 import csv
+import gc
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -13,9 +16,9 @@ from unittest import mock
 
 import torch
 
-from bench import measure, table
+from bench import end_to_end, measure, published, table, turns
 from bench.case import Case
-from bench.machine import commit, machine
+from bench.machine import machine
 from bench.registry import CASES
 from bench.rows import append_rows
 from bench.run import GPU_FIRST
@@ -26,11 +29,17 @@ CHOICES = ("choice", "op", "dtype", "shape", "ms", "error", "note")
 
 
 class Work:
-    """The stages that are functions, on the GPU or at a small size on the CPU."""
+    """The stages that are functions, on the GPU or at a small size on the CPU. ``after`` is the folder with
+    the results of part 1."""
 
-    def __init__(self, out: Path, rehearse: bool) -> None:
+    def __init__(self, out: Path, rehearse: bool, after: Path, commit: str) -> None:
         self.out, self.device = out, "cpu" if rehearse else "cuda"
-        self.rehearse = rehearse
+        self.rehearse, self.after, self.commit = rehearse, after, commit
+
+    def place(self) -> dict[str, object]:
+        """The columns that say where and when a row was measured."""
+        return {"machine": machine(self.device), "device": self.device, "torch": torch.__version__,
+                "commit": self.commit, "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
     def sized(self, case: Case) -> Case:
         """The case; in a rehearsal a small one."""
@@ -48,8 +57,7 @@ class Work:
 
     def measured(self, cases: list[Case], providers: tuple[str, ...]) -> None:
         """Measure cases and append their rows to ``ops.csv``."""
-        place = {"machine": machine(self.device), "device": self.device, "torch": torch.__version__,
-                 "commit": commit(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+        place = self.place()
         for case in cases:
             shape = self.sized(case).shape
             common = {"op": case.op, "mode": case.mode, "dtype": case.dtype, "shape": shape, **place}
@@ -102,9 +110,11 @@ class Work:
 
     def headline(self) -> None:
         """The ops with similarities at the size of a training crop, and their alternatives."""
-        if not self.rehearse:
-            for row in ceilings("cuda", 3):
-                print(row["op"], row["dtype"], row["note"], flush=True)
+        for row in ceilings(self.device, 1 if self.rehearse else 3):
+            row |= {key: f"{row[key]:.4f}" for key in ("p20", "p50", "p80")}
+            row |= {"provider": "torch", "mode": "", **self.place()}
+            append_rows(self.out / "ops.csv", table.COLUMNS, [row])
+            print(row["op"], row["dtype"], row["note"], flush=True)
         self.measured(GPU_FIRST[:2], ("fastuda", "graph", "triton", "reference", "authors", "sdpa"))
         kl = [case for case in GPU_FIRST if case.similarity == "kl"]
         self.measured(kl, ("fastuda", "graph", "reference", "authors"))
@@ -113,13 +123,49 @@ class Work:
         )
 
     def others(self) -> None:
-        """All other ops, the full frame, and the main ops in float32."""
+        """The main ops in float32, the full frame, and all other ops."""
+        self.measured(GPU_FIRST[2:6], ("fastuda", "triton", "reference"))
         cases = [case for case in CASES if case.moved and case.channels < 4096 and case.mode == "fwd+bwd"]
         cases += [case for case in CASES if case.op in ("upsample_confusion", "class_statistics")]
         # the interpreter takes long for these kernels, and the tests run them in it anyway
         second = () if self.rehearse else ("graph", "triton")
         self.measured(cases, ("fastuda", *second, "reference"))
-        self.measured(GPU_FIRST[2:6], ("fastuda", "triton", "reference"))
+
+    def step(self) -> None:
+        """A training step of PLCA on the fused ops and as published: seconds first, then memory, losses and
+        the parts' shares, then the row of bench.end_to_end in ``steps.csv``. All sides run in this process,
+        because every process would import torch and start the GPU again."""
+        size = {"backbone": "resnet101", "crop": [730, 730], "batch": 4, "dtype": "bfloat16", "workers": 8}
+        if self.rehearse:
+            size = {"backbone": "small", "crop": [64, 96], "batch": 1, "dtype": "float32", "workers": 0}
+        sides = list(end_to_end.SIDES)
+
+        def side(job: dict, name: str, timeout: float = 0) -> dict:
+            if name == end_to_end.PLAIN:
+                return {"failed": "left out here"}
+            with ExitStack() as stack:
+                for of, attribute, _ in turns.changes(name) if name in published.SIDES else ():
+                    stack.enter_context(mock.patch.object(of, attribute, getattr(of, attribute)))
+                answer = end_to_end.work(job | {"side": name, "sides": sides})
+            gc.collect()
+            for key, value in answer.items():
+                print(f"plca {job['dtype']} {name} {key}: {value}", flush=True)
+            return answer
+
+        with tempfile.TemporaryDirectory() as root:
+            job = {"method": "plca", "steps": 1 if self.rehearse else 3, "device": self.device, "threads": 0,
+                   "settings": {}, "root": root, **size}  # fmt: skip
+            times = side(job, "turns")
+            for name in sides:
+                print(f"plca {name}: {statistics.median(times[name]):.3f} s a step", flush=True)
+
+            def known(job: dict, name: str, timeout: float = 0) -> dict:
+                return times if name == "turns" else side(job, name)
+
+            with mock.patch.object(end_to_end, "side", known):
+                row = end_to_end.compare(job) | {"commit": self.commit}
+        append_rows(self.out / "steps.csv", end_to_end.COLUMNS, [row])
+        print(end_to_end.line_of(row), flush=True)
 
     def profiles(self) -> None:
         """Write the kernels of the ops with similarities, sorted by time, to ``profile.txt``."""
@@ -166,7 +212,7 @@ class Work:
 
     def winners(self) -> None:
         """Measure the best choice of part 1 and its baseline twice more."""
-        path = self.out / "choices.csv"
+        path = self.after / "choices.csv"
         rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
         best = {}
         for row in sorted((row for row in rows if row["ms"]), key=lambda row: -float(row["ms"])):
