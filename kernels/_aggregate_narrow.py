@@ -66,7 +66,10 @@ def own_weights(s, rows, cols, entropy, temperature, log_sum, most, LOG2E: tl.co
     return tl.exp2(tl.minimum(s * (LOG2E / temperature) - log_sum * LOG2E, most))
 
 
-@triton.jit(do_not_specialize=["span"])
+@triton.jit(
+    do_not_specialize=["span"],
+    do_not_specialize_on_alignment=["values", "key", "entropy", "temperature"],
+)
 def mixed_sums(
     values,
     key,
@@ -107,7 +110,10 @@ def mixed_sums(
     tl.store(out_total + tl.program_id(1).to(tl.int64) * n + rows, total, mask=row_ok)
 
 
-@triton.jit(do_not_specialize=["span"])
+@triton.jit(
+    do_not_specialize=["span"],
+    do_not_specialize_on_alignment=["values", "key", "grad", "entropy", "temperature", "log_sum"],
+)
 def mixed_row_sums(
     values,
     key,
@@ -161,7 +167,10 @@ def mixed_row_sums(
     tl.store(out_error + tl.program_id(1).to(tl.int64) * n + rows, error, mask=row_ok)
 
 
-@triton.jit(do_not_specialize=["span"])
+@triton.jit(
+    do_not_specialize=["span"],
+    do_not_specialize_on_alignment=["values", "key", "grad", "entropy", "temperature", "log_sum", "factor"],
+)
 def mixed_column_sums(
     values,
     key,

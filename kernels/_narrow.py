@@ -83,7 +83,10 @@ def store_sums(to, value, rows, n, channels, CP: tl.constexpr):
     tl.store(to + at, value, mask=(rows < n)[:, None] & (c < channels)[None, :])
 
 
-@triton.jit(do_not_specialize=["span"])
+@triton.jit(
+    do_not_specialize=["n", "m", "span"],
+    do_not_specialize_on_alignment=["query", "key", "entropy"],
+)
 def hop_sums(
     query,
     key,

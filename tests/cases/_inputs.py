@@ -48,8 +48,8 @@ def with_mean(n, width, seed=0):
 
 def tiles(dtype):
     """What similarity tiles are compiled for, at the widths that matter. The number of pixels is odd, as that
-    of crops often is, and of the cosine there are two images, whose vectors then begin anywhere."""
-    p = torch.rand(1, 265, 80)
+    of crops often is, and there are two images, whose vectors then begin anywhere."""
+    p = torch.rand(2, 265, 80)
     inputs = {"cosine": torch.rand(2, 265, 2048).to(dtype), "kl": p[..., :19].softmax(-1).to(dtype)}
     if dtype == torch.float32:
         inputs |= {"kl wide": p.softmax(-1), "kl 64": p.softmax(-1)[..., :64].contiguous()}
