@@ -98,28 +98,27 @@ def looped_instructions(sass: str) -> list[str]:
     return [text for address, text in places if address in looped]
 
 
-LOSSES = {80: torch.float32, 90: torch.bfloat16}
+LOSSES = {80: torch.float32, 90: torch.bfloat16, 120: torch.float32}
 """A loss widens what it reads: its dtype changes a load, and one for each GPU will do."""
 
 
 def launches(arch: int, everything: bool) -> Iterator[tuple[torch.dtype, str, Callable[[], object]]]:
     """What to compile for ``arch``: each op and similarity, in every dtype or where the dtype matters. The
     kernels do not run, so the sizes are small and the values meaningless."""
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for op, name, operator, *args in every("compiled", dtype):
             call = partial(launcher(op, operator), *args)
             by_library = any(row.name == "library" for row in BACKENDS[op])
-            if arch not in LOSSES:  # what differs there is how much memory a tile may take
-                wanted = by_library and dtype == torch.bfloat16 and (everything or name.endswith("cosine"))
+            if dtype == torch.float16:  # its gradients are scaled; all else is bfloat16's, but for the load
+                wanted = by_library and name.endswith("backward cosine")
             elif by_library:
-                # float32 tiles are the same for both GPUs, and bfloat16's KL is float32 inside
+                # float32 tiles are those of sm_80, and bfloat16's KL is float32 inside
                 wanted = everything or (arch, dtype) != (90, torch.float32)
             else:
                 wanted = everything or dtype == LOSSES[arch] or getattr(case(op), "EVERY_DTYPE", False)
             if wanted:
                 yield dtype, name, call
-            tiles = wanted and dtype == torch.bfloat16 and name.endswith("cosine") and op != "cycle_match"
-            if tiles and (everything or arch in LOSSES):
+            if wanted and dtype == torch.bfloat16 and name.endswith("cosine") and op != "cycle_match":
                 yield dtype, name.replace("cosine", "library"), partial(call, library=True)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: their code runs on the CPU, thread by thread, and compiles for two GPUs."""
+"""The CUDA kernels without a GPU: their code runs on the CPU, thread by thread, and compiles for three."""
 
 from __future__ import annotations
 
@@ -199,25 +199,42 @@ def built(tmp_path_factory):
     options = ["-shared", "-fPIC", "-x", "c++", f"-Wl,-soname,{name}"]
     subprocess.run(["g++", *options, work / "stand_in.cpp", "-o", work / name], check=True)
     links = [f"-L{path}" for path in (work, *library_paths())] + ["-ltorch_cuda", "-ltorch_cpu"]
-    said = RECIPE["build"](compiler, work, work / "_cuda.so", include_paths(), links)
-    return work, said
+    listed = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    archs = [arch for arch in ARCHS if f"sm_{arch}" in listed.split()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTUDA_CUDA_ARCH", ";".join(archs))
+        said = RECIPE["build"](compiler, work, work / "_cuda.so", include_paths(), links)
+    return work, said, archs
+
+
+ARCHS = ("80", "90", "120")
+
+SPILLS = {
+    ("sm_120", "strip_moments"): 8, ("sm_120", "affinity_backward"): 4,
+    ("sm_120", "product_backward"): 24, ("sm_120", "count_strips"): 240,
+}  # fmt: skip
+"""Bytes that are known to spill. The launch bounds of these kernels allow 64 or 80 registers a thread, and
+nvcc 13.0 needs a few more for sm_120. The library has no code for sm_120: there the driver compiles the PTX
+of sm_90."""
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("nvcc")
 def test_kernels_compile_without_warnings_or_spills(built):
-    _, said = built
+    _, said, archs = built
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     kernels = re.findall(r"Compiling entry function '(\S+)' for '(sm_\d+)'", said)
-    assert {arch for _, arch in kernels} == {"sm_80", "sm_90"}
+    assert {arch for _, arch in kernels} == {f"sm_{arch}" for arch in archs}
     assert len(spills) == len(kernels) > 0
-    assert set(spills) == {("0", "0")}, said
+    for (name, arch), spilled in zip(kernels, spills, strict=True):
+        known = (most for (gpu, kernel), most in SPILLS.items() if gpu == arch and kernel in name)
+        assert max(map(int, spilled)) <= next(known, 0), (name, arch, spilled)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("nvcc")
 def test_library_loads_and_registers_its_kernels(built):
-    work, _ = built
+    work, *_ = built
     done = subprocess.run(
         [sys.executable, "-c", REGISTERED, work / "libtorch_cuda.so", work / "_cuda.so", *WITH_CUDA],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: right in the interpreter, and sane as machine code for two GPUs."""
+"""The Triton kernels without a GPU: right in the interpreter, and sane as machine code for three GPUs."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ def machine_code(arch: int) -> list[dict]:
 ARCHS = [pytest.param(arch, marks=pytest.mark.xdist_group(f"triton-aot-{arch}")) for arch in SHARED_MEMORY]
 """The tests of a GPU share its compilation, in one worker."""
 TILES = {"search_tiles", "tile_moments", "association_panel", "weight_panel", "symmetric_block"}
+STACK = {(120, "prototype_losses"): 16}
+"""Bytes that are known to spill: the float32 bound on sm_120, with two or three stages and four warps alike.
+Eight warps take as many registers a thread, and narrower products on sm_90."""
 
 
 @pytest.mark.slow
@@ -65,10 +68,10 @@ TILES = {"search_tiles", "tile_moments", "association_panel", "weight_panel", "s
 def test_every_kernel_compiles_without_spills(arch):
     rows = machine_code(arch)
     kl = {"slope_panel", "centre_slopes"}  # the same for all
-    wanted = {80: all_kernels(), 90: all_kernels() - kl, 120: TILES}
+    wanted = {80: all_kernels(), 90: all_kernels() - kl, 120: all_kernels()}
     assert {row["kernel"] for row in rows} >= wanted[arch]
     for row in rows:
-        assert row["stack"] == 0, row
+        assert row["stack"] <= STACK.get((arch, row["kernel"]), 0), row
         assert row["shared"] <= SHARED_MEMORY[arch], row
 
 
@@ -82,16 +85,20 @@ def test_half_precision_tiles_run_on_tensor_cores(arch):
     for row in machine_code(arch):
         if row["kernel"] not in TILES:
             continue
-        if row["dtype"] == "bfloat16" and row["call"].endswith("cosine"):
-            found.add(row["kernel"])
+        half = HALF.get(row["dtype"])
+        if half and row["call"].endswith("cosine"):
+            found.add((row["kernel"], half))
             assert row["products"], row
-            assert all(x.startswith(instruction) and x.count("bf16") == 2 for x in row["products"]), row
+            assert all(x.startswith(instruction) and x.count(half) == 2 for x in row["products"]), row
         else:
             assert not row["products"], "float32 dropped to a narrower type"
-    assert found == TILES
+    scaled = {"association_panel", "symmetric_block"}
+    assert found == {(kernel, ".bf16") for kernel in TILES} | {(kernel, ".f16") for kernel in scaled}
 
 
 PANELS = {"association_panel", "weight_panel", "symmetric_block"}
+HALF = {"bfloat16": ".bf16", "float16": ".f16"}
+"""What the operands of a tensor-core instruction are called."""
 
 QUIET = {
     "project_rows", "pool_parts", "pool_planes_gradient", "product_sums", "affinity_maps",
@@ -106,7 +113,7 @@ QUIET = {
 @pytest.mark.parametrize("arch", ARCHS)
 def test_panels_are_stored_16_bytes_at_a_time(arch):
     """Also where the number of pixels is odd."""
-    rows = [row for row in machine_code(arch) if row["kernel"] in PANELS and row["dtype"] == "bfloat16"]
+    rows = [row for row in machine_code(arch) if row["kernel"] in PANELS and row["dtype"] in HALF]
     rows = [row for row in rows if row["call"].endswith(("cosine", "library"))]
     assert {row["kernel"] for row in rows} == PANELS
     for row in rows:
@@ -133,8 +140,12 @@ def test_a_second_image_compiles_nothing_anew(arch):
     counts = Counter(
         (row["call"], row["kernel"])
         for row in machine_code(arch)
-        if row["dtype"] == "bfloat16" and row["call"].endswith("cosine") and row["kernel"] != "merge_moments"
+        if (
+            row["dtype"] == "bfloat16" and row["call"].endswith("cosine") and row["kernel"] != "merge_moments"
+        )
+        or row["call"].endswith(" kl")  # which is float32 inside, so that no dtype compiles anew either
     )
     diagonal = counts.pop(("aggregate backward cosine", "symmetric_block"))
     assert diagonal == 2, "a pair of blocks, and a block with itself"
+    assert counts.pop(("association backward kl", "hop_sums")) == 2, "rows, and columns"
     assert counts and set(counts.values()) == {1}, counts
