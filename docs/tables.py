@@ -2,8 +2,8 @@
 
 In a page ``<!-- measured OP -->`` becomes what ``bench/results`` holds about an op,
 ``<!-- settings METHOD -->`` the settings of a method with their defaults, and ``<!-- section NAME -->`` those
-of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` says where an
-op's kernels are, ``<!-- published weights -->`` lists the weight files that have a name,
+of a section of a configuration, so that none is ever typed. ``<!-- implementations OP -->`` lists an
+op's backends in their order, ``<!-- published weights -->`` lists the weight files that have a name,
 ``<!-- reference PACKAGE -->`` becomes the docstrings of all that a package exports, and
 ``<!-- summaries FOLDER -->`` the first paragraphs of a folder's pages. The pages of ops join the navigation
 by themselves.
@@ -77,16 +77,21 @@ def _time(row: dict[str, str]) -> str:
 
 
 def implementations(op: str) -> str:
-    """The sources that carry an op's name; without any it is torch's own operations."""
-    kinds = {
-        "C++ for the CPU": f"csrc/cpu/{op}.cpp",
-        "CUDA": f"csrc/cuda/{op}.cu",
-        "Triton": f"kernels/{op}.py",
-    }
-    found = [f"{kind} (`{path}`)" for kind, path in kinds.items() if (ROOT / path).is_file()]
-    if not found:
+    """The rows of an op's backend table, in the order in which they are tried; without kernels it is torch's
+    own operations."""
+    from fastuda.ops._backends import BACKENDS
+
+    rows = BACKENDS.get(op, ())[:-1]
+    if not rows:
         return "Torch's own operations, on every device."
-    return f"{', '.join(found)}; the reference elsewhere."
+    folders = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
+    lines = [["`backend`", "device", "source", "why in this order"], ["---"] * 4]
+    for row in rows:
+        path = folders.get(row.name, "kernels/{}.py").format(op)
+        lines.append([f"`{row.name}`", row.device, f"`{path}`" if (ROOT / path).is_file() else "", row.why])
+    last = BACKENDS[op][-1]
+    lines.append([f"`{last.name}`", last.device, f"`fastuda/ops/{op}.py`", last.why])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def settings(method: str) -> str:

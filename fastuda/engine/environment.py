@@ -71,5 +71,5 @@ def environment() -> str:
     lines.append("ops:")
     for op, rows in values["ops"].items():
         lines.append(f"  {op}")
-        lines += [f"    {row['name']:10} {row['reason']}" for row in rows]
+        lines += [f"    {row['name']:10} {row['reason']} ({row['why']})" for row in rows]
     return "\n".join([*lines, f"command: {values['command']}"]) + "\n"

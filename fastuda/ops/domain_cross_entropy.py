@@ -64,7 +64,12 @@ def domain_cross_entropy_fwd(
     return statistic(domain_logits), statistic(domain_logits, *(domain_logits.shape if gradient else (0,)))
 
 
-_backends.register("domain_cross_entropy", triton=True, cuda=True, triton_limit=_backends.most_classes(128))
+_backends.register(
+    "domain_cross_entropy",
+    triton=True,
+    cuda="0.09 ms at 512 x 1024, triton 1 to 1.5 ms",
+    triton_limit=_backends.most_classes(128),
+)
 
 
 def _prepare(

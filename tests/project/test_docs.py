@@ -317,7 +317,11 @@ def test_tables_hold_what_was_measured_and_say_what_was_not(tables, monkeypatch)
     assert f"| {case.shape} | 12.3 | not measured | 7.7 | 1.5 | 1e-7 |" in text
     assert tables.measured("affinity_cleaning_loss").startswith("Not measured")
     assert "`csrc/cpu/lovasz_softmax.cpp`" in tables.implementations("lovasz_softmax")
-    assert "`kernels/cycle_match.py`" in tables.implementations("cycle_match")
+    shown = tables.implementations("cycle_match")
+    assert re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", shown, re.MULTILINE) == [
+        (status.name, status.why) for status in ops.backends("cycle_match")
+    ]
+    assert "`kernels/cycle_match.py`" in shown
     assert tables.implementations("no such op") == "Torch's own operations, on every device."
     page = tables.on_page_markdown("a\n\n<!-- measured lovasz_softmax -->\n\nb")
     assert page == f"a\n\n{text}\n\nb"
