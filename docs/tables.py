@@ -85,7 +85,7 @@ def implementations(op: str) -> str:
     if not rows:
         return "Torch's own operations, on every device."
     folders = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
-    lines = [["`backend`", "device", "source", "why in this order"], ["---"] * 4]
+    lines = [["backend", "device", "source", "why in this order"], ["---"] * 4]
     for row in rows:
         path = folders.get(row.name, "kernels/{}.py").format(op)
         lines.append([f"`{row.name}`", row.device, f"`{path}`" if (ROOT / path).is_file() else "", row.why])
