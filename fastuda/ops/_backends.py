@@ -143,7 +143,7 @@ def register(
     op: str,
     *,
     triton: bool = False,
-    cuda: bool | str = False,
+    cuda: str = "",
     library_channels: int = 0,
     dtypes: tuple[torch.dtype, ...] = (*FLOATS, torch.float64),
     cpu_limit: Callable[..., str] | None = None,
@@ -154,7 +154,7 @@ def register(
     The op's operators are those whose names begin with the op's name; an op without any has only the
     reference. ``dtypes`` are those of the C++ kernels. With ``triton`` the launchers of the same names in
     ``fastuda.kernels.<op>`` fill the overloads ``.triton``; their module is imported on the first call.
-    With ``cuda`` the library of ``csrc/cuda`` has kernels of the op; a text says why they come before Triton.
+    With ``cuda`` the library of ``csrc/cuda`` has kernels of the op; the text says why they precede Triton's.
     ``cpu_limit`` and ``triton_limit`` say which tensors these implementations do not take. With
     ``library_channels`` the same launchers also fill the overloads ``.library``: for features with at least
     that many channels cuBLAS multiplies and a kernel reduces the panels.
@@ -165,7 +165,7 @@ def register(
         why = "the only fused implementation for a CPU"
         rows.append(Backend(op, "cpu", "cpu", dtypes, why, operators, cpu_limit))
         if cuda:
-            why = f"before triton: {cuda if isinstance(cuda, str) else 'faster'}; {PREDICTED}"
+            why = f"before triton: {cuda}; {PREDICTED}"
             rows.append(Backend(op, "cuda", "cuda", FLOATS, why, operators))
     if library_channels:
         why = (

@@ -82,8 +82,9 @@ def affinity_cleaning_loss_fwd(p: Tensor, neighbours: int, gradient: bool) -> tu
     return statistic(p), statistic(p, *(p.shape if gradient else (0,)))
 
 
-_backends.register("local_affinity", triton=True, cuda=True)
-_backends.register("affinity_cleaning_loss", triton=True, cuda=True)
+SHARED = "neighbours come from shared memory, which triton cannot index"
+_backends.register("local_affinity", triton=True, cuda=SHARED)
+_backends.register("affinity_cleaning_loss", triton=True, cuda=SHARED)
 
 
 class _Affinity(torch.autograd.Function):
