@@ -7,17 +7,12 @@
 #include <torch/library.h>
 
 #include "../tensors.h"
+#include "padded_rows.h"
 #include "scratch.h"
 
 namespace fastuda {
 
 namespace {
-
-constexpr int64_t kTaskRows = 16;
-
-struct Offset {
-  int64_t y, x;
-};
 
 std::vector<Offset> offsets(int64_t neighbours, int64_t distance) {
   std::vector<Offset> all;
@@ -28,108 +23,6 @@ std::vector<Offset> offsets(int64_t neighbours, int64_t distance) {
   }
   return all;
 }
-
-// Rows [first, last) of a plane.
-struct Rows {
-  int64_t first, last;
-};
-
-// Rows of a plane with their left and right border repeated `pad` times; row() clamps rows above and below.
-template <class S>
-class Padded {
- public:
-  Padded(int64_t height, int64_t width, int64_t pad, int64_t most_rows)
-      : height_(height), width_(width), stride_(width + 2 * pad), pad_(pad), values_(most_rows * stride_) {}
-  void load(const S* plane, Rows rows) {
-    rows_ = rows;
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      S* to = values_.data() + (y - rows.first) * stride_;
-      const S* from = plane + y * width_;
-      std::fill(to, to + pad_, from[0]);
-      std::copy(from, from + width_, to + pad_);
-      std::fill(to + pad_ + width_, to + stride_, from[width_ - 1]);
-    }
-  }
-  S* row(int64_t y, int64_t x = 0) {
-    return values_.data() + (std::clamp<int64_t>(y, 0, height_ - 1) - rows_.first) * stride_ + pad_ + x;
-  }
-
- protected:
-  int64_t height_, width_, stride_, pad_;
-  Rows rows_{0, 0};
-  std::vector<S> values_;
-};
-
-// Padded rows with their logarithms, which are computed when they are needed, while the rows are in the
-// cache.
-template <class S>
-class PaddedLogs {
- public:
-  PaddedLogs(int64_t height, int64_t width, int64_t pad, int64_t most_rows)
-      : height_(height),
-        width_(width),
-        stride_(width + 2 * pad),
-        pad_(pad),
-        plane_(height, width, pad, most_rows),
-        log_one_(height, width, pad, most_rows),
-        log_zero_(width) {}
-  void load(const S* plane, Rows rows) {
-    plane_.load(plane, rows);
-    log_one_.load(plane, {rows.first, rows.first});
-    known_ = rows.first;
-  }
-  // Row y and the row at offset o; y must not decrease between two loads.
-  NeighbourRow<S> pair(int64_t y, Offset o) {
-    return {width_,          plane_.row(y),    plane_.row(y + o.y, o.x),
-            log_one_.row(y), log_zero_.data(), log_one_.row(y + o.y, o.x)};
-  }
-  void reach(int64_t y) {
-    for (const int64_t last = std::min(y + pad_, height_ - 1); known_ <= last; ++known_) {
-      affinity_log_one(plane_.row(known_, -pad_), stride_, log_one_.row(known_, -pad_));
-    }
-    affinity_log_zero(plane_.row(y), width_, log_zero_.data());
-  }
-
- private:
-  int64_t height_, width_, stride_, pad_, known_ = 0;
-  Padded<S> plane_, log_one_;
-  std::vector<S> log_zero_;
-};
-
-// Gradients of padded rows; folded() adds the gradients of the repeated borders to the border itself.
-template <class S>
-class PaddedSum : public Padded<S> {
- public:
-  using Padded<S>::Padded;
-  void clear(Rows rows) {
-    this->rows_ = rows;
-    std::fill(this->values_.begin(), this->values_.end(), S(0));
-  }
-  const S* folded(int64_t y) {
-    S* row = this->row(y);
-    for (int64_t x = 1; x <= this->pad_; ++x) {
-      row[0] += row[-x];
-      row[this->width_ - 1] += row[this->width_ - 1 + x];
-    }
-    return row;
-  }
-};
-
-// The rows of every image in blocks, one for a task. Rows around a block belong at most to the next blocks.
-struct Blocks {
-  int64_t height, distance, rows, count;
-
-  Blocks(int64_t image_height, int64_t reach)
-      : height(image_height),
-        distance(reach),
-        rows(std::max(kTaskRows, reach)),
-        count((image_height + rows - 1) / rows) {}
-  Rows own(int64_t block) const { return {block * rows, std::min(height, (block + 1) * rows)}; }
-  Rows around(int64_t block) const {
-    return {std::max<int64_t>(0, own(block).first - distance), std::min(height, own(block).last + distance)};
-  }
-  int64_t most_rows() const { return std::min(height, rows + 2 * distance); }
-};
 
 template <class F>
 void for_type(const Tensor& x, F&& f) {
@@ -243,7 +136,7 @@ Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64
   for_type(p, [&](auto element) {
     using S = decltype(element);
     const S *from = p.const_data_ptr<S>(), *by = g.const_data_ptr<S>();
-    S *to = out.mutable_data_ptr<S>(), *aside_of = lent.mutable_data_ptr<S>();
+    S *to = out.mutable_data_ptr<S>(), *lent_rows = lent.mutable_data_ptr<S>();
     at::parallel_for(0, batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
       std::vector<PaddedLogs<S>> padded(classes, {height, width, distance, blocks.most_rows()});
       std::vector<PaddedSum<S>> sums(classes, {height, width, distance, blocks.most_rows()});
@@ -280,9 +173,9 @@ Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64
           for (int64_t k = 0; k < classes; ++k) {
             S* place = to + (b * classes + k) * plane + y * width;
             if (y < own.first) {
-              place = aside_of + task * 2 * side + ((y - all.first) * classes + k) * width;
+              place = lent_rows + task * 2 * side + ((y - all.first) * classes + k) * width;
             } else if (y >= own.last) {
-              place = aside_of + (task * 2 + 1) * side + ((y - own.last) * classes + k) * width;
+              place = lent_rows + (task * 2 + 1) * side + ((y - own.last) * classes + k) * width;
             }
             const S* sum = sums[k].folded(y);
             std::copy(sum, sum + width, place);
