@@ -102,3 +102,26 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         ensure_scenes(tmp_path / "scenes", TINY, quiet=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["before the renaming", "at the renaming"])
+def test_scenes_that_another_process_drew_meanwhile_stay(tmp_path, monkeypatch, moment):
+    root, jobs, rename = tmp_path / "scenes", scenes._jobs, Path.rename
+    others = ensure_scenes(tmp_path / "others", TINY, quiet=True)
+    stamp = (others / "scenes.json").stat().st_ino
+
+    def late_jobs(*given):
+        rename(others, root)
+        return jobs(*given)
+
+    def late_rename(self, target):
+        rename(others, root)
+        rename(self, target)
+
+    if moment == "before the renaming":
+        monkeypatch.setattr(scenes, "_jobs", late_jobs)
+    else:
+        monkeypatch.setattr(Path, "rename", late_rename)
+    assert ensure_scenes(root, TINY, quiet=True) == root
+    assert stamp == (root / "scenes.json").stat().st_ino
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]

@@ -90,10 +90,14 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
         UserError: the folder holds other files, or cannot be written.
     """
     wanted = {"version": VERSION, **asdict(config or ScenesConfig())}
+
+    def drawn() -> bool:
+        present = _manifest(root / MANIFEST)
+        return present == wanted or (config is None and present.get("version") == VERSION)
+
     try:
         root = root if root.name else root.resolve()
-        present = _manifest(root / MANIFEST)
-        if present == wanted or (config is None and present.get("version") == VERSION):
+        if drawn():
             return root
         # without a manifest, gta5 and cityscapes may be the real data sets
         own = OWN if (root / MANIFEST).is_file() else set()
@@ -114,10 +118,14 @@ def ensure_scenes(root: Path, config: ScenesConfig | None = None, *, quiet: bool
             for _ in tqdm(written, total=len(jobs), desc="drawing scenes", unit="image", disable=quiet):
                 pass
         (draft / MANIFEST).write_text(json.dumps(wanted), encoding="utf-8")
+        if drawn():  # by another process meanwhile, which may read them already
+            return root
         if root.exists():
             shutil.rmtree(root)
         draft.rename(root)
     except OSError as error:
+        if drawn():  # by another process between the last two lines
+            return root
         raise UserError(f"cannot write the scenes to {root}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
