@@ -90,7 +90,7 @@ Tensor local_affinity_fwd(const Tensor& probabilities, int64_t neighbours, int64
               map += classes * step;
             }
           }
-          planes_to_pixels(row.data(), step, maps, width, to + (b * plane + y * width) * maps);
+          transpose_rows(row.data(), step, maps, width, to + (b * plane + y * width) * maps, maps);
         }
       }
     });
@@ -149,7 +149,8 @@ Tensor local_affinity_bwd(const Tensor& grad, const Tensor& probabilities, int64
           sums[k].clear(all);
         }
         for (int64_t y = own.first; y < own.last; ++y) {
-          if (pixels) pixels_to_planes(by + (b * plane + y * width) * maps, maps, width, row.data(), step);
+          if (pixels)
+            transpose_rows(by + (b * plane + y * width) * maps, maps, width, maps, row.data(), step);
           for (int64_t k = 0; k < classes; ++k) {
             if (!product) padded[k].reach(y);
             for (size_t d = 0; d < around.size(); ++d) {

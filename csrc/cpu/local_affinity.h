@@ -28,11 +28,9 @@ void affinity_row(const NeighbourRow<S>& row, S* out);
 template <class S>
 void affinity_gradient_row(const NeighbourRow<S>& row, const S* grad, S* own_grad, S* other_grad);
 
-// pixels [width, count] = the transpose of planes [count, width], whose rows are `step` elements apart.
+// out [columns, rows] = the transpose of in [rows, columns]; steps are elements from one row to the next.
 template <class S>
-void planes_to_pixels(const S* planes, int64_t step, int64_t count, int64_t width, S* pixels);
-template <class S>
-void pixels_to_planes(const S* pixels, int64_t count, int64_t width, S* planes, int64_t step);
+void transpose_rows(const S* in, int64_t in_step, int64_t rows, int64_t columns, S* out, int64_t out_step);
 
 // sum += own * other
 template <class S>

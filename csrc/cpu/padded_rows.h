@@ -25,8 +25,9 @@ class Padded {
  public:
   Padded(int64_t height, int64_t width, int64_t pad, int64_t most_rows)
       : height_(height), width_(width), stride_(width + 2 * pad), pad_(pad), values_(most_rows * stride_) {}
+  void hold(Rows rows) { rows_ = rows; }
   void load(const S* plane, Rows rows) {
-    rows_ = rows;
+    hold(rows);
     for (int64_t y = rows.first; y < rows.last; ++y) {
       S* to = values_.data() + (y - rows.first) * stride_;
       const S* from = plane + y * width_;
@@ -60,7 +61,7 @@ class PaddedLogs {
         log_zero_(width) {}
   void load(const S* plane, Rows rows) {
     plane_.load(plane, rows);
-    log_one_.load(plane, {rows.first, rows.first});
+    log_one_.hold(rows);
     known_ = rows.first;
   }
   // Row y and the row at offset o; y must not decrease between two loads.
@@ -87,7 +88,7 @@ class PaddedSum : public Padded<S> {
  public:
   using Padded<S>::Padded;
   void clear(Rows rows) {
-    this->rows_ = rows;
+    this->hold(rows);
     std::fill(this->values_.begin(), this->values_.end(), S(0));
   }
   const S* folded(int64_t y) {
